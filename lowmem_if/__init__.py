@@ -1,0 +1,61 @@
+"""Run the DeepFloyd IF text-to-image cascade on machines it does not fit.
+
+    import lowmem_if as lm
+    result = lm.generate("a red circle on a blue background", out="runs/a")
+
+or step by step: `machine = lm.probe()`, `request = lm.Request(("a red circle",), seed=(7,))`,
+`plan = lm.make_plan(machine, request)`, `result = lm.run(plan, "runs/a")`.
+"""
+
+from lowmem_if.errors import (
+    CascadeError,
+    CheckpointError,
+    DeviceError,
+    DoesNotFit,
+    HubError,
+    LowmemError,
+    OutOfMemory,
+    ProfileError,
+    RequestError,
+    RunFolderError,
+    WorkerDied,
+)
+from lowmem_if.planning.machine import Machine, probe
+from lowmem_if.planning.plan import Plan, Step, make_plan
+from lowmem_if.planning.profiles import Profile, load_profile
+from lowmem_if.planning.request import Request
+from lowmem_if.planning.strategies import Pin, parse_pins
+from lowmem_if.running.events import Event
+from lowmem_if.running.generate import generate
+from lowmem_if.running.run_folder import RunFolder
+from lowmem_if.running.scheduler import RunResult, resume, run
+
+__all__ = [
+    "CascadeError",
+    "CheckpointError",
+    "DeviceError",
+    "DoesNotFit",
+    "Event",
+    "HubError",
+    "LowmemError",
+    "Machine",
+    "OutOfMemory",
+    "Pin",
+    "Plan",
+    "Profile",
+    "ProfileError",
+    "Request",
+    "RequestError",
+    "RunFolder",
+    "RunFolderError",
+    "RunResult",
+    "Step",
+    "WorkerDied",
+    "generate",
+    "load_profile",
+    "make_plan",
+    "parse_pins",
+    "probe",
+    "resume",
+    "run",
+]

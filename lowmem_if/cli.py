@@ -1,0 +1,355 @@
+"""The command line: parse, call, print. Results go to standard output, progress to standard error."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lowmem_if.errors import DoesNotFit, LowmemError, RequestError
+from lowmem_if.planning import catalog
+from lowmem_if.planning.machine import Machine
+from lowmem_if.planning.plan import Plan, make_plan
+from lowmem_if.planning.profiles import choose_machine
+from lowmem_if.planning.request import Request
+from lowmem_if.planning.strategies import EXACT, parse_pins
+from lowmem_if.report.progress import RunProgress, fetch_progress
+from lowmem_if.report.tables import console, print_machine, print_plan, print_run
+from lowmem_if.running.generate import new_folder, with_begun_seed
+from lowmem_if.running.run_folder import RunFolder, library_versions
+from lowmem_if.running.scheduler import RunResult, continue_run, run
+
+app = typer.Typer(
+    help="Run the DeepFloyd IF cascade on machines it does not fit.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_UsageError: Any = typer.BadParameter.__mro__[1]
+"""Click's own class of it: typer carries a click inside and exports nothing above this one."""
+
+_BUG = 3
+_INTERRUPTED = 130
+
+Cascade = Annotated[
+    str,
+    typer.Option(help=f"One of {', '.join(catalog.CASCADES)}, or a folder in diffusers layout."),
+]
+Pins = Annotated[
+    list[str] | None, typer.Option("--pin", help="COMPONENT=STRATEGY[:DTYPE]; never overridden.")
+]
+Prefer = Annotated[str, typer.Option(help="exact: change no pixel; balanced: may quantise, batch.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps or xpu.")]
+Ram = Annotated[str | None, typer.Option(help="RAM to use at most, like 8GB.")]
+Vram = Annotated[str | None, typer.Option(help="VRAM to use at most, like 7.5GiB.")]
+ProfileName = Annotated[str | None, typer.Option(help="Plan for a machine profile: name or file.")]
+Size = Annotated[int, typer.Option(help="Side of the picture: 64, 256 or 1024.")]
+Revision = Annotated[str, typer.Option(help="Branch, tag or commit of the weights' repositories.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What the options of `generate` and `plan` say."""
+
+    request: Request
+    seeded: bool
+    machine: Callable[[], tuple[Machine, dict[str, Any]]]
+    pins: dict[str, Any]
+    prefer: str
+    out: Path | None
+    as_json: bool
+    quiet: bool
+
+    def plan(self) -> Plan:
+        machine, profile_pins = self.machine()
+        pins = profile_pins | self.pins
+        return make_plan(machine, self.request, prefer=self.prefer, pins=pins)
+
+
+def _asking(action: Callable[[_Asked], None]) -> Callable[..., None]:
+    """A command with all the options of a request, which calls `action` with what they say."""
+
+    def command(
+        prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...")],
+        negative_prompt: Annotated[
+            str, typer.Option(help="What the picture should not show.")
+        ] = "",
+        cascade: Cascade = catalog.DEMO,
+        revision: Revision = "main",
+        seed: Annotated[str | None, typer.Option(help="One number, or one a prompt: 7,8.")] = None,
+        images: Annotated[int, typer.Option(help="Pictures a prompt; seeds count up.")] = 1,
+        size: Size = 1024,
+        steps: Annotated[
+            str | None, typer.Option(help="One number, or one a stage: 50,30,40.")
+        ] = None,
+        timesteps: Annotated[
+            str | None, typer.Option(help=f"For stages 1, 2: {', '.join(catalog.TIMESTEP_LISTS)}.")
+        ] = None,
+        guidance_scale: Annotated[
+            str | None, typer.Option(help="One number, or one a stage: 7,4,9.")
+        ] = None,
+        out: Annotated[Path | None, typer.Option(help="Run folder; begun ones go on.")] = None,
+        device: Device = "auto",
+        ram: Ram = None,
+        vram: Vram = None,
+        profile: ProfileName = None,
+        pin: Pins = None,
+        prefer: Prefer = EXACT,
+        no_watermark: Annotated[bool, typer.Option("--no-watermark")] = False,
+        no_safety_checker: Annotated[bool, typer.Option("--no-safety-checker")] = False,
+        as_json: Json = False,
+        quiet: Annotated[bool, typer.Option("--quiet", help="One line a step.")] = False,
+    ) -> None:
+        request = Request(
+            tuple(prompts),
+            negative_prompt=negative_prompt,
+            cascade=cascade,
+            revision=revision,
+            seed=_numbers("seed", seed, int),
+            images=images,
+            size=size,
+            steps=_numbers("steps", steps, int),
+            timesteps=timesteps,
+            guidance_scale=_numbers("guidance scale", guidance_scale, float),
+            watermark=not no_watermark,
+            safety_checker=not no_safety_checker,
+        )
+        action(
+            _Asked(
+                request,
+                seed is not None,
+                lambda: choose_machine(profile, device=device, ram=ram, vram=vram),
+                parse_pins(pin or ()),
+                prefer,
+                out,
+                as_json,
+                quiet,
+            )
+        )
+
+    command.__doc__ = action.__doc__
+    return command
+
+
+def _numbers(name: str, text: str | None, kind: type[Any]) -> tuple[Any, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        what = "whole number" if kind is int else "number"
+        raise RequestError(f"{name} {text!r} is not a {what}, or several with commas") from None
+
+
+def _generate(asked: _Asked) -> None:
+    """Draw pictures; the run folder can be continued if anything stops it."""
+    path = asked.out or new_folder(asked.request)
+    if not asked.seeded:
+        asked = replace(asked, request=with_begun_seed(path, asked.request))
+    plan = asked.plan()
+    out = console(sys.stderr)
+    for notice in _responsibility(asked.request):
+        out.print(notice)
+    out.print(f"run folder: {path}", markup=False)
+    with RunProgress(out, quiet=asked.quiet) as progress:
+        result = run(plan, path, report=progress)
+    _print_result(result, as_json=asked.as_json)
+
+
+def _plan(asked: _Asked) -> None:
+    """Say what would run where, with which peaks and why; run nothing."""
+    try:
+        plan = asked.plan()
+    except DoesNotFit as error:
+        if asked.as_json:
+            _print_json(_unfit(asked, error))
+        raise
+    if asked.as_json:
+        _print_json(plan.to_json())
+    else:
+        print_plan(plan, console())
+
+
+app.command("generate")(_asking(_generate))
+app.command("plan")(_asking(_plan))
+
+
+@app.command("probe")
+def _probe(
+    device: Device = "auto",
+    ram: Ram = None,
+    vram: Vram = None,
+    no_accelerator: Annotated[bool, typer.Option("--no-accelerator")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what this machine has, what may be used, and why."""
+    machine, _ = choose_machine(device="cpu" if no_accelerator else device, ram=ram, vram=vram)
+    if as_json:
+        _print_json(asdict(machine))
+    else:
+        print_machine(machine, console())
+
+
+@app.command("resume")
+def _resume(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN")],
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="One line a step.")] = False,
+) -> None:
+    """Continue a run folder; what is finished is read back, never done again."""
+    folder = RunFolder.open(run_folder)
+    with RunProgress(console(sys.stderr), quiet=quiet) as progress:
+        result = continue_run(folder, report=progress)
+    _print_result(result, as_json=as_json)
+
+
+@app.command("show")
+def _show(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN")], as_json: Json = False
+) -> None:
+    """Predicted against measured, per step, of a run folder."""
+    folder = RunFolder.open(run_folder)
+    if as_json:
+        _print_json(_run_json(folder))
+    else:
+        print_run(folder, console())
+
+
+@app.command("fetch")
+def _fetch(
+    cascade: Annotated[str, typer.Argument(metavar="CASCADE")],
+    revision: Revision = "main",
+    size: Size = 1024,
+    device: Device = "auto",
+    ram: Ram = None,
+    vram: Vram = None,
+    profile: ProfileName = None,
+    pin: Pins = None,
+    prefer: Prefer = EXACT,
+    quiet: Annotated[bool, typer.Option("--quiet")] = False,
+) -> None:
+    """Download the weights that a plan for this machine needs, and nothing else."""
+    from lowmem_if.weights import hub
+
+    machine, profile_pins = choose_machine(profile, device=device, ram=ram, vram=vram)
+    request = Request(("fetch",), cascade=cascade, revision=revision, size=size, seed=(0,))
+    plan = make_plan(machine, request, prefer=prefer, pins=profile_pins | parse_pins(pin or ()))
+    published = catalog.PUBLISHED.get(cascade)
+    if published is None:
+        typer.echo(f"{cascade} is on this disk already")
+        return
+    eight_bit = plan.steps[0].storage_dtype == "int8"
+    files = hub.list_files(published, request.components, eight_bit=eight_bit, revision=revision)
+    with fetch_progress(console(sys.stderr), quiet=quiet) as report:
+        hub.fetch(files, report=report)
+    total = sum(repository.total_bytes for repository in files)
+    typer.echo(
+        f"{cascade}: {sum(len(r.files) for r in files)} files, {total / 1e9:.2f} GB are here"
+    )
+
+
+def _responsibility(request: Request) -> list[str]:
+    """What switching the check or the mark off means."""
+    notices = []
+    if not request.safety_checker:
+        notices.append(
+            "safety checker off: IF's licence asks you to keep harmful pictures from others"
+        )
+    if not request.watermark:
+        notices.append("watermark off: say of these pictures that a machine made them")
+    return notices
+
+
+def _print_result(result: RunResult, *, as_json: bool) -> None:
+    if as_json:
+        _print_json(_run_json(RunFolder.open(result.folder)))
+        return
+    for image in result.images:
+        typer.echo(image)
+
+
+def _run_json(folder: RunFolder) -> dict[str, Any]:
+    plan = folder.plan.to_json()
+    return {
+        "run": str(folder.path),
+        "complete": folder.complete,
+        "images": [str(image) for image in folder.images],
+        "steps": [
+            {
+                **step,
+                "measured": folder.measured(step["component"]),
+                "released": folder.released(step["component"]),
+            }
+            for step in plan["steps"]
+        ],
+        "notices": list(folder.notices),
+        "log": list(folder.log),
+    }
+
+
+def _unfit(asked: _Asked, error: DoesNotFit) -> dict[str, Any]:
+    machine, _ = asked.machine()
+    return {
+        "fits": False,
+        "machine": asdict(machine),
+        "request": asdict(asked.request),
+        "steps": [],
+        "does_not_fit": {
+            "component": error.component,
+            "resource": error.resource,
+            "needed_bytes": error.needed_bytes,
+            "available_bytes": error.available_bytes,
+            "nearest": error.nearest,
+        },
+    }
+
+
+def _print_json(data: dict[str, Any]) -> None:
+    typer.echo(json.dumps(data, ensure_ascii=False, indent=1))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line. 0 done, 1 known error, 2 usage, 3 a bug of ours, 130 interrupted."""
+    try:
+        app(args=None if argv is None else list(argv), standalone_mode=False)
+    except LowmemError as error:
+        _say(f"error: {error}")
+        return error.exit_code
+    except _UsageError as error:
+        _say(f"error: {error.format_message()}; see --help")
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        _say("interrupted: what is done is kept; `lowmem-if resume RUN` goes on")
+        return _INTERRUPTED
+    except BrokenPipeError:
+        return 1
+    except Exception:  # noqa: BLE001  the last resort, which prints everything
+        return _report_bug(argv)
+    return 0
+
+
+def _say(text: str) -> None:
+    """One line on standard error, whatever an error text holds."""
+    sys.stderr.write(text.replace("\r", " ").replace("\n", " ").strip() + "\n")
+
+
+def _report_bug(argv: Sequence[str] | None) -> int:
+    sys.stderr.write(
+        "This is a bug of lowmem-if. Please paste what follows into a report:\n"
+        f"arguments: {list(sys.argv[1:] if argv is None else argv)!r}\n"
+        f"versions: {library_versions()}, Python {platform.python_version()}, {sys.platform}\n"
+        f"{traceback.format_exc()}"
+    )
+    return _BUG
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""Every error this package raises on purpose, drawn as a tree.
+
+    LowmemError                one line: what happened, and what to do
+    ├── RequestError           the request itself cannot be run (prompt, seed, size, steps, pin)
+    ├── ProfileError           a machine profile is unknown, unreadable or has a wrong key
+    ├── CascadeError           no such cascade, or a folder that is none
+    ├── CheckpointError        a file of the weights is missing, truncated, corrupt or of another shape
+    ├── DeviceError            the device asked for is not here, or cannot do what was pinned
+    ├── DoesNotFit             no strategy fits the budget; carries the figures
+    ├── HubError               a download could not be done
+    ├── RunFolderError         the run folder is busy, unwritable, or of another request or version
+    └── WorkerDied             the working process ended without a word (most often: out of memory)
+        └── OutOfMemory        ... because memory ran out, and no cheaper way was left
+
+The command line prints `str(error)` and exits with `exit_code`; anything that is not in this tree is a
+bug of ours and exits with 3.
+"""
+
+from __future__ import annotations
+
+
+class LowmemError(Exception):
+    """Root of the tree; never raised itself. Its text says what happened and what to do."""
+
+    exit_code = 1
+
+
+class RequestError(LowmemError):
+    """The request cannot be run by anyone: an empty prompt, a negative seed, an unknown strategy."""
+
+    exit_code = 2
+
+
+class ProfileError(LowmemError):
+    """A machine profile is unknown, unreadable or holds a wrong key; names the file and the key."""
+
+
+class CascadeError(LowmemError):
+    """The cascade is unknown, not downloaded, or the folder given is not one."""
+
+
+class CheckpointError(LowmemError):
+    """A file of the weights is missing, truncated, corrupt or does not match its configuration."""
+
+
+class DeviceError(LowmemError):
+    """The device asked for is not on this machine, or cannot do what was asked of it."""
+
+
+class HubError(LowmemError):
+    """A download failed for a reason that can be told: licence, login, revision, network, disk."""
+
+
+class RunFolderError(LowmemError):
+    """The run folder is in use, cannot be written, or belongs to another request or version."""
+
+
+class WorkerDied(LowmemError):
+    """The process that ran a component ended without an answer; the run folder can be continued."""
+
+
+class OutOfMemory(WorkerDied):
+    """Memory ran out in `component` and every cheaper strategy was tried."""
+
+
+class DoesNotFit(LowmemError):
+    """No strategy for `component` fits.
+
+    Attributes:
+        component: the first component that has no fitting strategy.
+        resource: "VRAM" or "RAM", whichever is short for the best strategy that was left.
+        needed_bytes, available_bytes: of that resource.
+        nearest: what would fit, in words, computed by planning again.
+    """
+
+    def __init__(
+        self,
+        component: str,
+        resource: str,
+        needed_bytes: int,
+        available_bytes: int,
+        nearest: str,
+    ) -> None:
+        self.component = component
+        self.resource = resource
+        self.needed_bytes = needed_bytes
+        self.available_bytes = available_bytes
+        self.nearest = nearest
+        super().__init__(
+            f"{component.replace('_', ' ')} does not fit: it needs {needed_bytes / 1e9:.1f} GB of "
+            f"{resource} and {available_bytes / 1e9:.1f} GB are available; {nearest}"
+        )

@@ -1,0 +1,1 @@
+"""Decide: frozen values and pure functions over them. Nothing here imports torch but `probe()`."""

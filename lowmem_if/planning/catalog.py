@@ -1,0 +1,208 @@
+"""What IF is made of: the cascades, their components, repositories, sizes and defaults.
+
+Figures come from published configurations and file listings where those could be read; the
+parameter counts of I-L and II-M follow from configurations inferred from the others (their published
+rounded sizes agree). Pipeline defaults are diffusers' own; the upscaler's noise level of 100 is what
+IF's documentation passes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TEXT_ENCODER, STAGE_1, STAGE_2 = "text_encoder", "stage_1", "stage_2"
+UPSCALER, FINISH = "upscaler", "finish"
+
+COMPONENTS = (TEXT_ENCODER, STAGE_1, STAGE_2, UPSCALER, FINISH)
+"""In the order in which they run."""
+
+IMAGE_STAGES = (STAGE_1, STAGE_2, UPSCALER)
+"""The components that draw, in order; a request's size decides how many of them run."""
+
+SIZES = {64: (STAGE_1,), 256: (STAGE_1, STAGE_2), 1024: IMAGE_STAGES}
+"""Image side in pixels -> the stages that lead there."""
+
+TIMESTEP_LISTS = (
+    "fast27", "smart27", "smart50", "smart100", "smart185", "super27", "super40", "super100",
+)  # fmt: skip
+"""Names of the denoising schedules in `diffusers.pipelines.deepfloyd_if`; for stages 1 and 2."""
+
+MAX_TOKENS = 77
+"""Prompt tokens that IF was trained with; T5 could read more, IF has never seen more."""
+
+IF_LICENCE_PAGE = "https://huggingface.co/DeepFloyd/IF-I-XL-v1.0"
+"""Accepting the licence on this page opens the other IF repositories too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """How many numbers a module stores, by what a storage type does with them.
+
+    Attributes:
+        linear: in the layers that bitsandbytes quantises.
+        kept: in layers that transformers keeps in float32 beside float16 or int8 (T5's `wo`).
+        other: everything else: embeddings, convolutions, norms.
+        linear_rows: output rows of the quantised layers; int8 stores one float32 scale for each.
+    """
+
+    other: int
+    linear: int = 0
+    kept: int = 0
+    linear_rows: int = 0
+
+    @property
+    def parameters(self) -> int:
+        return self.linear + self.kept + self.other
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One neural network: a folder of a diffusers repository.
+
+    Attributes:
+        folder: its folder in the repository.
+        weights: what it stores.
+        channels: width of its first block (UNets and VAEs); activations grow with it.
+        file_bytes: bytes of the files it is loaded from (the fp16 variant).
+    """
+
+    folder: str
+    weights: Weights
+    file_bytes: int
+    channels: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one component loads: a repository (or a folder of a local cascade) and its modules.
+
+    Attributes:
+        root: the folder in a local cascade, `stage_1`, `stage_2` or `upscaler`.
+        repository: the Hub repository, None for a local cascade.
+        modules: the networks; `extras`: the small folders beside them (tokenizer, schedulers).
+        eight_bit_file_bytes: size of a published 8-bit file, 0 if there is none.
+    """
+
+    root: str
+    repository: str | None
+    modules: tuple[Module, ...]
+    extras: tuple[str, ...] = ()
+    eight_bit_file_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StageDefaults:
+    """How a drawing stage is sampled when the request says nothing."""
+
+    steps: int
+    guidance_scale: float
+    noise_level: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cascade:
+    """A whole cascade: what each component loads, and how each stage is sampled by default."""
+
+    name: str
+    parts: dict[str, Part]
+    defaults: dict[str, StageDefaults]
+    gated: bool = False
+
+    @property
+    def repositories(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(p.repository for p in self.parts.values() if p.repository))
+
+
+IF_DEFAULTS = {
+    STAGE_1: StageDefaults(100, 7.0),
+    STAGE_2: StageDefaults(50, 4.0, noise_level=250),
+    UPSCALER: StageDefaults(75, 9.0, noise_level=100),
+}
+
+DEMO_DEFAULTS = {
+    STAGE_1: StageDefaults(27, 5.0),
+    STAGE_2: StageDefaults(20, 1.0, noise_level=50),
+    UPSCALER: StageDefaults(15, 1.0, noise_level=20),
+}
+"""What suits the bundled cascade."""
+
+FOLDERS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    TEXT_ENCODER: ("stage_1", ("text_encoder",), ("tokenizer",)),
+    STAGE_1: ("stage_1", ("unet",), ("scheduler",)),
+    STAGE_2: ("stage_2", ("unet",), ("scheduler", "image_noising_scheduler")),
+    UPSCALER: (
+        "upscaler",
+        ("unet", "text_encoder", "vae"),
+        ("tokenizer", "scheduler", "low_res_scheduler"),
+    ),
+    FINISH: ("stage_1", ("safety_checker", "watermarker"), ("feature_extractor",)),
+}
+"""Component -> (root in a local cascade, folders with weights, small folders beside them)."""
+
+_T5_XXL = Module(
+    "text_encoder",
+    Weights(other=131_799_040, linear=3_623_878_656, kept=1_006_632_960, linear_rows=884_736),
+    file_bytes=11_540_000_000,
+)
+_SAFETY = Module("safety_checker", Weights(other=303_983_618), file_bytes=608_000_000)
+_WATERMARK = Module("watermarker", Weights(other=62 * 62 * 4), file_bytes=62 * 62 * 4 * 4)
+_X4_UNET = Module("unet", Weights(other=473_398_020), 946_800_000, channels=256)
+_X4_TEXT = Module("text_encoder", Weights(other=340_387_840), file_bytes=680_800_000)
+_X4_VAE = Module("vae", Weights(other=55_325_927), 110_700_000, channels=128)
+
+
+def _unet(parameters: int, channels: int) -> Module:
+    return Module("unet", Weights(other=parameters), 2 * parameters, channels)
+
+
+def _part(component: str, repository: str, *modules: Module, eight_bit: int = 0) -> Part:
+    root, _, extras = FOLDERS[component]
+    return Part(root, repository, modules, extras, eight_bit)
+
+
+def _if_cascade(name: str, first: str, stage_1: Module, second: str, stage_2: Module) -> Cascade:
+    x4 = "stabilityai/stable-diffusion-x4-upscaler"
+    return Cascade(
+        name,
+        {
+            TEXT_ENCODER: _part(TEXT_ENCODER, first, _T5_XXL, eight_bit=7_920_000_000),
+            STAGE_1: _part(STAGE_1, first, stage_1),
+            STAGE_2: _part(STAGE_2, second, stage_2),
+            UPSCALER: _part(UPSCALER, x4, _X4_UNET, _X4_TEXT, _X4_VAE),
+            FINISH: _part(FINISH, first, _SAFETY, _WATERMARK),
+        },
+        IF_DEFAULTS,
+        gated=True,
+    )
+
+
+_II_L = _unet(1_243_280_000, channels=160)
+_II_M = _unet(461_064_198, channels=128)
+
+PUBLISHED = {
+    cascade.name: cascade
+    for cascade in (
+        _if_cascade(
+            "if-xl",
+            "DeepFloyd/IF-I-XL-v1.0", _unet(4_304_695_110, 704),
+            "DeepFloyd/IF-II-L-v1.0", _II_L,
+        ),
+        _if_cascade(
+            "if-l",
+            "DeepFloyd/IF-I-L-v1.0", _unet(935_400_000, 320),
+            "DeepFloyd/IF-II-M-v1.0", _II_M,
+        ),
+        _if_cascade(
+            "if-m",
+            "DeepFloyd/IF-I-M-v1.0", _unet(371_606_000, 192),
+            "DeepFloyd/IF-II-M-v1.0", _II_M,
+        ),
+    )
+}  # fmt: skip
+"""The cascades on the Hub, largest first."""
+
+DEMO = "demo"
+"""The bundled cascade."""
+
+CASCADES = (*PUBLISHED, DEMO)
+"""Every name that `--cascade` knows; it also takes a folder."""

@@ -1,0 +1,136 @@
+"""Bytes that a component takes under a strategy: weights from its headers, activations from figures.
+
+Activations grow with width x pixels x number size x batch. The factors come from dry runs of the real
+networks with fake tensors (fused attention, torch 2.13, diffusers 0.42.1): I-XL 175,328,768 bytes for a
+guided image, II-L 1,258,708,480, the x4 UNet 348 million, its VAE's float32 decoder 3,222,274,048.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lowmem_if.planning import catalog
+from lowmem_if.planning.catalog import Module, Part, Weights
+from lowmem_if.planning.strategies import MODEL_OFFLOAD, QUANTISED, RESIDENT
+
+ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+
+PROCESS_RAM_BYTES = 400_000_000
+"""Anonymous memory of the worker before a component loads: interpreter, torch, diffusers (measured)."""
+
+ACCELERATOR_RAM_BYTES = 700_000_000
+"""Host memory that the first use of an accelerator adds: driver, kernels, staging."""
+
+RAM_SAFETY_BYTES = 300_000_000
+VRAM_WORKSPACE_BYTES = 300_000_000
+"""cuBLAS and cuDNN workspaces, which no dry run sees."""
+VRAM_SAFETY_BYTES = 300_000_000
+
+_LARGEST_LAYER = 0.04
+"""Of a module's bytes: what sequential offload holds on the device (I-XL 2.3 %, T5-XXL 2.8 %)."""
+
+_TEXT_ACTIVATION_BYTES = 25_000_000
+"""For one prompt of 77 tokens through T5-XXL."""
+
+_SMALL_ACTIVATION_BYTES = 50_000_000
+"""Of the safety checker and the picture it looks at."""
+
+_HEAP_SLACK = 1.3
+"""A CPU run's anonymous memory over its live tensors' bytes: freed activations stay in the heap."""
+
+_UNET_FACTOR = {catalog.STAGE_1: 30.4, catalog.STAGE_2: 60.0, catalog.UPSCALER: 10.4}
+_UNET_SIDE = {catalog.STAGE_1: 64, catalog.STAGE_2: 256, catalog.UPSCALER: 256}
+_VAE_FACTOR, _VAE_SIDE = 6.0, 1024
+_VAE_TILED_SIDE = 256
+"""diffusers tiles a picture of any size into pieces of 64 latents, 256 pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Peak bytes while a component loads and runs: on the accelerator, in RAM, and read from disk."""
+
+    vram_bytes: int
+    ram_bytes: int
+    read_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Everything of a plan's step that its bytes depend on."""
+
+    component: str
+    strategy: str
+    storage: str
+    compute: str
+    batch: int
+    device: str
+    vae_tiling: bool = False
+
+
+def stored_bytes(weights: Weights, storage: str, compute: str) -> int:
+    """What a module's weights take in memory, by number type.
+
+    transformers keeps T5's `wo` in float32 beside float16 and int8 (`_keep_in_fp32_modules`), but not
+    beside bfloat16. int8 adds one float32 scale a row, nf4 one float32 scale for 64 numbers.
+    """
+    rest = ITEM_BYTES[compute if storage in QUANTISED else storage]
+    kept = 2 if "bfloat16" in (storage, compute) and storage != "float32" else 4
+    linear = {
+        "int8": weights.linear + 4 * weights.linear_rows,
+        "nf4": weights.linear // 2 + 4 * weights.linear // 64,
+    }.get(storage, rest * weights.linear)
+    return linear + kept * weights.kept + rest * weights.other
+
+
+def predict(part: Part, setting: Setting) -> Footprint:
+    """Peak bytes of one component under one setting."""
+    modules = {
+        m.folder: stored_bytes(m.weights, setting.storage, setting.compute) for m in part.modules
+    }
+    activations = {m.folder: _activation_bytes(m, setting) for m in part.modules}
+    weights, working = sum(modules.values()), max(activations.values())
+    read = part.eight_bit_file_bytes if setting.storage == "int8" else 0
+    read = read or sum(module.file_bytes for module in part.modules)
+    if setting.device == "cpu":
+        ram = PROCESS_RAM_BYTES + weights + int(_HEAP_SLACK * working)
+        return Footprint(0, ram, read)
+    host = PROCESS_RAM_BYTES + ACCELERATOR_RAM_BYTES
+    if setting.strategy == RESIDENT:
+        staging = int(_LARGEST_LAYER * weights)
+        return Footprint(weights + _upcast_bytes(part, setting) + working, host + staging, read)
+    alone = [_on_device(setting, modules[name], activations[name]) for name in modules]
+    return Footprint(max(alone), host + weights, read)
+
+
+def headroom(device: str) -> tuple[int, int]:
+    """Bytes to leave free of (VRAM, RAM): workspaces that no prediction sees, and safety."""
+    vram = 0 if device == "cpu" else VRAM_WORKSPACE_BYTES + VRAM_SAFETY_BYTES
+    return vram, RAM_SAFETY_BYTES
+
+
+def _on_device(setting: Setting, weights: int, activations: int) -> int:
+    """VRAM of one module under an offload strategy."""
+    if setting.strategy == MODEL_OFFLOAD:
+        return weights + activations
+    return int(_LARGEST_LAYER * weights) + activations
+
+
+def _upcast_bytes(part: Part, setting: Setting) -> int:
+    """The VAE decodes in float32 when it is stored in float16: its weights double for that time."""
+    vae = next((m for m in part.modules if m.folder == "vae"), None)
+    return 2 * vae.weights.parameters if vae and setting.storage == "float16" else 0
+
+
+def _activation_bytes(module: Module, setting: Setting) -> int:
+    item = ITEM_BYTES[setting.compute]
+    if module.folder == "vae":
+        side = _VAE_TILED_SIDE if setting.vae_tiling else _VAE_SIDE
+        item = 4 if setting.compute == "float16" else item
+        return int(_VAE_FACTOR * module.channels * side**2 * item)
+    if module.folder == "unet":
+        side = _UNET_SIDE[setting.component]
+        factor = _UNET_FACTOR[setting.component]
+        return int(factor * module.channels * side**2 * item * setting.batch)
+    if setting.component == catalog.TEXT_ENCODER:
+        return _TEXT_ACTIVATION_BYTES * setting.batch
+    return _SMALL_ACTIVATION_BYTES

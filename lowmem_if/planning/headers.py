@@ -1,0 +1,94 @@
+"""What safetensors files hold, read from their headers alone: no torch, no tensor bytes.
+
+Format (huggingface/safetensors README): 8 bytes little-endian header length, a JSON object
+name -> {dtype, shape, data_offsets}, then the tensor bytes without gaps.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from lowmem_if.errors import CheckpointError
+
+ITEM_BYTES = {
+    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2,
+    "U16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+_MAX_HEADER_BYTES = 100_000_000
+"""The reference implementation refuses longer headers."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorHeader:
+    """One tensor of a file: `dtype` in safetensors' spelling, `shape`, `size_bytes`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    size_bytes: int
+
+    @property
+    def numbers(self) -> int:
+        return prod(self.shape)
+
+
+def read_headers(files: Iterable[Path]) -> dict[str, TensorHeader]:
+    """The tensors of several files together (the shards of one module), by name.
+
+    Raises:
+        CheckpointError: a file is missing, empty, truncated or its header does not make sense.
+    """
+    tensors: dict[str, TensorHeader] = {}
+    for file in files:
+        tensors.update(read_header(file))
+    return tensors
+
+
+def read_header(file: Path) -> dict[str, TensorHeader]:
+    """The tensors of one safetensors file, by name; the file's length is checked against them."""
+    try:
+        with file.open("rb") as stream:
+            size = file.stat().st_size
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
+                raise _broken(file, f"it is {size} bytes long and has no safetensors header")
+            header = json.loads(stream.read(length))
+    except FileNotFoundError:
+        raise _broken(file, "it is missing") from None
+    except OSError as error:
+        raise _broken(file, f"it cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise _broken(file, f"its header is no JSON ({error})") from error
+    return _checked(file, header, data_bytes=size - 8 - length)
+
+
+def _checked(file: Path, header: Any, data_bytes: int) -> dict[str, TensorHeader]:
+    if not isinstance(header, dict):
+        raise _broken(file, "its header is not a table of tensors")
+    header.pop("__metadata__", None)
+    tensors = {}
+    covered = 0
+    for name, entry in header.items():
+        try:
+            start, end = entry["data_offsets"]
+            tensor = TensorHeader(entry["dtype"], tuple(map(int, entry["shape"])), end - start)
+            expected = tensor.numbers * ITEM_BYTES[tensor.dtype]
+        except (KeyError, TypeError, ValueError) as error:
+            raise _broken(file, f"the header entry of {name!r} makes no sense") from error
+        if tensor.size_bytes != expected or start < 0:
+            raise _broken(file, f"{name!r} has {tensor.size_bytes} bytes instead of {expected}")
+        if end > data_bytes:
+            raise _broken(file, f"it is truncated: {name!r} ends {end - data_bytes} bytes past it")
+        covered += tensor.size_bytes
+        tensors[name] = tensor
+    if covered != data_bytes:
+        raise _broken(file, f"its tensors take {covered} bytes and it holds {data_bytes}")
+    return tensors
+
+
+def _broken(file: Path, what: str) -> CheckpointError:
+    return CheckpointError(f"{file}: {what}; fetch or copy the file again")

@@ -1,0 +1,194 @@
+"""What is here and may be used: VRAM, RAM under the container's limit, disk, the number type and why."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+
+from lowmem_if.errors import DeviceError
+from lowmem_if.planning.accelerator import Accelerator, looks_present, read_accelerator
+from lowmem_if.planning.cgroups import tightest_group
+
+DEVICE_KINDS = ("cpu", "cuda", "mps", "xpu")
+_DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d+)?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """A machine as the planner sees it, measured by `probe()` or read from a profile.
+
+    Attributes:
+        name: a profile's name, or "this machine".
+        device: where components run: `cpu`, `cuda:0`, `xpu:0`, `mps`.
+        device_name: the maker's name of it.
+        vram_bytes: accelerator memory a run may use; 0 on a CPU.
+        vram_total_bytes: what the accelerator has.
+        ram_bytes: anonymous memory a run may use; pages of mapped files do not count.
+        ram_total_bytes: what the machine (or its container) has.
+        disk_free_bytes: where the weights are kept.
+        compute_dtype, compute_dtype_reason: what the large networks compute in, and why.
+        notes: readings that were limited or distrusted, in words.
+    """
+
+    name: str
+    device: str
+    device_name: str
+    vram_bytes: int
+    vram_total_bytes: int
+    ram_bytes: int
+    ram_total_bytes: int
+    disk_free_bytes: int
+    compute_dtype: str
+    compute_dtype_reason: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """`cpu`, `cuda`, `mps` or `xpu`."""
+        return self.device.partition(":")[0]
+
+    @property
+    def unified(self) -> bool:
+        """Whether the accelerator's memory is the RAM (Apple): one budget, nothing to offload to."""
+        return self.kind == "mps"
+
+
+def probe(
+    device: str = "auto",
+    *,
+    ram_bytes: int | None = None,
+    vram_bytes: int | None = None,
+    root: Path = Path("/"),
+) -> Machine:
+    """Measure this machine, at a quiet moment: readings lag while something else loads.
+
+    Args:
+        device: `auto` (the first accelerator, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`, `xpu`.
+        ram_bytes, vram_bytes: budgets of the user; taken as they are, noted if above the reading.
+        root: of the file system the control groups are read from.
+
+    Raises:
+        DeviceError: no such device here.
+    """
+    if not _DEVICE.fullmatch(device):
+        raise DeviceError(f"unknown device {device!r}: use auto, cpu, cuda, cuda:N, mps or xpu")
+    machine = _read_cpu(root)
+    if device != "cpu" and looks_present(root):
+        found = read_accelerator(device)
+        machine = _with_accelerator(machine, found) if found else machine
+    elif device not in ("auto", "cpu"):
+        raise DeviceError(f"there is no {device} device here; use --device cpu or auto")
+    return with_budget(machine, ram_bytes=ram_bytes, vram_bytes=vram_bytes)
+
+
+def with_budget(
+    machine: Machine, *, ram_bytes: int | None = None, vram_bytes: int | None = None
+) -> Machine:
+    """The machine with the user's budgets in place of its own readings."""
+    notes = machine.notes
+    if ram_bytes is not None and ram_bytes > machine.ram_bytes:
+        notes += (f"RAM budget above the {machine.ram_bytes / 1e9:.1f} GB that are available",)
+    if vram_bytes is not None and vram_bytes > machine.vram_bytes:
+        notes += (f"VRAM budget above the {machine.vram_bytes / 1e9:.1f} GB that are free",)
+    return replace(
+        machine,
+        ram_bytes=machine.ram_bytes if ram_bytes is None else ram_bytes,
+        vram_bytes=machine.vram_bytes if vram_bytes is None else vram_bytes,
+        notes=notes,
+    )
+
+
+def cpu_compute_dtype(features: frozenset[str]) -> tuple[str, str]:
+    """The number type for large networks on a CPU, and the reason.
+
+    Never float16: a 2-core AVX512 machine multiplied 2048^3 matrices at 90 GFLOP/s in float32, 188 in
+    bfloat16 and 0.4 in float16 (docs/log.md).
+    """
+    native = sorted(features & {"amx_bf16", "avx512_bf16", "bf16"})
+    if native:
+        return "bfloat16", f"the CPU has {native[0]}; float16 is some 400 times slower on a CPU"
+    return "float32", "the CPU has no bfloat16 units; float16 is some 400 times slower on a CPU"
+
+
+def accelerator_compute_dtype(kind: str, capability: tuple[int, int]) -> tuple[str, str]:
+    """The number type for large networks on an accelerator, and the reason."""
+    if kind == "cuda" and capability < (7, 0) and capability != (6, 0):
+        major, minor = capability
+        return (
+            "float32",
+            f"float16 runs at a 64th of the speed at compute capability {major}.{minor}",
+        )
+    if kind == "cuda" and capability < (8, 0):
+        return "float16", "the published weights' own type; no bfloat16 before Ampere"
+    return "float16", "the published weights' own type"
+
+
+def _read_cpu(root: Path) -> Machine:
+    memory = psutil.virtual_memory()
+    total, available = memory.total, min(memory.available, memory.total)
+    notes: tuple[str, ...] = ()
+    if group := tightest_group(root):
+        if group.available_bytes < available:
+            notes = (f"RAM limited to {group.limit_bytes / 1e9:.1f} GB by {group.folder}",)
+        total, available = min(total, group.limit_bytes), min(available, group.available_bytes)
+    dtype, reason = cpu_compute_dtype(_cpu_features(root))
+    return Machine(
+        name="this machine",
+        device="cpu",
+        device_name=f"{platform.machine()} CPU, {os.cpu_count()} threads",
+        vram_bytes=0,
+        vram_total_bytes=0,
+        ram_bytes=available,
+        ram_total_bytes=total,
+        disk_free_bytes=_disk_free(),
+        compute_dtype=dtype,
+        compute_dtype_reason=reason,
+        notes=notes,
+    )
+
+
+def _with_accelerator(machine: Machine, found: Accelerator) -> Machine:
+    kind = found.device.partition(":")[0]
+    dtype, reason = accelerator_compute_dtype(kind, found.capability)
+    free, notes = found.free_bytes, machine.notes
+    if not 0 < free <= found.total_bytes:
+        free = max(0, min(free, found.total_bytes))
+        notes += (f"{found.device} reports {found.free_bytes} of {found.total_bytes} bytes free",)
+    if kind == "mps":
+        free = min(free, machine.ram_bytes)
+    return replace(
+        machine,
+        device=found.device,
+        device_name=found.name,
+        vram_bytes=free,
+        vram_total_bytes=found.total_bytes,
+        compute_dtype=dtype,
+        compute_dtype_reason=reason,
+        notes=notes,
+    )
+
+
+def _cpu_features(root: Path) -> frozenset[str]:
+    """The CPU's feature flags as Linux lists them; empty where there is no such list."""
+    try:
+        text = (root / "proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return frozenset()
+    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    return frozenset(flags.group(1).split()) if flags else frozenset()
+
+
+def _disk_free() -> int:
+    """Free bytes where the Hugging Face cache is or will be."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folder = Path(HF_HUB_CACHE)
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

@@ -1,0 +1,145 @@
+"""Machine profiles: `profiles/*.toml` -> Machine and pinned choices. Strict: no key is ignored."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from lowmem_if.errors import ProfileError, RequestError
+from lowmem_if.planning.machine import (
+    DEVICE_KINDS,
+    Machine,
+    accelerator_compute_dtype,
+    cpu_compute_dtype,
+    probe,
+    with_budget,
+)
+from lowmem_if.planning.strategies import Pin, parse_pin
+from lowmem_if.planning.units import parse_bytes
+
+_PACKAGE = Path(__file__).parents[1]
+FOLDER = next(
+    folder for folder in (_PACKAGE / "profiles", _PACKAGE.parent / "profiles") if folder.is_dir()
+)
+"""In the installed package beside the code, in a checkout beside the package."""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A machine that is described rather than measured, and what its author pinned for it."""
+
+    machine: Machine
+    pins: dict[str, Pin]
+    description: str
+    sources: tuple[str, ...]
+
+
+def _size(value: object) -> object:
+    """TOML strings like "14.7GiB"; numbers stay what they are."""
+    return parse_bytes(value) if isinstance(value, str) else value
+
+
+_Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
+
+
+class _File(BaseModel):
+    """The keys of a profile file, with their types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    description: str
+    sources: list[str] = Field(min_length=1)
+    device: str = Field(pattern=f"^({'|'.join(DEVICE_KINDS)})$")
+    device_name: str
+    vram_total: _Size | None = None
+    vram_available: _Size | None = None
+    ram_total: _Size
+    ram_available: _Size
+    disk_free: _Size
+    compute_capability: list[int] = Field(default=[0, 0], min_length=2, max_length=2)
+    cpu_features: list[str] = []
+    pins: dict[str, str] = {}
+
+
+def profile_names() -> tuple[str, ...]:
+    """The names of the profiles that ship with the package."""
+    return tuple(sorted(file.stem for file in FOLDER.glob("*.toml")))
+
+
+def load_profile(name: str) -> Profile:
+    """A profile by name, or from a TOML file of your own.
+
+    Raises:
+        ProfileError: there is none, or the file has a missing, wrong or unknown key; names both.
+    """
+    file = Path(name).expanduser() if name.endswith(".toml") else FOLDER / f"{name}.toml"
+    if name not in profile_names() and not name.endswith(".toml"):
+        raise ProfileError(f"no profile {name!r}: use {', '.join(profile_names())} or a .toml file")
+    try:
+        content = _File.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
+        pins = {component: parse_pin(component, text) for component, text in content.pins.items()}
+    except OSError as error:
+        raise ProfileError(f"{file}: cannot be read ({error.strerror}); check the path") from error
+    except ValidationError as error:
+        raise ProfileError(f"{file}: {_first(error)}; mend it as in {FOLDER}") from error
+    except RequestError as error:
+        raise ProfileError(f"{file}: {error}") from error
+    except ValueError as error:
+        raise ProfileError(f"{file}: no valid TOML ({error}); mend it") from error
+    return Profile(_machine(file.stem, content), pins, content.description, tuple(content.sources))
+
+
+def choose_machine(
+    profile: str | None = None,
+    *,
+    device: str = "auto",
+    ram: str | None = None,
+    vram: str | None = None,
+) -> tuple[Machine, dict[str, Pin]]:
+    """The machine to plan for, measured or from a profile, under the user's budgets; and its pins.
+
+    Args:
+        ram, vram: budgets as people write them, `8GB`.
+
+    Raises:
+        ProfileError, DeviceError, RequestError: no such profile or device, or no size.
+    """
+    ram_bytes = parse_bytes(ram) if ram else None
+    vram_bytes = parse_bytes(vram) if vram else None
+    if profile is None:
+        return probe(device, ram_bytes=ram_bytes, vram_bytes=vram_bytes), {}
+    loaded = load_profile(profile)
+    return with_budget(loaded.machine, ram_bytes=ram_bytes, vram_bytes=vram_bytes), loaded.pins
+
+
+def _first(error: ValidationError) -> str:
+    """The first thing wrong with a file: its key, and what about it."""
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    what = {"extra_forbidden": "unknown key", "missing": "missing key"}.get(problem["type"])
+    return f"{what} {key!r}" if what else f"key {key!r}: {problem['msg']}"
+
+
+def _machine(name: str, content: _File) -> Machine:
+    if content.device == "cpu":
+        dtype, reason = cpu_compute_dtype(frozenset(content.cpu_features))
+    else:
+        major, minor = content.compute_capability
+        dtype, reason = accelerator_compute_dtype(content.device, (major, minor))
+    total = content.vram_total or 0
+    return Machine(
+        name=name,
+        device=f"{content.device}:0" if content.device in ("cuda", "xpu") else content.device,
+        device_name=content.device_name,
+        vram_bytes=content.vram_available or total,
+        vram_total_bytes=total,
+        ram_bytes=content.ram_available,
+        ram_total_bytes=content.ram_total,
+        disk_free_bytes=content.disk_free,
+        compute_dtype=dtype,
+        compute_dtype_reason=reason,
+    )

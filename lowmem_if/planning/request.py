@@ -1,0 +1,179 @@
+"""What is asked for: prompts, seeds, size, sampling. Checked once, when it is made."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lowmem_if.errors import RequestError
+from lowmem_if.planning import catalog
+from lowmem_if.planning.catalog import StageDefaults
+
+_MAX_SEED = 2**63 - 1
+_MAX_STEPS = 1000
+"""IF's schedulers have 1000 training timesteps; more steps than that do not exist."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageTask:
+    """One image of a run: its number in the run folder, its prompt, and its seed."""
+
+    number: int
+    prompt: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.number:04}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How one stage draws, settled: nothing is left to a default.
+
+    `timesteps` names one of diffusers' lists and then decides the steps; `steps` counts them otherwise.
+    """
+
+    steps: int | None
+    timesteps: str | None
+    guidance_scale: float
+    noise_level: int | None
+
+    @property
+    def count(self) -> int:
+        """Denoising steps; the lists carry their length in their name."""
+        if self.timesteps:
+            return int(self.timesteps.lstrip("abcdefghijklmnopqrstuvwxyz"))
+        return self.steps or 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request. `prompts` may be given as one string and `seed` as one number.
+
+    Attributes:
+        prompts: one or more texts.
+        seed: one number for each prompt; image k of a prompt gets seed + k. One number serves every
+            prompt, None draws one. So a picture depends on its prompt and seed, not on its neighbours.
+        images: pictures for each prompt.
+        size: side of the finished pictures in pixels: 64, 256 or 1024.
+        steps: denoising steps, one number for every stage or one for each; None: the cascade's own.
+        timesteps: one of diffusers' named lists, for stages 1 and 2, instead of `steps` there.
+        guidance_scale: one number for every stage or one for each; 1 or less switches guidance off.
+        watermark, safety_checker: whether the finished pictures get IF's mark and check.
+
+    Raises:
+        RequestError: a value that no cascade could run.
+    """
+
+    prompts: tuple[str, ...]
+    negative_prompt: str = ""
+    cascade: str = catalog.DEMO
+    revision: str = "main"
+    seed: tuple[int, ...] | None = None
+    images: int = 1
+    size: int = 1024
+    steps: tuple[int, ...] | None = None
+    timesteps: str | None = None
+    guidance_scale: tuple[float, ...] | None = None
+    watermark: bool = True
+    safety_checker: bool = True
+
+    def __post_init__(self) -> None:
+        self._settle("prompts", _tuple(self.prompts))
+        _check_prompts((*self.prompts, self.negative_prompt))
+        if not self.prompts or not all(prompt.strip() for prompt in self.prompts):
+            raise RequestError("the prompt is empty: say what the picture should show")
+        if self.size not in catalog.SIZES or isinstance(self.size, bool):
+            raise RequestError(f"size {self.size!r} is not one of 64, 256 and 1024")
+        if self.cascade not in catalog.CASCADES and Path(self.cascade).expanduser().is_dir():
+            # A run may be continued from another folder than it was begun in.
+            self._settle("cascade", str(Path(self.cascade).expanduser().resolve()))
+        _check_whole("images", self.images, 1, 100_000)
+        self._settle("seed", self._checked_seeds())
+        if self.timesteps is not None and self.timesteps not in catalog.TIMESTEP_LISTS:
+            known = ", ".join(catalog.TIMESTEP_LISTS)
+            raise RequestError(f"unknown timesteps {self.timesteps!r}: use one of {known}")
+        self._settle("steps", self._per_stage("steps", self.steps))
+        for steps in self.steps or ():
+            _check_whole("steps", steps, 1, _MAX_STEPS)
+        self._settle("guidance_scale", self._per_stage("guidance_scale", self.guidance_scale))
+        for scale in self.guidance_scale or ():
+            if (
+                isinstance(scale, bool)
+                or not isinstance(scale, int | float)
+                or not 0 <= scale < 1e3
+            ):
+                raise RequestError(f"guidance scale {scale!r} is not a number from 0 to 1000")
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The components this request needs, in the order in which they run."""
+        return (catalog.TEXT_ENCODER, *catalog.SIZES[self.size], catalog.FINISH)
+
+    @property
+    def tasks(self) -> tuple[ImageTask, ...]:
+        """The images to draw, prompt by prompt."""
+        seeds = self.seed or ()
+        pairs = [
+            (prompt, seed + k)
+            for prompt, seed in zip(self.prompts, seeds, strict=True)
+            for k in range(self.images)
+        ]
+        return tuple(ImageTask(n, prompt, seed) for n, (prompt, seed) in enumerate(pairs))
+
+    def sampling(self, stage: str, defaults: StageDefaults) -> Sampling:
+        """How `stage` draws: what was asked for, else the cascade's defaults."""
+        k = catalog.IMAGE_STAGES.index(stage)
+        named = self.timesteps if stage != catalog.UPSCALER else None
+        steps = None if named else (self.steps[k] if self.steps else defaults.steps)
+        scale = self.guidance_scale[k] if self.guidance_scale else defaults.guidance_scale
+        return Sampling(steps, named, float(scale), defaults.noise_level)
+
+    def _settle(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _checked_seeds(self) -> tuple[int, ...]:
+        seeds = _tuple(secrets.randbelow(2**31) if self.seed is None else self.seed)
+        for seed in seeds:
+            _check_whole("seed", seed, 0, _MAX_SEED - self.images)
+        if len(seeds) == 1:
+            return seeds * len(self.prompts)
+        if len(seeds) != len(self.prompts):
+            raise RequestError(
+                f"{len(seeds)} seeds for {len(self.prompts)} prompts: give one, or one for each"
+            )
+        return seeds
+
+    def _per_stage(self, name: str, value: Any) -> tuple[Any, ...] | None:
+        if value is None:
+            return None
+        values = _tuple(value)
+        count = len(catalog.IMAGE_STAGES)
+        if len(values) not in (1, count):
+            raise RequestError(f"{len(values)} values for {name}: give one, or one for each stage")
+        return values * count if len(values) == 1 else values
+
+
+def _tuple(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return tuple(value)
+    return (value,)
+
+
+def _check_prompts(texts: tuple[Any, ...]) -> None:
+    for text in texts:
+        if not isinstance(text, str):
+            raise RequestError(f"a prompt must be text, not {type(text).__name__}")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise RequestError("a prompt is not valid Unicode: type it again") from None
+
+
+def _check_whole(name: str, value: Any, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise RequestError(f"{name} {value!r} is not a whole number from {low} to {high}")

@@ -1,0 +1,44 @@
+"""Sizes as people write them. GB is 1e9 bytes, GiB is 2**30, as everywhere in this project."""
+
+from __future__ import annotations
+
+import re
+
+from lowmem_if.errors import RequestError
+
+GB = 10**9
+GIB = 2**30
+
+_FACTORS = {
+    "": 1, "b": 1,
+    "kb": 10**3, "mb": 10**6, "gb": GB, "tb": 10**12,
+    "kib": 2**10, "mib": 2**20, "gib": GIB, "tib": 2**40,
+}  # fmt: skip
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
+
+
+def parse_bytes(text: str) -> int:
+    """`8GB`, `7.5GiB` or plain bytes, as a whole number of bytes above zero."""
+    match = _SIZE.fullmatch(text)
+    factor = _FACTORS.get(match.group(2).lower()) if match else None
+    size = int(float(match.group(1)) * factor) if match and factor else 0
+    if size <= 0:
+        raise RequestError(f"{text!r} is not a memory size: write 8GB, 7.5GiB or a number of bytes")
+    return size
+
+
+def format_bytes(size: int) -> str:
+    """`8.6 GB`, `14.2 MB` or `812 B`, for people."""
+    for unit, factor in (("GB", GB), ("MB", 10**6), ("kB", 10**3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} B"
+
+
+def format_seconds(seconds: float) -> str:
+    """`3 min 4 s` or `0.8 s`, for people."""
+    if seconds >= 3600:
+        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+    if seconds >= 60:
+        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    return f"{seconds:.1f} s"

@@ -1,0 +1,134 @@
+"""Plans, machines and runs as tables for people."""
+
+from __future__ import annotations
+
+import sys
+from typing import TextIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lowmem_if.planning.machine import Machine
+from lowmem_if.planning.plan import Plan, Step
+from lowmem_if.planning.units import GIB, format_bytes, format_seconds
+from lowmem_if.running.run_folder import RunFolder
+
+_PLAIN_WIDTH = 120
+"""Columns when nobody's terminal sets them."""
+
+
+def console(stream: TextIO | None = None) -> Console:
+    """A console that never wraps at 80 columns only because there is no terminal."""
+    stream = stream or sys.stdout
+    width = None if stream.isatty() else _PLAIN_WIDTH
+    return Console(file=stream, width=width, highlight=False, soft_wrap=False)
+
+
+def machine_line(machine: Machine) -> str:
+    """One line: device, memory, number type and why."""
+    vram = f" {machine.vram_bytes / GIB:.1f} GiB free," if machine.vram_total_bytes else ","
+    return (
+        f"{machine.name}: {machine.device_name}{vram} RAM {machine.ram_bytes / 1e9:.1f} GB free of "
+        f"{machine.ram_total_bytes / 1e9:.1f}, {machine.compute_dtype} "
+        f"({machine.compute_dtype_reason})"
+    )
+
+
+def print_machine(machine: Machine, out: Console) -> None:
+    """What the machine has, what may be used, and why."""
+    table = _table("", "")
+    table.add_row("device", f"{machine.device}, {machine.device_name}")
+    if machine.vram_total_bytes:
+        table.add_row("VRAM", _of(machine.vram_bytes, machine.vram_total_bytes))
+    table.add_row("RAM", _of(machine.ram_bytes, machine.ram_total_bytes))
+    table.add_row("disk", f"{format_bytes(machine.disk_free_bytes)} free for weights")
+    table.add_row("computes in", f"{machine.compute_dtype}: {machine.compute_dtype_reason}")
+    for note in machine.notes:
+        table.add_row("note", note)
+    out.print(table)
+
+
+def print_plan(plan: Plan, out: Console) -> None:
+    """Every step with its strategy, its peaks and its reason."""
+    out.print(Text(f"{plan.request.cascade} on {machine_line(plan.machine)}"))
+    table = _table("step", "strategy", "storage", "batch", "VRAM peak", "RAM peak", "why")
+    for step in plan.steps:
+        table.add_row(
+            *_step_cells(step), str(step.batch), _bytes(step.predicted.vram_bytes),
+            _bytes(step.predicted.ram_bytes), _why(step),
+        )  # fmt: skip
+    out.print(table)
+    for note in plan.machine.notes:
+        out.print(Text(f"note: {note}"))
+    fetch = f"{format_bytes(plan.download_bytes)} to download; " if plan.download_bytes else ""
+    out.print(Text(f"{fetch}{len(plan.request.tasks)} image(s). It fits."))
+
+
+def print_run(folder: RunFolder, out: Console) -> None:
+    """Predicted against measured, step by step."""
+    out.print(Text(f"{folder.plan.request.cascade} on {machine_line(folder.plan.machine)}"))
+    table = _table(
+        "step", "strategy", "storage",
+        "VRAM predicted", "measured", "RAM predicted", "measured", "time", "left behind",
+    )  # fmt: skip
+    for step in folder.plan.steps:
+        table.add_row(*_step_cells(step), *_measured_cells(folder, step))
+    out.print(table)
+    for line in (*folder.log, *folder.notices):
+        out.print(Text(f"note: {line}"))
+    state = "complete" if folder.complete else f"not finished: `lowmem-if resume {folder.path}`"
+    out.print(Text(f"{len(folder.images)} of {len(folder.plan.request.tasks)} image(s), {state}"))
+
+
+def _why(step: Step) -> str:
+    """The reason, and what there was no room for."""
+    dropped = "needs" in step.instead_of
+    return f"{step.reason} ({step.instead_of})" if dropped else step.reason
+
+
+def _measured_cells(folder: RunFolder, step: Step) -> tuple[str, ...]:
+    measured = folder.measured(step.component)
+    predicted = step.predicted
+    if measured is None:
+        return _bytes(predicted.vram_bytes), "-", _bytes(predicted.ram_bytes), "-", "-", "-"
+    released = folder.released(step.component)
+    return (
+        _bytes(predicted.vram_bytes),
+        _bytes(measured["vram_bytes"]),
+        _bytes(predicted.ram_bytes),
+        _bytes(measured["ram_bytes"]),
+        format_seconds(measured["seconds"]),
+        _left(released) if released else "not loaded",
+    )
+
+
+def _left(released: dict[str, object]) -> str:
+    if released["alive"]:
+        return f"alive: {released['alive']}"
+    left = max(int(str(released["ram_left_bytes"])), int(str(released["vram_left_bytes"])))
+    return format_bytes(left)
+
+
+def _step_cells(step: Step) -> tuple[str, str, str]:
+    return (
+        step.component.replace("_", " "),
+        step.strategy.replace("_", " "),
+        step.storage_dtype,
+    )
+
+
+def _bytes(size: int) -> str:
+    return format_bytes(size) if size else "-"
+
+
+def _of(free: int, total: int) -> str:
+    return f"{format_bytes(free)} may be used of {format_bytes(total)}"
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        numeric = heading.endswith(("peak", "predicted", "measured", "time", "batch"))
+        table.add_column(heading, justify="right" if numeric else "left", no_wrap=heading != "why")
+    return table

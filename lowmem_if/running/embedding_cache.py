@@ -1,0 +1,74 @@
+"""Prompt embeddings kept on disk across runs: a hit spares the largest component of all.
+
+The key holds everything that an embedding depends on; a key of the prompt alone goes stale as soon as
+the encoder, its number type, a library or the cleaning changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from lowmem_if.planning.catalog import MAX_TOKENS
+from lowmem_if.planning.plan import Step
+from lowmem_if.running.run_folder import library_versions
+from lowmem_if.weights.tensor_files import load_tensor, save_tensor
+
+_KEEP_BYTES = 1_000_000_000
+"""Some 1600 prompts of T5-XXL in float16; the longest unused are dropped beyond that."""
+
+
+class EmbeddingCache:
+    """The embeddings that one encoder, on one kind of device, makes of cleaned texts."""
+
+    def __init__(self, encoder_identity: str, step: Step, folder: Path | None = None) -> None:
+        self._folder = folder or default_folder()
+        self._encoder = [
+            encoder_identity,
+            step.strategy,
+            step.storage_dtype,
+            step.compute_dtype,
+            step.device.partition(":")[0],
+            step.batch,
+            MAX_TOKENS,
+            library_versions(),
+        ]
+
+    def get(self, cleaned: str) -> torch.Tensor | None:
+        """The embedding of a cleaned text, None if it was never made or its file is broken."""
+        file, key = self._file(cleaned)
+        tensor = load_tensor(file, key=key)
+        if tensor is not None:
+            os.utime(file)
+        return tensor
+
+    def put(self, cleaned: str, embedding: torch.Tensor) -> None:
+        """Keep an embedding, and drop the longest unused ones beyond the limit."""
+        file, key = self._file(cleaned)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        save_tensor(file, embedding, key=key)
+        self._prune()
+
+    def _file(self, cleaned: str) -> tuple[Path, str]:
+        key = hashlib.sha256(json.dumps([*self._encoder, cleaned]).encode()).hexdigest()
+        return self._folder / f"{key}.safetensors", key
+
+    def _prune(self) -> None:
+        files = [(file, file.stat()) for file in self._folder.glob("*.safetensors")]
+        newest_first = sorted(files, key=lambda entry: entry[1].st_mtime, reverse=True)
+        total = 0
+        for file, status in newest_first:
+            total += status.st_size
+            if total > _KEEP_BYTES:
+                file.unlink(missing_ok=True)
+
+
+def default_folder() -> Path:
+    """`embeds` in LOWMEM_IF_CACHE, else in the user's cache folder."""
+    own = os.environ.get("LOWMEM_IF_CACHE")
+    system = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return (Path(own) if own else Path(system) / "lowmem-if") / "embeds"

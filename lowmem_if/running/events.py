@@ -1,0 +1,41 @@
+"""What happens in a run, as small values: from the worker through a pipe to whoever shows them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened.
+
+    Kinds: `started` (a component's turn; `total` images), `loading` (`done` of `total` bytes),
+    `drawing` (image `number`, `done` of `total` denoising steps), `saved` (image or text `number`),
+    `finished` and `skipped` (a component), `notice` (`text` for the user), `retry` (`text`: the cheaper
+    plan), and from the worker only: `error` (`name` of the class, `text`) and `out_of_memory`.
+    """
+
+    kind: str
+    component: str = ""
+    number: int = 0
+    done: int = 0
+    total: int = 0
+    text: str = ""
+    name: str = ""
+
+    def to_line(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=True)
+
+    @staticmethod
+    def from_line(line: str) -> Event:
+        return Event(**json.loads(line))
+
+
+Report = Callable[[Event], None]
+"""Whoever shows or forwards events."""
+
+
+def ignore(_event: Event) -> None:
+    """A report that shows nothing."""

@@ -1,0 +1,81 @@
+"""From a prompt to pictures in one call."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lowmem_if.planning.plan import make_plan
+from lowmem_if.planning.profiles import choose_machine
+from lowmem_if.planning.request import Request
+from lowmem_if.planning.strategies import EXACT, parse_pins
+from lowmem_if.running.events import Report, ignore
+from lowmem_if.running.run_folder import RunFolder
+from lowmem_if.running.scheduler import RunResult, run
+
+
+def generate(
+    prompts: str | Sequence[str],
+    *,
+    out: str | Path | None = None,
+    profile: str | None = None,
+    device: str = "auto",
+    ram: str | None = None,
+    vram: str | None = None,
+    pins: Mapping[str, str] | None = None,
+    prefer: str = EXACT,
+    report: Report = ignore,
+    **request: Any,
+) -> RunResult:
+    """Draw pictures: measure the machine, plan, run.
+
+    Args:
+        prompts: one text or several.
+        out: the run folder, a new one under `runs/` if not given. If the same request was begun
+            there, it is continued.
+        profile: plan for this profile instead of the machine as measured.
+        device, ram, vram: where to run and what may be used, as on the command line.
+        pins: component -> `STRATEGY[:DTYPE]`, never overridden.
+        prefer: `exact` or `balanced`.
+        report: called with every `Event` of the run.
+        request: the other fields of `Request`: `cascade`, `seed`, `images`, `size`, `steps`, ...
+
+    Returns:
+        The run's folder, its pictures as files, what every step took, and notices.
+
+    Raises:
+        LowmemError: see the tree in `lowmem_if.errors`.
+    """
+    asked = Request(prompts, **request)  # type: ignore[arg-type]  # one text stands for a tuple of one
+    path = Path(out) if out is not None else new_folder(asked)
+    if request.get("seed") is None:
+        asked = with_begun_seed(path, asked)
+    machine, profile_pins = choose_machine(profile, device=device, ram=ram, vram=vram)
+    own_pins = parse_pins(f"{component}={choice}" for component, choice in (pins or {}).items())
+    plan = make_plan(machine, asked, prefer=prefer, pins=profile_pins | own_pins)
+    return run(plan, path, report=report)
+
+
+def with_begun_seed(path: Path, request: Request) -> Request:
+    """The request with the seed that was drawn when the run in `path` was begun, if one was."""
+    if not (path / "run.json").is_file():
+        return request
+    begun = RunFolder.open(path).plan.request
+    same_number = len(begun.prompts) == len(request.prompts)
+    return replace(request, seed=begun.seed) if same_number else request
+
+
+def new_folder(request: Request) -> Path:
+    """A run folder named by the time and the first words of the prompt."""
+    words = "-".join(re.findall(r"\w+", request.prompts[0])[:6])[:40] or "run"
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{words}"
+    folder = Path("runs") / stem
+    number = 1
+    while folder.exists():
+        number += 1
+        folder = Path("runs") / f"{stem}-{number}"
+    return folder

@@ -1,0 +1,78 @@
+"""Memory over time: samples into `memory.jsonl`, peaks and seconds of each step."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lowmem_if.planning.plan import Step
+from lowmem_if.running.events import Event, Report
+from lowmem_if.weights.memory import Reading, Sampler, read_memory
+
+_REPORT_EVERY_S = 0.25
+
+
+class Recorder:
+    """Samples one step's memory while it runs; also the source of its loading progress."""
+
+    def __init__(self, step: Step, file: Path, report: Report) -> None:
+        self._step, self._file, self._report = step, file, report
+        self._peak_ram = self._peak_vram = 0
+        self._loading: tuple[int, int] | None = None
+        self._reported = 0.0
+        self._began = time.monotonic()
+
+    @contextmanager
+    def recording(self) -> Iterator[Recorder]:
+        """Sample from here to the end of the block."""
+        if self._step.device not in ("cpu", "mps"):
+            torch.accelerator.reset_peak_memory_stats(self._step.device)
+        with self._file.open("a", encoding="utf-8", buffering=1) as self._stream:
+            sampler = Sampler(self._step.device, self._record)
+            sampler.start()
+            try:
+                yield self
+            finally:
+                sampler.stop()
+                self._record(read_memory(self._step.device))
+
+    @contextmanager
+    def loading(self, weight_bytes: int) -> Iterator[None]:
+        """Report the growth of memory as the progress of loading `weight_bytes`."""
+        now = read_memory(self._step.device)
+        self._loading = (now.ram_anon + now.vram_allocated, weight_bytes)
+        self._report(Event("loading", self._step.component, total=weight_bytes))
+        try:
+            yield
+        finally:
+            self._loading = None
+        self._report(Event("loading", self._step.component, done=weight_bytes, total=weight_bytes))
+
+    def measured(self) -> dict[str, Any]:
+        """`vram_bytes`, `ram_bytes` (peaks) and `seconds` of the step so far."""
+        if self._step.device not in ("cpu", "mps"):
+            peak = torch.accelerator.max_memory_allocated(self._step.device)
+            self._peak_vram = max(self._peak_vram, peak)
+        return {
+            "vram_bytes": self._peak_vram,
+            "ram_bytes": self._peak_ram,
+            "seconds": round(time.monotonic() - self._began, 3),
+        }
+
+    def _record(self, reading: Reading) -> None:
+        self._peak_ram = max(self._peak_ram, reading.ram_anon)
+        self._peak_vram = max(self._peak_vram, reading.vram_allocated)
+        line = {"t": round(time.time(), 3), "step": self._step.component, **asdict(reading)}
+        self._stream.write(json.dumps(line) + "\n")
+        if self._loading and time.monotonic() - self._reported > _REPORT_EVERY_S:
+            start, total = self._loading
+            done = min(total, max(0, reading.ram_anon + reading.vram_allocated - start))
+            self._reported = time.monotonic()
+            self._report(Event("loading", self._step.component, done=done, total=total))

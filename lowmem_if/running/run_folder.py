@@ -1,0 +1,288 @@
+"""The run folder: the only state of a run. Everything in it is written whole or not at all.
+
+run.json            format, versions, plan (with request and machine), status of every step
+embeds/             prompt embeddings
+stage_1/ stage_2/ stage_3/   NNNN.safetensors and NNNN.png of every image
+memory.jsonl        memory samples
+NNNN.png            finished images
+worker.log          what the libraries had to say
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lowmem_if.errors import RunFolderError
+from lowmem_if.planning.catalog import STAGE_1, STAGE_2, UPSCALER
+from lowmem_if.planning.plan import Plan, Step
+from lowmem_if.planning.request import ImageTask
+from lowmem_if.weights.atomic import remove_partials, write_bytes
+
+FORMAT = 1
+_RECORD, _LOCK = "run.json", ".lock"
+_STAGE_FOLDERS = {STAGE_1: "stage_1", STAGE_2: "stage_2", UPSCALER: "stage_3"}
+_LIBRARIES = ("lowmem-if", "torch", "diffusers", "transformers", "bitsandbytes")
+_PNG_END = b"IEND\xaeB`\x82"
+
+
+class RunFolder:
+    """One run on disk. Made by `for_plan` or `open`; changed only by whoever holds `locked()`."""
+
+    def __init__(self, path: Path, record: dict[str, Any]) -> None:
+        self.path = path
+        self._record = record
+        self.plan = Plan.from_json(record["plan"])
+
+    @staticmethod
+    def for_plan(path: Path, plan: Plan) -> RunFolder:
+        """The folder of this plan: a new one, or one in which the very same request was begun.
+
+        Raises:
+            RunFolderError: it holds another request, other files, or cannot be written.
+        """
+        if (path / _RECORD).exists():
+            folder = RunFolder.open(path)
+            folder.check_same(plan)
+            return folder
+        with _told(path):
+            path.mkdir(parents=True, exist_ok=True)
+            strangers = sorted({entry.name for entry in path.iterdir()} - {_LOCK})
+        if strangers:
+            raise RunFolderError(
+                f"{path} holds other files ({strangers[0]}): give --out a new or empty folder"
+            )
+        steps = {step.component: {"status": "pending"} for step in plan.steps}
+        record = {"format": FORMAT, "versions": library_versions(), "plan": plan.to_json(),
+                  "steps": steps, "weights": {}, "notices": [], "log": []}  # fmt: skip
+        folder = RunFolder(path, record)
+        with folder.locked():
+            folder._save()
+        return folder
+
+    @staticmethod
+    def open(path: Path) -> RunFolder:
+        """An existing run folder, to continue or to look at.
+
+        Raises:
+            RunFolderError: it is none, cannot be read, or another format wrote it.
+        """
+        try:
+            record = json.loads((path / _RECORD).read_text(encoding="utf-8"))
+            if record["format"] == FORMAT:
+                return RunFolder(path, record)
+            other = record["format"]
+        except FileNotFoundError:
+            raise RunFolderError(f"{path} is no run folder: it has no {_RECORD}") from None
+        except OSError as error:
+            raise RunFolderError(f"{path} cannot be read ({error.strerror})") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunFolderError(
+                f"{path / _RECORD} is broken ({error}): start a new folder"
+            ) from error
+        raise RunFolderError(
+            f"{path} was written in format {other!r}, this version reads {FORMAT}: start a new folder"
+        )
+
+    def check_same(self, plan: Plan) -> None:
+        """Raise `RunFolderError` unless `plan` asks for what this folder was begun for."""
+        asked = {"request": plan.request, "pins": plan.pins, "prefer": plan.prefer}
+        for name, value in asked.items():
+            if value != getattr(self.plan, name):
+                what = _first_difference(getattr(self.plan, name), value)
+                raise RunFolderError(
+                    f"{self.path} was begun for another request ({what}): give --out a new folder, "
+                    "or continue it with `lowmem-if resume`"
+                )
+
+    def check_versions(self) -> None:
+        """Raise `RunFolderError` if other library versions would finish than began it."""
+        now = library_versions()
+        for library, version in self._record["versions"].items():
+            if now.get(library) != version:
+                raise RunFolderError(
+                    f"{self.path} was begun with {library} {version}, here is {now.get(library)}: "
+                    f"the pixels could differ; install that version or start a new folder"
+                )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder; a second run in it is a `RunFolderError`."""
+        with _told(self.path), (self.path / _LOCK).open("a+b") as stream:
+            if not _try_lock(stream.fileno()):
+                raise RunFolderError(f"{self.path} is in use by another run: wait for it to end")
+            yield
+
+    def reload(self) -> RunFolder:
+        """The folder as another process has left it."""
+        return RunFolder.open(self.path)
+
+    @property
+    def complete(self) -> bool:
+        return all(step["status"] == "done" for step in self._record["steps"].values())
+
+    def is_done(self, component: str) -> bool:
+        return bool(self._record["steps"][component]["status"] == "done")
+
+    def measured(self, component: str) -> dict[str, Any] | None:
+        """What the step took: `vram_bytes`, `ram_bytes`, `seconds`; None before it ended."""
+        found: dict[str, Any] | None = self._record["steps"][component].get("measured")
+        return found
+
+    def released(self, component: str) -> dict[str, Any] | None:
+        """What was left of the component after it left; None if it was not needed or not yet run."""
+        found: dict[str, Any] | None = self._record["steps"][component].get("released")
+        return found
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        return tuple(self._record["notices"])
+
+    @property
+    def log(self) -> tuple[str, ...]:
+        return tuple(self._record["log"])
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return dict(self._record["versions"])
+
+    def prepare(self) -> None:
+        """Remove what a killed writer left, and make the folders."""
+        with _told(self.path):
+            remove_partials(self.path)
+            for name in ("embeds", *_STAGE_FOLDERS.values()):
+                (self.path / name).mkdir(exist_ok=True)
+
+    def finish_step(
+        self, component: str, measured: Mapping[str, Any], released: Mapping[str, Any] | None
+    ) -> None:
+        """Record a step as done, with what it took and what was left of it."""
+        self._record["steps"][component] = {
+            "status": "done",
+            "measured": dict(measured),
+            "released": dict(released) if released is not None else None,
+        }
+        self._save()
+
+    def note(self, text: str) -> bool:
+        """Keep a notice for the user; False if it is there already."""
+        if text in self._record["notices"]:
+            return False
+        self._record["notices"].append(text)
+        self._save()
+        return True
+
+    def check_weights(self, component: str, identity: str) -> None:
+        """Remember which weights a component has; `RunFolderError` if they are others now."""
+        known = self._record["weights"].setdefault(component, identity)
+        if known != identity:
+            raise RunFolderError(
+                f"the weights of {component} have changed since {self.path} was begun: "
+                "put the old ones back or start a new folder"
+            )
+        self._save()
+
+    def replace_step(self, step: Step, why: str) -> None:
+        """Go on with another step in place of the one of the same component; keep why."""
+        steps = tuple(step if s.component == step.component else s for s in self.plan.steps)
+        self.plan = replace(self.plan, steps=steps)
+        self._record["plan"] = self.plan.to_json()
+        self._record["log"].append(why)
+        self._save()
+
+    def embedding_file(self, text: str) -> Path:
+        digest = hashlib.sha256(text.encode()).hexdigest()[:32]
+        return self.path / "embeds" / f"{digest}.safetensors"
+
+    def tensor_file(self, stage: str, task: ImageTask) -> Path:
+        return self.path / _STAGE_FOLDERS[stage] / f"{task.name}.safetensors"
+
+    def preview_file(self, stage: str, task: ImageTask) -> Path:
+        return self.path / _STAGE_FOLDERS[stage] / f"{task.name}.png"
+
+    def image_file(self, task: ImageTask) -> Path:
+        return self.path / f"{task.name}.png"
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """The finished pictures that are here."""
+        files = [self.image_file(task) for task in self.plan.request.tasks]
+        return tuple(file for file in files if is_whole_png(file))
+
+    @property
+    def memory_file(self) -> Path:
+        return self.path / "memory.jsonl"
+
+    @property
+    def log_file(self) -> Path:
+        return self.path / "worker.log"
+
+    def write(self, file: Path, content: bytes) -> None:
+        """Write a file of this folder atomically; a full disk is a `RunFolderError`."""
+        with _told(self.path):
+            write_bytes(file, content)
+
+    def _save(self) -> None:
+        text = json.dumps(self._record, ensure_ascii=False, indent=1)
+        self.write(self.path / _RECORD, text.encode())
+
+
+def is_whole_png(file: Path) -> bool:
+    """Whether a PNG is there to its very end."""
+    try:
+        with file.open("rb") as stream:
+            stream.seek(-len(_PNG_END), os.SEEK_END)
+            return stream.read() == _PNG_END
+    except OSError:
+        return False
+
+
+def library_versions() -> dict[str, str]:
+    """The versions that pixels depend on."""
+    return {name: metadata.version(name) for name in _LIBRARIES}
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Say in plain words why a run folder cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            words = "the disk is full: free some space and continue with `lowmem-if resume`"
+        else:
+            words = f"it cannot be written ({error.strerror}): give --out another folder"
+        raise RunFolderError(f"{path}: {words}") from error
+
+
+def _first_difference(old: Any, new: Any) -> str:
+    names = getattr(type(old), "__dataclass_fields__", None)
+    if names is None:
+        return f"{old or 'nothing'} instead of {new or 'nothing'}"
+    name = next(name for name in names if getattr(old, name) != getattr(new, name))
+    return f"{name} {getattr(old, name)!r} instead of {getattr(new, name)!r}"
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Lock an open file for this process; the lock ends with the process, however it ends."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

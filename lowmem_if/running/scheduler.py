@@ -1,0 +1,183 @@
+"""Run a plan: a worker process does the components in turn; if memory kills it, a cheaper plan goes on.
+
+The ladder: each rung is tried once, only after memory ran out, and named in the log. Any other error
+ends the run at once. Whatever ends it, the folder can be continued.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lowmem_if import errors
+from lowmem_if.errors import OutOfMemory, WorkerDied
+from lowmem_if.planning.locations import locate
+from lowmem_if.planning.plan import Plan, Step, cheaper
+from lowmem_if.running.events import Event, Report, ignore
+from lowmem_if.running.run_folder import RunFolder
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """A step and what it took: `vram_bytes`, `ram_bytes`, `seconds`."""
+
+    step: Step
+    measured: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """A finished run: its folder, its pictures in the order of the request, its steps, its notices."""
+
+    folder: Path
+    images: tuple[Path, ...]
+    steps: tuple[StepResult, ...]
+    notices: tuple[str, ...]
+
+
+class WorkerCrashed(Exception):
+    """The worker ended with a traceback that is no known error."""
+
+
+def run(plan: Plan, out: str | Path, *, report: Report = ignore) -> RunResult:
+    """Run a plan in the folder `out`, or go on with it if the same request was begun there.
+
+    Raises:
+        LowmemError: see the tree in `lowmem_if.errors`; the folder can be continued.
+    """
+    return continue_run(RunFolder.for_plan(Path(out), plan), report=report)
+
+
+def resume(out: str | Path, *, report: Report = ignore) -> RunResult:
+    """Continue the run in the folder `out`; a finished one is only read back.
+
+    Raises:
+        RunFolderError: it is no run folder, is in use, or was begun with other library versions.
+    """
+    return continue_run(RunFolder.open(Path(out)), report=report)
+
+
+def continue_run(folder: RunFolder, *, report: Report = ignore) -> RunResult:
+    """Do what is not done in a run folder."""
+    if not (folder.complete and len(folder.images) == len(folder.plan.request.tasks)):
+        folder.check_versions()
+        with folder.locked():
+            _work(folder, report)
+        folder = folder.reload()
+    steps = tuple(
+        StepResult(step, folder.measured(step.component) or {}) for step in folder.plan.steps
+    )
+    return RunResult(folder.path, folder.images, steps, folder.notices)
+
+
+def _work(folder: RunFolder, report: Report) -> None:
+    """Let workers work until one comes to the end."""
+    while True:
+        short = _let_work(folder, report)
+        if short is None:
+            return
+        folder = folder.reload()
+        step = _next_rung(folder, short)
+        folder.replace_step(step, f"{step.component}: {step.reason}")
+        report(Event("retry", step.component, text=_spelled(step)))
+
+
+def _next_rung(folder: RunFolder, short: Event) -> Step:
+    request, machine = folder.plan.request, folder.plan.machine
+    component = short.component or folder.plan.steps[0].component
+    step = next(step for step in folder.plan.steps if step.component == component)
+    location = locate(request.cascade, components=request.components, revision=request.revision)
+    lower = cheaper(step, machine, location.cascade.parts[component])
+    if lower is None:
+        raise OutOfMemory(
+            f"memory ran out in {component.replace('_', ' ')} ({short.text}) and nothing cheaper is "
+            f"left: free some memory, then `lowmem-if resume {folder.path}`"
+        )
+    return lower
+
+
+def _let_work(folder: RunFolder, report: Report) -> Event | None:
+    """Run one worker to its end; None if all is done, else the event that says memory ran out."""
+    last = Event("started")
+    with _worker(folder) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            event = Event.from_line(line)
+            if event.kind == "error":
+                raise _error(event)
+            if event.kind == "out_of_memory":
+                return Event("out_of_memory", last.component, text=event.text)
+            if event.kind == "started":
+                last = event
+            report(event)
+        code = process.wait()
+    if code == 0:
+        return None
+    if code == -signal.SIGKILL:
+        return Event("out_of_memory", last.component, text="the system killed the worker")
+    if code < 0:
+        name = signal.Signals(-code).name
+        raise WorkerDied(
+            f"the worker was ended by {name} in {last.component or 'its start'}: "
+            f"continue with `lowmem-if resume {folder.path}`"
+        )
+    raise WorkerCrashed(folder.log_file.read_text(encoding="utf-8", errors="replace")[-8000:])
+
+
+@contextmanager
+def _worker(folder: RunFolder) -> Iterator[subprocess.Popen[str]]:
+    """A worker process that never outlives the block, nor this process."""
+    with folder.log_file.open("ab") as log:
+        process = subprocess.Popen(
+            # -P: the folder one happens to stand in is no place to import from.
+            [sys.executable, "-P", "-m", "lowmem_if.running.worker", str(folder.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            encoding="utf-8",
+            env=worker_environment(os.environ),
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
+
+
+def worker_environment(outer: os._Environ[str]) -> dict[str, str]:
+    """The worker's environment: nothing goes to the network; the user's own settings win."""
+    ours = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+        "PYTHONIOENCODING": "utf-8",
+    }
+    return ours | dict(outer) | {"HF_HUB_OFFLINE": "1"}
+
+
+def _error(event: Event) -> errors.LowmemError:
+    """The worker's error as this process's own."""
+    cls = getattr(errors, event.name, errors.LowmemError)
+    error: errors.LowmemError = cls.__new__(cls)
+    Exception.__init__(error, event.text)
+    return error
+
+
+def _spelled(step: Step) -> str:
+    tiled = ", tiled VAE" if step.vae_tiling else ""
+    return (
+        f"{step.component.replace('_', ' ')}: {step.reason}; now {step.strategy} "
+        f"{step.storage_dtype} on {step.device}, batch {step.batch}{tiled}"
+    )

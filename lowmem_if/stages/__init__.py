@@ -1,0 +1,1 @@
+"""One component each: loaded, run and freed behind one `with`."""

@@ -1,0 +1,69 @@
+"""The T5 text encoder: prompts in, embeddings out, by diffusers' own `IFPipeline.encode_prompt`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import IFPipeline
+
+from lowmem_if.planning.catalog import MAX_TOKENS
+from lowmem_if.planning.plan import Step
+from lowmem_if.stages.pipelines import let_go, loading_device, place
+from lowmem_if.weights.loading import load_text_encoder, load_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class CleanedText:
+    """A prompt as the encoder will see it, and the end of it that was cut off for length."""
+
+    text: str
+    cut: str
+
+
+class TextCleaner:
+    """IF's caption cleaning and the tokenizer: all that can be known about a prompt without T5."""
+
+    def __init__(self, root: Path) -> None:
+        self.tokenizer = load_tokenizer(root / "tokenizer")
+        self._pipeline = IFPipeline(
+            self.tokenizer, None, None, None, None, None, None, requires_safety_checker=False
+        )
+
+    def clean(self, prompt: str) -> CleanedText:
+        """The prompt cleaned as `IFPipeline` does by default, and what exceeds 77 tokens of it."""
+        text = self._pipeline._text_preprocessing(prompt, clean_caption=True)[0]
+        ids = self.tokenizer(text).input_ids
+        cut = self.tokenizer.decode(ids[MAX_TOKENS - 1 : -1]) if len(ids) > MAX_TOKENS else ""
+        return CleanedText(text, cut)
+
+
+class TextEncoder:
+    """T5 in memory; freed by `close()`."""
+
+    def __init__(self, root: Path, step: Step) -> None:
+        self._device = step.device
+        encoder = load_text_encoder(
+            root,
+            storage=step.storage_dtype,
+            compute=step.compute_dtype,
+            device=loading_device(step),
+        )
+        self.modules = [encoder]
+        self._pipeline = IFPipeline(
+            load_tokenizer(root / "tokenizer"), encoder, None, None, None, None, None,
+            requires_safety_checker=False,
+        )  # fmt: skip
+        place(self._pipeline, step)
+
+    def encode(self, prompt: str) -> torch.Tensor:
+        """The embedding of one prompt: (1, 77, width) in the encoder's compute type, on the CPU."""
+        embedding, _ = self._pipeline.encode_prompt(
+            prompt, do_classifier_free_guidance=False, device=self._device, clean_caption=True
+        )
+        return embedding.cpu()
+
+    def close(self) -> None:
+        let_go(self._pipeline)
+        self._pipeline, self.modules = None, []

@@ -1,0 +1,155 @@
+"""Measure memory, give it back, and prove that it is gone.
+
+Anonymous memory is what counts against RAM: pages of a mapped file can be dropped at any time. glibc
+keeps freed memory in its arenas until it is told to trim.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+RELEASE_SHARE = 0.05
+RELEASE_BYTES = 64_000_000
+"""A released component may leave this share of its weights behind, or so many bytes, if that is more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Bytes at one moment. `ram_anon`: this process's own pages; `ram_file`: mapped files' pages.
+
+    `vram_allocated` are torch's live tensors, `vram_reserved` what torch holds from the driver,
+    `vram_used` what all processes hold together.
+    """
+
+    ram_anon: int
+    ram_file: int
+    vram_allocated: int = 0
+    vram_reserved: int = 0
+    vram_used: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The proof that a component is gone, or what is left of it.
+
+    `alive` names modules that something still refers to; the bytes are after minus before.
+    """
+
+    alive: tuple[str, ...]
+    ram_left_bytes: int
+    vram_left_bytes: int
+    allowed_bytes: int
+
+    @property
+    def complete(self) -> bool:
+        left = max(self.ram_left_bytes, self.vram_left_bytes)
+        return not self.alive and left <= self.allowed_bytes
+
+
+class Watch:
+    """Weak references to every module of a component, to ask later whether they are gone."""
+
+    def __init__(self, modules: Iterable[torch.nn.Module]) -> None:
+        self._references = [
+            (type(module).__name__, weakref.ref(part))
+            for module in modules
+            for part in module.modules()
+        ]
+
+    def alive(self) -> tuple[str, ...]:
+        """The classes of the top modules of which something is still alive."""
+        return tuple(dict.fromkeys(name for name, ref in self._references if ref() is not None))
+
+
+def read_memory(device: str = "cpu") -> Reading:
+    """This process's memory, and the accelerator's if `device` is one."""
+    anon, file = _read_ram()
+    if device == "cpu":
+        return Reading(anon, file)
+    if device == "mps":
+        allocated = torch.mps.current_allocated_memory()
+        driver = torch.mps.driver_allocated_memory()
+        return Reading(anon, file, allocated, driver, driver)
+    free, total = torch.accelerator.get_memory_info(device)
+    allocated = torch.accelerator.memory_allocated(device)
+    return Reading(anon, file, allocated, torch.accelerator.memory_reserved(device), total - free)
+
+
+def release_memory(device: str = "cpu") -> Reading:
+    """Collect garbage, empty the accelerator's cache, trim the heap; what is in use then."""
+    gc.collect()
+    if device != "cpu":
+        torch.accelerator.synchronize(device)
+        torch.accelerator.empty_cache()
+    if sys.platform == "linux" and hasattr(_libc(), "malloc_trim"):
+        _libc().malloc_trim(0)
+    return read_memory(device)
+
+
+def prove_release(watch: Watch, before: Reading, after: Reading, weight_bytes: int) -> Release:
+    """Compare the readings around a component's life."""
+    return Release(
+        watch.alive(),
+        max(0, after.ram_anon - before.ram_anon),
+        max(0, after.vram_allocated - before.vram_allocated),
+        max(int(RELEASE_SHARE * weight_bytes), RELEASE_BYTES),
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on the accelerator or the host."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
+
+
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
+class Sampler(threading.Thread):
+    """Reads memory `1 / interval_s` times a second and hands each reading on, until stopped."""
+
+    def __init__(
+        self, device: str, record: Callable[[Reading], None], interval_s: float = 0.04
+    ) -> None:
+        super().__init__(name="memory-sampler", daemon=True)
+        self._device, self._record, self._interval_s = device, record, interval_s
+        self._stop_asked = threading.Event()
+
+    def run(self) -> None:
+        while not self._stop_asked.wait(self._interval_s):
+            self._record(read_memory(self._device))
+
+    def stop(self) -> None:
+        self._stop_asked.set()
+        self.join()
+
+
+def _read_ram() -> tuple[int, int]:
+    """(anonymous, file-backed) bytes; where the system does not tell them apart, all is anonymous."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return psutil.Process().memory_info().rss, 0
+    kilobytes = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith("Rss")}
+    return 1024 * int(kilobytes.get("RssAnon", 0)), 1024 * int(kilobytes.get("RssFile", 0))
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
