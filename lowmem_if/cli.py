@@ -24,7 +24,7 @@ from lowmem_if.report.progress import RunProgress, fetch_progress
 from lowmem_if.report.tables import console, print_machine, print_plan, print_run
 from lowmem_if.running.generate import new_folder, with_begun_seed
 from lowmem_if.running.run_folder import RunFolder, library_versions
-from lowmem_if.running.scheduler import RunResult, continue_run, run
+from lowmem_if.running.scheduler import RunResult, continue_run
 
 app = typer.Typer(
     help="Run the DeepFloyd IF cascade on machines it does not fit.",
@@ -154,13 +154,13 @@ def _generate(asked: _Asked) -> None:
     path = asked.out or new_folder(asked.request)
     if not asked.seeded:
         asked = replace(asked, request=with_begun_seed(path, asked.request))
-    plan = asked.plan()
+    folder = RunFolder.for_plan(path, asked.plan())
     out = console(sys.stderr)
     for notice in _responsibility(asked.request):
         out.print(notice)
     out.print(f"run folder: {path}", markup=False)
     with RunProgress(out, quiet=asked.quiet) as progress:
-        result = run(plan, path, report=progress)
+        result = continue_run(folder, report=progress)
     _print_result(result, as_json=asked.as_json)
 
 
@@ -319,7 +319,9 @@ def _print_json(data: dict[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. 0 done, 1 known error, 2 usage, 3 a bug of ours, 130 interrupted."""
     try:
-        app(args=None if argv is None else list(argv), standalone_mode=False)
+        code = app(args=None if argv is None else list(argv), standalone_mode=False) or 0
+        if code == _INTERRUPTED:  # typer's answer to Ctrl-C
+            raise KeyboardInterrupt
     except LowmemError as error:
         _say(f"error: {error}")
         return error.exit_code
@@ -333,7 +335,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except Exception:  # noqa: BLE001  the last resort, which prints everything
         return _report_bug(argv)
-    return 0
+    return int(code)
 
 
 def _say(text: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from lowmem_if.errors import DeviceError, DoesNotFit, RequestError, RunFolderError
+from lowmem_if.errors import CheckpointError, DeviceError, DoesNotFit, RequestError, RunFolderError
 from lowmem_if.planning import catalog
 from lowmem_if.planning.catalog import Part
 from lowmem_if.planning.footprint import Footprint, Setting, headroom, predict
@@ -104,7 +104,7 @@ class Plan:
         """
         try:
             return TypeAdapter(Plan).validate_python({k: v for k, v in data.items() if k != "fits"})
-        except (ValidationError, RequestError) as error:
+        except (ValidationError, RequestError, AttributeError) as error:
             first = str(error).splitlines()[0]
             raise RunFolderError(
                 f"the plan cannot be read ({first}); start a new folder"
@@ -170,6 +170,7 @@ def _choose(
 ) -> Step:
     part = location.cascade.parts[component]
     settings = _settings(machine, part, component, prefer, pin, len(request.tasks))
+    settings = _that_files_allow(settings, location, pin)
     candidates = [_weigh(machine, part, setting) for setting in settings]
     fitting = [candidate for candidate in candidates if candidate.short is None]
     if not fitting:
@@ -208,6 +209,22 @@ def _settings(
         # One pass in RAM takes seconds; it lets a card in that is too small for the encoder.
         settings.append(Setting(component, RESIDENT, "int8", "float32", 1, "cpu"))
     return settings
+
+
+def _that_files_allow(
+    settings: list[Setting], location: Location, pin: Pin | None
+) -> list[Setting]:
+    """A local cascade may hold the 8-bit text encoder only; it cannot be had in another type."""
+    first = settings[0]
+    if location.cascade.parts[first.component].repository is not None:
+        return settings
+    allowed = [s for s in settings if location.folder(first.component, storage=s.storage)]
+    if allowed or pin is None:
+        return allowed or [replace(first, storage="int8", strategy=RESIDENT)]
+    raise CheckpointError(
+        f"{location.cascade.name} has no {first.component} files for {first.storage}, only 8-bit ones: "
+        f"pin {first.component}=resident:int8"
+    )
 
 
 def _finish_settings(component: str, pin: Pin | None) -> list[Setting]:

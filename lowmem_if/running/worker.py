@@ -8,6 +8,7 @@ Events go to standard output, one JSON object a line; what libraries print goes 
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import logging
@@ -100,7 +101,7 @@ class _Turn:
         self._root = _root(location, step)
         self._part = location.cascade.parts[step.component]
         self._recorder = Recorder(step, folder.memory_file, report)
-        self._weights = self._identity()
+        self._weights = weights_identity(location, step)
         self._release: Release | None = None
 
     def take(self) -> None:
@@ -270,17 +271,6 @@ class _Turn:
             Event("drawing", self._step.component, number=number, done=done, total=total)
         )
 
-    def _identity(self) -> str:
-        eight_bit = self._step.storage_dtype == "int8"
-        folders = [self._root / module.folder for module in self._part.modules]
-        files = [
-            folder / name
-            for folder in folders
-            for name in weight_variant(folder, eight_bit=eight_bit).files
-        ]
-        small = [self._root / "tokenizer" / "spiece.model"]
-        return identity([*files, *(file for file in small if file.is_file())])
-
     def _notice(self, text: str) -> None:
         if self._folder.note(text):
             self._report(Event("notice", self._step.component, text=text))
@@ -296,6 +286,20 @@ class _Turn:
             "plan": plan["steps"],
             "versions": self._folder.versions,
         }
+
+
+def weights_identity(location: Location, step: Step) -> str:
+    """Which weights and which vocabulary a step works with, by content."""
+    root = _root(location, step)
+    files = [
+        root / module.folder / name
+        for module in location.cascade.parts[step.component].modules
+        for name in weight_variant(
+            root / module.folder, eight_bit=step.storage_dtype == "int8"
+        ).files
+    ]
+    vocabulary = root / "tokenizer" / "spiece.model"
+    return identity([*files, vocabulary] if vocabulary.is_file() else files)
 
 
 def _there(tensor: torch.Tensor | None, file: Path) -> torch.Tensor:
@@ -364,6 +368,8 @@ def main() -> int:
             events.write(event.to_line() + "\n")
 
     quiet_libraries()
+    # The libraries' own objects stay to the end: collecting among them takes a second a component.
+    gc.freeze()
     try:
         work(RunFolder.open(Path(sys.argv[1])), report)
     except LowmemError as error:

@@ -1,0 +1,49 @@
+# Everything one runs here, and nothing else runs it differently: CI and people call these.
+
+PYTHON ?= python3
+# A CPU wheel, or another build: make demo TORCH="torch==2.13.0 --index-url ..."
+TORCH ?= torch==2.13.0
+PROMPT ?= a red circle on a blue background
+SEED ?= 1
+OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
+
+OUT := $(OUT)
+
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test check format clean
+
+demo: $(READY) ## draw PROMPT with the bundled cascade and its 8-bit text encoder
+	@$(BIN)/lowmem-if generate "$$PROMPT" --cascade demo --seed $(SEED) --out "$(OUT)" \
+		--pin text_encoder=resident:int8
+	@$(BIN)/lowmem-if show "$(OUT)"
+	@echo "The picture is $(OUT)/0000.png"
+
+test: $(READY) ## all tests
+	$(BIN)/python -m pytest
+
+check: $(READY) ## style, types, floors, and that the documents are fresh
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python tests/readme.py
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv runs
+
+# torch goes first, so that nothing pulls another build of it.
+$(READY): pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv (some minutes, most of it torch)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $(READY)
+
+export PROMPT

@@ -1,0 +1,40 @@
+"""What every test gets: no network, no home folder, caches of its own, and a tiny cascade."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before anything imports huggingface_hub, which reads these once.
+_HOME = Path(tempfile.mkdtemp(prefix="lowmem-if-tests-"))
+os.environ |= {"HF_HOME": str(_HOME / "hf"), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+import pytest
+from tiny_cascade import make_tiny_cascade
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _remove_home() -> Iterator[None]:
+    import lowmem_if.running.worker  # noqa: F401  the heavy imports, once
+
+    gc.freeze()  # as the worker does, and for the same reason
+    yield
+    shutil.rmtree(_HOME, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test writes to its own cache and stands in its own folder."""
+    monkeypatch.setenv("LOWMEM_IF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny cascade of IF's classes with random weights; 32, 64 and 256 pixels."""
+    return make_tiny_cascade(tmp_path_factory.mktemp("tiny") / "cascade", sides=(32, 64))

@@ -1,0 +1,68 @@
+"""The worker with a fault in it: python faulty_worker.py FAULT COUNTER RUN.
+
+COUNTER is a file that grows by a byte a start, so that tests see how often a worker was started.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lowmem_if.running import worker
+from lowmem_if.stages.base import BaseStage
+from lowmem_if.stages.upscaler import Upscaler
+
+
+def out_of_memory_unless_tiled() -> None:
+    """The upscaler runs out of memory until its VAE is tiled."""
+    draw = Upscaler.draw
+
+    def limited(self: Any, *args: Any) -> torch.Tensor:
+        if not self._pipeline.vae.use_tiling:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB.")
+        return draw(self, *args)
+
+    Upscaler.draw = limited
+
+
+def out_of_memory_always() -> None:
+    """Stage 1 runs out of memory whatever is tried."""
+
+    def fail(self: Any, *args: Any) -> torch.Tensor:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes")
+
+    BaseStage.draw = fail
+
+
+def killed_in_stage_1() -> None:
+    """The kernel kills the process in stage 1."""
+    BaseStage.draw = lambda self, *args: os.kill(os.getpid(), signal.SIGKILL)
+
+
+def bug() -> None:
+    """Something of ours is wrong."""
+
+    def fail(self: Any, *args: Any) -> torch.Tensor:
+        raise ZeroDivisionError("a fault made for a test")
+
+    BaseStage.draw = fail
+
+
+def waits() -> None:
+    """Stage 1 never ends."""
+    BaseStage.draw = lambda self, *args: time.sleep(600)
+
+
+if __name__ == "__main__":
+    fault, counter = sys.argv[1], Path(sys.argv[2])
+    with counter.open("a") as stream:
+        stream.write("x")
+    globals()[fault]()
+    sys.argv = [sys.argv[0], *sys.argv[3:]]
+    sys.exit(worker.main())

@@ -1,0 +1,47 @@
+"""Runs for tests: a plan in a folder, worked on in this very process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lowmem_if.planning.machine import Machine
+from lowmem_if.planning.plan import Plan, make_plan
+from lowmem_if.planning.request import Request
+from lowmem_if.planning.strategies import parse_pins
+from lowmem_if.running.events import Event, Report, ignore
+from lowmem_if.running.run_folder import RunFolder
+
+CPU = Machine(
+    name="test",
+    device="cpu",
+    device_name="CPU",
+    vram_bytes=0,
+    vram_total_bytes=0,
+    ram_bytes=8 * 10**9,
+    ram_total_bytes=16 * 10**9,
+    disk_free_bytes=10**12,
+    compute_dtype="float32",
+    compute_dtype_reason="exact",
+)
+
+
+def plan_of(
+    cascade: Path, prompts: Any = "a red circle", *, pins: Any = (), **request: Any
+) -> Plan:
+    """A plan for two steps a stage on a CPU of the tests' own."""
+    options = {"seed": 1, "steps": 2, "cascade": str(cascade)} | request
+    return make_plan(CPU, Request(prompts, **options), pins=parse_pins(pins))
+
+
+def run_here(plan: Plan, path: Path, report: Report = ignore) -> RunFolder:
+    """The plan, done in this process, for speed; the folder as it is then on disk."""
+    from lowmem_if.running.worker import work
+
+    work(RunFolder.for_plan(path, plan), report)
+    return RunFolder.open(path)
+
+
+def kinds(events: list[Event], kind: str) -> list[str]:
+    """The components of the events of one kind, in order."""
+    return [event.component for event in events if event.kind == kind]

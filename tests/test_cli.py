@@ -1,0 +1,243 @@
+"""The command line's contract: exit codes, one-line errors, results on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from runs import plan_of, run_here
+
+from lowmem_if import cli
+from lowmem_if.cli import main
+from lowmem_if.planning.catalog import COMPONENTS
+from lowmem_if.planning.locations import DEMO_FOLDER
+from lowmem_if.planning.profiles import profile_names
+
+STRANGE = "a 'red' \"circle\"\nدائرة حمراء 🟥 赤い円 \\ & <b>"
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """The exit code, and the one line on standard error; standard output must be empty."""
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1, captured.err
+    assert "Traceback" not in captured.err
+    return code, captured.err.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["plan", ""], 2, "prompt is empty"),
+        (["plan", "  \n "], 2, "prompt is empty"),
+        (["plan"], 2, "PROMPT"),
+        (["plan", "x", "--seed", "-1"], 2, "seed -1"),
+        (["plan", "x", "--seed", "1.5"], 2, "seed '1.5'"),
+        (["plan", "x", "--seed", "1,2"], 2, "2 seeds for 1 prompts"),
+        (["plan", "x", "--steps", "0"], 2, "steps 0"),
+        (["plan", "x", "--steps", "-3"], 2, "steps -3"),
+        (["plan", "x", "--steps", "two"], 2, "steps 'two'"),
+        (["plan", "x", "--steps", "2,2"], 2, "2 values for steps"),
+        (["plan", "x", "--steps", "1001"], 2, "steps 1001"),
+        (["plan", "x", "--size", "65"], 2, "64, 256 and 1024"),
+        (["plan", "x", "--size", "-64"], 2, "64, 256 and 1024"),
+        (["plan", "x", "--size", "big"], 2, "integer"),
+        (["plan", "x", "--images", "0"], 2, "images 0"),
+        (["plan", "x", "--guidance-scale", "nan"], 2, "guidance scale nan"),
+        (["plan", "x", "--guidance-scale", "-1"], 2, "guidance scale -1"),
+        (["plan", "x", "--timesteps", "fast28"], 2, "fast27"),
+        (["plan", "x", "--prefer", "fast"], 2, "exact or balanced"),
+        (["plan", "x", "--ram", "much"], 2, "8GB"),
+        (["plan", "x", "--ram", "0"], 2, "8GB"),
+        (["plan", "x", "--pin", "stage_9=resident"], 2, "stage_1"),
+        (["plan", "x", "--pin", "stage_1=magic"], 2, "sequential_offload"),
+        (["plan", "x", "--pin", "stage_1=resident:int3"], 2, "bfloat16"),
+        (["plan", "x", "--pin", "stage_1=resident:int8"], 2, "text encoder"),
+        (["plan", "x", "--pin", "resident"], 2, "unknown component"),
+        (["plan", "x", "--pin", "stage_1=resident:float16"], 1, "400 times slower"),
+        (["plan", "x", "--pin", "stage_1=sequential_offload"], 1, "pin stage_1=resident"),
+        (["plan", "x", "--cascade", "if-xxl"], 1, "if-xl, if-l, if-m, demo"),
+        (["plan", "x", "--cascade", "."], 1, "no stage_1/"),
+        (["plan", "x", "--profile", "cray"], 1, "colab-free"),
+        (["plan", "x", "--profile", "none.toml"], 1, "none.toml"),
+        (["plan", "x", "--device", "cuda"], 1, "--device cpu"),
+        (["plan", "x", "--device", "tpu"], 1, "cuda"),
+        (["plan", "x", "--ram", "100MB"], 1, "does not fit"),
+        (["plan", "x", "--nonsense"], 2, "--nonsense"),
+        (["paint", "x"], 2, "paint"),
+        ([], 2, "Missing command"),
+        (["resume", "nowhere"], 1, "no run folder"),
+        (["show", "nowhere"], 1, "no run folder"),
+        (["generate", "x", "--out", "/proc/nowhere/run"], 1, "cannot be written"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, words: str
+) -> None:
+    """Exit 1 or 2, one line that says what and what to do, nothing on standard output."""
+    got, line = told(capsys, *arguments)
+    assert got == code, line
+    assert words in line
+
+
+def test_a_budget_nothing_fits_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    """DoesNotFit says component, needed and available bytes, and what would fit."""
+    arguments = ["plan", "x", "--cascade", "if-xl", "--profile", "laptop-cpu-8gb"]
+    code, line = told(capsys, *arguments)
+    assert code == 1
+    assert "text encoder does not fit: it needs" in line
+    assert "GB of RAM and 6.0 GB are available; --cascade demo fits" in line
+    assert main([*arguments, "--json"]) == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["fits"] is False
+    assert answer["does_not_fit"]["component"] == "text_encoder"
+    assert answer["does_not_fit"]["available_bytes"] == 6 * 10**9
+
+
+def test_plan_json_has_the_documented_shape(capsys: pytest.CaptureFixture[str]) -> None:
+    """`plan --json` is one object with fits, machine, request and steps."""
+    assert main(["plan", "x", "--cascade", "if-xl", "--profile", "colab-free", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["fits"] is True
+    assert plan["machine"]["name"] == "colab-free"
+    assert plan["request"]["prompts"] == ["x"]
+    assert [step["component"] for step in plan["steps"]] == list(COMPONENTS)
+    for step in plan["steps"]:
+        assert {
+            "strategy",
+            "storage_dtype",
+            "compute_dtype",
+            "batch",
+            "reason",
+            "instead_of",
+        } <= set(step)
+        predicted = {"vram_bytes", "ram_bytes", "seconds", "read_bytes"}
+        assert set(step["predicted"]) == predicted
+    assert plan["steps"][0]["storage_dtype"] == "int8"
+    assert plan["steps"][1]["storage_dtype"] == "float16"
+
+
+@pytest.mark.parametrize("profile", profile_names())
+def test_a_plan_for_every_profile_prints(capsys: pytest.CaptureFixture[str], profile: str) -> None:
+    """Each shipped profile has a plan of the demo cascade that prints with its reasons."""
+    assert main(["plan", "x", "--profile", profile]) == 0
+    printed = capsys.readouterr().out
+    assert profile in printed
+    assert "It fits." in printed
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["plan", "a red circle"],
+        ["plan", "a red circle", "--profile", "colab-free", "--json"],
+        ["probe", "--no-accelerator"],
+        ["show", "RUN"],
+    ],
+)
+def test_what_only_tells_imports_no_torch(tiny: Path, tmp_path: Path, arguments: list[str]) -> None:
+    """Help, plan, probe without accelerator and show start without the heavy libraries."""
+    if "RUN" in arguments:
+        run_here(plan_of(tiny, size=64), tmp_path / "RUN")
+    code = (
+        "import sys; from lowmem_if.cli import main; code = main(sys.argv[1:]);"
+        "heavy = {'torch', 'diffusers', 'transformers', 'bitsandbytes', 'accelerate'};"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    """`import lowmem_if` is light, and all its names are there."""
+    code = (
+        "import sys, lowmem_if; assert 'torch' not in sys.modules;"
+        "assert all(hasattr(lowmem_if, name) for name in lowmem_if.__all__)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_generate_prints_the_pictures_and_keeps_progress_apart(
+    tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """stdout carries the paths, stderr a line a step; strange prompts arrive unchanged in the PNG."""
+    path = tmp_path / "run Ünïcode 🟥"
+    arguments = ["generate", STRANGE, "--cascade", str(tiny), "--steps", "2", "--size", "64"]
+    assert main([*arguments, "--images", "2", "--out", str(path)]) == 0
+    captured = capfd.readouterr()
+    images = [Path(line) for line in captured.out.splitlines()]
+    assert images == [path / "0000.png", path / "0001.png"]
+    with Image.open(images[1]) as image:
+        image.load()
+        assert image.text["prompt"] == STRANGE
+    assert "stage 1: done in" in captured.err
+    assert main([*arguments, "--images", "2", "--out", str(path)]) == 0, "the drawn seed is kept"
+    assert main(["show", str(path)]) == 0
+    shown = capfd.readouterr().out
+    assert "RAM predicted" in shown
+    assert "2 of 2 image(s), complete" in shown
+    assert main(["resume", str(path), "--json"]) == 0
+    result = json.loads(capfd.readouterr().out)
+    assert result["images"] == [str(image) for image in images]
+    assert set(result["steps"][1]["measured"]) == {"vram_bytes", "ram_bytes", "seconds"}
+
+
+def test_switching_the_check_or_the_mark_off_is_noted(
+    tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """--no-watermark and --no-safety-checker print what that means."""
+    options = ["--no-watermark", "--no-safety-checker", "--size", "64", "--steps", "1"]
+    assert (
+        main(["generate", "x", "--cascade", str(tiny), "--out", str(tmp_path / "r"), *options]) == 0
+    )
+    told = capfd.readouterr().err
+    assert "safety checker off" in told
+    assert "watermark off" in told
+
+
+def test_broken_weights_end_with_exit_1(
+    tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A worker's known error is the command's: one line, no traceback, a folder to resume."""
+    import shutil
+
+    cascade = Path(shutil.copytree(tiny, tmp_path / "cascade"))
+    (cascade / "stage_1/scheduler/scheduler_config.json").write_text("{")
+    out = tmp_path / "run"
+    assert (
+        main(["generate", "x", "--cascade", str(cascade), "--out", str(out), "--size", "64"]) == 1
+    )
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "scheduler_config.json" in last
+    shutil.copytree(tiny / "stage_1/scheduler", cascade / "stage_1/scheduler", dirs_exist_ok=True)
+    assert main(["resume", str(out)]) == 0
+
+
+def test_a_bug_ends_with_exit_3_and_a_report(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What nobody foresaw prints versions, arguments and a traceback to paste."""
+
+    def fail(*_args: object, **_options: object) -> None:
+        raise ZeroDivisionError("unforeseen")
+
+    monkeypatch.setattr(cli, "choose_machine", fail)
+    assert main(["probe"]) == 3
+    report = capsys.readouterr().err
+    for words in ("bug of lowmem-if", "ZeroDivisionError: unforeseen", "diffusers", "['probe']"):
+        assert words in report
+
+
+def test_fetching_a_cascade_that_is_here_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """The demo is in the package: there is nothing to download."""
+    assert DEMO_FOLDER.is_dir()
+    assert main(["fetch", "demo"]) == 0
+    assert "on this disk" in capsys.readouterr().out

@@ -1,0 +1,122 @@
+"""Same seed, same pixels as the plain diffusers pipelines called by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from diffusers import IFPipeline, IFSuperResolutionPipeline, StableDiffusionUpscalePipeline
+from diffusers.pipelines.deepfloyd_if import IFSafetyChecker, fast27_timesteps
+from PIL import Image
+from runs import plan_of, run_here
+from safetensors.torch import load_file
+
+from lowmem_if.planning.request import Request
+from lowmem_if.running.run_folder import RunFolder
+
+PROMPTS = ("a red circle on white", "a blue star", "green square in the center")
+SEEDS = (3, 14, 15)
+
+
+def by_hand(
+    cascade: Path, prompt: str, seed: int, negative: str = "", **stage_1: Any
+) -> dict[str, Any]:
+    """The cascade as the documentation of diffusers calls it, one prompt, a fresh seed each stage."""
+    IFSafetyChecker.all_tied_weights_keys = {}  # or its weights cannot be loaded today
+    options = {"variant": "fp16", "torch_dtype": torch.float32}
+    first = IFPipeline.from_pretrained(cascade / "stage_1", **options)
+    second = IFSuperResolutionPipeline.from_pretrained(
+        cascade / "stage_2", text_encoder=None, tokenizer=None, safety_checker=None,
+        feature_extractor=None, watermarker=None, requires_safety_checker=False, **options,
+    )  # fmt: skip
+    third = StableDiffusionUpscalePipeline.from_pretrained(cascade / "upscaler", **options)
+    third.safety_checker, third.watermarker = None, None
+    embeds, negative_embeds = first.encode_prompt(prompt, negative_prompt=negative)
+    shared = {"prompt_embeds": embeds, "negative_prompt_embeds": negative_embeds}
+
+    def seeded() -> torch.Generator:
+        return torch.Generator("cpu").manual_seed(seed)
+
+    stage_1 = stage_1 or {"num_inference_steps": 2}
+    small = first(**shared, **stage_1, generator=seeded(), output_type="pt").images
+    middle = second(
+        image=small, **shared, num_inference_steps=2, noise_level=250, generator=seeded(),
+        output_type="pt",
+    ).images  # fmt: skip
+    large = third(
+        prompt=prompt, negative_prompt=negative, image=middle, noise_level=100,
+        num_inference_steps=2, generator=seeded(), output_type="pt",
+    ).images  # fmt: skip
+    image = IFPipeline.numpy_to_pil(large.permute(0, 2, 3, 1).numpy())
+    unmarked = image[0].copy()
+    marked = first.watermarker.apply_watermark(image)[0]
+    return {"stage_1": small[0], "stage_2": middle[0], "stage_3": large[0],
+            "unmarked": unmarked, "marked": marked}  # fmt: skip
+
+
+def assert_same(folder: RunFolder, number: int, expected: dict[str, Any]) -> None:
+    for stage in ("stage_1", "stage_2", "stage_3"):
+        ours = load_file(folder.path / stage / f"{number:04}.safetensors")["tensor"]
+        assert torch.equal(ours, expected[stage]), stage
+    preview = Image.open(folder.path / "stage_3" / f"{number:04}.png")
+    assert numpy.array_equal(numpy.array(preview), numpy.array(expected["unmarked"]))
+    final = Image.open(folder.path / f"{number:04}.png")
+    assert numpy.array_equal(numpy.array(final), numpy.array(expected["marked"]))
+
+
+def test_one_prompt_gives_the_plain_pipelines_pixels_at_every_stage(
+    tiny: Path, tmp_path: Path
+) -> None:
+    """One prompt is bit-identical to the pipelines called by hand, mark included."""
+    folder = run_here(plan_of(tiny, PROMPTS[0], seed=3), tmp_path / "run")
+    assert_same(folder, 0, by_hand(tiny, PROMPTS[0], 3))
+
+
+def test_three_prompts_do_not_depend_on_their_neighbours(tiny: Path, tmp_path: Path) -> None:
+    """Each of three prompts with its own seed is bit-identical to being drawn alone."""
+    folder = run_here(plan_of(tiny, PROMPTS, seed=SEEDS, negative_prompt="black"), tmp_path / "run")
+    for number, (prompt, seed) in enumerate(zip(PROMPTS, SEEDS, strict=True)):
+        assert_same(folder, number, by_hand(tiny, prompt, seed, negative="black"))
+
+
+def test_the_second_image_of_a_prompt_is_the_next_seed(tiny: Path, tmp_path: Path) -> None:
+    """`images=2` with seed 3 draws seeds 3 and 4."""
+    folder = run_here(plan_of(tiny, PROMPTS[0], seed=3, images=2, size=64), tmp_path / "run")
+    ours = load_file(folder.path / "stage_1" / "0001.safetensors")["tensor"]
+    assert torch.equal(ours, by_hand(tiny, PROMPTS[0], 4)["stage_1"])
+
+
+def test_a_named_timestep_list_is_the_one_of_diffusers(tiny: Path, tmp_path: Path) -> None:
+    """`timesteps="fast27"` draws stage 1 as `IFPipeline(timesteps=fast27_timesteps)` does."""
+    plan = plan_of(tiny, PROMPTS[0], seed=3, size=64, steps=None, timesteps="fast27")
+    ours = load_file(run_here(plan, tmp_path / "run").path / "stage_1" / "0000.safetensors")
+    expected = by_hand(tiny, PROMPTS[0], 3, timesteps=fast27_timesteps)["stage_1"]
+    assert torch.equal(ours["tensor"], expected)
+
+
+@pytest.mark.parametrize("size", [64, 256])
+def test_a_smaller_size_ends_with_the_same_pixels_of_that_stage(
+    tiny: Path, tmp_path: Path, size: int
+) -> None:
+    """A run that stops early has drawn what the whole run draws up to there, and is finished."""
+    whole = run_here(plan_of(tiny, seed=3), tmp_path / "whole")
+    short = run_here(plan_of(tiny, seed=3, size=size), tmp_path / "short")
+    last = {64: "stage_1", 256: "stage_2"}[size]
+    ours, theirs = (load_file(f.path / last / "0000.safetensors")["tensor"] for f in (short, whole))
+    assert torch.equal(ours, theirs)
+    assert short.images
+
+
+def test_without_guidance_no_negative_prompt_is_encoded(tiny: Path, tmp_path: Path) -> None:
+    """A guidance scale of 1 draws without a second pass, and embeds only the prompt."""
+    folder = run_here(plan_of(tiny, seed=3, guidance_scale=1.0), tmp_path / "run")
+    assert len(list((folder.path / "embeds").iterdir())) == 1
+    assert folder.images
+
+
+def test_a_request_with_one_seed_draws_each_prompt_with_it() -> None:
+    """One seed serves every prompt, so a picture can be had again alone."""
+    assert [task.seed for task in Request(PROMPTS, seed=(7,)).tasks] == [7, 7, 7]

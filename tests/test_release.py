@@ -1,0 +1,140 @@
+"""After every component nothing of it is alive, and its memory is back."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from runs import plan_of, run_here
+from transformers import T5Config, T5EncoderModel
+
+from lowmem_if.planning.catalog import COMPONENTS, FINISH, STAGE_1, TEXT_ENCODER
+from lowmem_if.running.run_folder import RunFolder
+from lowmem_if.running.scheduler import run
+from lowmem_if.weights.memory import Reading, Watch, is_out_of_memory, prove_release
+
+MB = 10**6
+
+
+@pytest.fixture(scope="module")
+def heavy(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny cascade with a text encoder and a stage 1 that are large enough to be missed."""
+    root = tmp_path_factory.mktemp("heavy") / "stage_1"
+    root.mkdir()
+    for entry in (tiny / "stage_1").iterdir():
+        if entry.name not in ("text_encoder", "unet"):
+            (root / entry.name).symlink_to(entry)
+    config = T5Config.from_pretrained(tiny / "stage_1" / "text_encoder")
+    config.update({"d_ff": 4096, "d_model": 1024, "num_layers": 3, "d_kv": 64, "num_heads": 16})
+    save(T5EncoderModel(config), root / "text_encoder")
+    unet = UNet2DConditionModel.load_config(tiny / "stage_1" / "unet")
+    unet |= {"block_out_channels": [256, 768], "encoder_hid_dim": 1024, "attention_head_dim": 64}
+    save(UNet2DConditionModel.from_config(unet), root / "unet")
+    return root.parent
+
+
+def save(model: torch.nn.Module, folder: Path) -> None:
+    model.half().save_pretrained(folder, variant="fp16")
+
+
+@pytest.mark.parametrize(
+    "pins",
+    [
+        ("text_encoder=resident:float32", "stage_1=resident:float32"),
+        ("text_encoder=resident:int8", "stage_1=resident:bfloat16"),
+    ],
+)
+def test_components_that_worked_are_gone_with_their_memory(
+    heavy: Path, tmp_path: Path, pins: tuple[str, ...]
+) -> None:
+    """In the worker: nothing is alive, memory is back within 5 % or 64 MB, and it had been there."""
+    folder = RunFolder.open(run(plan_of(heavy, pins=pins, size=64), tmp_path / "run").folder)
+    first = {}
+    peak: dict[str, int] = {}
+    for line in folder.memory_file.read_text().splitlines():
+        sample = json.loads(line)
+        first.setdefault(sample["step"], sample["ram_anon"])
+        peak[sample["step"]] = max(peak.get(sample["step"], 0), sample["ram_anon"])
+    for component, follower in ((TEXT_ENCODER, STAGE_1), (STAGE_1, FINISH)):
+        released = folder.released(component)
+        assert released is not None
+        assert released["alive"] == []
+        assert released["ram_left_bytes"] <= released["allowed_bytes"]
+        assert first[follower] - first[component] < 64 * MB
+        assert peak[component] - first[component] > 70 * MB
+    assert folder.notices == ()
+
+
+def test_a_module_that_something_holds_is_named() -> None:
+    """A leak is reported by the class of the module that is still alive, and by its bytes."""
+    held = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    watch = Watch([held])
+    proof = prove_release(watch, Reading(0, 0), Reading(80 * MB, 0), weight_bytes=0)
+    assert proof.alive == ("Sequential",)
+    assert proof.ram_left_bytes == 80 * MB
+    assert not proof.complete
+
+
+def test_memory_left_behind_within_the_tolerance_is_accepted() -> None:
+    """5 % of a large component may stay, and 64 MB of a small one, not more."""
+    gone = Watch([])
+    small = prove_release(gone, Reading(0, 0), Reading(64 * MB, 0), weight_bytes=1 * MB)
+    large = prove_release(gone, Reading(0, 0), Reading(430 * MB, 0), weight_bytes=8_609 * MB)
+    too_much = prove_release(gone, Reading(0, 0), Reading(431 * MB, 0), weight_bytes=8_609 * MB)
+    assert small.complete
+    assert large.complete
+    assert not too_much.complete
+
+
+def test_every_step_of_a_run_records_its_proof(tiny: Path, tmp_path: Path) -> None:
+    """A whole run leaves for each component the proof that it is gone, and says nothing of leaks."""
+    folder = run_here(plan_of(tiny), tmp_path / "run")
+    for component in COMPONENTS:
+        released = folder.released(component)
+        assert released is not None
+        assert released["alive"] == []
+        assert max(released["ram_left_bytes"], 0) <= released["allowed_bytes"]
+    assert folder.notices == ()
+
+
+def test_memory_is_sampled_at_ten_hertz_or_better(tiny: Path, tmp_path: Path) -> None:
+    """Samples name their step, are at most a tenth of a second apart, and show growing time."""
+    folder = run_here(plan_of(tiny, steps=10), tmp_path / "run")
+    samples = [json.loads(line) for line in folder.memory_file.read_text().splitlines()]
+    assert {sample["step"] for sample in samples} == set(COMPONENTS)
+    times = [sample["t"] for sample in samples if sample["step"] == "stage_2"]
+    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    assert statistics.median(gaps) < 0.1
+    assert all(sample["ram_anon"] > 10 * MB for sample in samples)
+    keys = {"t", "step", "ram_anon", "ram_file", "vram_allocated", "vram_reserved", "vram_used"}
+    assert set(samples[0]) == keys
+
+
+def test_measured_peaks_are_those_of_the_samples(tiny: Path, tmp_path: Path) -> None:
+    """A step's measured RAM is the highest of its samples."""
+    folder = RunFolder.open(run_here(plan_of(tiny, size=64), tmp_path / "run").path)
+    samples = [json.loads(line) for line in folder.memory_file.read_text().splitlines()]
+    peak = max(sample["ram_anon"] for sample in samples if sample["step"] == STAGE_1)
+    measured = folder.measured(STAGE_1)
+    assert measured is not None
+    assert measured["ram_bytes"] == peak
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB)"), True),
+        (MemoryError(), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory lane"), False),
+    ],
+)
+def test_out_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
+    """Only torch's and Python's own ways of saying it count."""
+    assert is_out_of_memory(error) is expected

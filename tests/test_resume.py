@@ -1,0 +1,208 @@
+"""A killed run goes on to the very same bytes and does nothing twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import plan_of, run_here
+
+from lowmem_if.errors import RunFolderError
+from lowmem_if.planning.plan import Plan
+from lowmem_if.running.events import Event
+from lowmem_if.running.run_folder import RunFolder
+from lowmem_if.running.scheduler import resume
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
+NEVER = 10**6
+
+
+class Killable:
+    """Workers that die when they are told to."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def work(self, path: Path, last: int = NEVER) -> tuple[int, list[tuple[str, str]]]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{path} {last}\n")
+        self._process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return answer["code"], [(kind, component) for kind, component in answer["events"]]
+
+
+@pytest.fixture(scope="module")
+def killable() -> Iterator[Killable]:
+    script = Path(__file__).with_name("killable.py")
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        # One thread: a fork has no use for its parent's.
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    ) as process:  # fmt: skip
+        yield Killable(process)
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def plan(tiny: Path) -> Plan:
+    return plan_of(tiny, ("a red circle", "a blue star"), seed=(3, 4))
+
+
+@pytest.fixture(scope="module")
+def unbroken(plan: Plan, killable: Killable, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """An unbroken run's events and results."""
+    path = tmp_path_factory.mktemp("unbroken") / "run"
+    RunFolder.for_plan(path, plan)
+    code, events = killable.work(path)
+    assert code == 0
+    return events, results(path)
+
+
+def results(path: Path) -> dict[str, bytes]:
+    """Everything a run leaves that must not depend on how often it was killed."""
+    files = [*path.glob("*.png"), *path.glob("*/*.png"), *path.glob("*/*.safetensors")]
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
+
+
+def test_a_run_killed_at_any_event_ends_as_if_it_had_not_been(
+    plan: Plan, killable: Killable, unbroken: Any, tmp_path: Path
+) -> None:
+    """SIGKILL at every event, step boundaries and middles: same bytes, no finished step done again."""
+    events, expected = unbroken
+    boundaries = [n for n, (kind, _) in enumerate(events, 1) if kind in ("started", "finished")]
+    middles = [n for n, (kind, _) in enumerate(events, 1) if kind in ("drawing", "saved")]
+    assert len(boundaries) == 10
+    for last in sorted({*boundaries, *middles[::3]}):
+        path = tmp_path / f"killed-{last}"
+        RunFolder.for_plan(path, plan)
+        code, before = killable.work(path, last)
+        assert code == -signal.SIGKILL, last
+        done = {component for kind, component in before if kind == "finished"}
+        saved_before = before.count(("saved", "stage_1"))
+        code, after = killable.work(path)
+        assert code == 0, last
+        assert results(path) == expected, last
+        assert not any(component in done for kind, component in after if kind != "skipped"), last
+        if "stage_1" not in done:
+            assert saved_before + after.count(("saved", "stage_1")) == 2, last
+        shutil.rmtree(path)
+
+
+def test_a_run_killed_again_and_again_still_arrives(
+    plan: Plan, killable: Killable, unbroken: Any, tmp_path: Path
+) -> None:
+    """A worker that dies after every eighth event makes progress each time."""
+    path = tmp_path / "run"
+    RunFolder.for_plan(path, plan)
+    for _ in range(40):
+        code, _events = killable.work(path, last=8)
+        if code == 0:
+            break
+    assert results(path) == unbroken[1]
+
+
+def test_half_written_files_of_a_killed_writer_are_removed(tiny: Path, tmp_path: Path) -> None:
+    """What a killed process left half written is gone after the next run."""
+    plan = plan_of(tiny, size=64)
+    path = RunFolder.for_plan(tmp_path / "run", plan).path
+    (path / "stage_1").mkdir()
+    left = path / "stage_1" / ".0000.png.abcd.partial"
+    left.write_bytes(b"half")
+    run_here(plan, path)
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("damage", ["truncate", "garble", "delete"])
+@pytest.mark.parametrize("victim", ["embeds", "stage_1", "stage_2", "stage_3"])
+def test_damaged_results_are_made_again_when_they_are_needed(
+    tiny: Path, tmp_path: Path, victim: str, damage: str
+) -> None:
+    """A lost picture is drawn again from damaged or missing tensors of finished steps, the same."""
+    plan = plan_of(tiny, seed=5)
+    folder = run_here(plan, tmp_path / "run")
+    expected = results(folder.path)
+    (folder.path / "0000.png").unlink()
+    for stage in ("stage_3", "stage_2", "stage_1", "embeds"):
+        for file in (folder.path / stage).glob("*.safetensors"):
+            {
+                "truncate": lambda file=file: file.write_bytes(file.read_bytes()[:-7]),
+                "garble": lambda file=file: file.write_bytes(b"\xff" * 64),
+                "delete": file.unlink,
+            }[damage]()
+        if stage == victim:
+            break
+    run_here(plan, folder.path)
+    assert results(folder.path) == expected
+
+
+def test_a_finished_run_is_read_back_without_a_worker(tiny: Path, tmp_path: Path) -> None:
+    """Continuing a complete run starts no process and returns its pictures."""
+    folder = run_here(plan_of(tiny, size=64), tmp_path / "run")
+    events: list[Event] = []
+    result = resume(folder.path, report=events.append)
+    assert [image.name for image in result.images] == ["0000.png"]
+    assert not events
+
+
+def test_the_command_line_killed_in_the_middle_is_resumed(tiny: Path, tmp_path: Path) -> None:
+    """SIGKILL to `lowmem-if generate` ends its worker too, and `resume` ends with the same picture."""
+    command = [sys.executable, "-m", "lowmem_if"]
+    path = tmp_path / "run"
+    request = ["a red circle", "--cascade", str(tiny), "--seed", "1", "--steps", "25,2,2"]
+    killed = subprocess.Popen(
+        [*command, "generate", *request, "--out", str(path)], stderr=subprocess.DEVNULL
+    )
+    wait_for(lambda: "stage_1" in (path / "memory.jsonl").read_text(), path / "memory.jsonl")
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    wait_for(lambda: can_lock(path), path)
+    done = subprocess.run([*command, "resume", str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(path / "0000.png")
+    whole = run_here(plan_of(tiny, steps=(25, 2, 2)), tmp_path / "whole")
+    name = "stage_3/0000.safetensors"
+    assert (path / name).read_bytes() == (whole.path / name).read_bytes()
+
+
+def test_weights_that_changed_since_are_refused(tiny: Path, tmp_path: Path) -> None:
+    """A run whose weights were replaced half way says so instead of mixing two cascades."""
+    cascade = tmp_path / "cascade"
+    shutil.copytree(tiny, cascade)
+    plan = plan_of(cascade, size=64)
+    folder = run_here(plan, tmp_path / "run")
+    weights = cascade / "stage_1" / "unet" / "diffusion_pytorch_model.fp16.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    (folder.path / "0000.png").unlink()
+    (folder.path / "stage_1" / "0000.safetensors").unlink()
+    with pytest.raises(RunFolderError, match="weights of stage_1 have changed"):
+        run_here(plan, folder.path)
+
+
+def wait_for(condition: Any, file: Path, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if file.exists() and condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"waited {seconds} s for {file}")
+
+
+def can_lock(path: Path) -> bool:
+    try:
+        with RunFolder.open(path).locked():
+            return True
+    except RunFolderError:
+        return False

@@ -1,0 +1,187 @@
+"""The run folder: made whole, continued only by the same request, never left half written."""
+
+from __future__ import annotations
+
+import errno
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from runs import plan_of, run_here
+
+from lowmem_if.errors import RunFolderError
+from lowmem_if.running import run_folder
+from lowmem_if.running.run_folder import FORMAT, RunFolder, is_whole_png
+from lowmem_if.weights import atomic
+
+STRANGE = "a 'red' \"circle\"\nدائرة حمراء 🟥 赤い円 \\ & <b>"
+
+
+def test_the_plan_reads_back_equal(tiny: Path, tmp_path: Path) -> None:
+    """What is written into run.json is the plan."""
+    plan = plan_of(tiny, STRANGE)
+    RunFolder.for_plan(tmp_path / "run", plan)
+    assert RunFolder.open(tmp_path / "run").plan == plan
+
+
+def test_the_folder_holds_what_the_design_promises(tiny: Path, tmp_path: Path) -> None:
+    """Tensors, previews, embeddings, samples and the finished picture, under their names."""
+    folder = run_here(plan_of(tiny), tmp_path / "run")
+    for name in (
+        "run.json", "memory.jsonl", "0000.png",
+        "stage_1/0000.safetensors", "stage_1/0000.png", "stage_2/0000.safetensors",
+        "stage_2/0000.png", "stage_3/0000.safetensors", "stage_3/0000.png",
+    ):  # fmt: skip
+        assert (folder.path / name).is_file(), name
+    assert len(list((folder.path / "embeds").glob("*.safetensors"))) == 2
+    assert not list(folder.path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"prompts": "a blue star"}, "prompts"),
+        ({"seed": 2}, "seed"),
+        ({"steps": 3}, "steps"),
+        ({"size": 64}, "size"),
+        ({"watermark": False}, "watermark"),
+        ({"pins": ["text_encoder=resident:int8"]}, "text_encoder"),
+    ],
+)
+def test_another_request_is_refused_and_the_difference_named(
+    tiny: Path, tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    """A folder goes on only with the very request it was begun for."""
+    RunFolder.for_plan(tmp_path / "run", plan_of(tiny))
+    with pytest.raises(RunFolderError, match=f"another request .*{told}"):
+        RunFolder.for_plan(tmp_path / "run", plan_of(tiny, **change))
+
+
+def test_another_format_is_refused(tiny: Path, tmp_path: Path) -> None:
+    """A folder of another format version is left alone."""
+    path = RunFolder.for_plan(tmp_path / "run", plan_of(tiny)).path
+    record = json.loads((path / "run.json").read_text())
+    (path / "run.json").write_text(json.dumps(record | {"format": FORMAT + 1}))
+    with pytest.raises(RunFolderError, match=f"format {FORMAT + 1}.*start a new folder"):
+        RunFolder.open(path)
+
+
+def test_other_library_versions_are_refused(tiny: Path, tmp_path: Path) -> None:
+    """Other libraries could draw other pixels: the version that began the run is named."""
+    path = RunFolder.for_plan(tmp_path / "run", plan_of(tiny)).path
+    record = json.loads((path / "run.json").read_text())
+    record["versions"]["diffusers"] = "0.1.0"
+    (path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(RunFolderError, match=r"begun with diffusers 0\.1\.0"):
+        RunFolder.open(path).check_versions()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"format": 1}', '{"format": 1, "plan": 3}']
+)
+def test_a_broken_record_is_told(tmp_path: Path, content: str) -> None:
+    """A run.json that is none ends in one line."""
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(RunFolderError) as caught:
+        RunFolder.open(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_with_other_files_is_left_alone(tiny: Path, tmp_path: Path) -> None:
+    """A folder of somebody's pictures does not become a run folder."""
+    (tmp_path / "holiday.jpg").touch()
+    with pytest.raises(RunFolderError, match=r"holds other files \(holiday"):
+        RunFolder.for_plan(tmp_path, plan_of(tiny))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["holiday.jpg"]
+
+
+def test_a_file_in_the_folders_place_is_told(tiny: Path, tmp_path: Path) -> None:
+    """`--out` naming a file is told in one line."""
+    (tmp_path / "file").touch()
+    with pytest.raises(RunFolderError, match="cannot be written"):
+        RunFolder.for_plan(tmp_path / "file" / "run", plan_of(tiny))
+
+
+def test_a_full_disk_is_told_and_leaves_the_folder_resumable(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When a picture cannot be written any more, the run says so and goes on later."""
+    plan = plan_of(tiny, size=64)
+    real = atomic.write_bytes
+
+    def full(file: Path, content: bytes) -> None:
+        if file.suffix == ".png":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(file, content)
+
+    monkeypatch.setattr(run_folder, "write_bytes", full)
+    with pytest.raises(RunFolderError, match=r"disk is full.*resume"):
+        run_here(plan, tmp_path / "run")
+    monkeypatch.setattr(run_folder, "write_bytes", real)
+    assert run_here(plan, tmp_path / "run").images
+
+
+def test_an_interrupted_write_leaves_the_old_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write that fails half way changes nothing and leaves no partial file."""
+    file = tmp_path / "file"
+    atomic.write_bytes(file, b"old")
+
+    def fail(*_args: object) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="broken"):
+        atomic.write_bytes(file, b"new")
+    assert file.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_the_picture_knows_how_it_was_made(tiny: Path, tmp_path: Path) -> None:
+    """Prompt, seed, request, plan and versions are in the PNG, Unicode, quotes and newlines included."""
+    folder = run_here(plan_of(tiny, STRANGE, seed=7, negative_prompt="بلا 🟦"), tmp_path / "run")
+    with Image.open(folder.images[0]) as image:
+        image.load()
+        text = image.text
+    assert text["prompt"] == STRANGE
+    assert text["seed"] == "7"
+    assert text["cascade"] == str(tiny)
+    assert json.loads(text["request"])["negative_prompt"] == "بلا 🟦"
+    assert [step["component"] for step in json.loads(text["plan"])][0] == "text_encoder"
+    assert set(json.loads(text["versions"])) >= {"torch", "diffusers", "transformers", "lowmem-if"}
+
+
+def test_a_png_that_was_cut_off_is_not_whole(tmp_path: Path) -> None:
+    """A picture counts only if it is there to its end."""
+    file = tmp_path / "a.png"
+    Image.new("RGB", (4, 4)).save(file)
+    assert is_whole_png(file)
+    file.write_bytes(file.read_bytes()[:-1])
+    assert not is_whole_png(file)
+    assert not is_whole_png(tmp_path / "none.png")
+
+
+def test_check_and_mark_can_be_left_out(tiny: Path, tmp_path: Path) -> None:
+    """Without the mark the picture is the last stage's own; with it, it is not."""
+    marked = run_here(plan_of(tiny), tmp_path / "marked")
+    bare = run_here(plan_of(tiny, watermark=False, safety_checker=False), tmp_path / "bare")
+
+    def pixels(file: Path) -> bytes:
+        return Image.open(file).tobytes()
+
+    assert pixels(bare.images[0]) == pixels(bare.path / "stage_3" / "0000.png")
+    assert pixels(marked.images[0]) != pixels(marked.path / "stage_3" / "0000.png")
+
+
+def test_replacing_a_step_is_written_down(tiny: Path, tmp_path: Path) -> None:
+    """The ladder's new step and its reason are in the record that a later process reads."""
+    folder = RunFolder.for_plan(tmp_path / "run", plan_of(tiny))
+    step = replace(folder.plan.steps[3], vae_tiling=True)
+    folder.replace_step(step, "upscaler: memory ran out")
+    again = RunFolder.open(folder.path)
+    assert again.plan.steps[3] == step
+    assert again.log == ("upscaler: memory ran out",)

@@ -1,0 +1,182 @@
+"""Workers that die: what memory killed goes on more cheaply, everything else ends the run, once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from runs import CPU, kinds, plan_of, run_here
+from safetensors.torch import load_file
+
+from lowmem_if.errors import LowmemError, OutOfMemory, RunFolderError
+from lowmem_if.planning.plan import make_plan
+from lowmem_if.planning.request import Request
+from lowmem_if.running import scheduler
+from lowmem_if.running.events import Event
+from lowmem_if.running.run_folder import RunFolder
+from lowmem_if.running.scheduler import WorkerCrashed, run, worker_environment
+
+FAULTY = Path(__file__).with_name("faulty_worker.py")
+
+
+@pytest.fixture
+def starts(tmp_path: Path) -> Path:
+    """A file that holds one byte for each worker that was started."""
+    return tmp_path / "starts"
+
+
+def inject(monkeypatch: pytest.MonkeyPatch, fault: str, starts: Path) -> None:
+    monkeypatch.setattr(scheduler, "WORKER", (str(FAULTY), fault, str(starts)))
+
+
+def test_out_of_memory_in_the_upscaler_goes_on_with_a_tiled_vae(
+    tiny: Path, tmp_path: Path, starts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends with a picture, one retry, named in the log; earlier stages are not done again."""
+    inject(monkeypatch, "out_of_memory_unless_tiled", starts)
+    events: list[Event] = []
+    result = run(plan_of(tiny), tmp_path / "run", report=events.append)
+    folder = RunFolder.open(result.folder)
+    assert len(result.images) == 1
+    assert starts.read_text() == "xx"
+    assert kinds(events, "retry") == ["upscaler"]
+    assert kinds(events, "finished").count("stage_1") == 1
+    assert "upscaler: memory ran out with resident float32 on cpu" in folder.log[0]
+    assert [step.component for step in folder.plan.steps if step.vae_tiling] == ["upscaler"]
+
+
+def test_a_smaller_batch_is_tried_before_anything_is_given_up(
+    tiny: Path, tmp_path: Path, starts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of four is halved and halved again, once each, and then the error says what to do."""
+    inject(monkeypatch, "out_of_memory_always", starts)
+    request = Request(tuple("abcd"), cascade=str(tiny), seed=(1,), steps=(2,), size=64)
+    plan = make_plan(CPU, request, prefer="balanced")
+    with pytest.raises(OutOfMemory, match=r"ran out in stage 1 .*nothing cheaper.*resume"):
+        run(plan, tmp_path / "run")
+    assert starts.read_text() == "xxx"
+    assert len(RunFolder.open(tmp_path / "run").log) == 2
+
+
+def test_a_worker_that_the_system_kills_is_a_known_event(
+    tiny: Path, tmp_path: Path, starts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL counts as memory; at the bottom of the ladder it is told, and the run can be resumed."""
+    inject(monkeypatch, "killed_in_stage_1", starts)
+    plan = plan_of(tiny, size=64)
+    with pytest.raises(OutOfMemory, match="the system killed the worker"):
+        run(plan, tmp_path / "run")
+    assert starts.read_text() == "x"
+    monkeypatch.undo()
+    os.chdir(tmp_path)
+    assert len(run_here(plan, tmp_path / "run").images) == 1
+
+
+def test_a_bug_is_never_retried(
+    tiny: Path, tmp_path: Path, starts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error that is not about memory starts no second worker and brings its traceback."""
+    inject(monkeypatch, "bug", starts)
+    with pytest.raises(WorkerCrashed, match="a fault made for a test"):
+        run(plan_of(tiny, size=64), tmp_path / "run")
+    assert starts.read_text() == "x"
+
+
+def test_a_known_error_of_the_worker_is_the_callers_own(
+    tiny: Path, tmp_path: Path, starts: Path
+) -> None:
+    """What the worker could tell in words arrives as the same exception here."""
+    folder = RunFolder.for_plan(tmp_path / "run", plan_of(tiny, size=64))
+    folder.prepare()
+    folder.check_weights("text_encoder", "another identity")
+    with pytest.raises(RunFolderError, match="weights of text_encoder have changed"):
+        run(folder.plan, folder.path)
+
+
+def test_two_runs_in_one_folder_are_refused(tiny: Path, tmp_path: Path) -> None:
+    """The second run says that the folder is in use, and leaves it alone."""
+    plan = plan_of(tiny, size=64)
+    folder = RunFolder.for_plan(tmp_path / "run", plan)
+    with folder.locked(), pytest.raises(RunFolderError, match="in use by another run"):
+        run(plan, folder.path)
+
+
+def test_ctrl_c_ends_with_130_and_takes_the_worker_along(
+    tiny: Path, tmp_path: Path, starts: Path
+) -> None:
+    """An interrupt in the middle of a step ends both processes; the folder can be continued."""
+    path = tmp_path / "run"
+    code = (
+        "import sys; from lowmem_if.running import scheduler; from lowmem_if.cli import main;"
+        f"scheduler.WORKER = ({str(FAULTY)!r}, 'waits', {str(starts)!r}); sys.exit(main(sys.argv[1:]))"
+    )
+    arguments = ["generate", "x", "--cascade", str(tiny), "--size", "64", "--out", str(path)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True
+    )
+    wait_until(lambda: (path / "memory.jsonl").exists() and "stage_1" in sampled(path))
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "resume" in told
+    assert "Traceback" not in told
+    with RunFolder.open(path).locked():
+        before = sampled(path)
+        time.sleep(0.5)
+        assert sampled(path) == before, "the worker is still writing"
+
+
+def test_a_worker_leaves_with_its_parent(tiny: Path, tmp_path: Path) -> None:
+    """A worker whose standard input closes ends at once."""
+    folder = RunFolder.for_plan(tmp_path / "run", plan_of(tiny, steps=500))
+    worker = subprocess.Popen(
+        [sys.executable, *scheduler.WORKER, str(folder.path)],
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    wait_until(lambda: folder.memory_file.exists() and "stage_1" in sampled(folder.path))
+    assert worker.stdin is not None
+    worker.stdin.close()
+    assert worker.wait(timeout=30) == 1
+
+
+def test_the_worker_draws_the_pixels_of_this_process(tiny: Path, tmp_path: Path) -> None:
+    """Running in a process of its own changes no bit."""
+    plan = plan_of(tiny)
+    theirs = run(plan, tmp_path / "worker").folder
+    ours = run_here(plan, tmp_path / "here").path
+    for stage in ("stage_1", "stage_2", "stage_3"):
+        name = f"{stage}/0000.safetensors"
+        assert torch.equal(load_file(theirs / name)["tensor"], load_file(ours / name)["tensor"])
+
+
+def test_the_worker_never_asks_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline mode is set for the worker even if the user's environment says otherwise."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    assert worker_environment(os.environ)["HF_HUB_OFFLINE"] == "1"
+
+
+def test_every_error_of_the_tree_survives_the_pipe() -> None:
+    """An error's text arrives unchanged whatever its class wants in its constructor."""
+    for cls in LowmemError.__subclasses__():
+        error = scheduler._error(Event("error", text="what", name=cls.__name__))
+        assert type(error) is cls
+        assert str(error) == "what"
+
+
+def sampled(path: Path) -> str:
+    return (path / "memory.jsonl").read_text()
+
+
+def wait_until(condition: object, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():  # type: ignore[operator]
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"waited {seconds} s")
