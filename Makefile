@@ -28,11 +28,12 @@ check: $(READY) ## style, types, floors, and that the documents are fresh
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/python tests/readme.py
+	$(BIN)/python docs/blocks.py --check
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python docs/blocks.py
 
 clean:
 	rm -rf .venv runs

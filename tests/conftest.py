@@ -34,6 +34,17 @@ def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests for an accelerator run wherever there is one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        reason = f"torch {torch.__version__} sees no NVIDIA accelerator here"
+        for item in items:
+            if "cuda" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny cascade of IF's classes with random weights; 32, 64 and 256 pixels."""

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from lowmem_if.running.events import Event
 from lowmem_if.running.run_folder import RunFolder
-from lowmem_if.running.worker import quiet_libraries, work
+from lowmem_if.running.turns import work
+from lowmem_if.running.worker import quiet_libraries
 
 
 def work_until(path: Path, last: int, pipe: int) -> None:

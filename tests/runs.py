@@ -36,7 +36,7 @@ def plan_of(
 
 def run_here(plan: Plan, path: Path, report: Report = ignore) -> RunFolder:
     """The plan, done in this process, for speed; the folder as it is then on disk."""
-    from lowmem_if.running.worker import work
+    from lowmem_if.running.turns import work
 
     work(RunFolder.for_plan(path, plan), report)
     return RunFolder.open(path)

@@ -76,7 +76,7 @@ def test_another_tokenizer_is_encoded_anew(tiny: Path, tmp_path: Path) -> None:
     spiece.write_bytes(spiece.read_bytes() + b"\n\x00")
     step = plan_of(cascade).steps[0]
     from lowmem_if.planning.locations import locate
-    from lowmem_if.running.worker import weights_identity
+    from lowmem_if.running.turns import weights_identity
 
     before = weights_identity(locate(str(tiny)), step)
     assert weights_identity(locate(str(cascade)), step) != before
@@ -124,3 +124,14 @@ def test_the_longest_unused_entries_leave_first(
     monkeypatch.setattr(embedding_cache, "_KEEP_BYTES", 3 * file.stat().st_size)
     cache.put("d", entry)
     assert [text for text in "abcd" if cache.get(text) is not None] == ["a", "c", "d"]
+
+
+def test_a_cache_that_cannot_be_written_costs_no_run(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends with its pictures and a notice that nothing was kept."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LOWMEM_IF_CACHE", str(tmp_path / "file"))
+    folder = run_here(plan_of(tiny, size=64), tmp_path / "run")
+    assert folder.images
+    assert "cannot be kept" in folder.notices[0]

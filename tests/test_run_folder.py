@@ -105,15 +105,19 @@ def test_a_file_in_the_folders_place_is_told(tiny: Path, tmp_path: Path) -> None
         RunFolder.for_plan(tmp_path / "file" / "run", plan_of(tiny))
 
 
+@pytest.mark.parametrize(
+    ("folder", "suffix"),
+    [("embeds", ".safetensors"), ("stage_1", ".safetensors"), ("stage_1", ".png"), ("run", ".png")],
+)
 def test_a_full_disk_is_told_and_leaves_the_folder_resumable(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, suffix: str
 ) -> None:
     """When a picture cannot be written any more, the run says so and goes on later."""
     plan = plan_of(tiny, size=64)
     real = atomic.write_bytes
 
     def full(file: Path, content: bytes) -> None:
-        if file.suffix == ".png":
+        if file.parent.name == folder and file.suffix == suffix:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(file, content)
 
@@ -151,7 +155,7 @@ def test_the_picture_knows_how_it_was_made(tiny: Path, tmp_path: Path) -> None:
     assert text["seed"] == "7"
     assert text["cascade"] == str(tiny)
     assert json.loads(text["request"])["negative_prompt"] == "بلا 🟦"
-    assert [step["component"] for step in json.loads(text["plan"])][0] == "text_encoder"
+    assert json.loads(text["plan"])[0]["component"] == "text_encoder"
     assert set(json.loads(text["versions"])) >= {"torch", "diffusers", "transformers", "lowmem-if"}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -16,7 +17,8 @@ import torch
 from lowmem_if.planning.catalog import MAX_TOKENS
 from lowmem_if.planning.plan import Step
 from lowmem_if.running.run_folder import library_versions
-from lowmem_if.weights.tensor_files import load_tensor, save_tensor
+from lowmem_if.weights.atomic import write_bytes
+from lowmem_if.weights.tensor_files import load_tensor, tensor_bytes
 
 _KEEP_BYTES = 1_000_000_000
 """Some 1600 prompts of T5-XXL in float16; the longest unused are dropped beyond that."""
@@ -26,7 +28,7 @@ class EmbeddingCache:
     """The embeddings that one encoder, on one kind of device, makes of cleaned texts."""
 
     def __init__(self, encoder_identity: str, step: Step, folder: Path | None = None) -> None:
-        self._folder = folder or default_folder()
+        self.folder = folder or default_folder()
         self._encoder = [
             encoder_identity,
             step.strategy,
@@ -43,22 +45,27 @@ class EmbeddingCache:
         file, key = self._file(cleaned)
         tensor = load_tensor(file, key=key)
         if tensor is not None:
-            os.utime(file)
+            with suppress(OSError):  # a cache that can only be read is still a cache
+                os.utime(file)
         return tensor
 
-    def put(self, cleaned: str, embedding: torch.Tensor) -> None:
-        """Keep an embedding, and drop the longest unused ones beyond the limit."""
+    def put(self, cleaned: str, embedding: torch.Tensor) -> bool:
+        """Keep an embedding, drop the longest unused beyond the limit; False if it cannot be kept."""
         file, key = self._file(cleaned)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        save_tensor(file, embedding, key=key)
-        self._prune()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_bytes(file, tensor_bytes(embedding, key=key))
+            self._prune()
+        except OSError:
+            return False
+        return True
 
     def _file(self, cleaned: str) -> tuple[Path, str]:
         key = hashlib.sha256(json.dumps([*self._encoder, cleaned]).encode()).hexdigest()
-        return self._folder / f"{key}.safetensors", key
+        return self.folder / f"{key}.safetensors", key
 
     def _prune(self) -> None:
-        files = [(file, file.stat()) for file in self._folder.glob("*.safetensors")]
+        files = [(file, file.stat()) for file in self.folder.glob("*.safetensors")]
         newest_first = sorted(files, key=lambda entry: entry[1].st_mtime, reverse=True)
         total = 0
         for file, status in newest_first:

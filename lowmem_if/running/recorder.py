@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,8 @@ class Recorder:
         self._peak_ram = max(self._peak_ram, reading.ram_anon)
         self._peak_vram = max(self._peak_vram, reading.vram_allocated)
         line = {"t": round(time.time(), 3), "step": self._step.component, **asdict(reading)}
-        self._stream.write(json.dumps(line) + "\n")
+        with suppress(OSError):  # a full disk is told by whoever writes results, not by samples
+            self._stream.write(json.dumps(line) + "\n")
         if self._loading and time.monotonic() - self._reported > _REPORT_EVERY_S:
             start, total = self._loading
             done = min(total, max(0, reading.ram_anon + reading.vram_allocated - start))

@@ -23,7 +23,6 @@ from lowmem_if.planning.plan import Plan, Step, cheaper
 from lowmem_if.running.events import Event, Report, ignore
 from lowmem_if.running.run_folder import RunFolder
 
-
 WORKER = ("-P", "-m", "lowmem_if.running.worker")
 """Arguments of the interpreter; -P: the folder one stands in is no place to import from."""
 

@@ -18,7 +18,7 @@ from lowmem_if.stages.pipelines import (
     schedule,
     step_callback,
 )
-from lowmem_if.weights.loading import DTYPES, load_diffusers_model, load_scheduler
+from lowmem_if.weights.loading import load_diffusers_model, load_scheduler
 
 
 class SuperResolutionStage:
@@ -26,7 +26,7 @@ class SuperResolutionStage:
 
     def __init__(self, root: Path, step: Step) -> None:
         assert step.sampling is not None
-        self._sampling, self._dtype = step.sampling, DTYPES[step.compute_dtype]
+        self._sampling = step.sampling
         unet = load_diffusers_model(
             root / "unet",
             UNet2DConditionModel,
@@ -51,8 +51,7 @@ class SuperResolutionStage:
     ) -> torch.Tensor:
         """Pictures (n, 3, 256, 256) in about [-1, 1] on the CPU, from stage 1's (n, 3, 64, 64)."""
         larger = self._pipeline(
-            # The pipeline joins the picture to its own noise and casts neither.
-            image=pictures.to(self._dtype),
+            image=pictures,
             prompt_embeds=embeds,
             negative_prompt_embeds=negative_embeds,
             guidance_scale=self._sampling.guidance_scale,

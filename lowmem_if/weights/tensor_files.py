@@ -1,4 +1,4 @@
-"""One tensor in one safetensors file, with a few words of metadata; written atomically."""
+"""One tensor in one safetensors file, with a few words of metadata."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from safetensors.torch import save
 
 from lowmem_if.errors import CheckpointError
 from lowmem_if.planning.headers import read_header
-from lowmem_if.weights.atomic import write_bytes
 
 _NAME = "tensor"
 
 
-def save_tensor(file: Path, tensor: torch.Tensor, **metadata: str) -> None:
-    """Write `tensor` (any device) with `metadata`."""
-    content = {_NAME: tensor.detach().contiguous().cpu()}
-    write_bytes(file, save(content, metadata=metadata))
+def tensor_bytes(tensor: torch.Tensor, **metadata: str) -> bytes:
+    """The content of a safetensors file that holds `tensor` (from any device) and `metadata`."""
+    content: bytes = save({_NAME: tensor.detach().contiguous().cpu()}, metadata=metadata)
+    return content
 
 
 def load_tensor(file: Path, **expected: str) -> torch.Tensor | None:

@@ -1,0 +1,334 @@
+"""What a worker does: every component in turn, from folder to folder.
+
+A turn loads its component if there is anything to do, does it image by image, writes each result as
+it comes, and proves that the component has left. Nothing is kept but what is in the run folder.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import torch
+from PIL.PngImagePlugin import PngInfo
+
+from lowmem_if.errors import CascadeError, DeviceError, RunFolderError
+from lowmem_if.planning import catalog
+from lowmem_if.planning.footprint import stored_bytes
+from lowmem_if.planning.locations import Location, locate, weight_variant
+from lowmem_if.planning.plan import Step
+from lowmem_if.planning.request import ImageTask
+from lowmem_if.running.embedding_cache import EmbeddingCache
+from lowmem_if.running.events import Event, Report
+from lowmem_if.running.recorder import Recorder
+from lowmem_if.running.run_folder import RunFolder, is_whole_png
+from lowmem_if.stages.base import BaseStage
+from lowmem_if.stages.finish import Finisher, to_image, to_unit_range
+from lowmem_if.stages.lifetime import C, alive
+from lowmem_if.stages.super_resolution import SuperResolutionStage
+from lowmem_if.stages.text import TextCleaner, TextEncoder
+from lowmem_if.stages.upscaler import Upscaler
+from lowmem_if.weights.identity import identity
+from lowmem_if.weights.memory import Release
+from lowmem_if.weights.tensor_files import load_tensor, tensor_bytes
+
+
+def work(folder: RunFolder, report: Report) -> None:
+    """Do every step of the folder's plan that is not done.
+
+    Raises:
+        LowmemError: weights, device or folder cannot be used; what is done stays done.
+    """
+    folder.prepare()
+    request = folder.plan.request
+    location = locate(request.cascade, components=request.components, revision=request.revision)
+    todo = _todo(folder)
+    for step in folder.plan.steps:
+        if step.component in todo:
+            _Turn(folder, step, location, report).take()
+        else:
+            report(Event("skipped", step.component))
+
+
+def _todo(folder: RunFolder) -> set[str]:
+    """The components that must have a turn: not done, or done and then lost while still needed."""
+    request = folder.plan.request
+    stages = catalog.SIZES[request.size]
+    needs_text = {catalog.STAGE_1, catalog.STAGE_2}
+    todo = {component for component in request.components if not folder.is_done(component)}
+    if len(folder.images) < len(request.tasks):
+        todo.add(catalog.FINISH)
+    follower = catalog.FINISH
+    for stage in reversed(stages):
+        files = [folder.tensor_file(stage, task) for task in request.tasks]
+        if follower in todo and any(load_tensor(file) is None for file in files):
+            todo.add(stage)
+        follower = stage
+    texts = [folder.embedding_file(text) for text in texts_of(folder)]
+    if needs_text & todo and any(load_tensor(file) is None for file in texts):
+        todo.add(catalog.TEXT_ENCODER)
+    return todo
+
+
+def texts_of(folder: RunFolder) -> list[str]:
+    """Every text that a stage of the run needs an embedding of, once."""
+    guided = any(s.sampling and s.sampling.guidance_scale > 1 for s in folder.plan.steps)
+    request = folder.plan.request
+    negative = [request.negative_prompt] if guided else []
+    return list(dict.fromkeys([*request.prompts, *negative]))
+
+
+class _Turn:
+    """One component's turn: load it if there is anything to do, do it, prove that it has left."""
+
+    def __init__(self, folder: RunFolder, step: Step, location: Location, report: Report) -> None:
+        self._folder, self._step, self._report = folder, step, report
+        self._request = folder.plan.request
+        self._root = _root(location, step)
+        self._part = location.cascade.parts[step.component]
+        self._recorder = Recorder(step, folder.memory_file, report)
+        self._weights = weights_identity(location, step)
+        self._release: Release | None = None
+
+    def take(self) -> None:
+        component = self._step.component
+        _check_device(self._step)
+        self._folder.check_weights(component, self._weights)
+        self._report(Event("started", component, total=len(self._request.tasks)))
+        turns = {
+            catalog.TEXT_ENCODER: self._encode,
+            catalog.STAGE_1: self._draw_first,
+            catalog.STAGE_2: self._enlarge,
+            catalog.UPSCALER: self._upscale,
+            catalog.FINISH: self._finish,
+        }
+        with self._recorder.recording():
+            turns[component]()
+        released = asdict(self._release) if self._release else None
+        self._folder.finish_step(component, self._recorder.measured(), released)
+        self._report(Event("finished", component))
+        if self._release and not self._release.complete:
+            self._notice(
+                f"{component} left {self._release.ram_left_bytes / 1e6:.0f} MB of RAM and "
+                f"{self._release.vram_left_bytes / 1e6:.0f} MB of VRAM behind"
+                + (
+                    f"; still alive: {', '.join(self._release.alive)}"
+                    if self._release.alive
+                    else ""
+                )
+            )
+
+    @contextmanager
+    def _loaded(self, make: Callable[..., C], *args: object) -> Iterator[C]:
+        step = self._step
+        weight_bytes = sum(
+            stored_bytes(module.weights, step.storage_dtype, step.compute_dtype)
+            for module in self._part.modules
+        )
+
+        def load() -> C:
+            with self._recorder.loading(weight_bytes):
+                return make(self._root, step, *args)
+
+        with alive(
+            load, device=step.device, weight_bytes=weight_bytes, on_release=self._keep_release
+        ) as component:
+            yield component
+
+    def _keep_release(self, release: Release) -> None:
+        self._release = release
+
+    def _encode(self) -> None:
+        texts = texts_of(self._folder)
+        cleaner = TextCleaner(self._root)
+        cleaned = {text: cleaner.clean(text) for text in texts}
+        for text in texts:
+            if cleaned[text].cut:
+                self._notice(f"over {catalog.MAX_TOKENS} tokens, left out: {cleaned[text].cut!r}")
+            if text.strip() and not cleaned[text].text:
+                self._notice(f"IF's caption cleaning leaves nothing of the prompt {text!r}")
+        cache = EmbeddingCache(self._weights, self._step)
+        for text in texts:
+            kept = cache.get(cleaned[text].text)
+            if kept is not None:
+                self._folder.write(self._folder.embedding_file(text), tensor_bytes(kept))
+        missing = [t for t in texts if load_tensor(self._folder.embedding_file(t)) is None]
+        if not missing:
+            return
+        with self._loaded(TextEncoder) as encoder:
+            for number, text in enumerate(missing, start=1):
+                embedding = encoder.encode(text)
+                self._folder.write(self._folder.embedding_file(text), tensor_bytes(embedding))
+                if not cache.put(cleaned[text].text, embedding):
+                    self._notice(f"embeddings cannot be kept for later runs in {cache.folder}")
+                self._report(
+                    Event("drawing", catalog.TEXT_ENCODER, done=number, total=len(missing))
+                )
+
+    def _draw_first(self) -> None:
+        def draw(stage: BaseStage, tasks: Sequence[ImageTask]) -> torch.Tensor:
+            return stage.draw(*self._embeds(tasks), _seeds(tasks), self._on_step(tasks))
+
+        self._draw_all(BaseStage, draw, to_unit_range)
+
+    def _enlarge(self) -> None:
+        def draw(stage: SuperResolutionStage, tasks: Sequence[ImageTask]) -> torch.Tensor:
+            pictures = self._pictures(catalog.STAGE_1, tasks)
+            return stage.draw(pictures, *self._embeds(tasks), _seeds(tasks), self._on_step(tasks))
+
+        self._draw_all(SuperResolutionStage, draw, to_unit_range)
+
+    def _upscale(self) -> None:
+        def draw(stage: Upscaler, tasks: Sequence[ImageTask]) -> torch.Tensor:
+            return stage.draw(
+                self._pictures(catalog.STAGE_2, tasks),
+                [task.prompt for task in tasks],
+                self._request.negative_prompt,
+                _seeds(tasks),
+                self._on_step(tasks),
+            )
+
+        self._draw_all(Upscaler, draw, lambda picture: picture)
+
+    def _draw_all(
+        self,
+        make: Callable[..., C],
+        draw: Callable[[C, Sequence[ImageTask]], torch.Tensor],
+        show: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
+        """Draw what is not on disk yet, a micro-batch at a time, and keep each picture at once.
+
+        Micro-batches are cut by image number, so that a continued run cuts them the same way.
+        """
+        stage, size = self._step.component, self._step.batch
+        tasks = self._request.tasks
+        batches = [tasks[k : k + size] for k in range(0, len(tasks), size)]
+        undone = [b for b in batches if any(self._picture(stage, task) is None for task in b)]
+        if not undone:
+            return
+        with self._loaded(make) as component:
+            for batch in undone:
+                for task, picture in zip(batch, draw(component, batch), strict=True):
+                    self._folder.write(self._folder.tensor_file(stage, task), tensor_bytes(picture))
+                    image = to_image(show(picture))
+                    self._folder.write(self._folder.preview_file(stage, task), _png(image))
+                    self._report(Event("saved", stage, number=task.number))
+
+    def _finish(self) -> None:
+        request = self._request
+        undone = [t for t in request.tasks if not is_whole_png(self._folder.image_file(t))]
+        if not undone:
+            return
+        stage = catalog.SIZES[request.size][-1]
+        show = to_unit_range if stage != catalog.UPSCALER else (lambda picture: picture)
+        make = partial(Finisher, check=request.safety_checker, mark=request.watermark)
+        with self._loaded(make) as finisher:
+            for task in undone:
+                finished = finisher.finish(show(self._pictures(stage, [task])[0]))
+                if finished.flagged:
+                    self._notice(f"the safety checker blackened image {task.name}")
+                content = _png(finished.image, self._description(task))
+                self._folder.write(self._folder.image_file(task), content)
+                self._report(Event("saved", catalog.FINISH, number=task.number))
+
+    def _embeds(self, tasks: Sequence[ImageTask]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(prompts', negative prompt's) embeddings, each (n, 77, width); None without guidance."""
+        embeds = torch.cat([self._embedding(task.prompt) for task in tasks])
+        assert self._step.sampling is not None
+        if self._step.sampling.guidance_scale <= 1:
+            return embeds, None
+        return embeds, self._embedding(self._request.negative_prompt).repeat(len(tasks), 1, 1)
+
+    def _embedding(self, text: str) -> torch.Tensor:
+        return _there(load_tensor(file := self._folder.embedding_file(text)), file)
+
+    def _pictures(self, stage: str, tasks: Sequence[ImageTask]) -> torch.Tensor:
+        files = [self._folder.tensor_file(stage, task) for task in tasks]
+        return torch.stack([_there(load_tensor(file), file) for file in files])
+
+    def _picture(self, stage: str, task: ImageTask) -> torch.Tensor | None:
+        return load_tensor(self._folder.tensor_file(stage, task))
+
+    def _on_step(self, tasks: Sequence[ImageTask]) -> Callable[[int], None]:
+        sampling = self._step.sampling
+        assert sampling is not None
+        total = sampling.count
+        number = tasks[0].number
+        return lambda done: self._report(
+            Event("drawing", self._step.component, number=number, done=done, total=total)
+        )
+
+    def _notice(self, text: str) -> None:
+        if self._folder.note(text):
+            self._report(Event("notice", self._step.component, text=text))
+
+    def _description(self, task: ImageTask) -> dict[str, object]:
+        """What a finished picture says about itself; nothing in it changes when a run is continued."""
+        plan = self._folder.plan.to_json()
+        return {
+            "prompt": task.prompt,
+            "seed": task.seed,
+            "cascade": self._request.cascade,
+            "request": plan["request"],
+            "plan": plan["steps"],
+            "versions": self._folder.versions,
+        }
+
+
+def weights_identity(location: Location, step: Step) -> str:
+    """Which weights and which vocabulary a step works with, by content."""
+    root = _root(location, step)
+    files = [
+        root / module.folder / name
+        for module in location.cascade.parts[step.component].modules
+        for name in weight_variant(
+            root / module.folder, eight_bit=step.storage_dtype == "int8"
+        ).files
+    ]
+    vocabulary = root / "tokenizer" / "spiece.model"
+    return identity([*files, vocabulary] if vocabulary.is_file() else files)
+
+
+def _there(tensor: torch.Tensor | None, file: Path) -> torch.Tensor:
+    if tensor is None:
+        raise RunFolderError(f"{file} is gone or broken: `lowmem-if resume` makes it again")
+    return tensor
+
+
+def _seeds(tasks: Sequence[ImageTask]) -> list[int]:
+    return [task.seed for task in tasks]
+
+
+def _root(location: Location, step: Step) -> Path:
+    folder = location.folder(step.component, storage=step.storage_dtype)
+    if folder is None:
+        name = location.cascade.name
+        raise CascadeError(
+            f"the {step.component} of {name} is not on this disk: `lowmem-if fetch {name}` downloads it"
+        )
+    return folder
+
+
+def _check_device(step: Step) -> None:
+    kind = step.device.partition(":")[0]
+    current = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if kind != "cpu" and (current is None or current.type != kind):
+        raise DeviceError(
+            f"the plan is for {step.device}, which torch does not see here: plan again, --device auto"
+        )
+
+
+def _png(image: object, description: dict[str, object] | None = None) -> bytes:
+    """A picture as PNG bytes, with its description as international text."""
+    info = PngInfo()
+    for key, value in (description or {}).items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        info.add_itxt(key, text)
+    stream = io.BytesIO()
+    image.save(stream, "PNG", pnginfo=info)  # type: ignore[attr-defined]
+    return stream.getvalue()
