@@ -15,6 +15,9 @@ from pathlib import Path
 
 from lowmem_if.errors import DeviceError
 
+_TOLD = "device: "
+"""Before the words of a DeviceError, among whatever else a process of its own writes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Accelerator:
@@ -63,10 +66,10 @@ def read_accelerator(device: str = "auto") -> Accelerator | None:
         text=True,
         check=False,
     )
-    if answer.returncode == DeviceError.exit_code and answer.stderr.startswith("device: "):
-        raise DeviceError(answer.stderr.removeprefix("device: ").strip())
+    last = (answer.stderr.strip().splitlines() or ["no message"])[-1]
+    if answer.returncode == DeviceError.exit_code and last.startswith(_TOLD):
+        raise DeviceError(last.removeprefix(_TOLD))
     if answer.returncode != 0:
-        last = (answer.stderr.strip().splitlines() or ["no message"])[-1]
         raise DeviceError(f"torch cannot be asked about the accelerator ({last}); use --device cpu")
     found = json.loads(answer.stdout.strip().splitlines()[-1])
     return Accelerator(**{**found, "capability": tuple(found["capability"])}) if found else None
@@ -114,7 +117,7 @@ def _main() -> int:
     try:
         found = read_accelerator(sys.argv[1])
     except DeviceError as error:
-        sys.stderr.write(f"device: {error}\n")
+        sys.stderr.write(f"{_TOLD}{error}\n")
         return DeviceError.exit_code
     sys.stdout.write(json.dumps(asdict(found) if found else None) + "\n")
     return 0

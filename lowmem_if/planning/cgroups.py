@@ -37,7 +37,7 @@ def tightest_group(root: Path = Path("/")) -> GroupMemory | None:
 def _folders(root: Path) -> Iterator[Path]:
     """The process's memory groups and all their ancestors, innermost first."""
     try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        lines = (root / "proc/self/cgroup").read_text(errors="replace").splitlines()
     except OSError:
         return
     for line in lines:
@@ -47,7 +47,8 @@ def _folders(root: Path) -> Iterator[Path]:
             continue
         for mount in _mounts(root, unified=not controllers):
             group = mount / path.lstrip("/")
-            while group != mount and mount in group.parents:
+            inside = ".." not in group.parts
+            while inside and group != mount:
                 yield group
                 group = group.parent
             yield mount
@@ -69,24 +70,24 @@ def _read_group(folder: Path) -> GroupMemory | None:
             continue
         usage = _number(folder / usage_name) or 0
         reclaimable = _statistic(folder / "memory.stat", cache_name)
-        used = max(0, usage - reclaimable)
-        return GroupMemory(limit, max(0, limit - used), str(folder))
+        used = min(limit, max(0, usage - reclaimable))
+        return GroupMemory(limit, limit - used, str(folder))
     return None
 
 
 def _number(file: Path) -> int | None:
     """The number in a control file; None for "max", garbage or no such file."""
     try:
-        text = file.read_text().strip()
+        text = file.read_text(errors="replace").strip()
     except OSError:
         return None
-    return int(text) if text.isdecimal() else None
+    return int(text) if text.isascii() and text.isdecimal() else None
 
 
 def _statistic(file: Path, name: str) -> int:
     try:
-        lines = file.read_text().splitlines()
+        lines = [line.split() for line in file.read_text(errors="replace").splitlines()]
     except OSError:
         return 0
-    values = [line.split()[1] for line in lines if line.split()[:1] == [name] and " " in line]
-    return int(values[0]) if values and values[0].isdecimal() else 0
+    values = [words[1] for words in lines if len(words) == 2 and words[0] == name]
+    return int(values[0]) if values and values[0].isascii() and values[0].isdecimal() else 0

@@ -98,7 +98,8 @@ def predict(part: Part, setting: Setting) -> Footprint:
     if setting.strategy == RESIDENT:
         staging = int(_LARGEST_LAYER * weights)
         return Footprint(weights + _upcast_bytes(part, setting) + working, host + staging, read)
-    alone = [_on_device(setting, modules[name], activations[name]) for name in modules]
+    modules["vae"] = modules.get("vae", 0) + _upcast_bytes(part, setting)
+    alone = [_on_device(setting, modules[name], activations[name]) for name in activations]
     return Footprint(max(alone), host + weights, read)
 
 

@@ -71,23 +71,34 @@ def _checked(file: Path, header: Any, data_bytes: int) -> dict[str, TensorHeader
         raise _broken(file, "its header is not a table of tensors")
     header.pop("__metadata__", None)
     tensors = {}
-    covered = 0
+    spans = []
     for name, entry in header.items():
         try:
             start, end = entry["data_offsets"]
             tensor = TensorHeader(entry["dtype"], tuple(map(int, entry["shape"])), end - start)
             expected = tensor.numbers * ITEM_BYTES[tensor.dtype]
-        except (KeyError, TypeError, ValueError) as error:
+            sane = start >= 0 and all(side >= 0 for side in tensor.shape)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise _broken(file, f"the header entry of {name!r} makes no sense") from error
-        if tensor.size_bytes != expected or start < 0:
+        if tensor.size_bytes != expected or not sane:
             raise _broken(file, f"{name!r} has {tensor.size_bytes} bytes instead of {expected}")
         if end > data_bytes:
             raise _broken(file, f"it is truncated: {name!r} ends {end - data_bytes} bytes past it")
-        covered += tensor.size_bytes
+        spans.append((start, end))
         tensors[name] = tensor
-    if covered != data_bytes:
-        raise _broken(file, f"its tensors take {covered} bytes and it holds {data_bytes}")
+    _check_gapless(file, sorted(spans), data_bytes)
     return tensors
+
+
+def _check_gapless(file: Path, spans: list[tuple[int, int]], data_bytes: int) -> None:
+    """The format lets tensors neither overlap nor leave bytes between them."""
+    reached = 0
+    for start, end in spans:
+        if start != reached:
+            raise _broken(file, f"a tensor begins at byte {start} where {reached} is due")
+        reached = end
+    if reached != data_bytes:
+        raise _broken(file, f"its tensors take {reached} bytes and it holds {data_bytes}")
 
 
 def _broken(file: Path, what: str) -> CheckpointError:

@@ -39,8 +39,8 @@ class Location:
         if part is None or folder is None:
             return None
         eight_bit = storage == "int8"
-        here = all(_is_here(folder / m.folder, eight_bit=eight_bit) for m in part.modules)
-        return folder if here else None
+        usable = all(_usable(folder / m.folder, eight_bit=eight_bit) for m in part.modules)
+        return folder if usable and all((folder / e).is_dir() for e in part.extras) else None
 
 
 def locate(
@@ -61,11 +61,19 @@ def locate(
         return _local_cascade(catalog.DEMO, DEMO_FOLDER, components)
     if name in catalog.PUBLISHED:
         return _published_cascade(catalog.PUBLISHED[name], revision)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return _local_cascade(str(folder.resolve()), folder.resolve(), components)
+    if (folder := existing_folder(name)) is not None:
+        return _local_cascade(str(folder), folder, components)
     known = ", ".join(catalog.CASCADES)
     raise CascadeError(f"no cascade or folder {name!r}: use {known} or a folder with stage_1/")
+
+
+def existing_folder(name: str) -> Path | None:
+    """The folder that a user's text names, absolute; None if it names none."""
+    try:
+        folder = Path(name).expanduser()
+        return folder.resolve() if folder.is_dir() else None
+    except (OSError, RuntimeError, ValueError):  # too long, no such user, a zero byte
+        return None
 
 
 def snapshot_folder(repository: str, revision: str = "main") -> Path | None:
@@ -116,9 +124,13 @@ def _names(folder: Path) -> list[str]:
     return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
 
 
-def _is_here(folder: Path, *, eight_bit: bool) -> bool:
-    variant = choose_variant(_names(folder), eight_bit=eight_bit)
-    return variant is not None and not variant.missing
+def _usable(folder: Path, *, eight_bit: bool) -> Variant | None:
+    """The complete set of files that a module would be loaded from; None while one is missing."""
+    names = _names(folder)
+    variant = choose_variant(names, eight_bit=eight_bit)
+    if variant is None or variant.missing or "config.json" not in names:
+        return None
+    return variant if variant.index or len(variant.files) == 1 else None
 
 
 def _local_cascade(name: str, folder: Path, components: Collection[str]) -> Location:
@@ -156,23 +168,27 @@ def _published_cascade(cascade: Cascade, revision: str) -> Location:
 
 
 def _measure_if_here(root: Path | None, module: Module) -> Module:
-    if root is None or not _is_here(root / module.folder, eight_bit=True):
+    if root is None or not any(_usable(root / module.folder, eight_bit=e) for e in (False, True)):
         return module
     return _measure(root / module.folder)
 
 
 def _measure(folder: Path) -> Module:
     """A module as its own files describe it."""
-    only_eight_bit = choose_variant(_names(folder)) is None
-    variant = weight_variant(folder, eight_bit=only_eight_bit)
+    eight_bit = not _usable(folder, eight_bit=False) and choose_variant(
+        _names(folder), eight_bit=True
+    )
+    variant = weight_variant(folder, eight_bit=bool(eight_bit))
     files = [folder / name for name in variant.files]
     config = read_config(folder / "config.json")
-    blocks = config.get("block_out_channels") or [0]
+    blocks = config.get("block_out_channels", [0])
+    if not isinstance(blocks, list) or not isinstance(next(iter(blocks), None), int):
+        raise CheckpointError(f"{folder / 'config.json'}: block_out_channels is no list of numbers")
     return Module(
         folder.name,
         summarise(read_headers(files)),
         sum(file.stat().st_size for file in files),
-        channels=int(blocks[0]),
+        channels=blocks[0],
     )
 
 

@@ -133,9 +133,11 @@ def _read_cpu(root: Path) -> Machine:
     memory = psutil.virtual_memory()
     total, available = memory.total, min(memory.available, memory.total)
     notes: tuple[str, ...] = ()
+    if memory.available > memory.total:
+        notes = (f"the system reports {memory.available} of {memory.total} bytes of RAM available",)
     if group := tightest_group(root):
         if group.available_bytes < available:
-            notes = (f"RAM limited to {group.limit_bytes / 1e9:.1f} GB by {group.folder}",)
+            notes += (f"RAM limited to {group.limit_bytes / 1e9:.1f} GB by {group.folder}",)
         total, available = min(total, group.limit_bytes), min(available, group.available_bytes)
     dtype, reason = cpu_compute_dtype(_cpu_features(root))
     return Machine(

@@ -12,31 +12,31 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from lowmem_if.errors import CheckpointError, DeviceError, DoesNotFit, RequestError, RunFolderError
+from lowmem_if.errors import (
+    CascadeError,
+    CheckpointError,
+    DeviceError,
+    DoesNotFit,
+    RequestError,
+    RunFolderError,
+)
 from lowmem_if.planning import catalog
+from lowmem_if.planning.candidates import compute_dtype, settings_for
 from lowmem_if.planning.catalog import Part
 from lowmem_if.planning.footprint import Footprint, Setting, headroom, predict
 from lowmem_if.planning.locations import Location, locate
-from lowmem_if.planning.machine import Machine, cpu_compute_dtype
+from lowmem_if.planning.machine import Machine
 from lowmem_if.planning.request import Request, Sampling
 from lowmem_if.planning.strategies import (
     BALANCED,
     EXACT,
-    FLOATS,
-    MODEL_OFFLOAD,
     PREFERENCES,
     QUANTISED,
-    RESIDENT,
     SEQUENTIAL_OFFLOAD,
     Pin,
     pin_texts,
 )
 from lowmem_if.planning.units import format_bytes
-
-SMALL_BYTES = 500_000_000
-"""A component whose float32 weights are smaller than this is run in float32: exactness is cheap."""
-
-_MAX_BATCH = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,9 @@ class _Candidate:
     """(resource, needed, available) where there is no room; None where there is."""
 
     def __str__(self) -> str:
-        return f"{self.setting.strategy} {self.setting.storage}".replace("_", " ")
+        batch = f", batch {self.setting.batch}" if self.setting.batch > 1 else ""
+        tiled = ", tiled VAE" if self.setting.vae_tiling else ""
+        return f"{self.setting.strategy} {self.setting.storage}{batch}{tiled}".replace("_", " ")
 
 
 def _choose(
@@ -169,8 +171,9 @@ def _choose(
     pin: Pin | None,
 ) -> Step:
     part = location.cascade.parts[component]
-    settings = _settings(machine, part, component, prefer, pin, len(request.tasks))
-    settings = _that_files_allow(settings, location, pin)
+    settings = settings_for(
+        machine, location, component, prefer=prefer, pin=pin, images=len(request.tasks)
+    )
     candidates = [_weigh(machine, part, setting) for setting in settings]
     fitting = [candidate for candidate in candidates if candidate.short is None]
     if not fitting:
@@ -188,108 +191,6 @@ def _choose(
         _reason(machine, part, chosen, pin),
         _runner_up(candidates, chosen),
     )  # fmt: skip
-
-
-def _settings(
-    machine: Machine, part: Part, component: str, prefer: str, pin: Pin | None, images: int
-) -> list[Setting]:
-    """The settings to weigh, best first."""
-    if component == catalog.FINISH:
-        return _finish_settings(component, pin)
-    compute, small = _compute_dtype(machine, part)
-    ways = _pinned_ways(machine, component, compute, pin) or _ways(
-        machine, component, compute, prefer, small=small
-    )
-    settings = [
-        Setting(component, strategy, storage, _compute_for(storage, compute), batch, machine.device)
-        for strategy, storage in ways
-        for batch in _batches(prefer, images)
-    ]
-    if component == catalog.TEXT_ENCODER and machine.kind != "cpu" and not pin:
-        # One pass in RAM takes seconds; it lets a card in that is too small for the encoder.
-        settings.append(Setting(component, RESIDENT, "int8", "float32", 1, "cpu"))
-    return settings
-
-
-def _that_files_allow(
-    settings: list[Setting], location: Location, pin: Pin | None
-) -> list[Setting]:
-    """A local cascade may hold the 8-bit text encoder only; it cannot be had in another type."""
-    first = settings[0]
-    if location.cascade.parts[first.component].repository is not None:
-        return settings
-    allowed = [s for s in settings if location.folder(first.component, storage=s.storage)]
-    if allowed or pin is None:
-        return allowed or [replace(first, storage="int8", strategy=RESIDENT)]
-    raise CheckpointError(
-        f"{location.cascade.name} has no {first.component} files for {first.storage}, only 8-bit ones: "
-        f"pin {first.component}=resident:int8"
-    )
-
-
-def _finish_settings(component: str, pin: Pin | None) -> list[Setting]:
-    """The safety checker and the mark run on the CPU: they are small, and the pictures are there."""
-    if pin and (pin.strategy != RESIDENT or pin.storage not in (None, "float32")):
-        raise RequestError("finish runs on the CPU: pin it to resident:float32 or leave it open")
-    return [Setting(component, RESIDENT, "float32", "float32", 1, "cpu")]
-
-
-def _compute_dtype(machine: Machine, part: Part) -> tuple[str, bool]:
-    small = sum(4 * module.weights.parameters for module in part.modules) < SMALL_BYTES
-    return ("float32" if small else machine.compute_dtype), small
-
-
-def _compute_for(storage: str, compute: str) -> str:
-    """Float weights are computed in as they are stored, quantised ones in the machine's type."""
-    return storage if storage in FLOATS else compute
-
-
-def _pinned_ways(
-    machine: Machine, component: str, compute: str, pin: Pin | None
-) -> list[tuple[str, str]]:
-    if pin is None:
-        return []
-    if machine.kind == "cpu" and pin.strategy != RESIDENT:
-        raise DeviceError(
-            f"{pin.strategy} moves weights to an accelerator and there is none: "
-            f"pin {component}=resident or leave it open"
-        )
-    if machine.kind == "cpu" and pin.storage == "float16":
-        raise DeviceError(
-            f"float16 is some 400 times slower than bfloat16 on a CPU: "
-            f"pin {component}={pin.strategy}:bfloat16 or :float32"
-        )
-    if pin.storage in QUANTISED and machine.kind == "mps":
-        raise DeviceError(f"bitsandbytes has no {pin.storage} on Apple GPUs: use a float type")
-    return [(pin.strategy, pin.storage or compute)]
-
-
-def _ways(
-    machine: Machine, component: str, compute: str, prefer: str, *, small: bool
-) -> list[tuple[str, str]]:
-    """(strategy, storage) in order: exact and fast first, then what saves memory."""
-    ways = [(RESIDENT, compute)]
-    offloads = machine.kind in ("cuda", "xpu")
-    if component == catalog.TEXT_ENCODER and not small:
-        eight_bit = [(RESIDENT, "int8")] if machine.kind != "mps" else []
-        quantised = [*eight_bit, (RESIDENT, "nf4")] if eight_bit else []
-        if offloads:
-            # The 8-bit encoder is what IF's low-memory recipe has always used on a GPU.
-            ways = [*(quantised if prefer == BALANCED else eight_bit), *ways]
-        elif prefer == BALANCED:
-            ways += quantised
-    if offloads and component == catalog.UPSCALER:
-        ways.append((MODEL_OFFLOAD, compute))
-    if offloads:
-        ways.append((SEQUENTIAL_OFFLOAD, compute))
-    return ways
-
-
-def _batches(prefer: str, images: int) -> list[int]:
-    """One image at a time is exact; together they share the weights' way but not every last bit."""
-    if prefer == EXACT:
-        return [1]
-    return [batch for batch in (_MAX_BATCH, 4, 2) if batch <= images] + [1]
 
 
 def _weigh(machine: Machine, part: Part, setting: Setting) -> _Candidate:
@@ -320,9 +221,11 @@ def _reason(machine: Machine, part: Part, chosen: _Candidate, pin: Pin | None) -
     words.append(f"{format_bytes(max(0, spare))} of {what} to spare")
     if setting.component == catalog.FINISH:
         return "on the CPU, where the pictures are"
+    if setting.vae_tiling:
+        words.append("VAE in tiles")
     if setting.strategy == SEQUENTIAL_OFFLOAD:
         words.append("leaves move: slow")
-    if setting.storage == "float32" and _compute_dtype(machine, part)[1]:
+    if setting.storage == "float32" and compute_dtype(machine, part)[1]:
         words.append("small, so float32")
     elif setting.storage in QUANTISED:
         words.append("computes in " + setting.compute)
@@ -345,27 +248,30 @@ def _runner_up(candidates: list[_Candidate], chosen: _Candidate) -> str:
 
 def _nearest(machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pin]) -> str:
     """What would fit instead, found by planning it: other preferences, then smaller cascades."""
-    attempts: list[tuple[str, Request, str, Mapping[str, Pin]]] = []
-    if prefer == EXACT:
-        attempts.append(("--prefer balanced fits", request, BALANCED, pins))
-    if pins:
-        attempts.append(("it fits without the pins", request, prefer, {}))
     names = list(catalog.CASCADES)
     smaller = names[names.index(request.cascade) + 1 :] if request.cascade in names else []
-    attempts += [(f"--cascade {name} fits", replace(request, cascade=name), prefer, pins)
-                 for name in smaller]  # fmt: skip
-    for words, other, preference, other_pins in attempts:
-        if _fits(machine, other, preference, other_pins):
-            return words
+    for cascade in (request.cascade, *smaller):
+        for own_pins in (pins, {}) if pins else ({},):
+            for preference in (prefer, BALANCED) if prefer == EXACT else (prefer,):
+                if _fits(machine, replace(request, cascade=cascade), preference, own_pins):
+                    words = [f"--cascade {cascade}"] if cascade != request.cascade else []
+                    words += [f"--prefer {preference}"] if preference != prefer else []
+                    words += ["it"] if not words else []
+                    return (
+                        " ".join(words)
+                        + " fits"
+                        + (" without the pins" if pins != own_pins else "")
+                    )
     return "nothing smaller fits either: free some memory or raise --ram or --vram"
 
 
 def _fits(machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pin]) -> bool:
-    location = locate(request.cascade, components=request.components, revision=request.revision)
+    """Whether a plan could be made; what cannot even be found or used does not fit."""
     try:
+        location = locate(request.cascade, components=request.components, revision=request.revision)
         for component in request.components:
             _choose(machine, request, location, component, prefer, pins.get(component))
-    except (_NoRoom, DeviceError):
+    except (_NoRoom, DeviceError, CascadeError, CheckpointError):
         return False
     return True
 
@@ -375,50 +281,4 @@ def _download_bytes(location: Location, steps: tuple[Step, ...]) -> int:
         step.predicted.read_bytes
         for step in steps
         if location.folder(step.component, storage=step.storage_dtype) is None
-    )
-
-
-def cheaper(step: Step, machine: Machine, part: Part) -> Step | None:
-    """The next rung down the ladder after memory ran out; None at the bottom.
-
-    Smaller batch, tiled VAE, weights in RAM, leaf by leaf, at last the CPU. From there on nothing is
-    predicted to fit: it is what can still be tried.
-    """
-    setting = _cheaper_setting(step, machine)
-    if setting is None:
-        return None
-    footprint = predict(part, setting)
-    return replace(
-        step,
-        strategy=setting.strategy, storage_dtype=setting.storage, compute_dtype=setting.compute,
-        device=setting.device, batch=setting.batch, vae_tiling=setting.vae_tiling,
-        predicted=Prediction(footprint.vram_bytes, footprint.ram_bytes, None, footprint.read_bytes),
-        reason="memory ran out with " + _spelled(step.setting),
-        instead_of=_spelled(step.setting),
-    )  # fmt: skip
-
-
-def _cheaper_setting(step: Step, machine: Machine) -> Setting | None:
-    setting = step.setting
-    if setting.batch > 1:
-        return replace(setting, batch=setting.batch // 2)
-    if setting.component == catalog.UPSCALER and not setting.vae_tiling:
-        return replace(setting, vae_tiling=True)
-    if setting.device == "cpu":
-        return None
-    offloads = machine.kind in ("cuda", "xpu") and setting.storage in FLOATS
-    if offloads and setting.strategy == RESIDENT and setting.component == catalog.UPSCALER:
-        return replace(setting, strategy=MODEL_OFFLOAD)
-    if offloads and setting.strategy != SEQUENTIAL_OFFLOAD:
-        return replace(setting, strategy=SEQUENTIAL_OFFLOAD)
-    compute = setting.compute if setting.compute != "float16" else cpu_compute_dtype(frozenset())[0]
-    storage = compute if setting.storage in FLOATS else setting.storage
-    return replace(setting, strategy=RESIDENT, storage=storage, compute=compute, device="cpu")
-
-
-def _spelled(setting: Setting) -> str:
-    tiled = ", tiled VAE" if setting.vae_tiling else ""
-    return (
-        f"{setting.strategy.replace('_', ' ')} {setting.storage} on {setting.device}, "
-        f"batch {setting.batch}{tiled}"
     )

@@ -40,7 +40,10 @@ class Profile:
 
 def _size(value: object) -> object:
     """TOML strings like "14.7GiB"; numbers stay what they are."""
-    return parse_bytes(value) if isinstance(value, str) else value
+    try:
+        return parse_bytes(value) if isinstance(value, str) else value
+    except RequestError as error:
+        raise ValueError(str(error)) from error  # which pydantic tells together with the key
 
 
 _Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
@@ -76,18 +79,20 @@ def load_profile(name: str) -> Profile:
     Raises:
         ProfileError: there is none, or the file has a missing, wrong or unknown key; names both.
     """
-    file = Path(name).expanduser() if name.endswith(".toml") else FOLDER / f"{name}.toml"
-    if name not in profile_names() and not name.endswith(".toml"):
+    own = name.endswith(".toml")
+    if name not in profile_names() and not own:
         raise ProfileError(f"no profile {name!r}: use {', '.join(profile_names())} or a .toml file")
+    file = Path(name) if own else FOLDER / f"{name}.toml"
     try:
+        file = file.expanduser()
         content = _File.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
-        pins = {component: parse_pin(component, text) for component, text in content.pins.items()}
-    except OSError as error:
-        raise ProfileError(f"{file}: cannot be read ({error.strerror}); check the path") from error
+        pins = _pins(content.pins)
+    except (OSError, RuntimeError) as error:
+        raise ProfileError(f"{file}: cannot be read ({error}); check the path") from error
     except ValidationError as error:
         raise ProfileError(f"{file}: {_first(error)}; mend it as in {FOLDER}") from error
     except RequestError as error:
-        raise ProfileError(f"{file}: {error}") from error
+        raise ProfileError(f"{file}: {error}; mend it") from error
     except ValueError as error:
         raise ProfileError(f"{file}: no valid TOML ({error}); mend it") from error
     return Profile(_machine(file.stem, content), pins, content.description, tuple(content.sources))
@@ -122,6 +127,16 @@ def _first(error: ValidationError) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     what = {"extra_forbidden": "unknown key", "missing": "missing key"}.get(problem["type"])
     return f"{what} {key!r}" if what else f"key {key!r}: {problem['msg']}"
+
+
+def _pins(texts: dict[str, str]) -> dict[str, Pin]:
+    pins = {}
+    for component, text in texts.items():
+        try:
+            pins[component] = parse_pin(component, text)
+        except RequestError as error:
+            raise RequestError(f"key 'pins.{component}': {error}") from error
+    return pins
 
 
 def _machine(name: str, content: _File) -> Machine:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lowmem_if.errors import RequestError
 from lowmem_if.planning import catalog
 from lowmem_if.planning.catalog import StageDefaults
+from lowmem_if.planning.locations import existing_folder
 
 _MAX_SEED = 2**63 - 1
 _MAX_STEPS = 1000
@@ -87,11 +87,11 @@ class Request:
         _check_prompts((*self.prompts, self.negative_prompt))
         if not self.prompts or not all(prompt.strip() for prompt in self.prompts):
             raise RequestError("the prompt is empty: say what the picture should show")
-        if self.size not in catalog.SIZES or isinstance(self.size, bool):
+        if type(self.size) is not int or self.size not in catalog.SIZES:
             raise RequestError(f"size {self.size!r} is not one of 64, 256 and 1024")
-        if self.cascade not in catalog.CASCADES and Path(self.cascade).expanduser().is_dir():
+        if self.cascade not in catalog.CASCADES and (folder := existing_folder(self.cascade)):
             # A run may be continued from another folder than it was begun in.
-            self._settle("cascade", str(Path(self.cascade).expanduser().resolve()))
+            self._settle("cascade", str(folder))
         _check_whole("images", self.images, 1, 100_000)
         self._settle("seed", self._checked_seeds())
         if self.timesteps is not None and self.timesteps not in catalog.TIMESTEP_LISTS:

@@ -8,6 +8,7 @@ from lowmem_if.errors import RequestError
 
 GB = 10**9
 GIB = 2**30
+_MAX_BYTES = 2**63
 
 _FACTORS = {
     "": 1, "b": 1,
@@ -21,10 +22,10 @@ def parse_bytes(text: str) -> int:
     """`8GB`, `7.5GiB` or plain bytes, as a whole number of bytes above zero."""
     match = _SIZE.fullmatch(text)
     factor = _FACTORS.get(match.group(2).lower()) if match else None
-    size = int(float(match.group(1)) * factor) if match and factor else 0
-    if size <= 0:
+    size = float(match.group(1)) * factor if match and factor else 0
+    if not 1 <= size < _MAX_BYTES:
         raise RequestError(f"{text!r} is not a memory size: write 8GB, 7.5GiB or a number of bytes")
-    return size
+    return int(size)
 
 
 def format_bytes(size: int) -> str:

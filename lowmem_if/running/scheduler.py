@@ -18,8 +18,9 @@ from typing import Any
 
 from lowmem_if import errors
 from lowmem_if.errors import OutOfMemory, WorkerDied
+from lowmem_if.planning.ladder import cheaper
 from lowmem_if.planning.locations import locate
-from lowmem_if.planning.plan import Plan, Step, cheaper
+from lowmem_if.planning.plan import Plan, Step
 from lowmem_if.running.events import Event, Report, ignore
 from lowmem_if.running.run_folder import RunFolder
 

@@ -1,0 +1,155 @@
+"""The settings a component could run under, fastest and simplest first; what fits is asked later."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lowmem_if.errors import CheckpointError, DeviceError, RequestError
+from lowmem_if.planning import catalog
+from lowmem_if.planning.catalog import Part
+from lowmem_if.planning.footprint import Setting
+from lowmem_if.planning.locations import Location
+from lowmem_if.planning.machine import Machine
+from lowmem_if.planning.strategies import (
+    BALANCED,
+    EXACT,
+    FLOATS,
+    MODEL_OFFLOAD,
+    QUANTISED,
+    RESIDENT,
+    SEQUENTIAL_OFFLOAD,
+    Pin,
+)
+
+SMALL_BYTES = 500_000_000
+"""A component whose float32 weights are smaller than this is run in float32: exactness is cheap."""
+
+_MAX_BATCH = 8
+
+
+def settings_for(
+    machine: Machine,
+    location: Location,
+    component: str,
+    *,
+    prefer: str,
+    pin: Pin | None,
+    images: int,
+) -> list[Setting]:
+    """Every setting of a component to weigh, best first; never empty.
+
+    Raises:
+        RequestError, DeviceError: the pin asks for what nobody or what this device cannot do.
+        CheckpointError: the pin asks for weights that a local cascade does not hold.
+    """
+    if component == catalog.FINISH:
+        return _finish_settings(component, pin)
+    compute, small = compute_dtype(machine, location.cascade.parts[component])
+    ways = _pinned_ways(machine, component, compute, pin) or _ways(
+        machine, component, compute, prefer, small=small
+    )
+    settings = [
+        Setting(
+            component,
+            strategy,
+            storage,
+            _compute_for(storage, compute),
+            batch,
+            machine.device,
+            tiled,
+        )
+        for strategy, storage in ways
+        for tiled in _tilings(component, prefer)
+        for batch in _batches(prefer, images)
+    ]
+    if component == catalog.TEXT_ENCODER and machine.kind != "cpu" and not pin:
+        # One pass in RAM takes seconds; it lets a card in that is too small for the encoder.
+        settings.append(Setting(component, RESIDENT, "int8", "float32", 1, "cpu"))
+    return _that_files_allow(settings, location, pin)
+
+
+def _that_files_allow(
+    settings: list[Setting], location: Location, pin: Pin | None
+) -> list[Setting]:
+    """A local cascade may hold the 8-bit text encoder only; it cannot be had in another type."""
+    first = settings[0]
+    if location.cascade.parts[first.component].repository is not None:
+        return settings
+    allowed = [s for s in settings if location.folder(first.component, storage=s.storage)]
+    if allowed or pin in (None, Pin(RESIDENT)):
+        return allowed or [replace(first, storage="int8", strategy=RESIDENT)]
+    raise CheckpointError(
+        f"{location.cascade.name} has no {first.component} files for {first.storage}, only 8-bit ones: "
+        f"pin {first.component}=resident:int8"
+    )
+
+
+def _finish_settings(component: str, pin: Pin | None) -> list[Setting]:
+    """The safety checker and the mark run on the CPU: they are small, and the pictures are there."""
+    if pin and (pin.strategy != RESIDENT or pin.storage not in (None, "float32")):
+        raise RequestError("finish runs on the CPU: pin it to resident:float32 or leave it open")
+    return [Setting(component, RESIDENT, "float32", "float32", 1, "cpu")]
+
+
+def compute_dtype(machine: Machine, part: Part) -> tuple[str, bool]:
+    """What a component computes in, and whether that is float32 only because it is small."""
+    small = sum(4 * module.weights.parameters for module in part.modules) < SMALL_BYTES
+    return ("float32" if small else machine.compute_dtype), small
+
+
+def _compute_for(storage: str, compute: str) -> str:
+    """Float weights are computed in as they are stored, quantised ones in the machine's type."""
+    return storage if storage in FLOATS else compute
+
+
+def _pinned_ways(
+    machine: Machine, component: str, compute: str, pin: Pin | None
+) -> list[tuple[str, str]]:
+    if pin is None:
+        return []
+    if machine.kind == "cpu" and pin.strategy != RESIDENT:
+        raise DeviceError(
+            f"{pin.strategy} moves weights to an accelerator and there is none: "
+            f"pin {component}=resident or leave it open"
+        )
+    if machine.kind == "cpu" and pin.storage == "float16":
+        raise DeviceError(
+            f"float16 is some 400 times slower than bfloat16 on a CPU: "
+            f"pin {component}={pin.strategy}:bfloat16 or :float32"
+        )
+    if pin.storage in QUANTISED and machine.kind == "mps":
+        raise DeviceError(f"bitsandbytes has no {pin.storage} on Apple GPUs: use a float type")
+    return [(pin.strategy, pin.storage or compute)]
+
+
+def _ways(
+    machine: Machine, component: str, compute: str, prefer: str, *, small: bool
+) -> list[tuple[str, str]]:
+    """(strategy, storage) in order: exact and fast first, then what saves memory."""
+    ways = [(RESIDENT, compute)]
+    offloads = machine.kind in ("cuda", "xpu")
+    if component == catalog.TEXT_ENCODER and not small:
+        eight_bit = [(RESIDENT, "int8")] if machine.kind != "mps" else []
+        quantised = [*eight_bit, (RESIDENT, "nf4")] if eight_bit else []
+        if offloads:
+            # The 8-bit encoder is what IF's low-memory recipe has always used on a GPU.
+            ways = [*(quantised if prefer == BALANCED else eight_bit), *ways]
+        elif prefer == BALANCED:
+            ways += quantised
+    if offloads and component == catalog.UPSCALER:
+        ways.append((MODEL_OFFLOAD, compute))
+    if offloads:
+        ways.append((SEQUENTIAL_OFFLOAD, compute))
+    return ways
+
+
+def _tilings(component: str, prefer: str) -> tuple[bool, ...]:
+    """Tiles meet in seams that are blended, so they change pixels; they save what most VAEs need."""
+    return (False, True) if component == catalog.UPSCALER and prefer == BALANCED else (False,)
+
+
+def _batches(prefer: str, images: int) -> list[int]:
+    """One image at a time is exact; together they share the weights' way but not every last bit."""
+    if prefer == EXACT:
+        return [1]
+    return [batch for batch in (_MAX_BATCH, 4, 2) if batch <= images] + [1]

@@ -1,0 +1,78 @@
+"""The same code on an NVIDIA accelerator: pixels, placement, release."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import IFPipeline
+from runs import run_here
+from safetensors.torch import load_file
+
+from lowmem_if.planning.machine import probe
+from lowmem_if.planning.plan import Plan, make_plan
+from lowmem_if.planning.request import Request
+from lowmem_if.planning.strategies import parse_pins
+from lowmem_if.running.run_folder import RunFolder
+from lowmem_if.running.scheduler import run
+
+pytestmark = pytest.mark.cuda
+
+
+def plan_here(cascade: Path, *pins: str, size: int = 1024) -> Plan:
+    request = Request(("a red circle",), cascade=str(cascade), seed=(1,), steps=(2,), size=size)
+    return make_plan(probe("cuda"), request, pins=parse_pins(pins))
+
+
+def test_the_probe_sees_the_accelerator() -> None:
+    """Free and total VRAM are sane, and the number type has a reason."""
+    machine = probe()
+    assert machine.kind == "cuda"
+    assert 0 < machine.vram_bytes <= machine.vram_total_bytes
+    assert machine.compute_dtype_reason
+
+
+def test_stage_1_draws_the_plain_pipelines_pixels(tiny: Path, tmp_path: Path) -> None:
+    """Resident on the accelerator is bit-identical to diffusers there, with CPU generators."""
+    folder = run_here(plan_here(tiny, size=64), tmp_path / "run")
+    pipeline = IFPipeline.from_pretrained(
+        tiny / "stage_1", variant="fp16", torch_dtype=torch.float32, safety_checker=None
+    ).to("cuda")
+    expected = pipeline(
+        "a red circle", num_inference_steps=2, output_type="pt",
+        generator=torch.Generator("cpu").manual_seed(1),
+    ).images[0].cpu()  # fmt: skip
+    ours = load_file(folder.path / "stage_1" / "0000.safetensors")["tensor"]
+    assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize(
+    "pins",
+    [
+        ("text_encoder=sequential_offload", "stage_1=sequential_offload"),
+        ("stage_1=model_offload", "stage_2=model_offload", "upscaler=model_offload"),
+        ("stage_2=sequential_offload", "upscaler=sequential_offload"),
+    ],
+)
+def test_offload_changes_no_pixel(tiny: Path, tmp_path: Path, pins: tuple[str, ...]) -> None:
+    """Whatever moves, the pictures are those of the resident run."""
+    resident = run_here(plan_here(tiny), tmp_path / "resident")
+    offloaded = run_here(plan_here(tiny, *pins), tmp_path / "offloaded")
+    for stage in ("stage_1", "stage_2", "stage_3"):
+        files = [f.path / stage / "0000.safetensors" for f in (resident, offloaded)]
+        ours, theirs = (load_file(file)["tensor"] for file in files)
+        assert torch.equal(ours, theirs), stage
+
+
+@pytest.mark.parametrize("storage", ["int8", "nf4", "float16"])
+def test_every_text_storage_runs_and_leaves(tiny: Path, tmp_path: Path, storage: str) -> None:
+    """The quantised encoders run on the accelerator, and every component gives its VRAM back."""
+    plan = plan_here(tiny, f"text_encoder=resident:{storage}")
+    folder = RunFolder.open(run(plan, tmp_path / "run").folder)
+    for step in folder.plan.steps:
+        released = folder.released(step.component)
+        assert released is not None
+        assert released["alive"] == []
+        assert released["vram_left_bytes"] <= released["allowed_bytes"]
+    assert folder.notices == ()

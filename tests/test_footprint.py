@@ -1,0 +1,275 @@
+"""Predicted bytes: what the libraries store, what was measured, and what must grow with what."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lowmem_if.planning.catalog import (
+    COMPONENTS,
+    FINISH,
+    PUBLISHED,
+    STAGE_1,
+    STAGE_2,
+    TEXT_ENCODER,
+    UPSCALER,
+    Module,
+    Part,
+    Weights,
+)
+from lowmem_if.planning.footprint import Setting, headroom, predict, stored_bytes
+from lowmem_if.planning.strategies import (
+    FLOATS,
+    MODEL_OFFLOAD,
+    QUANTISED,
+    RESIDENT,
+    SEQUENTIAL_OFFLOAD,
+    STRATEGIES,
+)
+
+MB = 10**6
+
+cascades = st.sampled_from(sorted(PUBLISHED))
+components = st.sampled_from(COMPONENTS)
+floats = st.sampled_from(FLOATS)
+batches = st.integers(1, 8)
+
+
+def part(cascade: str, component: str) -> Part:
+    return PUBLISHED[cascade].parts[component]
+
+
+def setting(component: str, **changes: object) -> Setting:
+    """A component resident on a card, in float16, one image."""
+    base = Setting(component, RESIDENT, "float16", "float16", 1, "cuda:0")
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def in_float(component: str, storage: str, **changes: object) -> Setting:
+    return setting(component, storage=storage, compute=storage, **changes)
+
+
+# --- weights ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("storage", "compute", "size"),
+    [
+        ("float32", "float32", 4 * (100 + 64_000 + 1000)),
+        ("float16", "float16", 2 * (100 + 64_000) + 4 * 1000),  # `wo` stays in float32
+        ("bfloat16", "bfloat16", 2 * (100 + 64_000 + 1000)),
+        ("int8", "float16", 64_000 + 4 * 80 + 4 * 1000 + 2 * 100),
+        ("int8", "bfloat16", 64_000 + 4 * 80 + 2 * 1000 + 2 * 100),
+        ("int8", "float32", 64_000 + 4 * 80 + 4 * 1000 + 4 * 100),
+        ("nf4", "float16", 32_000 + 4 * 1000 + 4 * 1000 + 2 * 100),
+        ("nf4", "float32", 32_000 + 4 * 1000 + 4 * 1000 + 4 * 100),
+    ],
+)
+def test_weights_are_counted_by_what_a_storage_does_with_them(
+    storage: str, compute: str, size: int
+) -> None:
+    """Quantised layers with their scales, `wo` as transformers keeps it, the rest as it computes."""
+    weights = Weights(other=100, linear=64_000, kept=1000, linear_rows=80)
+    assert stored_bytes(weights, storage, compute) == size
+
+
+def test_quantised_layers_take_what_bitsandbytes_stores() -> None:
+    """One float32 scale a row for int8 and one for 64 numbers for nf4 is what the library keeps."""
+    bnb = pytest.importorskip("bitsandbytes")
+    rows, columns = 512, 256
+    weights = Weights(other=0, linear=rows * columns, linear_rows=rows)
+
+    def size(tensor: object) -> int:
+        return tensor.numel() * tensor.element_size()  # type: ignore[attr-defined]
+
+    eight = bnb.nn.Linear8bitLt(columns, rows, bias=False, has_fp16_weights=False).to("cpu").weight
+    assert stored_bytes(weights, "int8", "float16") == size(eight.data) + size(eight.SCB)
+    # transformers' BitsAndBytesConfig compresses no statistics unless told to.
+    four = bnb.nn.Linear4bit(
+        columns, rows, bias=False, quant_type="nf4", compress_statistics=False
+    ).to("cpu")
+    stored = size(four.weight.data) + size(four.weight.quant_state.absmax)
+    assert stored_bytes(weights, "nf4", "float16") == stored
+
+
+@pytest.mark.parametrize("compute", FLOATS)
+def test_smaller_number_types_take_less(compute: str) -> None:
+    """nf4 < int8 < 16 bits < 32 bits, for the text encoder."""
+    weights = part("if-xl", TEXT_ENCODER).modules[0].weights
+    sizes = [stored_bytes(weights, storage, compute) for storage in ("nf4", "int8")]
+    sizes += [stored_bytes(weights, "bfloat16", "bfloat16")]
+    sizes += [stored_bytes(weights, "float16", "float16")]
+    sizes += [stored_bytes(weights, "float32", "float32")]
+    assert sizes[0] < sizes[1]
+    assert sizes[2:] == sorted(sizes[2:])
+    assert sizes[1] < sizes[2]
+
+
+# --- peaks that were measured -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cascade", "component", "working"),
+    [("if-xl", STAGE_1, 175_328_768), ("if-xl", STAGE_2, 1_258_708_480)],
+)
+def test_activations_of_the_unets_are_those_of_the_dry_runs(
+    cascade: str, component: str, working: int
+) -> None:
+    """Beside its weights a UNet takes what the fake-tensor run of the real one took, within 1 %."""
+    unet = part(cascade, component).modules[0]
+    predicted = predict(part(cascade, component), setting(component)).vram_bytes
+    weights = stored_bytes(unet.weights, "float16", "float16")
+    assert predicted - weights == pytest.approx(working, rel=0.01)
+
+
+def test_the_upscalers_peak_is_its_vae_in_float32() -> None:
+    """The VAE decodes in float32 (3,222,274,048 bytes in the dry run); tiled it takes a sixteenth."""
+    x4 = part("if-xl", UPSCALER)
+    weights = sum(stored_bytes(m.weights, "float16", "float16") for m in x4.modules)
+    vae = next(m for m in x4.modules if m.folder == "vae").weights.parameters
+    whole = predict(x4, setting(UPSCALER)).vram_bytes - weights
+    assert whole == pytest.approx(3_222_274_048 + 2 * vae, rel=0.01)
+    tiled = predict(x4, setting(UPSCALER, vae_tiling=True)).vram_bytes - weights
+    # Then the UNet's 348 MB are the peak.
+    assert tiled == pytest.approx(348 * MB + 2 * vae, rel=0.02)
+
+
+def test_a_moved_vae_decodes_in_float32_too() -> None:
+    """When whole modules move, the VAE's weights stand on the card in float32 while it decodes."""
+    x4 = part("if-xl", UPSCALER)
+    vae = next(m for m in x4.modules if m.folder == "vae").weights.parameters
+    moved = predict(x4, setting(UPSCALER, strategy=MODEL_OFFLOAD)).vram_bytes
+    assert moved >= 0.99 * 3_222_274_048 + 4 * vae
+
+
+# --- what must hold -----------------------------------------------------------------------------
+
+
+@settings(derandomize=True, database=None, deadline=None, max_examples=200)
+@given(cascades, components, floats, st.sampled_from(STRATEGIES), batches, batches, st.booleans())
+def test_a_larger_batch_never_takes_less(
+    cascade: str, component: str, dtype: str, strategy: str, one: int, other: int, tiled: bool
+) -> None:
+    """Neither VRAM nor RAM shrinks when more images are drawn together, on a card or a CPU."""
+    small, large = sorted((one, other))
+    for device in ("cuda:0", "cpu"):
+        base = in_float(component, dtype, strategy=strategy, device=device, vae_tiling=tiled)
+        less = predict(part(cascade, component), replace(base, batch=small))
+        more = predict(part(cascade, component), replace(base, batch=large))
+        assert less.vram_bytes <= more.vram_bytes
+        assert less.ram_bytes <= more.ram_bytes
+        assert less.read_bytes == more.read_bytes
+
+
+@pytest.mark.parametrize("component", [TEXT_ENCODER, STAGE_1, STAGE_2])
+def test_more_images_take_more(component: str) -> None:
+    """A batch of eight really is predicted to take more than one image."""
+    one, eight = (predict(part("if-l", component), setting(component, batch=n)) for n in (1, 8))
+    assert eight.vram_bytes > one.vram_bytes
+    assert eight.ram_bytes == one.ram_bytes
+
+
+@pytest.mark.parametrize("cascade", PUBLISHED)
+@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_offloading_trades_vram_for_ram(cascade: str, component: str, dtype: str) -> None:
+    """Moved leaf by leaf takes the least VRAM, module by module no more than resident, and more RAM."""
+    resident, model, leaves = (
+        predict(part(cascade, component), in_float(component, dtype, strategy=strategy))
+        for strategy in (RESIDENT, MODEL_OFFLOAD, SEQUENTIAL_OFFLOAD)
+    )
+    assert leaves.vram_bytes < model.vram_bytes <= resident.vram_bytes
+    assert resident.ram_bytes < model.ram_bytes == leaves.ram_bytes
+    if len(part(cascade, component).modules) > 1:
+        assert model.vram_bytes < resident.vram_bytes
+
+
+@settings(derandomize=True, database=None, deadline=None, max_examples=100)
+@given(cascades, components, floats, st.sampled_from(STRATEGIES))
+def test_a_cpu_takes_no_vram_and_an_offload_holds_all_weights_in_ram(
+    cascade: str, component: str, dtype: str, strategy: str
+) -> None:
+    """On a CPU everything is in RAM; under an offload the weights are in RAM, beside the process."""
+    weights = sum(stored_bytes(m.weights, dtype, dtype) for m in part(cascade, component).modules)
+    on_cpu = predict(part(cascade, component), in_float(component, dtype, device="cpu"))
+    assert on_cpu.vram_bytes == 0
+    assert on_cpu.ram_bytes > weights
+    on_card = predict(part(cascade, component), in_float(component, dtype, strategy=strategy))
+    assert on_card.vram_bytes > 0
+    if strategy == RESIDENT:
+        assert on_card.vram_bytes > weights
+    else:
+        assert on_card.ram_bytes > weights
+
+
+@settings(derandomize=True, database=None, deadline=None, max_examples=100)
+@given(st.integers(1, 10**10), st.integers(0, 10**9), floats, st.sampled_from(STRATEGIES))
+def test_more_weights_never_take_less(numbers: int, more: int, dtype: str, strategy: str) -> None:
+    """Predictions grow with the module."""
+    for device in ("cuda:0", "cpu"):
+        sizes = [
+            predict(
+                Part("stage_1", None, (Module("unet", Weights(n), 2 * n, 64),)),
+                in_float(STAGE_1, dtype, strategy=strategy, device=device),
+            )
+            for n in (numbers, numbers + more)
+        ]
+        assert sizes[0].vram_bytes <= sizes[1].vram_bytes
+        assert sizes[0].ram_bytes <= sizes[1].ram_bytes
+
+
+def test_tiling_the_vae_takes_less() -> None:
+    """A tiled VAE lowers the upscaler's peak under every strategy, on a card and on a CPU."""
+    for strategy in STRATEGIES:
+        base = setting(UPSCALER, strategy=strategy)
+        tiled = replace(base, vae_tiling=True)
+        x4 = part("if-xl", UPSCALER)
+        assert predict(x4, tiled).vram_bytes < predict(x4, base).vram_bytes
+    on_cpu = in_float(UPSCALER, "float32", device="cpu")
+    tiled = replace(on_cpu, vae_tiling=True)
+    assert predict(x4, tiled).ram_bytes < predict(x4, on_cpu).ram_bytes
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_what_is_read_from_disk_are_the_files(component: str) -> None:
+    """The bytes read are the component's files, each once; for int8 the published 8-bit file."""
+    files = sum(m.file_bytes for m in part("if-xl", component).modules)
+    assert predict(part("if-xl", component), setting(component)).read_bytes == files
+    assert predict(part("if-xl", component), setting(component, device="cpu")).read_bytes == files
+    if component == TEXT_ENCODER:
+        eight_bit = part("if-xl", component).eight_bit_file_bytes
+        for storage, read in (("int8", eight_bit), ("nf4", files)):
+            predicted = predict(part("if-xl", component), setting(component, storage=storage))
+            assert predicted.read_bytes == read
+
+
+def test_without_an_8bit_file_int8_reads_the_16bit_ones() -> None:
+    """A cascade without a published 8-bit encoder is quantised from its 16-bit files."""
+    own = replace(part("if-xl", TEXT_ENCODER), eight_bit_file_bytes=0)
+    predicted = predict(own, setting(TEXT_ENCODER, storage="int8"))
+    assert predicted.read_bytes == own.modules[0].file_bytes
+
+
+@pytest.mark.parametrize("storage", QUANTISED)
+def test_a_quantised_encoder_fits_where_the_16bit_one_does_not(storage: str) -> None:
+    """On a card of 8 GB and more the 8-bit encoder saves gigabytes."""
+    t5 = part("if-xl", TEXT_ENCODER)
+    quantised = predict(t5, setting(TEXT_ENCODER, storage=storage))
+    assert quantised.vram_bytes < predict(t5, setting(TEXT_ENCODER)).vram_bytes - 3_000 * MB
+
+
+def test_headroom_is_kept_in_ram_always_and_in_vram_on_a_card() -> None:
+    """Workspaces that no prediction sees and some safety are left free."""
+    assert headroom("cpu")[0] == 0
+    for device in ("cuda:0", "xpu:0", "mps"):
+        assert headroom(device)[0] >= 500 * MB
+    assert headroom("cpu")[1] == headroom("cuda:0")[1] >= 200 * MB
+
+
+def test_the_finish_is_small() -> None:
+    """Safety checker and watermark take under 2 GB of RAM on the CPU."""
+    finish = predict(part("if-xl", FINISH), in_float(FINISH, "float32", device="cpu"))
+    assert 1_200 * MB < finish.ram_bytes < 2_000 * MB

@@ -1,0 +1,999 @@
+"""The planner over machines of every kind and size: what holds for each plan and each refusal."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lowmem_if.errors import (
+    CascadeError,
+    CheckpointError,
+    DeviceError,
+    DoesNotFit,
+    RequestError,
+    RunFolderError,
+)
+from lowmem_if.planning import catalog, locations
+from lowmem_if.planning.catalog import FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
+from lowmem_if.planning.footprint import Setting, headroom
+from lowmem_if.planning.ladder import cheaper
+from lowmem_if.planning.locations import locate
+from lowmem_if.planning.machine import Machine, accelerator_compute_dtype, cpu_compute_dtype
+from lowmem_if.planning.plan import Plan, Step, make_plan
+from lowmem_if.planning.profiles import load_profile, profile_names
+from lowmem_if.planning.request import Request
+from lowmem_if.planning.strategies import (
+    MODEL_OFFLOAD,
+    PREFERENCES,
+    QUANTISED,
+    RESIDENT,
+    SEQUENTIAL_OFFLOAD,
+    STORAGES,
+    STRATEGIES,
+    Pin,
+)
+
+GB = 10**9
+
+BASE = Machine(
+    name="made up",
+    device="cpu",
+    device_name="made up",
+    vram_bytes=0,
+    vram_total_bytes=0,
+    ram_bytes=64 * GB,
+    ram_total_bytes=64 * GB,
+    disk_free_bytes=1000 * GB,
+    compute_dtype="float32",
+    compute_dtype_reason="made up",
+)
+
+
+@pytest.fixture(autouse=True)
+def nothing_downloaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, tiny: Path
+) -> Path:
+    """An empty Hugging Face cache, and the tiny cascade as the bundled one."""
+    cache = tmp_path_factory.getbasetemp() / "empty hub cache"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(locations, "DEMO_FOLDER", tiny)
+    return cache
+
+
+# --- machines and requests ----------------------------------------------------------------------
+
+
+def cpu(ram: float, *features: str) -> Machine:
+    dtype, reason = cpu_compute_dtype(frozenset(features))
+    return replace(BASE, ram_bytes=int(ram * GB), compute_dtype=dtype, compute_dtype_reason=reason)
+
+
+def card(
+    vram: float, ram: float, kind: str = "cuda", capability: tuple[int, int] = (8, 6)
+) -> Machine:
+    dtype, reason = accelerator_compute_dtype(kind, capability)
+    return replace(
+        BASE,
+        device=kind if kind == "mps" else f"{kind}:0",
+        vram_bytes=int(vram * GB),
+        vram_total_bytes=int(vram * GB),
+        ram_bytes=int(ram * GB),
+        compute_dtype=dtype,
+        compute_dtype_reason=reason,
+    )
+
+
+def ask(cascade: str = "if-xl", **values: Any) -> Request:
+    return Request(**{"prompts": ("a",), "seed": (1,), "cascade": cascade} | values)
+
+
+def step(plan: Plan, component: str) -> Step:
+    return next(step for step in plan.steps if step.component == component)
+
+
+def try_plan(machine: Machine, request: Request, **kwargs: Any) -> Plan | None:
+    try:
+        return make_plan(machine, request, **kwargs)
+    except DoesNotFit:
+        return None
+
+
+def refusal(machine: Machine, request: Request, **kwargs: Any) -> DoesNotFit | None:
+    try:
+        make_plan(machine, request, **kwargs)
+    except DoesNotFit as error:
+        return error
+    return None
+
+
+sizes = st.integers(0, 80 * GB) | st.integers(0, 16 * GB)
+cards = st.builds(
+    card,
+    sizes.map(lambda size: size / GB),
+    sizes.map(lambda size: size / GB),
+    st.sampled_from(["cuda", "cuda", "xpu", "mps"]),
+    st.sampled_from([(6, 1), (7, 5), (8, 6)]),
+)
+cpus = st.builds(
+    lambda ram, features: cpu(ram / GB, *features),
+    sizes,
+    st.sampled_from([(), ("avx512_bf16",)]),
+)
+machines = cards | cpus
+requests = st.builds(
+    ask,
+    st.sampled_from(sorted(catalog.PUBLISHED)),
+    size=st.sampled_from(sorted(catalog.SIZES)),
+    images=st.integers(1, 9),
+)
+preferences = st.sampled_from(PREFERENCES)
+pins = st.dictionaries(
+    st.sampled_from(catalog.COMPONENTS),
+    st.builds(Pin, st.sampled_from(STRATEGIES), st.none() | st.sampled_from(STORAGES)),
+    max_size=3,
+)
+
+thorough = settings(derandomize=True, database=None, deadline=None, max_examples=150)
+
+
+# --- every plan ---------------------------------------------------------------------------------
+
+
+def test_any_machine_is_either_planned_for_or_told_what_does_not_fit() -> None:
+    """From nothing to plenty no machine makes the planner crash."""
+    for vram in (0, 1, 4, 6, 8, 12, 16, 24):
+        for ram in (0, 1, 4, 8, 12, 16, 32):
+            for machine in (card(vram, ram), card(vram, ram, "mps"), cpu(ram)):
+                try_plan(machine, ask())
+
+
+@thorough
+@given(machines, requests, preferences)
+def test_a_plan_keeps_within_the_budget(machine: Machine, request: Request, prefer: str) -> None:
+    """Every step's predicted peaks and the headroom are within VRAM and RAM; on Apple, together."""
+    plan = try_plan(machine, request, prefer=prefer)
+    for each in plan.steps if plan else ():
+        vram_spare, ram_spare = headroom(each.device)
+        assert each.predicted.ram_bytes + ram_spare <= machine.ram_bytes
+        assert each.predicted.vram_bytes + vram_spare <= machine.vram_bytes or each.device == "cpu"
+        if machine.kind == "mps":
+            both = each.predicted.vram_bytes + each.predicted.ram_bytes + ram_spare
+            assert both <= machine.ram_bytes
+
+
+@thorough
+@given(machines, requests, preferences)
+def test_a_budget_is_used_to_its_last_byte(machine: Machine, request: Request, prefer: str) -> None:
+    """With just what a plan needs it is made again; with a byte of RAM or VRAM less it is not."""
+    plan = try_plan(machine, request, prefer=prefer)
+    if plan is None:
+        return
+    ram, vram = 0, 0
+    for each in plan.steps:
+        vram_spare, ram_spare = headroom(each.device)
+        shared = each.predicted.vram_bytes if machine.unified else 0
+        ram = max(ram, each.predicted.ram_bytes + shared + ram_spare)
+        if each.device != "cpu":
+            vram = max(vram, each.predicted.vram_bytes + vram_spare)
+
+    def settings_with(ram: int, vram: int) -> list[Setting] | None:
+        again = try_plan(replace(machine, ram_bytes=ram, vram_bytes=vram), request, prefer=prefer)
+        return [each.setting for each in again.steps] if again else None
+
+    same = [each.setting for each in plan.steps]
+    assert settings_with(ram, vram) == same
+    assert settings_with(ram - 1, vram) != same
+    if vram:
+        assert settings_with(ram, vram - 1) != same
+
+
+@thorough
+@given(machines, requests, preferences)
+def test_a_plan_has_a_settled_step_for_each_component(
+    machine: Machine, request: Request, prefer: str
+) -> None:
+    """Steps come in running order; each has known words, a reason, and no time yet."""
+    plan = try_plan(machine, request, prefer=prefer)
+    if plan is None:
+        return
+    assert (plan.machine, plan.request, plan.prefer, plan.pins) == (machine, request, prefer, {})
+    assert tuple(each.component for each in plan.steps) == request.components
+    for each in plan.steps:
+        assert each.strategy in STRATEGIES
+        assert each.storage_dtype in STORAGES
+        assert each.compute_dtype in STORAGES
+        assert each.compute_dtype not in QUANTISED
+        assert each.device in (machine.device, "cpu")
+        assert 1 <= each.batch <= max(1, len(request.tasks))
+        assert each.reason
+        assert each.predicted.seconds is None
+        assert (each.sampling is not None) == (each.component in catalog.IMAGE_STAGES)
+
+
+def rank(each: Step, machine: Machine) -> tuple[bool, int]:
+    """How slow a step is: another device than the machine's first, then its strategy."""
+    return each.device != machine.device, STRATEGIES.index(each.strategy)
+
+
+@thorough
+@given(machines, requests, preferences, sizes, sizes)
+def test_more_memory_is_never_slower(
+    machine: Machine, request: Request, prefer: str, more_vram: int, more_ram: int
+) -> None:
+    """A machine with more VRAM and RAM fits whatever fitted, and never by a slower strategy."""
+    larger = replace(machine, ram_bytes=machine.ram_bytes + more_ram)
+    if machine.kind != "cpu":
+        larger = replace(larger, vram_bytes=machine.vram_bytes + more_vram)
+    before = try_plan(machine, request, prefer=prefer)
+    if before is None:
+        return
+    after = make_plan(larger, request, prefer=prefer)
+    for small, large in zip(before.steps, after.steps, strict=True):
+        assert rank(large, larger) <= rank(small, machine)
+        same = (large.device, large.strategy, large.storage_dtype)
+        if same == (small.device, small.strategy, small.storage_dtype):
+            assert large.batch >= small.batch
+
+
+@pytest.mark.parametrize("cascade", ["if-xl", "if-m"])
+@pytest.mark.parametrize("prefer", PREFERENCES)
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+@pytest.mark.parametrize("ram", [12, 64])
+def test_no_larger_card_is_ever_slower(cascade: str, prefer: str, kind: str, ram: float) -> None:
+    """From no VRAM to 24 GB, every 100 MB more keep or raise the speed of each step."""
+    before: Plan | None = None
+    for tenths in range(240):
+        machine = card(tenths / 10, ram, kind)
+        plan = try_plan(machine, ask(cascade, images=2), prefer=prefer)
+        assert plan or not before
+        if plan and before:
+            for small, large in zip(before.steps, plan.steps, strict=True):
+                assert rank(large, machine) <= rank(small, machine), (tenths, small, large)
+        before = plan
+
+
+@thorough
+@given(machines, requests, preferences)
+def test_a_plan_is_a_value_that_survives_json(
+    machine: Machine, request: Request, prefer: str
+) -> None:
+    """Written as JSON text and read back, a plan is equal to itself, and says that it fits."""
+    plan = try_plan(machine, request, prefer=prefer)
+    if plan is None:
+        return
+    text = json.dumps(plan.to_json())
+    data = json.loads(text)
+    assert data["fits"] is True
+    assert Plan.from_json(data) == plan
+    assert json.dumps(Plan.from_json(data).to_json()) == text
+
+
+@settings(derandomize=True, database=None, deadline=None, max_examples=60)
+@given(
+    st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=3),
+    st.sampled_from([None, "fast27", "super100"]),
+    st.none() | st.tuples(*[st.floats(0, 100) | st.integers(0, 100)] * 3),
+)
+def test_any_request_survives_the_plans_json(
+    prompts: list[str], timesteps: str | None, guidance: tuple[float, ...] | None
+) -> None:
+    """Prompts of any script, named timesteps and odd guidance come back as they were."""
+    try:
+        request = ask("if-m", prompts=tuple(prompts), timesteps=timesteps, guidance_scale=guidance)
+    except RequestError:
+        return
+    plan = make_plan(card(80, 80), request)
+    read = Plan.from_json(json.loads(json.dumps(plan.to_json(), ensure_ascii=False)))
+    assert read == plan
+    assert read.request.prompts == tuple(prompts)
+
+
+def test_the_json_holds_what_the_command_line_promises() -> None:
+    """`plan --json` has machine, request and steps with the keys that the contract names."""
+    data = make_plan(card(16, 16), ask()).to_json()
+    assert {"fits", "machine", "request", "steps"} <= set(data)
+    for each in data["steps"]:
+        assert {
+            "component", "strategy", "storage_dtype", "compute_dtype", "batch", "predicted", "reason",
+            "instead_of",
+        } <= set(each)  # fmt: skip
+        assert set(each["predicted"]) == {"vram_bytes", "ram_bytes", "seconds", "read_bytes"}
+
+
+def _damaged(data: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for key in data:
+        if key != "fits":
+            yield f"without {key}", {k: v for k, v in data.items() if k != key}
+            yield f"{key} is nonsense", data | {key: "nonsense" if key != "prefer" else 5}
+    first, *rest = data["steps"]
+    for key in first:
+        lost = {k: v for k, v in first.items() if k != key}
+        yield f"a step without {key}", data | {"steps": [lost, *rest]}
+    yield "a request nobody can run", data | {"request": data["request"] | {"size": 65}}
+    yield "an empty prompt", data | {"request": data["request"] | {"prompts": [""]}}
+
+
+def test_a_damaged_plan_is_refused_in_one_line() -> None:
+    """A plan that misses a part, or holds another type or an impossible request, is a RunFolderError."""
+    data = make_plan(card(16, 16), ask()).to_json()
+    accepted = []
+    for harm, damaged in _damaged(json.loads(json.dumps(data))):
+        try:
+            Plan.from_json(damaged)
+            accepted.append(harm)
+        except RunFolderError as error:
+            text = str(error)
+        assert re.fullmatch(r"the plan cannot be read \(.*\); start a new folder", text), harm
+    assert accepted == []
+
+
+def test_planning_is_a_function_of_its_arguments() -> None:
+    """The same machine and request give the same plan."""
+    assert make_plan(card(8, 16), ask()) == make_plan(card(8, 16), ask())
+
+
+@pytest.mark.parametrize("name", profile_names())
+@pytest.mark.parametrize("cascade", catalog.CASCADES)
+@pytest.mark.parametrize("prefer", PREFERENCES)
+def test_every_profile_gets_a_plan_or_the_reason_why_not(
+    name: str, cascade: str, prefer: str
+) -> None:
+    """For each shipped machine and cascade there is a plan, or a DoesNotFit with a way out."""
+    machine = load_profile(name).machine
+    error = refusal(machine, ask(cascade), prefer=prefer)
+    assert error is None or "fits" in error.nearest
+
+
+# --- preferences and number types ---------------------------------------------------------------
+
+
+def test_an_unknown_preference_is_refused_with_the_known_ones() -> None:
+    """There is exact and balanced."""
+    with pytest.raises(RequestError, match=r"'fast'.*exact.*balanced"):
+        make_plan(BASE, ask(), prefer="fast")
+
+
+@thorough
+@given(machines, requests)
+def test_exact_draws_one_image_at_a_time_in_the_machines_own_type(
+    machine: Machine, request: Request
+) -> None:
+    """Under `exact` memory decides where weights live, never in which type a stage draws."""
+    plan = try_plan(machine, request)
+    for each in plan.steps if plan else ():
+        assert each.batch == 1
+        assert not each.vae_tiling
+        if each.component in catalog.IMAGE_STAGES:
+            assert each.storage_dtype == each.compute_dtype
+            small = each.component == STAGE_1 and request.cascade == "if-m"
+            assert each.storage_dtype == machine.compute_dtype or small
+        assert each.storage_dtype != "nf4"
+
+
+@pytest.mark.parametrize(("images", "batch"), [(1, 1), (2, 2), (3, 2), (5, 4), (8, 8), (9, 8)])
+def test_balanced_draws_images_together_as_memory_allows(images: int, batch: int) -> None:
+    """With plenty of memory the batch is the largest power of two up to eight; exact keeps to one."""
+    request = ask(images=images)
+    balanced = make_plan(card(80, 80), request, prefer="balanced")
+    assert step(balanced, STAGE_2).batch == batch
+    assert step(make_plan(card(80, 80), request), STAGE_2).batch == 1
+    assert step(make_plan(card(4.4, 80), request, prefer="balanced"), STAGE_2).batch == 1
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu"])
+@pytest.mark.parametrize("prefer", PREFERENCES)
+@pytest.mark.parametrize("vram", [10, 80])
+def test_the_text_encoder_is_8bit_on_an_accelerator(kind: str, prefer: str, vram: int) -> None:
+    """The 8-bit encoder is the default on a card, exact or balanced, with room or without."""
+    encoder = step(make_plan(card(vram, 32, kind), ask(), prefer=prefer), TEXT_ENCODER)
+    assert (encoder.storage_dtype, encoder.strategy) == ("int8", RESIDENT)
+    assert encoder.device == f"{kind}:0"
+    assert encoder.compute_dtype == "float16"
+
+
+@pytest.mark.parametrize("prefer", PREFERENCES)
+def test_apple_has_no_8bit_kernels(prefer: str) -> None:
+    """On Apple the encoder is float16 where it has room; else it works 8-bit on the CPU."""
+    encoder = step(make_plan(card(40, 64, "mps"), ask(), prefer=prefer), TEXT_ENCODER)
+    assert (encoder.device, encoder.storage_dtype) == ("mps", "float16")
+    encoder = step(make_plan(card(10, 12, "mps"), ask(), prefer=prefer), TEXT_ENCODER)
+    assert (encoder.device, encoder.storage_dtype) == ("cpu", "int8")
+
+
+def test_only_balanced_quantises_on_a_cpu() -> None:
+    """On a CPU the encoder keeps the machine's type under exact and may be 8-bit under balanced."""
+    roomy, tight = cpu(64, "avx512_bf16"), cpu(9.5, "avx512_bf16")
+    for prefer in PREFERENCES:
+        encoder = step(make_plan(roomy, ask(), prefer=prefer), TEXT_ENCODER)
+        assert encoder.storage_dtype == "bfloat16"
+    assert try_plan(tight, ask("if-l")) is None
+    encoder = step(make_plan(tight, ask("if-l"), prefer="balanced"), TEXT_ENCODER)
+    assert encoder.storage_dtype in QUANTISED
+    assert encoder.compute_dtype == "bfloat16"
+
+
+def test_only_balanced_takes_nf4() -> None:
+    """On a card with room for 4 bits and not for 8, balanced quantises and exact does not."""
+    machine = card(7.5, 12)
+    assert step(make_plan(machine, ask(), prefer="balanced"), TEXT_ENCODER).storage_dtype == "nf4"
+    exact = step(make_plan(machine, ask()), TEXT_ENCODER)
+    assert (exact.storage_dtype, exact.device) == ("int8", "cpu")
+
+
+@thorough
+@given(machines, requests, preferences)
+def test_nothing_ever_computes_in_float16_on_a_cpu(
+    machine: Machine, request: Request, prefer: str
+) -> None:
+    """A step on the CPU, for whatever reason it is there, has a type that CPUs are fast in."""
+    plan = try_plan(machine, request, prefer=prefer)
+    for each in plan.steps if plan else ():
+        if each.device == "cpu":
+            assert "float16" not in (each.storage_dtype, each.compute_dtype)
+
+
+@thorough
+@given(cpus, requests, preferences)
+def test_a_cpu_never_offloads(machine: Machine, request: Request, prefer: str) -> None:
+    """Without an accelerator every component is resident on the CPU and takes no VRAM."""
+    plan = try_plan(machine, request, prefer=prefer)
+    for each in plan.steps if plan else ():
+        assert (each.device, each.strategy) == ("cpu", RESIDENT)
+        assert each.predicted.vram_bytes == 0
+
+
+@thorough
+@given(machines, requests, preferences)
+def test_the_finish_is_always_on_the_cpu(machine: Machine, request: Request, prefer: str) -> None:
+    """Safety checker and watermark run in float32 on the CPU, where the pictures are."""
+    plan = try_plan(machine, request, prefer=prefer)
+    if plan:
+        finish = plan.steps[-1]
+        assert (finish.component, finish.device, finish.strategy) == (FINISH, "cpu", RESIDENT)
+        assert (finish.storage_dtype, finish.compute_dtype) == ("float32", "float32")
+
+
+@thorough
+@given(
+    st.builds(card, sizes.map(lambda s: s / GB), sizes.map(lambda s: s / GB), st.just("mps")),
+    preferences,
+)
+def test_apple_never_offloads_and_never_quantises_on_the_gpu(machine: Machine, prefer: str) -> None:
+    """Where VRAM is RAM there is nothing to move to, and bitsandbytes has no kernels there."""
+    plan = try_plan(machine, ask(), prefer=prefer)
+    for each in plan.steps if plan else ():
+        assert each.strategy == RESIDENT
+        assert each.device == "cpu" or each.storage_dtype not in QUANTISED
+
+
+def test_on_apple_one_budget_holds_both() -> None:
+    """A share of the accelerator that would fit alone does not fit beside the process's own RAM."""
+    machine = card(10, 12, "mps")
+    stage = step(make_plan(machine, ask()), STAGE_1)
+    both = stage.predicted.vram_bytes + stage.predicted.ram_bytes + headroom("mps")[1]
+    with pytest.raises(DoesNotFit) as caught:
+        make_plan(replace(machine, ram_bytes=both - 1), ask(size=64))
+    assert (caught.value.component, caught.value.needed_bytes) == (STAGE_1, both)
+    assert caught.value.available_bytes == both - 1
+    assert make_plan(replace(machine, ram_bytes=both), ask(size=64))
+
+
+NF4 = Pin(RESIDENT, "float16")
+
+
+# --- strategies ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("vram", "ram", "strategy"),
+    [(10, 16, RESIDENT), (7, 16, SEQUENTIAL_OFFLOAD), (3, 16, SEQUENTIAL_OFFLOAD)],
+)
+def test_stage_1_leaves_the_card_as_memory_gets_short(
+    vram: float, ram: float, strategy: str
+) -> None:
+    """I-XL is resident where it fits and moves leaf by leaf where it does not."""
+    assert step(make_plan(card(vram, ram), ask(size=64)), STAGE_1).strategy == strategy
+
+
+@pytest.mark.parametrize(
+    ("vram", "strategy"), [(6, RESIDENT), (4.1, MODEL_OFFLOAD), (3.85, SEQUENTIAL_OFFLOAD)]
+)
+def test_the_upscaler_moves_whole_modules_before_leaves(vram: float, strategy: str) -> None:
+    """Its three networks take turns on the card, which costs little, before leaves must move."""
+    plan = make_plan(card(vram, 32), ask("if-m"))
+    assert step(plan, UPSCALER).strategy == strategy
+
+
+def test_a_card_too_small_for_the_encoder_leaves_it_to_the_cpu() -> None:
+    """One pass on the CPU lets a 6 GB card in, when the RAM has no room for the 16-bit encoder."""
+    encoder = step(make_plan(card(6, 12), ask("if-m")), TEXT_ENCODER)
+    assert (encoder.device, encoder.strategy, encoder.storage_dtype) == ("cpu", RESIDENT, "int8")
+    assert encoder.compute_dtype == "float32"
+
+
+def test_a_choice_says_what_it_was_preferred_to() -> None:
+    """A step that came second names the first choice with what it needed and what there was."""
+    stage = step(make_plan(card(7, 16), ask(size=64)), STAGE_1)
+    assert re.fullmatch(
+        r"resident float16: needs \d+\.\d GB of VRAM, 7\.0 GB available", stage.instead_of
+    )
+
+
+def test_a_roomy_choice_says_how_much_is_left_and_what_would_fit_too() -> None:
+    """A first choice tells its spare memory, and the next one that fits."""
+    stage = step(make_plan(card(24, 32), ask(size=64)), STAGE_1)
+    assert "VRAM to spare" in stage.reason
+    assert stage.instead_of.startswith("sequential offload float16: fits too")
+
+
+@thorough
+@given(machines, requests, preferences)
+def test_a_choice_never_beats_itself(machine: Machine, request: Request, prefer: str) -> None:
+    """What a step was taken instead of reads differently from the step."""
+    plan = try_plan(machine, request, prefer=prefer)
+    for each in plan.steps if plan else ():
+        tiled = ", tiled VAE" if each.vae_tiling else ""
+        chosen = f"{each.strategy} {each.storage_dtype}".replace("_", " ") + tiled
+        assert each.device != machine.device or each.instead_of.partition(":")[0] != chosen
+
+
+def test_a_batch_that_had_to_be_smaller_says_so() -> None:
+    """When only the batch was too large, what was given up is told apart from what was chosen."""
+    plan = make_plan(card(4.4, 80), ask(images=8), prefer="balanced")
+    stage = step(plan, STAGE_2)
+    assert (stage.strategy, stage.batch) == (RESIDENT, 1)
+    assert "batch" in stage.instead_of or "images" in stage.instead_of
+
+
+def test_only_balanced_tiles_the_vae() -> None:
+    """Tiles change pixels a little: balanced takes them where the whole picture has no room."""
+    assert not step(make_plan(card(80, 80), ask(), prefer="balanced"), UPSCALER).vae_tiling
+    tiled = step(make_plan(card(3.5, 32), ask("if-m"), prefer="balanced"), UPSCALER)
+    assert tiled.vae_tiling
+    error = refusal(card(3.5, 32), ask("if-m"))
+    assert error is not None
+    assert (error.component, error.nearest) == (UPSCALER, "--prefer balanced fits")
+
+
+# --- pins ---------------------------------------------------------------------------------------
+
+
+@thorough
+@given(machines, requests, preferences, pins)
+def test_pins_are_kept_or_refused(
+    machine: Machine, request: Request, prefer: str, pins: dict[str, Pin]
+) -> None:
+    """A pinned component has exactly the pinned strategy and type, or there is no plan at all."""
+    try:
+        plan = make_plan(machine, request, prefer=prefer, pins=pins)
+    except (DoesNotFit, DeviceError, RequestError):
+        return
+    assert plan.pins == {component: str(pin) for component, pin in pins.items()}
+    for each in plan.steps:
+        if pin := pins.get(each.component):
+            assert each.strategy == pin.strategy
+            assert each.storage_dtype == (pin.storage or each.storage_dtype)
+            assert each.device == machine.device or each.component == FINISH
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+@thorough
+@given(machines, requests, preferences, pins)
+def test_a_pin_changes_nothing_else(
+    machine: Machine, request: Request, prefer: str, pins: dict[str, Pin]
+) -> None:
+    """Components that are not pinned are planned as without pins."""
+    free = try_plan(machine, request, prefer=prefer)
+    try:
+        pinned = make_plan(machine, request, prefer=prefer, pins=pins)
+    except (DoesNotFit, DeviceError, RequestError):
+        return
+    for before, after in zip(free.steps if free else (), pinned.steps, strict=False):
+        if before.component not in pins:
+            assert before == after
+
+
+def test_a_pinned_float_is_also_computed_in() -> None:
+    """Pinning float32 storage means float32 arithmetic; a quantised type computes in the machine's."""
+    plan = make_plan(
+        card(40, 40),
+        ask(),
+        pins={STAGE_1: Pin(RESIDENT, "float32"), TEXT_ENCODER: Pin(RESIDENT, "nf4")},
+    )
+    assert step(plan, STAGE_1).compute_dtype == "float32"
+    assert step(plan, TEXT_ENCODER).compute_dtype == "float16"
+    assert "pinned" in step(plan, STAGE_1).reason
+
+
+@pytest.mark.parametrize(
+    ("machine", "pins", "kind", "words"),
+    [
+        (cpu(64), {STAGE_1: Pin(SEQUENTIAL_OFFLOAD)}, DeviceError, "stage_1=resident"),
+        (cpu(64), {UPSCALER: Pin(MODEL_OFFLOAD)}, DeviceError, "upscaler=resident"),
+        (cpu(64), {STAGE_2: Pin(RESIDENT, "float16")}, DeviceError, "stage_2=resident:bfloat16"),
+        (card(40, 64, "mps"), {TEXT_ENCODER: Pin(RESIDENT, "int8")}, DeviceError, "Apple"),
+        (card(40, 64), {FINISH: Pin(MODEL_OFFLOAD)}, RequestError, "resident:float32"),
+        (card(40, 64), {FINISH: Pin(RESIDENT, "float16")}, RequestError, "resident:float32"),
+    ],
+)
+def test_a_pin_that_the_device_cannot_keep_is_refused_with_one_that_it_can(
+    machine: Machine, pins: dict[str, Pin], kind: type[Exception], words: str
+) -> None:
+    """Offloading and float16 on a CPU, 8 bits on Apple, a finish elsewhere: the error says so."""
+    with pytest.raises(kind, match=words) as caught:
+        make_plan(machine, ask(), pins=pins)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pin_without_room_is_not_overridden() -> None:
+    """A pinned strategy that does not fit is a DoesNotFit, which says that it fits without the pin."""
+    with pytest.raises(DoesNotFit) as caught:
+        make_plan(card(7, 16), ask(size=64), pins={STAGE_1: Pin(RESIDENT)})
+    assert caught.value.component == STAGE_1
+    assert caught.value.nearest == "it fits without the pins"
+
+
+def test_a_pin_of_a_component_that_does_not_run_is_no_matter() -> None:
+    """The same pins serve a small and a large picture."""
+    plan = make_plan(card(16, 16), ask(size=64), pins={UPSCALER: Pin(MODEL_OFFLOAD)})
+    assert plan.pins == {UPSCALER: "model_offload"}
+
+
+# --- what does not fit --------------------------------------------------------------------------
+
+
+@thorough
+@given(machines, requests, preferences)
+def test_a_refusal_carries_true_figures(machine: Machine, request: Request, prefer: str) -> None:
+    """Granting what each refusal says is needed leads, step by step, to a plan."""
+    for _ in range(12):
+        error = refusal(machine, request, prefer=prefer)
+        if error is None:
+            return
+        assert error.component in request.components
+        assert error.needed_bytes > error.available_bytes >= 0
+        words = (f"{error.needed_bytes / GB:.1f} GB", f"{error.available_bytes / GB:.1f} GB")
+        assert all(word in str(error) for word in (*words, error.resource, error.nearest))
+        assert "\n" not in str(error)
+        if error.resource == "VRAM":
+            assert error.available_bytes == machine.vram_bytes
+            machine = replace(machine, vram_bytes=error.needed_bytes)
+        else:
+            assert error.available_bytes == machine.ram_bytes
+            machine = replace(machine, ram_bytes=error.needed_bytes)
+    pytest.fail("the refusals ask for more and more")
+
+
+def take(
+    nearest: str, request: Request, prefer: str, pins: Mapping[str, Pin]
+) -> tuple[Request, str, Mapping[str, Pin]]:
+    """The request as the words of a refusal tell to change it."""
+    if found := re.search(r"--prefer (\w+)", nearest):
+        prefer = found[1]
+    if found := re.search(r"--cascade ([\w-]+)", nearest):
+        request = replace(request, cascade=found[1])
+    if found := re.search(r"--size (\d+)", nearest):
+        request = replace(request, size=int(found[1]))
+    return request, prefer, {} if "without the pins" in nearest else pins
+
+
+@thorough
+@given(machines, requests, preferences, pins)
+def test_what_a_refusal_proposes_really_fits(
+    machine: Machine, request: Request, prefer: str, pins: dict[str, Pin]
+) -> None:
+    """Doing what the refusal says gives a plan; "nothing smaller fits" means that nothing does."""
+    try:
+        error = refusal(machine, request, prefer=prefer, pins=pins)
+    except (DeviceError, RequestError):
+        return
+    if error is None:
+        return
+    nearest = error.nearest
+    if "nothing smaller" not in nearest:
+        changed, preference, left = take(nearest, request, prefer, pins)
+        assert (changed, preference, left) != (request, prefer, pins)
+        assert make_plan(machine, changed, prefer=preference, pins=left)
+        return
+    place = catalog.CASCADES.index(request.cascade)
+    for cascade in catalog.CASCADES[place:]:
+        for preference in PREFERENCES:
+            other = replace(request, cascade=cascade)
+            assert try_plan(machine, other, prefer=preference) is None, (cascade, preference)
+
+
+def test_the_nearest_is_the_largest_cascade_that_fits_at_all() -> None:
+    """Where if-l fits as soon as it may quantise, nobody is sent down to the demo."""
+    machine = load_profile("laptop-cpu-16gb").machine
+    assert try_plan(machine, ask("if-xl"), prefer="balanced") is None
+    assert try_plan(machine, ask("if-l"), prefer="balanced") is not None
+    with pytest.raises(DoesNotFit) as caught:
+        make_plan(machine, ask("if-xl"))
+    assert "if-l" in caught.value.nearest
+    assert "balanced" in caught.value.nearest
+
+
+def test_a_smaller_preference_is_proposed_before_a_smaller_cascade() -> None:
+    """What keeps the cascade is nearer than what gives it up."""
+    with pytest.raises(DoesNotFit) as caught:
+        make_plan(cpu(12), ask("if-l"))
+    assert caught.value.nearest == "--prefer balanced fits"
+    with pytest.raises(DoesNotFit) as caught:
+        make_plan(cpu(12), ask("if-xl"), prefer="balanced")
+    assert caught.value.nearest == "--cascade if-l fits"
+
+
+def test_where_nothing_fits_the_refusal_says_so() -> None:
+    """A machine without any memory is told to free some, or to raise its budget."""
+    with pytest.raises(DoesNotFit) as caught:
+        make_plan(cpu(0.1), ask("if-m"))
+    assert "nothing smaller fits" in caught.value.nearest
+    assert "--ram" in caught.value.nearest
+
+
+def test_a_missing_demo_does_not_hide_what_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Looking for something nearer, a cascade that cannot even be located is passed over."""
+    monkeypatch.setattr(locations, "DEMO_FOLDER", tmp_path / "not bundled")
+    with pytest.raises(DoesNotFit) as caught:
+        make_plan(cpu(6), ask("if-xl"))
+    assert caught.value.component == TEXT_ENCODER
+    assert "demo" not in caught.value.nearest
+
+
+def test_a_broken_smaller_cascade_does_not_hide_what_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: Path
+) -> None:
+    """A damaged file of a cascade that nobody asked for is not this request's error."""
+    broken = Path(shutil.copytree(tiny, tmp_path / "demo"))
+    next(broken.glob("stage_1/unet/*.safetensors")).write_bytes(b"")
+    monkeypatch.setattr(locations, "DEMO_FOLDER", broken)
+    with pytest.raises(DoesNotFit):
+        make_plan(cpu(6), ask("if-xl"))
+
+
+def test_the_demo_is_proposed_where_only_it_fits() -> None:
+    """The bundled cascade fits nearly everywhere."""
+    with pytest.raises(DoesNotFit) as caught:
+        make_plan(cpu(6), ask("if-m"), prefer="balanced")
+    assert caught.value.nearest == "--cascade demo fits"
+
+
+# --- cascades on this disk ----------------------------------------------------------------------
+
+
+def test_a_small_cascade_runs_in_float32(tiny: Path) -> None:
+    """Exactness is cheap where weights are small: float32 throughout, on a card or a CPU."""
+    for machine in (cpu(4, "avx512_bf16"), card(6, 8), card(6, 8, "mps")):
+        plan = make_plan(machine, ask(str(tiny)))
+        for each in plan.steps:
+            assert (each.storage_dtype, each.compute_dtype) == ("float32", "float32")
+            assert each.strategy == RESIDENT
+        assert all(each.device == machine.device for each in plan.steps[:-1])
+
+
+def test_a_folder_is_not_downloaded(tiny: Path) -> None:
+    """What is on the disk costs no download; what is not costs each file once."""
+    assert make_plan(cpu(8), ask(str(tiny))).download_bytes == 0
+    plan = make_plan(card(16, 16), ask("if-m"))
+    assert plan.download_bytes == sum(each.predicted.read_bytes for each in plan.steps)
+    small = make_plan(card(16, 16), ask("if-m", size=64))
+    assert small.download_bytes < plan.download_bytes
+
+
+def test_the_8bit_encoder_downloads_the_8bit_file() -> None:
+    """An int8 plan fetches 7.92 GB, a float16 one 11.54 GB."""
+    machine = card(16, 16)
+    eight = step(make_plan(machine, ask()), TEXT_ENCODER)
+    sixteen = step(
+        make_plan(machine, ask(), pins={TEXT_ENCODER: Pin(RESIDENT, "float16")}), TEXT_ENCODER
+    )
+    assert eight.predicted.read_bytes == pytest.approx(7.92 * GB, rel=0.005)
+    assert sixteen.predicted.read_bytes == pytest.approx(11.54 * GB, rel=0.005)
+
+
+@pytest.fixture
+def only_8bit(tiny: Path, tmp_path: Path) -> Path:
+    """A cascade in a folder that holds its text encoder as an 8-bit file alone."""
+    numpy = pytest.importorskip("numpy")
+    from safetensors.numpy import save_file
+
+    folder = Path(shutil.copytree(tiny, tmp_path / "only 8-bit"))
+    encoder = folder / "stage_1/text_encoder"
+    for file in [*encoder.glob("*.safetensors"), *encoder.glob("*.index.*json")]:
+        file.unlink()
+    layer = "encoder.block.0.layer.0.SelfAttention.q"
+    save_file(
+        {
+            f"{layer}.weight": numpy.zeros((64, 64), numpy.int8),
+            f"{layer}.SCB": numpy.zeros(64, numpy.float32),
+        },
+        encoder / "model.8bit.safetensors",
+    )
+    return folder
+
+
+@pytest.mark.parametrize("machine", [cpu(8), card(8, 8), card(8, 8, "mps")], ids=lambda m: m.kind)
+@pytest.mark.parametrize("prefer", PREFERENCES)
+def test_an_encoder_that_is_here_in_8_bits_only_is_planned_in_8_bits(
+    only_8bit: Path, machine: Machine, prefer: str
+) -> None:
+    """8-bit weights cannot be had in another type, on any machine."""
+    plan = make_plan(machine, ask(str(only_8bit)), prefer=prefer)
+    encoder = step(plan, TEXT_ENCODER)
+    assert (encoder.storage_dtype, encoder.strategy) == ("int8", RESIDENT)
+    assert encoder.device in ("cpu", "cuda:0")
+    assert plan.download_bytes == 0
+
+
+@pytest.mark.parametrize("machine", [cpu(8), card(8, 8)], ids=lambda m: m.kind)
+def test_a_pin_that_leaves_the_type_open_takes_the_8_bits_that_are_here(
+    only_8bit: Path, machine: Machine
+) -> None:
+    """`text_encoder=resident` says nothing of the type, so that of the only file is taken."""
+    plan = make_plan(machine, ask(str(only_8bit)), pins={TEXT_ENCODER: Pin(RESIDENT)})
+    encoder = step(plan, TEXT_ENCODER)
+    assert (encoder.storage_dtype, encoder.device) == ("int8", machine.device)
+
+
+def test_a_pin_for_weights_that_are_not_here_is_refused(only_8bit: Path) -> None:
+    """Asking for 16 bits of an 8-bit file is told with the pin that works."""
+    with pytest.raises(CheckpointError, match="text_encoder=resident:int8"):
+        make_plan(cpu(8), ask(str(only_8bit)), pins={TEXT_ENCODER: Pin(RESIDENT, "bfloat16")})
+
+
+def test_sampling_is_settled_by_the_cascade(tiny: Path) -> None:
+    """A plan leaves no step, guidance or noise level to a default."""
+    plan = make_plan(card(24, 24), ask("if-m", timesteps="fast27", steps=9))
+    samplings = {each.component: each.sampling for each in plan.steps if each.sampling}
+    assert [samplings[stage].count for stage in catalog.IMAGE_STAGES] == [27, 27, 9]
+    assert {name: s.noise_level for name, s in samplings.items()} == {
+        STAGE_1: None, STAGE_2: 250, UPSCALER: 100,
+    }  # fmt: skip
+    demo = make_plan(cpu(8), ask("demo"))
+    assert step(demo, STAGE_1).sampling == demo.request.sampling(
+        STAGE_1, catalog.DEMO_DEFAULTS[STAGE_1]
+    )
+
+
+def test_a_cascade_that_is_none_is_told_before_anything_is_planned(tmp_path: Path) -> None:
+    """Unknown names and broken folders end as errors of their own kind."""
+    with pytest.raises(CascadeError, match="if-xxl"):
+        make_plan(cpu(8), ask("if-xxl"))
+    with pytest.raises(CascadeError):
+        make_plan(cpu(8), ask(str(tmp_path)))
+
+
+def test_a_broken_file_is_told_before_anything_is_planned(tiny: Path, tmp_path: Path) -> None:
+    """A damaged weight file of the cascade asked for is a CheckpointError that names it."""
+    broken = Path(shutil.copytree(tiny, tmp_path / "broken"))
+    file = next(broken.glob("stage_2/unet/*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=re.escape(str(file))):
+        make_plan(cpu(8), ask(str(broken)))
+    assert make_plan(cpu(8), ask(str(broken), size=64))
+
+
+# --- the ladder ---------------------------------------------------------------------------------
+
+
+def ladder(first: Step, machine: Machine, request: Request) -> list[Step]:
+    """A step and all the cheaper ones below it."""
+    part = locate(request.cascade, components=request.components).cascade.parts[first.component]
+    rungs = [first]
+    while lower := cheaper(rungs[-1], machine, part):
+        rungs.append(lower)
+        assert len(rungs) < 20, "the ladder has no end"
+    return rungs
+
+
+@settings(derandomize=True, database=None, deadline=None, max_examples=100)
+@given(machines, requests, preferences, pins)
+def test_every_ladder_ends_and_every_rung_differs(
+    machine: Machine, request: Request, prefer: str, pins: dict[str, Pin]
+) -> None:
+    """After each lack of memory something else is tried, at last one image on the CPU, then nothing."""
+    try:
+        plan = make_plan(machine, request, prefer=prefer, pins=pins)
+    except (DoesNotFit, DeviceError, RequestError):
+        return
+    for first in plan.steps:
+        rungs = ladder(first, machine, request)
+        assert len({rung.setting for rung in rungs}) == len(rungs)
+        assert (rungs[-1].device, rungs[-1].batch) == ("cpu", 1)
+        assert rungs[-1].vae_tiling == (first.component == UPSCALER)
+        for upper, lower in pairwise(rungs):
+            assert lower.predicted.vram_bytes <= upper.predicted.vram_bytes
+            if upper.device == lower.device == "cpu":
+                assert lower.predicted.ram_bytes <= upper.predicted.ram_bytes
+            if lower.device == "cpu":
+                assert "float16" not in (lower.storage_dtype, lower.compute_dtype)
+                assert lower.strategy == RESIDENT
+            assert (lower.component, lower.sampling) == (first.component, first.sampling)
+            assert "memory ran out" in lower.reason
+            assert lower.predicted.seconds is None
+
+
+def test_the_ladder_of_the_upscaler_has_every_rung() -> None:
+    """Smaller batches, a tiled VAE, moving modules, moving leaves, the CPU."""
+    machine, request = card(80, 80), ask(images=4)
+    first = step(make_plan(machine, request, prefer="balanced"), UPSCALER)
+    rungs = [
+        (rung.batch, rung.vae_tiling, rung.strategy, rung.device)
+        for rung in ladder(first, machine, request)
+    ]
+    assert rungs == [
+        (4, False, RESIDENT, "cuda:0"),
+        (2, False, RESIDENT, "cuda:0"),
+        (1, False, RESIDENT, "cuda:0"),
+        (1, True, RESIDENT, "cuda:0"),
+        (1, True, MODEL_OFFLOAD, "cuda:0"),
+        (1, True, SEQUENTIAL_OFFLOAD, "cuda:0"),
+        (1, True, RESIDENT, "cpu"),
+    ]
+
+
+def test_an_8bit_encoder_goes_to_the_cpu_as_it_is() -> None:
+    """bitsandbytes' weights do not move: the rung below the card is the CPU, still 8-bit."""
+    machine, request = card(16, 16), ask()
+    rungs = ladder(step(make_plan(machine, request), TEXT_ENCODER), machine, request)
+    assert [(rung.device, rung.storage_dtype) for rung in rungs] == [
+        ("cuda:0", "int8"), ("cpu", "int8"),
+    ]  # fmt: skip
+    assert rungs[1].compute_dtype == "float32"
+
+
+def test_apple_goes_straight_to_the_cpu() -> None:
+    """There is nothing to offload to on Apple."""
+    machine, request = card(40, 64, "mps"), ask()
+    rungs = ladder(step(make_plan(machine, request), STAGE_1), machine, request)
+    assert [(rung.device, rung.strategy) for rung in rungs] == [
+        ("mps", RESIDENT), ("cpu", RESIDENT),
+    ]  # fmt: skip
+
+
+def test_a_rung_tells_what_it_replaces() -> None:
+    """The step after a lack of memory names the setting that was too much."""
+    machine, request = card(24, 32), ask()
+    lower = ladder(step(make_plan(machine, request), STAGE_1), machine, request)[1]
+    assert lower.instead_of == "resident float16 on cuda:0, batch 1"
+    assert lower.reason == f"memory ran out with {lower.instead_of}"
+
+
+# --- imports ------------------------------------------------------------------------------------
+
+HEAVY = ("torch", "diffusers", "transformers", "accelerate", "bitsandbytes")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import lowmem_if",
+        "import lowmem_if.planning.plan",
+        "import lowmem_if as lm; lm.make_plan(lm.load_profile('colab-free').machine, "
+        "lm.Request('a', cascade='if-m', seed=1)).to_json()",
+        "import lowmem_if as lm; lm.probe('cpu')",
+    ],
+    ids=["the package", "the planner", "planning", "probing the CPU"],
+)
+def test_deciding_imports_no_heavy_library(code: str, tmp_path: Path) -> None:
+    """The package, a plan and a look at the CPU start without torch and its family."""
+    code += f"; import sys; print([name for name in {HEAVY} if name in sys.modules])"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.splitlines()[-1] == "[]"
