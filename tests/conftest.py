@@ -13,8 +13,8 @@ from pathlib import Path
 _HOME = Path(tempfile.mkdtemp(prefix="lowmem-if-tests-"))
 os.environ |= {"HF_HOME": str(_HOME / "hf"), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
-import pytest
-from tiny_cascade import make_tiny_cascade
+import pytest  # noqa: E402
+from tiny_cascade import make_tiny_cascade  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)

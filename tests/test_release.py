@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -107,7 +108,7 @@ def test_memory_is_sampled_at_ten_hertz_or_better(tiny: Path, tmp_path: Path) ->
     samples = [json.loads(line) for line in folder.memory_file.read_text().splitlines()]
     assert {sample["step"] for sample in samples} == set(COMPONENTS)
     times = [sample["t"] for sample in samples if sample["step"] == "stage_2"]
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(times)]
     assert statistics.median(gaps) < 0.1
     assert all(sample["ram_anon"] > 10 * MB for sample in samples)
     keys = {"t", "step", "ram_anon", "ram_file", "vram_allocated", "vram_reserved", "vram_used"}

@@ -22,7 +22,16 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment's own packages, the editable lowmem-if above all, can stand in for the wheel.
     """
     folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder)]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        str(folder),
+    ]
     subprocess.run([*build, str(ROOT)], check=True)
     (wheel,) = folder.glob("lowmem_if-*.whl")
     environment = folder / "environment"
@@ -32,7 +41,16 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site = subprocess.run([python, "-c", where], check=True, capture_output=True, text=True)
     target = Path(site.stdout.strip())
-    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps"]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(python),
+        "install",
+        "--quiet",
+        "--no-deps",
+    ]
     subprocess.run([*install, str(wheel)], check=True)
     (target / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return scripts

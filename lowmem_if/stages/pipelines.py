@@ -1,4 +1,4 @@
-"""What the drawing stages share: placing a diffusers pipeline, seeding it, and letting go of it."""
+"""What the stages share: placing a diffusers pipeline, seeding it, drawing, and letting go of it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,34 @@ from lowmem_if.planning.strategies import MODEL_OFFLOAD, RESIDENT, SEQUENTIAL_OF
 
 OnStep = Callable[[int], None]
 """Called with the number of denoising steps done."""
+
+
+class DrawingStage:
+    """A pipeline and its networks in memory, under the step's strategy; freed by `close()`."""
+
+    def __init__(self, pipeline: Any, modules: list[torch.nn.Module], step: Step) -> None:
+        assert step.sampling is not None
+        self.modules = modules
+        self._pipeline = pipeline
+        self._sampling = step.sampling
+        place(pipeline, step)
+
+    def _draw(self, seeds: Sequence[int], on_step: OnStep, **inputs: Any) -> torch.Tensor:
+        """The pipeline's pictures as tensors on the CPU, one for each seed."""
+        pictures = self._pipeline(
+            guidance_scale=self._sampling.guidance_scale,
+            # One CPU generator an image: seeds mean the same on every device and in every batch.
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            output_type="pt",
+            callback=lambda index, _timestep, _picture: on_step(index + 1),
+            **schedule(self._sampling),
+            **inputs,
+        ).images
+        return pictures.cpu()
+
+    def close(self) -> None:
+        let_go(self._pipeline)
+        self._pipeline, self.modules = None, []
 
 
 def loading_device(step: Step) -> str:
@@ -36,18 +64,8 @@ def let_go(pipeline: Any) -> None:
         pipeline.remove_all_hooks()
 
 
-def generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    """One CPU generator for each image: seeds mean the same on every device and in every batch."""
-    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-
-
 def schedule(sampling: Sampling) -> dict[str, Any]:
     """The pipeline arguments for the number or the list of timesteps."""
     if sampling.timesteps:
         return {"timesteps": getattr(deepfloyd_if, f"{sampling.timesteps}_timesteps")}
     return {"num_inference_steps": sampling.steps}
-
-
-def step_callback(on_step: OnStep) -> Callable[..., None]:
-    """diffusers' callback protocol: called with index, timestep and picture after each step."""
-    return lambda index, _timestep, _picture: on_step(index + 1)

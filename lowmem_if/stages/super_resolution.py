@@ -9,60 +9,41 @@ import torch
 from diffusers import IFSuperResolutionPipeline, UNet2DConditionModel
 
 from lowmem_if.planning.plan import Step
-from lowmem_if.stages.pipelines import (
-    OnStep,
-    generators,
-    let_go,
-    loading_device,
-    place,
-    schedule,
-    step_callback,
-)
+from lowmem_if.stages.pipelines import DrawingStage, OnStep, loading_device
 from lowmem_if.weights.loading import load_diffusers_model, load_scheduler
 
 
-class SuperResolutionStage:
-    """The stage 2 UNet in memory; freed by `close()`."""
+class SuperResolutionStage(DrawingStage):
+    """The stage 2 UNet in memory."""
 
     def __init__(self, root: Path, step: Step) -> None:
-        assert step.sampling is not None
-        self._sampling = step.sampling
         unet = load_diffusers_model(
             root / "unet",
             UNet2DConditionModel,
             dtype=step.storage_dtype,
             device=loading_device(step),
         )
-        self.modules = [unet]
-        self._pipeline = IFSuperResolutionPipeline(
+        pipeline = IFSuperResolutionPipeline(
             None, None, unet, load_scheduler(root / "scheduler"),
             load_scheduler(root / "image_noising_scheduler"), None, None, None,
             requires_safety_checker=False,
         )  # fmt: skip
-        place(self._pipeline, step)
+        super().__init__(pipeline, [unet], step)
 
     def draw(
         self,
         pictures: torch.Tensor,
         embeds: torch.Tensor,
-        negative_embeds: torch.Tensor,
+        negative_embeds: torch.Tensor | None,
         seeds: Sequence[int],
         on_step: OnStep,
     ) -> torch.Tensor:
-        """Pictures (n, 3, 256, 256) in about [-1, 1] on the CPU, from stage 1's (n, 3, 64, 64)."""
-        larger = self._pipeline(
+        """Pictures (n, 3, 256, 256) in about [-1, 1], from stage 1's (n, 3, 64, 64)."""
+        return self._draw(
+            seeds,
+            on_step,
             image=pictures,
             prompt_embeds=embeds,
             negative_prompt_embeds=negative_embeds,
-            guidance_scale=self._sampling.guidance_scale,
             noise_level=self._sampling.noise_level,
-            generator=generators(seeds),
-            output_type="pt",
-            callback=step_callback(on_step),
-            **schedule(self._sampling),
-        ).images
-        return larger.cpu()
-
-    def close(self) -> None:
-        let_go(self._pipeline)
-        self._pipeline, self.modules = None, []
+        )

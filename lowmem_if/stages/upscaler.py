@@ -13,15 +13,7 @@ from diffusers import AutoencoderKL, StableDiffusionUpscalePipeline, UNet2DCondi
 
 from lowmem_if.planning.locations import read_config
 from lowmem_if.planning.plan import Step
-from lowmem_if.stages.pipelines import (
-    OnStep,
-    generators,
-    let_go,
-    loading_device,
-    place,
-    schedule,
-    step_callback,
-)
+from lowmem_if.stages.pipelines import DrawingStage, OnStep, loading_device
 from lowmem_if.weights.loading import (
     load_clip_text,
     load_diffusers_model,
@@ -30,27 +22,24 @@ from lowmem_if.weights.loading import (
 )
 
 
-class Upscaler:
-    """The upscaler's UNet, VAE and text encoder in memory; freed by `close()`."""
+class Upscaler(DrawingStage):
+    """The upscaler's UNet, VAE and text encoder in memory."""
 
     def __init__(self, root: Path, step: Step) -> None:
-        assert step.sampling is not None
-        self._sampling = step.sampling
         dtype, device = step.storage_dtype, loading_device(step)
         # The decoder needs more precision than bfloat16 has; from float16 the pipeline upcasts it.
         vae_dtype = "float32" if dtype == "bfloat16" else dtype
         unet = load_diffusers_model(root / "unet", UNet2DConditionModel, dtype=dtype, device=device)
         vae = load_diffusers_model(root / "vae", AutoencoderKL, dtype=vae_dtype, device=device)
         text_encoder = load_clip_text(root / "text_encoder", dtype=dtype, device=device)
-        self.modules = [unet, vae, text_encoder]
-        self._pipeline = StableDiffusionUpscalePipeline(
+        pipeline = StableDiffusionUpscalePipeline(
             vae, text_encoder, load_tokenizer(root / "tokenizer"), unet,
             load_scheduler(root / "low_res_scheduler"), load_scheduler(root / "scheduler"),
             max_noise_level=read_config(root / "model_index.json").get("max_noise_level", 350),
         )  # fmt: skip
         if step.vae_tiling:
             vae.enable_tiling()
-        place(self._pipeline, step)
+        super().__init__(pipeline, [unet, vae, text_encoder], step)
 
     def draw(
         self,
@@ -60,20 +49,12 @@ class Upscaler:
         seeds: Sequence[int],
         on_step: OnStep,
     ) -> torch.Tensor:
-        """Pictures (n, 3, 1024, 1024) in [0, 1] on the CPU, from stage 2's (n, 3, 256, 256)."""
-        largest = self._pipeline(
-            prompt=list(prompts),
+        """Pictures (n, 3, 1024, 1024) in [0, 1], from stage 2's (n, 3, 256, 256)."""
+        return self._draw(
+            seeds,
+            on_step,
             image=pictures,
+            prompt=list(prompts),
             negative_prompt=[negative_prompt] * len(prompts),
-            guidance_scale=self._sampling.guidance_scale,
             noise_level=self._sampling.noise_level,
-            generator=generators(seeds),
-            output_type="pt",
-            callback=step_callback(on_step),
-            **schedule(self._sampling),
-        ).images
-        return largest.cpu()
-
-    def close(self) -> None:
-        let_go(self._pipeline)
-        self._pipeline, self.modules = None, []
+        )
