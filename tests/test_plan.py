@@ -7,7 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -35,6 +37,7 @@ from lowmem_if.planning.plan import Plan, Step, make_plan
 from lowmem_if.planning.profiles import load_profile, profile_names
 from lowmem_if.planning.request import Request
 from lowmem_if.planning.strategies import (
+    FLOATS,
     MODEL_OFFLOAD,
     PREFERENCES,
     QUANTISED,
@@ -118,20 +121,19 @@ def refusal(machine: Machine, request: Request, **kwargs: Any) -> DoesNotFit | N
     return None
 
 
-sizes = st.integers(0, 80 * GB) | st.integers(0, 16 * GB)
+# Tenths of a GB: over wide ranges of bytes hypothesis prefers numbers too small to plan for.
+vrams = (st.integers(20, 120) | st.integers(0, 250)).map(lambda tenths: tenths / 10)
+rams = st.integers(0, 400).map(lambda tenths: tenths / 10)
+apples = st.builds(card, vrams, rams, st.just("mps"))
 cards = st.builds(
     card,
-    sizes.map(lambda size: size / GB),
-    sizes.map(lambda size: size / GB),
+    vrams,
+    rams,
     st.sampled_from(["cuda", "cuda", "xpu", "mps"]),
     st.sampled_from([(6, 1), (7, 5), (8, 6)]),
 )
-cpus = st.builds(
-    lambda ram, features: cpu(ram / GB, *features),
-    sizes,
-    st.sampled_from([(), ("avx512_bf16",)]),
-)
-machines = cards | cpus
+cpus = st.builds(cpu, rams) | st.builds(cpu, rams, st.just("avx512_bf16"))
+machines = cards | cards | cpus
 requests = st.builds(
     ask,
     st.sampled_from(sorted(catalog.PUBLISHED)),
@@ -139,13 +141,42 @@ requests = st.builds(
     images=st.integers(1, 9),
 )
 preferences = st.sampled_from(PREFERENCES)
-pins = st.dictionaries(
-    st.sampled_from(catalog.COMPONENTS),
-    st.builds(Pin, st.sampled_from(STRATEGIES), st.none() | st.sampled_from(STORAGES)),
-    max_size=3,
+float_pins = st.builds(Pin, st.sampled_from(STRATEGIES), st.none() | st.sampled_from(FLOATS))
+pins = st.fixed_dictionaries(
+    {},
+    optional={
+        TEXT_ENCODER: float_pins | st.builds(Pin, st.just(RESIDENT), st.sampled_from(QUANTISED)),
+        STAGE_1: float_pins,
+        STAGE_2: float_pins,
+        UPSCALER: float_pins,
+        FINISH: st.builds(Pin, st.just(RESIDENT), st.sampled_from([None, "float32", "float16"])),
+    },
 )
 
-thorough = settings(derandomize=True, database=None, deadline=None, max_examples=150)
+thorough = settings(derandomize=True, database=None, deadline=None, max_examples=200)
+
+
+def test_the_machines_of_these_tests_are_worth_testing() -> None:
+    """Of the machines and requests below, enough are planned for, and enough are not."""
+    seen = Counter[str]()
+
+    @thorough
+    @given(machines, requests, preferences, pins)
+    def count(machine: Machine, request: Request, prefer: str, pins: dict[str, Pin]) -> None:
+        plan = try_plan(machine, request, prefer=prefer)
+        seen["planned" if plan else "refused"] += 1
+        for each in plan.steps if plan else ():
+            seen[f"{each.strategy} on {each.device}"] += 1
+        with suppress(DoesNotFit, DeviceError, RequestError):
+            make_plan(machine, request, prefer=prefer, pins=pins)
+            seen["planned with pins"] += 1
+
+    count()
+    assert min(seen["planned"], seen["refused"]) > 30, seen
+    assert seen["planned with pins"] > 15, seen
+    for kind in ("cuda:0", "xpu:0", "mps", "cpu"):
+        assert seen[f"resident on {kind}"] > 5, seen
+    assert seen["sequential_offload on cuda:0"] > 5, seen
 
 
 # --- every plan ---------------------------------------------------------------------------------
@@ -228,14 +259,14 @@ def rank(each: Step, machine: Machine) -> tuple[bool, int]:
 
 
 @thorough
-@given(machines, requests, preferences, sizes, sizes)
+@given(machines, requests, preferences, vrams, rams)
 def test_more_memory_is_never_slower(
-    machine: Machine, request: Request, prefer: str, more_vram: int, more_ram: int
+    machine: Machine, request: Request, prefer: str, more_vram: float, more_ram: float
 ) -> None:
     """A machine with more VRAM and RAM fits whatever fitted, and never by a slower strategy."""
-    larger = replace(machine, ram_bytes=machine.ram_bytes + more_ram)
+    larger = replace(machine, ram_bytes=machine.ram_bytes + int(more_ram * GB))
     if machine.kind != "cpu":
-        larger = replace(larger, vram_bytes=machine.vram_bytes + more_vram)
+        larger = replace(larger, vram_bytes=machine.vram_bytes + int(more_vram * GB))
     before = try_plan(machine, request, prefer=prefer)
     if before is None:
         return
@@ -466,10 +497,7 @@ def test_the_finish_is_always_on_the_cpu(machine: Machine, request: Request, pre
 
 
 @thorough
-@given(
-    st.builds(card, sizes.map(lambda s: s / GB), sizes.map(lambda s: s / GB), st.just("mps")),
-    preferences,
-)
+@given(apples, preferences)
 def test_apple_never_offloads_and_never_quantises_on_the_gpu(machine: Machine, prefer: str) -> None:
     """Where VRAM is RAM there is nothing to move to, and bitsandbytes has no kernels there."""
     plan = try_plan(machine, ask(), prefer=prefer)
@@ -565,6 +593,15 @@ def test_only_balanced_tiles_the_vae() -> None:
     error = refusal(card(3.5, 32), ask("if-m"))
     assert error is not None
     assert (error.component, error.nearest) == (UPSCALER, "--prefer balanced fits")
+
+
+def test_a_setting_that_lacks_both_tells_the_greater_lack() -> None:
+    """Where VRAM and RAM are short at once, the figures are of what is missing most."""
+    pins = {STAGE_1: Pin(SEQUENTIAL_OFFLOAD), TEXT_ENCODER: Pin(SEQUENTIAL_OFFLOAD)}
+    for vram, ram, resource in ((0.9, 8, "RAM"), (0.1, 13.0, "VRAM")):
+        error = refusal(card(vram, ram), ask(size=64), pins=pins)
+        assert error is not None
+        assert (error.component, error.resource) == (TEXT_ENCODER, resource)
 
 
 # --- pins ---------------------------------------------------------------------------------------
@@ -900,7 +937,7 @@ def ladder(first: Step, machine: Machine, request: Request) -> list[Step]:
     return rungs
 
 
-@settings(derandomize=True, database=None, deadline=None, max_examples=100)
+@thorough
 @given(machines, requests, preferences, pins)
 def test_every_ladder_ends_and_every_rung_differs(
     machine: Machine, request: Request, prefer: str, pins: dict[str, Pin]

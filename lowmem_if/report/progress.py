@@ -43,12 +43,14 @@ class RunProgress:
     def __call__(self, event: Event) -> None:
         name = event.component.replace("_", " ")
         match event.kind:
+            case "starting":
+                self._show("starting: importing torch and diffusers", 0, None)
             case "started":
                 self._images, self._drawn, self._began = event.total, 0, time.monotonic()
             case "loading":
                 self._show(f"{name}: loading", event.done, event.total)
             case "drawing":
-                of = f" image {event.number}" if self._images > 1 else ""
+                of = f" image {event.number:04}" if self._images > 1 else ""
                 self._show(f"{name}:{of}", event.done, event.total)
             case "saved":
                 self._drawn += 1
@@ -61,11 +63,11 @@ class RunProgress:
             case "notice" | "retry":
                 self._say(event.text)
 
-    def _show(self, words: str, done: int, total: int) -> None:
+    def _show(self, words: str, done: int, total: int | None) -> None:
         if self._bars is None:
             return
         if self._bar is None:
-            self._bar = self._bars.add_task(words)
+            self._bar = self._bars.add_task(words, total=None)
         self._bars.update(self._bar, description=words, completed=done, total=total)
 
     def _end_bar(self) -> None:

@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass
 class Event:
     """One thing that happened.
 
-    Kinds: `started` (a component's turn; `total` images), `loading` (`done` of `total` bytes),
-    `drawing` (image `number`, `done` of `total` denoising steps), `saved` (image or text `number`),
-    `finished` and `skipped` (a component), `notice` (`text` for the user), `retry` (`text`: the cheaper
-    plan), and from the worker only: `error` (`name` of the class, `text`) and `out_of_memory`.
+    Kinds: `starting` (a worker, which imports the libraries), `started` (a component's turn; `total`
+    images), `loading` (`done` of `total` bytes), `drawing` (image `number`, `done` of `total` denoising
+    steps), `saved` (image `number`), `finished` and `skipped` (a component), `notice` (`text` for the
+    user), `retry` (`text`: the cheaper plan), and from the worker only: `error` (`name` of the class,
+    `text`) and `out_of_memory`.
     """
 
     kind: str

@@ -110,6 +110,7 @@ def _next_rung(folder: RunFolder, short: Event) -> Step:
 def _let_work(folder: RunFolder, report: Report) -> Event | None:
     """Run one worker to its end; None if all is done, else the event that says memory ran out."""
     last = Event("started")
+    report(Event("starting"))
     with _worker(folder) as process:
         assert process.stdout is not None
         for line in process.stdout:
