@@ -329,7 +329,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(f"error: {error.format_message()}; see --help")
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        _say("interrupted: what is done is kept; `lowmem-if resume RUN` goes on")
+        _say("interrupted: what is done is kept; begun runs go on with `lowmem-if resume RUN`")
         return _INTERRUPTED
     except BrokenPipeError:
         return 1

@@ -94,13 +94,13 @@ def test_a_damaged_entry_is_made_again(tiny: Path, tmp_path: Path, damage: bytes
 @pytest.mark.parametrize(
     "change",
     [
-        {"storage_dtype": "int8"}, {"compute_dtype": "bfloat16"}, {"device": "cuda:0"}, {"batch": 2},
+        {"storage_dtype": "int8"}, {"compute_dtype": "bfloat16"}, {"device": "cuda:0"},
     ],
 )  # fmt: skip
 def test_every_part_of_the_setting_is_in_the_key(
     tiny: Path, tmp_path: Path, change: dict[str, object]
 ) -> None:
-    """Storage, compute type, kind of device and batch each make another entry."""
+    """Storage, compute type and kind of device each make another entry."""
     step = plan_of(tiny).steps[0]
     EmbeddingCache("encoder", step, tmp_path).put("a red circle", torch.ones(1, 77, 8))
     assert EmbeddingCache("encoder", step, tmp_path).get("a red circle") is not None

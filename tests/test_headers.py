@@ -244,8 +244,9 @@ def test_a_gap_between_tensors_is_refused(file: Path) -> None:
 
 
 def test_tensors_that_share_bytes_are_refused(file: Path) -> None:
-    """Overlapping tensors, whose sizes add up to the data with a gap elsewhere, are still a lie."""
+    """Overlapping tensors are a lie, with and without a gap elsewhere that makes the sizes add up."""
     refused(write(file, {"a": entry(), "b": entry(start=0, end=12)}, 24))
+    refused(write(file, {"a": entry(), "b": entry(start=6, end=18)}, 18))
     third = entry(start=24, end=36)
     refused(write(file, {"a": entry(), "b": entry(start=6, end=18), "c": third}, 36))
 

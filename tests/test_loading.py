@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from runs import plan_of, run_here
 from safetensors.torch import load_file, save_file
 
 from lowmem_if.errors import CheckpointError
+from lowmem_if.weights.loading import load_text_encoder
 
 UNET = "stage_1/unet/diffusion_pytorch_model.fp16.safetensors"
 SHARD = "stage_1/text_encoder/model.fp16-00002-of-00003.safetensors"
@@ -133,3 +135,38 @@ def test_a_run_that_met_broken_weights_goes_on_once_they_are_mended(
         run_here(plan, tmp_path / "run")
     shutil.copy(tiny / UNET, cascade / UNET)
     assert run_here(plan, tmp_path / "run").images
+
+
+@pytest.mark.parametrize("storage", ["int8", "nf4"])
+def test_memory_that_runs_out_while_quantising_is_told_as_that(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, storage: str
+) -> None:
+    """transformers swallows the exception; it comes out all the same, so that the ladder can answer."""
+    from transformers.integrations import bitsandbytes
+
+    def exhausted(*_args: object, **_options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(bitsandbytes.Bnb8bitQuantize, "convert", exhausted)
+    monkeypatch.setattr(bitsandbytes.Bnb4bitQuantize, "convert", exhausted)
+    with pytest.raises(torch.OutOfMemoryError):
+        load_text_encoder(tiny / "stage_1", storage=storage, compute="float32", device="cpu")
+
+
+@pytest.mark.parametrize("storage", ["int8", "nf4"])
+def test_an_encoder_planned_for_the_cpu_stays_there_beside_an_accelerator(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, storage: str
+) -> None:
+    """The quantisers are told the device, or they would take any accelerator they see."""
+    from transformers.quantizers.base import HfQuantizer
+
+    asked: list[object] = []
+    real = HfQuantizer.preprocess_model
+
+    def spy(self: object, model: object, *args: object, **options: object) -> object:
+        asked.append(options.get("device_map"))
+        return real(self, model, *args, **options)
+
+    monkeypatch.setattr(HfQuantizer, "preprocess_model", spy)
+    load_text_encoder(tiny / "stage_1", storage=storage, compute="float32", device="cpu")
+    assert asked == [{"": "cpu"}]

@@ -474,6 +474,9 @@ PARTLY = {
     "no index of the shards": ("text_encoder/*.index.*json", TEXT_ENCODER),
     "no configuration of the encoder": ("text_encoder/config.json", TEXT_ENCODER),
     "no watermarker": ("watermarker/*", FINISH),
+    "no tokenizer": ("tokenizer", TEXT_ENCODER),
+    "no scheduler": ("scheduler", STAGE_1),
+    "no feature extractor": ("feature_extractor", FINISH),
 }
 
 
@@ -485,7 +488,7 @@ def test_a_partly_downloaded_component_is_not_there(
     pattern, component = PARTLY[what]
     snapshot = download(FIRST, "stage_1")
     for file in list(snapshot.glob(pattern)):
-        file.unlink()
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
     found = locate("if-m")
     assert found.folder(component) is None
     others = {TEXT_ENCODER, STAGE_1, FINISH} - {component}

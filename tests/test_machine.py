@@ -299,7 +299,7 @@ def test_an_unknown_device_is_refused_with_the_known_ones(tmp_path: Path, device
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("device", ["cuda", "cuda:3", "xpu", "mps"])
+@pytest.mark.parametrize("device", ["cuda", "cuda:3", "xpu", "mps"], ids="asked for {}".format)
 def test_a_device_that_is_not_here_is_refused_with_a_way_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str
 ) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from lowmem_if.planning.request import Request
 from lowmem_if.running.run_folder import RunFolder
 
-PROMPTS = ("a red circle on white", "a blue star", "green square in the center")
+PROMPTS = ("a red circle on white", "A Blue star, 50% <b>off</b>", "green square in the center")
 SEEDS = (3, 14, 15)
 
 
@@ -34,7 +34,11 @@ def by_hand(
     )  # fmt: skip
     third = StableDiffusionUpscalePipeline.from_pretrained(cascade / "upscaler", **options)
     third.safety_checker, third.watermarker = None, None
-    embeds, negative_embeds = first.encode_prompt(prompt, negative_prompt=negative)
+    embeds, negative_embeds = first.encode_prompt(
+        prompt,
+        negative_prompt=negative,
+        clean_caption=True,  # as its own __call__ does
+    )
     shared = {"prompt_embeds": embeds, "negative_prompt_embeds": negative_embeds}
 
     def seeded() -> torch.Generator:

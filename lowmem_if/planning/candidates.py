@@ -60,8 +60,11 @@ def settings_for(
         )
         for strategy, storage in ways
         for tiled in _tilings(component, prefer)
-        for batch in _batches(prefer, images)
+        for batch in _batches(component, prefer, images)
     ]
+    if machine.kind == "mps" and pin and pin.storage in QUANTISED:
+        # bitsandbytes' int8 does not run on Apple GPUs; memory is one there, so the CPU does.
+        settings = [replace(s, device="cpu", compute="float32") for s in settings]
     if component == catalog.TEXT_ENCODER and machine.kind != "cpu" and not pin:
         # One pass in RAM takes seconds; it lets a card in that is too small for the encoder.
         settings.append(Setting(component, RESIDENT, "int8", "float32", 1, "cpu"))
@@ -117,8 +120,10 @@ def _pinned_ways(
             f"float16 is some 400 times slower than bfloat16 on a CPU: "
             f"pin {component}={pin.strategy}:bfloat16 or :float32"
         )
-    if pin.storage in QUANTISED and machine.kind == "mps":
-        raise DeviceError(f"bitsandbytes has no {pin.storage} on Apple GPUs: use a float type")
+    if pin.storage == "int8" and not machine.multiplies_int8:
+        raise DeviceError(
+            f"{machine.device_name} cannot multiply int8: pin {component}=resident:nf4, or leave it open"
+        )
     return [(pin.strategy, pin.storage or compute)]
 
 
@@ -129,8 +134,8 @@ def _ways(
     ways = [(RESIDENT, compute)]
     offloads = machine.kind in ("cuda", "xpu")
     if component == catalog.TEXT_ENCODER and not small:
-        eight_bit = [(RESIDENT, "int8")] if machine.kind != "mps" else []
-        quantised = [*eight_bit, (RESIDENT, "nf4")] if eight_bit else []
+        eight_bit = [(RESIDENT, "int8")] if machine.multiplies_int8 else []
+        quantised = [*eight_bit, (RESIDENT, "nf4")] if machine.kind != "mps" else []
         if offloads:
             # The 8-bit encoder is what IF's low-memory recipe has always used on a GPU.
             ways = [*(quantised if prefer == BALANCED else eight_bit), *ways]
@@ -148,8 +153,11 @@ def _tilings(component: str, prefer: str) -> tuple[bool, ...]:
     return (False, True) if component == catalog.UPSCALER and prefer == BALANCED else (False,)
 
 
-def _batches(prefer: str, images: int) -> list[int]:
-    """One image at a time is exact; together they share the weights' way but not every last bit."""
-    if prefer == EXACT:
+def _batches(component: str, prefer: str, images: int) -> list[int]:
+    """One image at a time is exact; together they share the weights' way but not every last bit.
+
+    Prompts always go one by one: the encoder runs once for each, and one embedding serves all runs.
+    """
+    if prefer == EXACT or component == catalog.TEXT_ENCODER:
         return [1]
     return [batch for batch in (_MAX_BATCH, 4, 2) if batch <= images] + [1]

@@ -66,6 +66,11 @@ class Setting:
     device: str
     vae_tiling: bool = False
 
+    def __str__(self) -> str:
+        batch = f", batch {self.batch}" if self.batch > 1 else ""
+        tiled = ", tiled VAE" if self.vae_tiling else ""
+        return f"{self.strategy} {self.storage}{batch}{tiled}".replace("_", " ")
+
 
 def stored_bytes(weights: Weights, storage: str, compute: str) -> int:
     """What a module's weights take in memory, by number type.

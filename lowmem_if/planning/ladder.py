@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from lowmem_if.planning import catalog
@@ -11,29 +12,53 @@ from lowmem_if.planning.machine import Machine, cpu_compute_dtype
 from lowmem_if.planning.plan import Prediction, Step
 from lowmem_if.planning.strategies import FLOATS, MODEL_OFFLOAD, RESIDENT, SEQUENTIAL_OFFLOAD
 
+RAM, VRAM = "RAM", "VRAM"
 
-def cheaper(step: Step, machine: Machine, part: Part) -> Step | None:
+
+def cheaper(
+    step: Step, machine: Machine, part: Part, *, short_of: str = VRAM, pinned: bool = False
+) -> Step | None:
     """The next rung down the ladder after memory ran out; None at the bottom.
 
-    Smaller batch, tiled VAE, weights in RAM, leaf by leaf, at last the CPU. From there on nothing is
-    predicted to fit: it is what can still be tried.
+    Smaller batch, tiled VAE, weights in RAM, leaf by leaf, at last the CPU.
+
+    Args:
+        short_of: what ran out. Short of RAM, a rung must take less of it; short of VRAM, it must not
+            take more RAM than there is: the system's killer is worse than an exception.
+        pinned: the user chose where the weights live; only batch and tiles may change then.
     """
-    setting = _cheaper_setting(step, machine)
-    if setting is None:
-        return None
-    footprint = predict(part, setting)
-    return replace(
-        step,
-        strategy=setting.strategy, storage_dtype=setting.storage, compute_dtype=setting.compute,
-        device=setting.device, batch=setting.batch, vae_tiling=setting.vae_tiling,
-        predicted=Prediction(footprint.vram_bytes, footprint.ram_bytes, None, footprint.read_bytes),
-        reason="memory ran out with " + _spelled(step.setting),
-        instead_of=_spelled(step.setting),
-    )  # fmt: skip
+    allowed_ram = machine.ram_bytes if short_of == VRAM else step.predicted.ram_bytes - 1
+    for setting in _rungs(step.setting, machine):
+        if pinned and (setting.strategy, setting.device) != (step.strategy, step.device):
+            return None
+        footprint = predict(part, setting)
+        if footprint.ram_bytes <= allowed_ram:
+            return replace(
+                step,
+                strategy=setting.strategy,
+                storage_dtype=setting.storage,
+                compute_dtype=setting.compute,
+                device=setting.device,
+                batch=setting.batch,
+                vae_tiling=setting.vae_tiling,
+                predicted=Prediction(
+                    footprint.vram_bytes, footprint.ram_bytes, None, footprint.read_bytes
+                ),
+                reason=f"{short_of} ran out with {step.setting} on {step.device}",
+                instead_of=str(step.setting),
+            )
+    return None
 
 
-def _cheaper_setting(step: Step, machine: Machine) -> Setting | None:
-    setting = step.setting
+def _rungs(setting: Setting, machine: Machine) -> Iterator[Setting]:
+    """Every setting below this one, the nearest first."""
+    below = _next(setting, machine)
+    while below is not None:
+        yield below
+        below = _next(below, machine)
+
+
+def _next(setting: Setting, machine: Machine) -> Setting | None:
     if setting.batch > 1:
         return replace(setting, batch=setting.batch // 2)
     if setting.component == catalog.UPSCALER and not setting.vae_tiling:
@@ -48,11 +73,3 @@ def _cheaper_setting(step: Step, machine: Machine) -> Setting | None:
     compute = setting.compute if setting.compute != "float16" else cpu_compute_dtype(frozenset())[0]
     storage = compute if setting.storage in FLOATS else setting.storage
     return replace(setting, strategy=RESIDENT, storage=storage, compute=compute, device="cpu")
-
-
-def _spelled(setting: Setting) -> str:
-    tiled = ", tiled VAE" if setting.vae_tiling else ""
-    return (
-        f"{setting.strategy.replace('_', ' ')} {setting.storage} on {setting.device}, "
-        f"batch {setting.batch}{tiled}"
-    )

@@ -33,6 +33,7 @@ class Machine:
         ram_total_bytes: what the machine (or its container) has.
         disk_free_bytes: where the weights are kept.
         compute_dtype, compute_dtype_reason: what the large networks compute in, and why.
+        capability: CUDA compute capability, (0, 0) elsewhere and where it is not known.
         notes: readings that were limited or distrusted, in words.
     """
 
@@ -46,7 +47,13 @@ class Machine:
     disk_free_bytes: int
     compute_dtype: str
     compute_dtype_reason: str
+    capability: tuple[int, int] = (0, 0)
     notes: tuple[str, ...] = ()
+
+    @property
+    def multiplies_int8(self) -> bool:
+        """Whether bitsandbytes' int8 runs here: on CUDA from 7.5 (its `has_imma`), not on Apple."""
+        return self.kind != "mps" and not (0, 0) < self.capability < (7, 5)
 
     @property
     def kind(self) -> str:
@@ -172,6 +179,7 @@ def _with_accelerator(machine: Machine, found: Accelerator) -> Machine:
         vram_total_bytes=found.total_bytes,
         compute_dtype=dtype,
         compute_dtype_reason=reason,
+        capability=found.capability,
         notes=notes,
     )
 

@@ -156,11 +156,6 @@ class _Candidate:
     short: tuple[str, int, int] | None
     """(resource, needed, available) where there is no room; None where there is."""
 
-    def __str__(self) -> str:
-        batch = f", batch {self.setting.batch}" if self.setting.batch > 1 else ""
-        tiled = ", tiled VAE" if self.setting.vae_tiling else ""
-        return f"{self.setting.strategy} {self.setting.storage}{batch}{tiled}".replace("_", " ")
-
 
 def _choose(
     machine: Machine,
@@ -239,11 +234,11 @@ def _runner_up(candidates: list[_Candidate], chosen: _Candidate) -> str:
         assert dropped.short is not None
         resource, needed, available = dropped.short
         return (
-            f"{dropped}: needs {format_bytes(needed)} of {resource}, "
+            f"{dropped.setting}: needs {format_bytes(needed)} of {resource}, "
             f"{format_bytes(available)} available"
         )
     later = [c for c in candidates[1:] if c.short is None]
-    return f"{later[0]}: fits too, slower" if later else ""
+    return f"{later[0].setting}: fits too, slower" if later else ""
 
 
 def _nearest(machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pin]) -> str:

@@ -157,4 +157,5 @@ def _machine(name: str, content: _File) -> Machine:
         disk_free_bytes=content.disk_free,
         compute_dtype=dtype,
         compute_dtype_reason=reason,
+        capability=(content.compute_capability[0], content.compute_capability[1]),
     )

@@ -35,7 +35,6 @@ class EmbeddingCache:
             step.storage_dtype,
             step.compute_dtype,
             step.device.partition(":")[0],
-            step.batch,
             MAX_TOKENS,
             library_versions(),
         ]

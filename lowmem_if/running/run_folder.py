@@ -66,8 +66,10 @@ class RunFolder:
                   "steps": steps, "weights": {}, "notices": [], "log": []}  # fmt: skip
         folder = RunFolder(path, record)
         with folder.locked():
-            folder._save()
-        return folder
+            if not (path / _RECORD).exists():
+                folder._save()
+                return folder
+        return RunFolder.for_plan(path, plan)  # somebody else was quicker
 
     @staticmethod
     def open(path: Path) -> RunFolder:
@@ -115,12 +117,17 @@ class RunFolder:
                 )
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder; a second run in it is a `RunFolderError`."""
-        with _told(self.path), (self.path / _LOCK).open("a+b") as stream:
+    def locked(self) -> Iterator[int]:
+        """Hold the folder; a second run in it is a `RunFolderError`.
+
+        Yields the descriptor that holds the lock: whoever inherits it holds the folder too.
+        """
+        with _told(self.path):
+            stream = (self.path / _LOCK).open("a+b")
+        with stream:
             if not _try_lock(stream.fileno()):
                 raise RunFolderError(f"{self.path} is in use by another run: wait for it to end")
-            yield
+            yield stream.fileno()
 
     def reload(self) -> RunFolder:
         """The folder as another process has left it."""
@@ -283,6 +290,7 @@ def _try_lock(descriptor: int) -> bool:
             import fcntl
 
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
+    except OSError as error:
+        # A file system without locks (some network and cloud drives) is no reason not to run.
+        return error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK)
     return True

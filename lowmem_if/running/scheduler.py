@@ -18,7 +18,7 @@ from typing import Any
 
 from lowmem_if import errors
 from lowmem_if.errors import OutOfMemory, WorkerDied
-from lowmem_if.planning.ladder import cheaper
+from lowmem_if.planning.ladder import RAM, cheaper
 from lowmem_if.planning.locations import locate
 from lowmem_if.planning.plan import Plan, Step
 from lowmem_if.running.events import Event, Report, ignore
@@ -72,8 +72,8 @@ def continue_run(folder: RunFolder, *, report: Report = ignore) -> RunResult:
     """Do what is not done in a run folder."""
     if not (folder.complete and len(folder.images) == len(folder.plan.request.tasks)):
         folder.check_versions()
-        with folder.locked():
-            _work(folder, report)
+        with folder.locked() as lock:
+            _work(folder.reload(), report, lock)
         folder = folder.reload()
     steps = tuple(
         StepResult(step, folder.measured(step.component) or {}) for step in folder.plan.steps
@@ -81,52 +81,62 @@ def continue_run(folder: RunFolder, *, report: Report = ignore) -> RunResult:
     return RunResult(folder.path, folder.images, steps, folder.notices)
 
 
-def _work(folder: RunFolder, report: Report) -> None:
+def _work(folder: RunFolder, report: Report, lock: int) -> None:
     """Let workers work until one comes to the end."""
     while True:
-        short = _let_work(folder, report)
+        short = _let_work(folder, report, lock)
         if short is None:
             return
         folder = folder.reload()
         step = _next_rung(folder, short)
         folder.replace_step(step, f"{step.component}: {step.reason}")
-        report(Event("retry", step.component, text=_spelled(step)))
+        now = f"{step.reason}; now {step.setting} on {step.device}"
+        report(Event("retry", step.component, text=f"{step.component.replace('_', ' ')}: {now}"))
 
 
 def _next_rung(folder: RunFolder, short: Event) -> Step:
     request, machine = folder.plan.request, folder.plan.machine
-    component = short.component or folder.plan.steps[0].component
+    component = short.component
+    if not component:
+        raise WorkerDied(
+            f"the worker was killed while it started: `lowmem-if resume {folder.path}`"
+        )
     step = next(step for step in folder.plan.steps if step.component == component)
     location = locate(request.cascade, components=request.components, revision=request.revision)
-    lower = cheaper(step, machine, location.cascade.parts[component])
+    pinned = component in folder.plan.pins
+    lower = cheaper(
+        step, machine, location.cascade.parts[component], short_of=short.name, pinned=pinned
+    )
     if lower is None:
+        left = "your pin allows nothing cheaper" if pinned else "nothing cheaper is left"
         raise OutOfMemory(
-            f"memory ran out in {component.replace('_', ' ')} ({short.text}) and nothing cheaper is "
-            f"left: free some memory, then `lowmem-if resume {folder.path}`"
+            f"{short.name} ran out in {component.replace('_', ' ')} ({short.text}) and {left}: "
+            f"free some memory, then `lowmem-if resume {folder.path}`"
         )
     return lower
 
 
-def _let_work(folder: RunFolder, report: Report) -> Event | None:
+def _let_work(folder: RunFolder, report: Report, lock: int) -> Event | None:
     """Run one worker to its end; None if all is done, else the event that says memory ran out."""
     last = Event("started")
     report(Event("starting"))
-    with _worker(folder) as process:
+    with _worker(folder, lock) as process:
         assert process.stdout is not None
         for line in process.stdout:
             event = Event.from_line(line)
             if event.kind == "error":
                 raise _error(event)
             if event.kind == "out_of_memory":
-                return Event("out_of_memory", last.component, text=event.text)
+                return Event("out_of_memory", last.component, text=event.text, name=event.name)
             if event.kind == "started":
                 last = event
             report(event)
         code = process.wait()
     if code == 0:
         return None
-    if code == -signal.SIGKILL:
-        return Event("out_of_memory", last.component, text="the system killed the worker")
+    if code < 0 and signal.Signals(-code).name == "SIGKILL":
+        text = "the system killed the worker"
+        return Event("out_of_memory", last.component, text=text, name=RAM)
     if code < 0:
         name = signal.Signals(-code).name
         raise WorkerDied(
@@ -137,7 +147,7 @@ def _let_work(folder: RunFolder, report: Report) -> Event | None:
 
 
 @contextmanager
-def _worker(folder: RunFolder) -> Iterator[subprocess.Popen[str]]:
+def _worker(folder: RunFolder, lock: int) -> Iterator[subprocess.Popen[str]]:
     """A worker process that never outlives the block, nor this process."""
     with folder.log_file.open("ab") as log:
         process = subprocess.Popen(
@@ -148,6 +158,8 @@ def _worker(folder: RunFolder) -> Iterator[subprocess.Popen[str]]:
             text=True,
             encoding="utf-8",
             env=worker_environment(os.environ),
+            # The lock lives as long as whoever may still write: the worker too, if we are killed.
+            pass_fds=() if sys.platform == "win32" else (lock,),
         )
         try:
             yield process
@@ -171,6 +183,8 @@ def worker_environment(outer: os._Environ[str]) -> dict[str, str]:
         # a 200 MB encoder stayed behind, with one heap 0.3 MB (docs/log.md).
         "MALLOC_ARENA_MAX": "1",
     }
+    if "PYTORCH_CUDA_ALLOC_CONF" in outer:
+        del ours["PYTORCH_ALLOC_CONF"]  # the user's setting, under its older name
     return ours | dict(outer) | {"HF_HUB_OFFLINE": "1"}
 
 
@@ -180,11 +194,3 @@ def _error(event: Event) -> errors.LowmemError:
     error: errors.LowmemError = cls.__new__(cls)
     Exception.__init__(error, event.text)
     return error
-
-
-def _spelled(step: Step) -> str:
-    tiled = ", tiled VAE" if step.vae_tiling else ""
-    return (
-        f"{step.component.replace('_', ' ')}: {step.reason}; now {step.strategy} "
-        f"{step.storage_dtype} on {step.device}, batch {step.batch}{tiled}"
-    )

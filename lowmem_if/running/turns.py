@@ -34,7 +34,7 @@ from lowmem_if.stages.super_resolution import SuperResolutionStage
 from lowmem_if.stages.text import TextCleaner, TextEncoder
 from lowmem_if.stages.upscaler import Upscaler
 from lowmem_if.weights.identity import identity
-from lowmem_if.weights.memory import Release
+from lowmem_if.weights.memory import Release, wake
 from lowmem_if.weights.tensor_files import load_tensor, tensor_bytes
 
 
@@ -98,6 +98,7 @@ class _Turn:
     def take(self) -> None:
         component = self._step.component
         _check_device(self._step)
+        wake(self._step.device)
         self._folder.check_weights(component, self._weights)
         self._report(Event("started", component, total=len(self._request.tasks)))
         turns = {
@@ -319,7 +320,8 @@ def _check_device(step: Step) -> None:
     current = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if kind != "cpu" and (current is None or current.type != kind):
         raise DeviceError(
-            f"the plan is for {step.device}, which torch does not see here: plan again, --device auto"
+            f"the plan is for {step.device}, which torch does not see here: "
+            "run it where it was begun, or start a new folder"
         )
 
 

@@ -16,7 +16,10 @@ import threading
 import warnings
 from pathlib import Path
 
+import torch
+
 from lowmem_if.errors import LowmemError
+from lowmem_if.planning.ladder import RAM, VRAM
 from lowmem_if.running.events import Event
 from lowmem_if.running.run_folder import RunFolder
 from lowmem_if.running.turns import work
@@ -59,7 +62,9 @@ def main() -> int:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        report(Event("out_of_memory", text=str(error).splitlines()[0]))
+        short_of = VRAM if isinstance(error, torch.OutOfMemoryError) else RAM
+        text = next(iter(str(error).splitlines()), type(error).__name__)
+        report(Event("out_of_memory", text=text, name=short_of))
         return LowmemError.exit_code
     return 0
 

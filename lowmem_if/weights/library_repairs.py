@@ -6,9 +6,12 @@ of them is no longer needed, so that it can be deleted.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from diffusers.pipelines.deepfloyd_if import IFSafetyChecker
+from transformers import core_model_loading
 
 
 def repaired_safety_checker() -> Any:
@@ -31,3 +34,28 @@ def declare_eight_bit(config: Any) -> Any:
     if getattr(config, "quantization_config", None) is None:
         config.quantization_config = {"load_in_8bit": True, "quant_method": "bitsandbytes"}
     return config
+
+
+@contextmanager
+def conversion_errors_kept(errors: list[BaseException]) -> Iterator[None]:
+    """Collect what goes wrong while transformers quantises weights.
+
+    It turns every such exception, memory running out among them, into text and later raises a
+    RuntimeError without it; then nobody can tell that a cheaper strategy would have helped.
+    """
+    original = core_model_loading.log_conversion_errors
+
+    @contextmanager
+    def keeping(*args: Any, **kwargs: Any) -> Iterator[None]:
+        with original(*args, **kwargs):
+            try:
+                yield
+            except Exception as error:
+                errors.append(error)
+                raise
+
+    core_model_loading.log_conversion_errors = keeping
+    try:
+        yield
+    finally:
+        core_model_loading.log_conversion_errors = original

@@ -19,7 +19,11 @@ from lowmem_if.errors import CheckpointError
 from lowmem_if.planning.headers import read_header
 from lowmem_if.planning.locations import read_config, weight_variant
 from lowmem_if.planning.strategies import QUANTISED
-from lowmem_if.weights.library_repairs import declare_eight_bit, repaired_safety_checker
+from lowmem_if.weights.library_repairs import (
+    conversion_errors_kept,
+    declare_eight_bit,
+    repaired_safety_checker,
+)
 from lowmem_if.weights.memory import is_out_of_memory
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -48,7 +52,8 @@ def load_text_encoder(
             config = declare_eight_bit(config)
         elif storage in QUANTISED:
             kwargs["quantization_config"] = _quantisation(storage, kwargs["dtype"])
-        if device != "cpu":
+        if device != "cpu" or storage in QUANTISED:
+            # Without a map the quantisers would choose an accelerator by themselves.
             kwargs["device_map"] = {"": device}
         return _load(transformers.T5EncoderModel, folder, variant.name, config=config, **kwargs)
 
@@ -156,11 +161,15 @@ def _quantisation(storage: str, dtype: torch.dtype) -> transformers.BitsAndBytes
 @contextmanager
 def _told(folder: Path) -> Iterator[None]:
     """Translate what a library says about a folder into one line of ours."""
+    hidden: list[BaseException] = []
     try:
-        yield
+        with conversion_errors_kept(hidden):
+            yield
     except _FAILURES as error:
         if is_out_of_memory(error):
             raise
+        for cause in filter(is_out_of_memory, hidden):
+            raise cause from error
         line = next((line for line in str(error).splitlines() if line.strip()), repr(error))
         raise CheckpointError(
             f"{folder}: cannot be loaded ({line.strip()[:200]}); fetch or copy the folder again"

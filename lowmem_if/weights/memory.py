@@ -7,6 +7,7 @@ keeps freed memory in its arenas until it is told to trim.
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import sys
 import threading
@@ -73,16 +74,30 @@ class Watch:
 
 def read_memory(device: str = "cpu") -> Reading:
     """This process's memory, and the accelerator's if `device` is one."""
-    anon, file = _read_ram()
     if device == "cpu":
-        return Reading(anon, file)
+        return Reading(*_read_ram())
     if device == "mps":
         allocated = torch.mps.current_allocated_memory()
         driver = torch.mps.driver_allocated_memory()
-        return Reading(anon, file, allocated, driver, driver)
-    free, total = torch.accelerator.get_memory_info(device)
+        return Reading(*_read_ram(), allocated, driver, driver)
+    try:
+        free, total = torch.accelerator.get_memory_info(device)
+    except (RuntimeError, NotImplementedError):  # some drivers (XPU under WSL2) do not tell
+        free = total = 0
     allocated = torch.accelerator.memory_allocated(device)
-    return Reading(anon, file, allocated, torch.accelerator.memory_reserved(device), total - free)
+    reserved = torch.accelerator.memory_reserved(device)
+    return Reading(*_read_ram(), allocated, reserved, total - free)
+
+
+def wake(device: str) -> None:
+    """Use an accelerator once, so that what its first use costs is not put down to a component."""
+    if device == "cpu":
+        return
+    numbers = torch.ones(1, 8, 16, 16, device=device)
+    torch.nn.functional.conv2d(numbers, torch.ones(8, 8, 3, 3, device=device)).flatten(2) @ (
+        torch.ones(14 * 14, 8, device=device)
+    )
+    torch.accelerator.synchronize(device)
 
 
 def release_memory(device: str = "cpu") -> Reading:
@@ -110,15 +125,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, on the accelerator or the host."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    text = str(error)
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    text = str(error).lower()
     return isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
 
 
 _OUT_OF_MEMORY = (
     "out of memory",
+    "not enough memory",
     "can't allocate memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
+    "cannot allocate memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
 )
 
 
