@@ -120,11 +120,11 @@ IF_DEFAULTS = {
 }
 
 DEMO_DEFAULTS = {
-    STAGE_1: StageDefaults(27, 5.0),
-    STAGE_2: StageDefaults(20, 1.0, noise_level=50),
-    UPSCALER: StageDefaults(15, 1.0, noise_level=20),
+    STAGE_1: StageDefaults(27, 4.0),
+    STAGE_2: StageDefaults(20, 1.0, noise_level=20),
+    UPSCALER: StageDefaults(10, 1.0, noise_level=10),
 }
-"""What suits the bundled cascade."""
+"""What the bundled cascade was judged with while it was trained (training/cascade.py)."""
 
 FOLDERS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     TEXT_ENCODER: ("stage_1", ("text_encoder",), ("tokenizer",)),

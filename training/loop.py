@@ -1,0 +1,189 @@
+"""The one training loop: seeded by step, resumable at any moment, one line of progress.
+
+A step's lots are drawn from `seed` and the step's number alone, so a run that was stopped and resumed
+sees the same data as one that was not. Stop it with Ctrl-C or SIGTERM: it saves and leaves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+WARM_UP_STEPS = 60
+LOWEST_RATE = 2e-5
+GRADIENT_LIMIT = 1.0
+SMOOTHING = 0.98
+SAVE_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Lots:
+    """A step's two sources of chance, one for scenes and words and one for noise."""
+
+    scenes: random.Random
+    noise: torch.Generator
+
+    @classmethod
+    def of_step(cls, seed: int, step: int) -> Lots:
+        """The lots of one step."""
+        number = seed * 1_000_003 + step
+        return cls(random.Random(number), torch.Generator().manual_seed(number))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast to train, and where the checkpoint lies."""
+
+    checkpoint: Path
+    steps: int
+    rate: float
+    seed: int = 0
+    ema: float = 0.998
+    decay: float = 0.3
+
+    def rate_at(self, step: int) -> float:
+        """Warm-up, a plateau, and a straight way down over the last part of the steps."""
+        left = (self.steps - step) / (self.decay * self.steps)
+        return max(self.rate * min(1.0, (step + 1) / WARM_UP_STEPS, left), LOWEST_RATE)
+
+
+@dataclass
+class Training:
+    """A network under training with its optimiser and its smoothed copy."""
+
+    network: nn.Module
+    plan: Plan
+    step: int = 0
+    seconds: float = 0.0
+    figures: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.smooth = copy.deepcopy(self.network).eval().requires_grad_(False)
+        self.optimiser = torch.optim.AdamW(
+            self.network.parameters(), lr=self.plan.rate, betas=(0.9, 0.99), weight_decay=0.01
+        )
+        if self.plan.checkpoint.exists():
+            self._load()
+
+    def _load(self) -> None:
+        state = torch.load(self.plan.checkpoint, map_location="cpu", weights_only=True)
+        self.network.load_state_dict(state["network"])
+        self.smooth.load_state_dict(state["smooth"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.seconds, self.figures = state["step"], state["seconds"], state["figures"]
+
+    def save(self) -> None:
+        """Write the checkpoint whole or not at all."""
+        self.plan.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        half = self.plan.checkpoint.with_suffix(".half")
+        state = {
+            "network": self.network.state_dict(),
+            "smooth": self.smooth.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "figures": self.figures,
+        }
+        torch.save(state, half)
+        half.replace(self.plan.checkpoint)
+
+    def improve(self, loss: torch.Tensor) -> None:
+        """One optimiser step on `loss`, and one of the smoothed copy."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.plan.rate_at(self.step)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_LIMIT)
+        self.optimiser.step()
+        self.step += 1
+        keep = min(self.plan.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            pair = list(self.smooth.parameters()), list(self.network.parameters())
+            torch._foreach_lerp_(*pair, 1 - keep)
+
+    def log(self) -> None:
+        """Append the running means to the table beside the checkpoint, one figure a line."""
+        with self.plan.checkpoint.with_suffix(".csv").open("a") as table:
+            for name, value in self.figures.items():
+                table.write(f"{self.step},{self.seconds:.0f},{name},{value:.5g}\n")
+
+    def note(self, figures: dict[str, float]) -> None:
+        """Take the step's figures into the running means."""
+        for name, value in figures.items():
+            old = self.figures.get(name, value)
+            self.figures[name] = SMOOTHING * old + (1 - SMOOTHING) * value
+
+
+LossOfStep = Callable[[nn.Module, Lots, int], tuple[torch.Tensor, dict[str, float]]]
+
+
+def run(network: nn.Module, loss_of_step: LossOfStep, plan: Plan, log_every: int = 50) -> nn.Module:
+    """Train to the plan's last step, or until told to stop; return the smoothed network.
+
+    `loss_of_step(network, lots, step)` gives the loss and the figures worth following.
+    """
+    training = Training(network, plan)
+    stop = _stop_switch()
+    saved = time.monotonic()
+    while training.step < plan.steps and not stop:
+        began = time.monotonic()
+        loss, figures = loss_of_step(network, Lots.of_step(plan.seed, training.step), training.step)
+        training.improve(loss)
+        training.note(figures)
+        training.seconds += time.monotonic() - began
+        if training.step % log_every == 0:
+            print(_progress(training, time.monotonic() - began), flush=True)
+            training.log()
+        if time.monotonic() - saved > SAVE_SECONDS:
+            training.save()
+            saved = time.monotonic()
+    training.save()
+    return training.smooth
+
+
+def _progress(training: Training, step_seconds: float) -> str:
+    figures = "  ".join(f"{name} {value:.4f}" for name, value in training.figures.items())
+    steps, left = training.plan.steps, (training.plan.steps - training.step) * step_seconds / 60
+    rate = training.plan.rate_at(training.step)
+    trained = training.seconds / 60
+    return (
+        f"{training.plan.checkpoint.stem} {training.step}/{steps}  {figures}  rate {rate:.1e}  "
+        f"{step_seconds:.2f} s/step  trained {trained:.1f} min  left {left:.0f} min"
+    )
+
+
+def _stop_switch() -> list[int]:
+    """A list that is empty until the process is asked to stop."""
+    asked: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda got, _frame: asked.append(got))
+    return asked
+
+
+def arguments(
+    description: str | None, checkpoint: str, steps: int, rate: float, decay: float = 0.3
+) -> argparse.Namespace:
+    """The command line every training shares; also makes the process polite and one-threaded."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--folder", type=Path, default=Path("build/demo"), help="checkpoints")
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--rate", type=float, default=rate)
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    chosen.plan = Plan(
+        chosen.folder / checkpoint, chosen.steps, chosen.rate, chosen.seed, decay=decay
+    )
+    torch.set_num_threads(1)
+    torch.manual_seed(chosen.seed)
+    os.nice(max(0, 19 - os.nice(0)))
+    return chosen
