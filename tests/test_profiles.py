@@ -122,6 +122,7 @@ def test_a_file_of_ones_own_is_a_profile(file: Path) -> None:
         disk_free_bytes=100 * 10**9,
         compute_dtype="float16",
         compute_dtype_reason=loaded.machine.compute_dtype_reason,
+        capability=(8, 6),
     )
     assert loaded.pins == {}
     assert (loaded.description, loaded.sources) == ("A card", ("here",))

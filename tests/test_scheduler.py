@@ -48,7 +48,7 @@ def test_out_of_memory_in_the_upscaler_goes_on_with_a_tiled_vae(
     assert starts.read_text() == "xx"
     assert kinds(events, "retry") == ["upscaler"]
     assert kinds(events, "finished").count("stage_1") == 1
-    assert folder.log == ("upscaler: VRAM ran out with resident float32 on cpu",)
+    assert folder.log == ("upscaler: RAM ran out with resident float32 on cpu",)
     assert [step.component for step in folder.plan.steps if step.vae_tiling] == ["upscaler"]
 
 

@@ -120,7 +120,7 @@ def _pinned_ways(
             f"float16 is some 400 times slower than bfloat16 on a CPU: "
             f"pin {component}={pin.strategy}:bfloat16 or :float32"
         )
-    if pin.storage == "int8" and not machine.multiplies_int8:
+    if pin.storage == "int8" and machine.kind != "mps" and not machine.multiplies_int8:
         raise DeviceError(
             f"{machine.device_name} cannot multiply int8: pin {component}=resident:nf4, or leave it open"
         )

@@ -27,6 +27,7 @@ def cheaper(
             take more RAM than there is: the system's killer is worse than an exception.
         pinned: the user chose where the weights live; only batch and tiles may change then.
     """
+    short_of = RAM if step.device == "cpu" else short_of
     allowed_ram = machine.ram_bytes if short_of == VRAM else step.predicted.ram_bytes - 1
     for setting in _rungs(step.setting, machine):
         if pinned and (setting.strategy, setting.device) != (step.strategy, step.device):
