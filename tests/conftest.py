@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         reason = f"torch {torch.__version__} sees no NVIDIA accelerator here"
         for item in items:
-            if "cuda" in item.keywords:
+            if item.get_closest_marker("cuda"):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 

@@ -34,6 +34,7 @@ from lowmem_if.planning.strategies import (
     QUANTISED,
     SEQUENTIAL_OFFLOAD,
     Pin,
+    parse_pin,
     pin_texts,
 )
 from lowmem_if.planning.units import format_bytes
@@ -127,7 +128,7 @@ def make_plan(
     """
     if prefer not in PREFERENCES:
         raise RequestError(f"unknown preference {prefer!r}: use exact or balanced")
-    pins = dict(pins or {})
+    pins = {component: parse_pin(component, str(pin)) for component, pin in (pins or {}).items()}
     location = locate(request.cascade, components=request.components, revision=request.revision)
     try:
         steps = tuple(

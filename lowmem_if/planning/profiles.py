@@ -117,6 +117,10 @@ def choose_machine(
     vram_bytes = parse_bytes(vram) if vram else None
     if profile is None:
         return probe(device, ram_bytes=ram_bytes, vram_bytes=vram_bytes), {}
+    if device != "auto":
+        raise RequestError(
+            f"a profile has its own device: leave out --device {device} or --profile"
+        )
     loaded = load_profile(profile)
     return with_budget(loaded.machine, ram_bytes=ram_bytes, vram_bytes=vram_bytes), loaded.pins
 
