@@ -97,7 +97,9 @@ def predict(part: Part, setting: Setting) -> Footprint:
     read = part.eight_bit_file_bytes if setting.storage == "int8" else 0
     read = read or sum(module.file_bytes for module in part.modules)
     if setting.device == "cpu":
-        ram = PROCESS_RAM_BYTES + weights + int(_HEAP_SLACK * working)
+        ram = (
+            PROCESS_RAM_BYTES + weights + _upcast_bytes(part, setting) + int(_HEAP_SLACK * working)
+        )
         return Footprint(0, ram, read)
     host = PROCESS_RAM_BYTES + ACCELERATOR_RAM_BYTES
     if setting.strategy == RESIDENT:
@@ -122,17 +124,16 @@ def _on_device(setting: Setting, weights: int, activations: int) -> int:
 
 
 def _upcast_bytes(part: Part, setting: Setting) -> int:
-    """The VAE decodes in float32 when it is stored in float16: its weights double for that time."""
+    """The VAE always decodes in float32: 16-bit weights of it double, for that time or for good."""
     vae = next((m for m in part.modules if m.folder == "vae"), None)
-    return 2 * vae.weights.parameters if vae and setting.storage == "float16" else 0
+    return 2 * vae.weights.parameters if vae and ITEM_BYTES[setting.storage] == 2 else 0
 
 
 def _activation_bytes(module: Module, setting: Setting) -> int:
     item = ITEM_BYTES[setting.compute]
     if module.folder == "vae":
         side = _VAE_TILED_SIDE if setting.vae_tiling else _VAE_SIDE
-        item = 4 if setting.compute == "float16" else item
-        return int(_VAE_FACTOR * module.channels * side**2 * item)
+        return int(_VAE_FACTOR * module.channels * side**2 * ITEM_BYTES["float32"])
     if module.folder == "unet":
         side = _UNET_SIDE[setting.component]
         factor = _UNET_FACTOR[setting.component]
