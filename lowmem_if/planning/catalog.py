@@ -106,6 +106,7 @@ class Cascade:
     name: str
     parts: dict[str, Part]
     defaults: dict[str, StageDefaults]
+    gated: bool = False
 
     @property
     def repositories(self) -> tuple[str, ...]:
@@ -171,6 +172,7 @@ def _if_cascade(name: str, first: str, stage_1: Module, second: str, stage_2: Mo
             FINISH: _part(FINISH, first, _SAFETY, _WATERMARK),
         },
         IF_DEFAULTS,
+        gated=True,
     )
 
 
