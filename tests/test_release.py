@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from runs import plan_of, run_here
 from transformers import T5Config, T5EncoderModel
 
 from lowmem_if.planning.catalog import COMPONENTS, FINISH, STAGE_1, TEXT_ENCODER
+from lowmem_if.running.events import ignore
+from lowmem_if.running.recorder import Recorder
 from lowmem_if.running.run_folder import RunFolder
 from lowmem_if.running.scheduler import run
 from lowmem_if.weights.memory import Reading, Watch, is_out_of_memory, prove_release
@@ -113,6 +116,16 @@ def test_memory_is_sampled_at_ten_hertz_or_better(tiny: Path, tmp_path: Path) ->
     assert all(sample["ram_anon"] > 10 * MB for sample in samples)
     keys = {"t", "step", "ram_anon", "ram_file", "vram_allocated", "vram_reserved", "vram_used"}
     assert set(samples[0]) == keys
+
+
+def test_a_steps_first_sample_is_taken_before_its_work(tiny: Path, tmp_path: Path) -> None:
+    """What a step starts from is known even if it allocates before the sampler's first beat."""
+    step, file = plan_of(tiny, size=64).steps[0], tmp_path / "memory.jsonl"
+    with Recorder(step, file, ignore).recording():
+        held = torch.ones(100 * MB // 4)
+        time.sleep(0.1)
+    samples = [json.loads(line)["ram_anon"] for line in file.read_text().splitlines()]
+    assert samples[-1] - samples[0] > 0.9 * held.nbytes
 
 
 def test_measured_peaks_are_those_of_the_samples(tiny: Path, tmp_path: Path) -> None:

@@ -31,10 +31,11 @@ class Recorder:
 
     @contextmanager
     def recording(self) -> Iterator[Recorder]:
-        """Sample from here to the end of the block."""
+        """Sample from here to the end of the block, both ends included whatever the sampler's beat."""
         if self._step.device not in ("cpu", "mps"):
             torch.accelerator.reset_peak_memory_stats(self._step.device)
         with self._file.open("a", encoding="utf-8", buffering=1) as self._stream:
+            self._record(read_memory(self._step.device))
             sampler = Sampler(self._step.device, self._record)
             sampler.start()
             try:
