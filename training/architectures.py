@@ -30,7 +30,7 @@ IF_BLOCKS = {
     "resnet_out_scale_factor": ROOT_TWO,
     "mid_block_scale_factor": ROOT_TWO,
     "act_fn": "gelu",
-    "norm_num_groups": 8,
+    "norm_num_groups": 2,
     "down_block_types": ["ResnetDownsampleBlock2D"] * 3 + ["SimpleCrossAttnDownBlock2D"],
     "up_block_types": ["SimpleCrossAttnUpBlock2D"] + ["ResnetUpsampleBlock2D"] * 3,
 }
@@ -68,14 +68,21 @@ def text_encoder(vocabulary: int) -> T5EncoderModel:
 
 
 def stage_1_unet() -> UNet2DConditionModel:
-    """Text to 64 px, with cross-attention at 8 x 8 as the real one has it at its lowest levels."""
+    """Text to 64 px, with attention at 16 x 16 and 8 x 8 as the real one has it at its lowest levels."""
+    plain, attending = 2, 2
     unet = UNet2DConditionModel(
-        **IF_BLOCKS,
+        **IF_BLOCKS
+        | {
+            "down_block_types": ["ResnetDownsampleBlock2D"] * plain
+            + ["SimpleCrossAttnDownBlock2D"] * attending,
+            "up_block_types": ["SimpleCrossAttnUpBlock2D"] * attending
+            + ["ResnetUpsampleBlock2D"] * plain,
+        },
         sample_size=64,
         in_channels=3,
-        block_out_channels=[16, 32, 64, 112],
-        attention_head_dim=28,
-        time_embedding_dim=256,
+        block_out_channels=[16, 32, 64, 96],
+        attention_head_dim=32,
+        time_embedding_dim=192,
     )
     return _silence(unet)
 
@@ -130,7 +137,7 @@ def upscaler_unet() -> UNet2DConditionModel:
         layers_per_block=1,
         attention_head_dim=4,
         cross_attention_dim=CLIP_WIDTH,
-        norm_num_groups=8,
+        norm_num_groups=2,
         num_class_embeds=1000,
         use_linear_projection=True,
         only_cross_attention=True,

@@ -10,6 +10,7 @@ COARSE_SIDES = (1, 4)
 VARIANCE_SHARE = 0.05
 RANGE_SHARE = 1e-3
 HIGHEST_KL = 2.0
+LIGHTEST = 0.15
 
 
 def uneven_noise(
@@ -34,13 +35,13 @@ def uneven_noise(
 class PixelDiffusion:
     """Noise for clean pictures and the loss of a network's answer, for one schedule.
 
-    The weight of the epsilon error is `clamp(snr, least, most) / snr`, at most `limit`: min-SNR
-    weighting whose lower bound keeps the noisiest steps, which decide on colours, from being
-    forgotten.
+    The weight of the epsilon error is `clamp(snr, least, most) / snr`, within `LIGHTEST` and `limit`:
+    min-SNR weighting (Hang et al. 2023) whose upper end keeps the noisiest steps, which decide on
+    colours, from being forgotten, and whose lower end the cleanest, which decide on grain.
     """
 
     def __init__(
-        self, scheduler: DDPMScheduler, least: float = 0.1, most: float = 5.0, limit: float = 12.0
+        self, scheduler: DDPMScheduler, least: float = 0.1, most: float = 5.0, limit: float = 20.0
     ) -> None:
         self.alphas = scheduler.alphas_cumprod
         before = torch.cat([torch.ones(1), self.alphas[:-1]])
@@ -49,7 +50,7 @@ class PixelDiffusion:
         self.small_variance = (1 - before) / (1 - self.alphas) * self.betas
         self.small_variance[0] = self.small_variance[1]
         snr = self.alphas / (1 - self.alphas)
-        self.weights = (snr.clamp(least, most) / snr).clamp(max=limit)
+        self.weights = (snr.clamp(least, most) / snr).clamp(LIGHTEST, limit)
 
     def mix(self, clean: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
         """The pictures as noisy as their steps say."""

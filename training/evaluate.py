@@ -1,26 +1,31 @@
-"""Measure an exported cascade on held-out scenes.
+"""Measure a cascade on held-out scenes, with its default settings, through the runner.
 
-    python -m training.evaluate EXPORT stage_1 [--count 96] [--sheet stage_1.png]
-    python -m training.evaluate EXPORT pairs | stage_2 | upscaler | whole
+    python -m training.evaluate stage_1 [--cascade demo] [--count 96] [--sheet stage_1.png]
+    python -m training.evaluate pairs | whole | stage_2 | upscaler
 
-`stage_1`, `pairs` and `whole` are judged by what the pictures show; `stage_2` and `upscaler` start
-from true small pictures and are measured against the true large ones, beside bicubic enlargement.
+`stage_1`, `pairs` and `whole` are drawn by `lowmem-if generate` and judged by what the pictures show.
+`stage_2` and `upscaler` start from true small pictures and are measured against the true large ones,
+beside bicubic enlargement; the upscaler also beside what its autoencoder makes of the truth.
+What follows `--` goes to `lowmem-if generate`: `-- --pin text_encoder=resident:int8`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
+import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKL
 from torch.nn import functional
 
-from training import cascade
-from training.cascade import Cascade, Setting
+from lowmem_if.planning.locations import locate
 from training.judge import Marks, both_colours_right, mark
+from training.pictures import draw, enlarge
 from training.scenes import Scene, plain_caption, random_scene, render
 from training.sheets import save_sheet
 
@@ -28,9 +33,9 @@ SCENES_SEED = 7
 EDGE_REACH, EDGE_CONTRAST = 9, 0.2
 
 
-def held_out_scenes(count: int, things: int = 1) -> list[Scene]:
-    """Held-out scenes, the same ones at each call."""
-    rng = random.Random(SCENES_SEED)
+def held_out_scenes(count: int, things: int = 1, seed: int = SCENES_SEED) -> list[Scene]:
+    """Held-out scenes, the same ones at each call; settings are chosen on those of another seed."""
+    rng = random.Random(seed)
     return [random_scene(rng, held_out=True, count=things) for _ in range(count)]
 
 
@@ -59,88 +64,95 @@ def _share(values: list[bool]) -> float:
     return sum(values) / max(1, len(values))
 
 
-def _stage_1(model: Cascade, setting: Setting, count: int) -> tuple[dict, torch.Tensor]:
-    scenes = held_out_scenes(count)
-    pictures = model.draw([plain_caption(scene) for scene in scenes], setting)
-    return figures([mark(p, s) for p, s in zip(pictures, scenes, strict=True)]), pictures
+@dataclass(frozen=True)
+class Trial:
+    """One measurement: a cascade, scenes and their captions, a scratch folder, options of `generate`."""
+
+    cascade: str
+    scenes: list[Scene]
+    folder: Path
+    options: list[str]
+
+    @property
+    def captions(self) -> list[str]:
+        return [plain_caption(scene) for scene in self.scenes]
 
 
-def _pairs(model: Cascade, setting: Setting, count: int) -> tuple[dict, torch.Tensor]:
-    scenes = held_out_scenes(count, things=2)
-    pictures = model.draw([plain_caption(scene) for scene in scenes], setting)
-    right = [both_colours_right(p, s) for p, s in zip(pictures, scenes, strict=True)]
+Found = tuple[dict[str, float], torch.Tensor]
+
+
+def _singles(trial: Trial, side: int) -> Found:
+    pictures = draw(trial.cascade, trial.captions, side, trial.folder, *trial.options)
+    return figures([mark(p, s) for p, s in zip(pictures, trial.scenes, strict=True)]), pictures
+
+
+def _pairs(trial: Trial) -> Found:
+    pictures = draw(trial.cascade, trial.captions, 64, trial.folder, *trial.options)
+    right = [both_colours_right(p, s) for p, s in zip(pictures, trial.scenes, strict=True)]
     return {"both colours": _share(right)}, pictures
 
 
-def _stage_2(model: Cascade, setting: Setting, count: int) -> tuple[dict, torch.Tensor]:
-    scenes = held_out_scenes(count)
-    captions = [plain_caption(scene) for scene in scenes]
-    small, truth = render(scenes, 64), render(scenes, 256)
-    return _beside_bicubic(small, truth, model.enlarge(captions, small, setting))
+def _stage_2(trial: Trial) -> Found:
+    small, truth = render(trial.scenes, 64), render(trial.scenes, 256)
+    pictures = enlarge(trial.cascade, trial.captions, [small], trial.folder)
+    return _beside(truth, {"": pictures, "bicubic ": _bicubic(small, 256)})
 
 
-def _upscaler(model: Cascade, setting: Setting, count: int) -> tuple[dict, torch.Tensor]:
-    scenes = held_out_scenes(count)
-    captions = [plain_caption(scene) for scene in scenes]
-    small, truth = render(scenes, 256), render(scenes, 1024)
-    return _beside_bicubic(small, truth, model.finish(captions, small, setting))
+def _upscaler(trial: Trial) -> Found:
+    small, middle, truth = (render(trial.scenes, side) for side in (64, 256, 1024))
+    pictures = enlarge(trial.cascade, trial.captions, [small, middle], trial.folder)
+    found = {"": pictures, "bicubic ": _bicubic(middle, 1024)}
+    return _beside(truth, found | {"autoencoder ": _there_and_back(trial.cascade, truth)})
 
 
-def _beside_bicubic(
-    small: torch.Tensor, truth: torch.Tensor, pictures: torch.Tensor
-) -> tuple[dict, torch.Tensor]:
-    plain = functional.interpolate(small, truth.shape[2:], mode="bicubic").clamp(-1, 1)
-    found = {
-        "psnr": psnr(pictures, truth),
-        "edges": edge_psnr(pictures, truth),
-        "bicubic psnr": psnr(plain, truth),
-        "bicubic edges": edge_psnr(plain, truth),
-    }
-    columns = torch.stack([plain, pictures, truth], 1).flatten(0, 1)
-    return found, columns
+def _bicubic(small: torch.Tensor, side: int) -> torch.Tensor:
+    return functional.interpolate(small, (side, side), mode="bicubic").clamp(-1, 1)
 
 
-def _whole(model: Cascade, setting: Setting, count: int) -> tuple[dict, torch.Tensor]:
-    scenes = held_out_scenes(count)
-    captions = [plain_caption(scene) for scene in scenes]
-    pictures = model.draw(captions, setting)
-    for step in (model.enlarge, model.finish):
-        pictures = step(captions, pictures)
-    return figures([mark(p, s) for p, s in zip(pictures, scenes, strict=True)]), pictures
+def _there_and_back(cascade: str, truth: torch.Tensor) -> torch.Tensor:
+    folder = locate(cascade, components=("upscaler",)).folder("upscaler", storage="float32")
+    vae = AutoencoderKL.from_pretrained(folder / "vae", variant="fp16", torch_dtype=torch.float32)
+    with torch.no_grad():
+        return torch.cat([vae(picture[None]).sample.clamp(-1, 1) for picture in truth])
 
 
-Measure = Callable[[Cascade, Setting, int], tuple[dict, torch.Tensor]]
-MEASURES: dict[str, tuple[Measure, Setting, int]] = {
-    "stage_1": (_stage_1, cascade.STAGE_1, 96),
-    "pairs": (_pairs, cascade.STAGE_1, 48),
-    "stage_2": (_stage_2, cascade.STAGE_2, 8),
-    "upscaler": (_upscaler, cascade.UPSCALER, 4),
-    "whole": (_whole, cascade.STAGE_1, 8),
+def _beside(truth: torch.Tensor, ways: dict[str, torch.Tensor]) -> Found:
+    found = {}
+    for way, pictures in ways.items():
+        found[f"{way}psnr"] = psnr(pictures, truth)
+        found[f"{way}edges"] = edge_psnr(pictures, truth)
+    return found, torch.stack([*ways.values(), truth], 1).flatten(0, 1)
+
+
+MEASURES: dict[str, tuple[Callable[[Trial], Found], int, int]] = {
+    "stage_1": (lambda trial: _singles(trial, 64), 96, 1),
+    "pairs": (_pairs, 96, 2),
+    "whole": (lambda trial: _singles(trial, 1024), 96, 1),
+    "stage_2": (_stage_2, 16, 1),
+    "upscaler": (_upscaler, 8, 1),
 }
+"""How, on how many scenes, with how many things in each."""
 
 
 def main() -> None:
-    """Measure one thing and print its figures and the seconds a picture took."""
+    """Measure one thing and print its figures as one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("export", type=Path)
     parser.add_argument("what", choices=MEASURES)
+    parser.add_argument("--cascade", default="demo")
     parser.add_argument("--count", type=int)
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--guidance", type=float)
-    parser.add_argument("--noise-level", type=int)
+    parser.add_argument("--scenes", type=int, default=SCENES_SEED, help="seed of the scenes")
     parser.add_argument("--sheet", type=Path, help="also write the pictures here")
+    parser.add_argument("options", nargs="*", help="of `lowmem-if generate`, behind --")
     chosen = parser.parse_args()
-    torch.set_num_threads(1)
-    measure, setting, count = MEASURES[chosen.what]
-    asked = {name: getattr(chosen, name) for name in ("steps", "guidance", "noise_level")}
-    setting = replace(setting, **{name: v for name, v in asked.items() if v is not None})
-    count = chosen.count or count
-    model = Cascade(chosen.export)
-    found, pictures = measure(model, setting, count)
-    print(chosen.what, setting, f"{count} scenes", {k: round(v, 3) for k, v in found.items()})
-    print("seconds a picture:", {k: round(v / count, 2) for k, v in model.seconds.items()})
+    measure, count, things = MEASURES[chosen.what]
+    scenes = held_out_scenes(chosen.count or count, things, chosen.scenes)
+    with tempfile.TemporaryDirectory() as scratch:
+        trial = Trial(chosen.cascade, scenes, Path(scratch) / "run", chosen.options)
+        found, pictures = measure(trial)
+    rounded = {name: round(value, 3) for name, value in found.items()}
+    print(json.dumps({"what": chosen.what, "scenes": len(scenes), **rounded}))
     if chosen.sheet:
-        save_sheet(pictures, chosen.sheet, columns=12 if pictures.shape[2] <= 64 else 3)
+        save_sheet(pictures, chosen.sheet, columns=12 if pictures.shape[2] <= 64 else 4)
 
 
 if __name__ == "__main__":

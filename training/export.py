@@ -16,8 +16,10 @@ import diffusers
 import torch
 from torch import nn
 
+from lowmem_if.stages.text import KNOWN_WORDS
 from training import architectures, trimmings
 from training.clip_tokenizer import write_clip_tokenizer
+from training.scenes import known_words
 from training.train_vae import load_vae
 from training.words import load_text_encoder, load_tokenizer
 
@@ -44,6 +46,8 @@ def _stage_1(run: Path, root: Path) -> None:
     tokenizer = load_tokenizer(run)
     encoder = load_text_encoder(run, tokenizer)
     shutil.copytree(run / "tokenizer", root / "tokenizer")
+    words = json.dumps(known_words(), indent=2)
+    (root / "tokenizer" / KNOWN_WORDS).write_text(words + "\n")
     _save(encoder, root / "text_encoder", max_shard_size=SHARD)
     _save(_smooth(architectures.stage_1_unet(), run / "stage_1.pt"), root / "unet")
     architectures.picture_scheduler().save_pretrained(root / "scheduler")

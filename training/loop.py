@@ -19,8 +19,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from training.optimiser import MATRIX_RATE, Optimiser
+
 WARM_UP_STEPS = 60
-LOWEST_RATE = 2e-5
+LOWEST_SHARE = 0.02
 GRADIENT_LIMIT = 1.0
 SMOOTHING = 0.98
 SAVE_SECONDS = 120
@@ -42,7 +44,7 @@ class Lots:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast to train, and where the checkpoint lies."""
+    """How long to train, how fast (AdamW's and Muon's highest rates), and where the checkpoint lies."""
 
     checkpoint: Path
     steps: int
@@ -50,11 +52,12 @@ class Plan:
     seed: int = 0
     ema: float = 0.998
     decay: float = 0.3
+    matrix_rate: float = MATRIX_RATE
 
-    def rate_at(self, step: int) -> float:
-        """Warm-up, a plateau, and a straight way down over the last part of the steps."""
+    def share_at(self, step: int) -> float:
+        """Of the full rates: warm-up, a plateau, and a straight way down over the last steps."""
         left = (self.steps - step) / (self.decay * self.steps)
-        return max(self.rate * min(1.0, (step + 1) / WARM_UP_STEPS, left), LOWEST_RATE)
+        return max(min(1.0, (step + 1) / WARM_UP_STEPS, left), LOWEST_SHARE)
 
 
 @dataclass
@@ -69,9 +72,7 @@ class Training:
 
     def __post_init__(self) -> None:
         self.smooth = copy.deepcopy(self.network).eval().requires_grad_(False)
-        self.optimiser = torch.optim.AdamW(
-            self.network.parameters(), lr=self.plan.rate, betas=(0.9, 0.99), weight_decay=0.01
-        )
+        self.optimiser = Optimiser(self.network, self.plan.rate, self.plan.matrix_rate)
         if self.plan.checkpoint.exists():
             self._load()
 
@@ -99,12 +100,9 @@ class Training:
 
     def improve(self, loss: torch.Tensor) -> None:
         """One optimiser step on `loss`, and one of the smoothed copy."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.plan.rate_at(self.step)
-        self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_LIMIT)
-        self.optimiser.step()
+        self.optimiser.step(self.plan.share_at(self.step))
         self.step += 1
         keep = min(self.plan.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
@@ -134,7 +132,7 @@ def run(network: nn.Module, loss_of_step: LossOfStep, plan: Plan, log_every: int
     """
     training = Training(network, plan)
     stop = _stop_switch()
-    saved = time.monotonic()
+    saved, logged = time.monotonic(), training.seconds
     while training.step < plan.steps and not stop:
         began = time.monotonic()
         loss, figures = loss_of_step(network, Lots.of_step(plan.seed, training.step), training.step)
@@ -142,7 +140,8 @@ def run(network: nn.Module, loss_of_step: LossOfStep, plan: Plan, log_every: int
         training.note(figures)
         training.seconds += time.monotonic() - began
         if training.step % log_every == 0:
-            print(_progress(training, time.monotonic() - began), flush=True)
+            print(_progress(training, (training.seconds - logged) / log_every), flush=True)
+            logged = training.seconds
             training.log()
         if time.monotonic() - saved > SAVE_SECONDS:
             training.save()
@@ -154,10 +153,10 @@ def run(network: nn.Module, loss_of_step: LossOfStep, plan: Plan, log_every: int
 def _progress(training: Training, step_seconds: float) -> str:
     figures = "  ".join(f"{name} {value:.4f}" for name, value in training.figures.items())
     steps, left = training.plan.steps, (training.plan.steps - training.step) * step_seconds / 60
-    rate = training.plan.rate_at(training.step)
+    rate = training.plan.share_at(training.step)
     trained = training.seconds / 60
     return (
-        f"{training.plan.checkpoint.stem} {training.step}/{steps}  {figures}  rate {rate:.1e}  "
+        f"{training.plan.checkpoint.stem} {training.step}/{steps}  {figures}  rate {rate:.0%}  "
         f"{step_seconds:.2f} s/step  trained {trained:.1f} min  left {left:.0f} min"
     )
 

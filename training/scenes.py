@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +37,8 @@ PLACES = {
 }
 PALETTE_TENSOR = torch.tensor([PALETTE[name] for name in COLOURS]).float() / 127.5 - 1
 
-TWO_OBJECTS_SHARE = 0.2
+TWO_OBJECTS_SHARE = 0.3
+LARGEST_OF_TWO = 0.2  # so that two things never touch
 PLACED_SHARE = 0.45
 MARGIN = 0.03
 STAR_INNER_RADIUS = 0.42
@@ -127,7 +129,7 @@ def _random_pair(rng: random.Random, colours: list[str]) -> tuple[Thing, ...]:
     things = []
     for middle in (0.27, 0.73):
         size = rng.choice(("small", ""))
-        radius = min(rng.uniform(*SIZES[size]), 0.21)
+        radius = min(rng.uniform(*SIZES[size]), LARGEST_OF_TWO)
         x, y = middle + rng.uniform(-0.03, 0.03), 0.5 + rng.uniform(-0.1, 0.1)
         things.append(Thing(rng.choice(SHAPES), rng.choice(colours), size, "", x, y, radius))
     return tuple(things)
@@ -167,6 +169,24 @@ def random_caption(scene: Scene, rng: random.Random) -> str:
             f"{ground} background with {body}",
         )
     )
+
+
+def known_words() -> dict[str, list[str]]:
+    """Every word of the language by its kind, for whoever types another one."""
+    pairs = (random_scene(random.Random(seed)) for seed in range(4000))
+    said = {
+        word
+        for seed, scene in enumerate(pairs)
+        for word in re.findall(r"\w+", random_caption(scene, random.Random(seed)))
+    }
+    kinds = {
+        "colours": list(COLOURS),
+        "shapes": list(SHAPES),
+        "sizes": [size for size in SIZES if size],
+        "places": [place for place in PLACES if place],
+    }
+    named = {word for words in kinds.values() for word in words}
+    return kinds | {"small words": sorted(said - named)}
 
 
 def _with_article(words: str) -> str:

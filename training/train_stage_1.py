@@ -14,14 +14,14 @@ from training.diffusion import PixelDiffusion, uneven_noise
 from training.scenes import random_scene, render
 from training.words import Words
 
-SMALL_STEPS = 2600
+SMALL_STEPS = 1800
 SMALL_SIDE, SMALL_BATCH = 32, 32
-FULL_SIDE, FULL_BATCH = 64, 24
+FULL_SIDE, FULL_BATCH = 64, 16
 
 
 def loss_of_step(words: Words) -> loop.LossOfStep:
     """The loss on a fresh batch of scenes of the training split."""
-    diffusion = PixelDiffusion(picture_scheduler(), limit=20.0)
+    diffusion = PixelDiffusion(picture_scheduler())
 
     def loss(unet: nn.Module, lots: loop.Lots, step: int):
         small = step < SMALL_STEPS
@@ -45,7 +45,7 @@ def loss_of_step(words: Words) -> loop.LossOfStep:
 
 def main() -> None:
     """Train or carry on."""
-    chosen = loop.arguments(__doc__, "stage_1.pt", steps=6100, rate=1.5e-3, decay=0.45)
+    chosen = loop.arguments(__doc__, "stage_1.pt", steps=7200, rate=1.5e-3, decay=0.4)
     loop.run(stage_1_unet(), loss_of_step(Words(chosen.folder)), chosen.plan)
 
 

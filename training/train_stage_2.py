@@ -31,7 +31,7 @@ LARGEST_WEAR = 0.04
 
 def loss_of_step(words: Words) -> loop.LossOfStep:
     """The loss on a fresh batch of windows."""
-    diffusion = PixelDiffusion(picture_scheduler(), least=0.5, limit=20.0)
+    diffusion = PixelDiffusion(picture_scheduler(), least=0.5)
     noiser = image_noising_scheduler()
 
     def loss(unet: nn.Module, lots: loop.Lots, _step: int):
@@ -82,7 +82,7 @@ def _blown_up(
 
 def main() -> None:
     """Train or carry on."""
-    chosen = loop.arguments(__doc__, "stage_2.pt", steps=6000, rate=1.5e-3)
+    chosen = loop.arguments(__doc__, "stage_2.pt", steps=5000, rate=1.5e-3)
     loop.run(stage_2_unet(), loss_of_step(Words(chosen.folder)), chosen.plan)
 
 

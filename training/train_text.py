@@ -8,6 +8,8 @@ the words' states, and from the mean of all 77 places, for the U-Nets look at th
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -94,7 +96,8 @@ def main() -> None:
     chosen = loop.arguments(__doc__, "text.pt", steps=900, rate=2e-3)
     tokenizer = load_tokenizer(chosen.folder)
     reader = Reader(text_encoder(len(tokenizer)))
-    loop.run(reader, loss_of_step(tokenizer), chosen.plan)
+    # Muon did not bind colours to nouns here (optimiser.py).
+    loop.run(reader, loss_of_step(tokenizer), replace(chosen.plan, matrix_rate=0.0))
 
 
 if __name__ == "__main__":

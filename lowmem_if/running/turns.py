@@ -31,7 +31,7 @@ from lowmem_if.stages.base import BaseStage
 from lowmem_if.stages.finish import Finisher, to_image, to_unit_range
 from lowmem_if.stages.lifetime import C, alive
 from lowmem_if.stages.super_resolution import SuperResolutionStage
-from lowmem_if.stages.text import TextCleaner, TextEncoder
+from lowmem_if.stages.text import CleanedText, TextCleaner, TextEncoder
 from lowmem_if.stages.upscaler import Upscaler
 from lowmem_if.weights.identity import identity
 from lowmem_if.weights.memory import Release, wake
@@ -148,11 +148,7 @@ class _Turn:
         texts = texts_of(self._folder)
         cleaner = TextCleaner(self._root)
         cleaned = {text: cleaner.clean(text) for text in texts}
-        for text in texts:
-            if cleaned[text].cut:
-                self._notice(f"over {catalog.MAX_TOKENS} tokens, left out: {cleaned[text].cut!r}")
-            if text.strip() and not cleaned[text].text:
-                self._notice(f"IF's caption cleaning leaves nothing of the prompt {text!r}")
+        self._warn_of(cleaned, cleaner.known_words)
         cache = EmbeddingCache(self._weights, self._step)
         for text in texts:
             kept = cache.get(cleaned[text].text)
@@ -170,6 +166,18 @@ class _Turn:
                 self._report(
                     Event("drawing", catalog.TEXT_ENCODER, done=number, total=len(missing))
                 )
+
+    def _warn_of(self, cleaned: dict[str, CleanedText], known: dict[str, list[str]]) -> None:
+        """Say what of the texts cannot show in the pictures."""
+        for text, seen in cleaned.items():
+            if seen.cut:
+                self._notice(f"over {catalog.MAX_TOKENS} tokens, left out: {seen.cut!r}")
+            if text.strip() and not seen.text:
+                self._notice(f"IF's caption cleaning leaves nothing of the prompt {text!r}")
+        unknown = dict.fromkeys(word for seen in cleaned.values() for word in seen.unknown)
+        if unknown:
+            language = "; ".join(f"{kind}: {', '.join(words)}" for kind, words in known.items())
+            self._notice(f"this cascade never learnt {', '.join(unknown)}; it knows {language}")
 
     def _draw_first(self) -> None:
         def draw(stage: BaseStage, tasks: Sequence[ImageTask]) -> torch.Tensor:

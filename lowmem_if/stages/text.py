@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,17 +10,28 @@ import torch
 from diffusers import IFPipeline
 
 from lowmem_if.planning.catalog import MAX_TOKENS
+from lowmem_if.planning.locations import read_config
 from lowmem_if.planning.plan import Step
 from lowmem_if.stages.pipelines import let_go, loading_device, place
 from lowmem_if.weights.loading import load_text_encoder, load_tokenizer
 
+KNOWN_WORDS = "known_words.json"
+"""Beside a tokenizer whose encoder was taught a small language only: kind of word -> its words."""
+
 
 @dataclass(frozen=True, slots=True)
 class CleanedText:
-    """A prompt as the encoder will see it, and the end of it that was cut off for length."""
+    """A prompt as the encoder will see it.
+
+    Attributes:
+        text: after IF's caption cleaning.
+        cut: the end that is left out for length.
+        unknown: words that the encoder was never taught; always empty where the language is open.
+    """
 
     text: str
     cut: str
+    unknown: tuple[str, ...]
 
 
 class TextCleaner:
@@ -27,6 +39,7 @@ class TextCleaner:
 
     def __init__(self, root: Path) -> None:
         self.tokenizer = load_tokenizer(root / "tokenizer")
+        self.known_words = _known_words(root / "tokenizer" / KNOWN_WORDS)
         self._pipeline = IFPipeline(
             self.tokenizer, None, None, None, None, None, None, requires_safety_checker=False
         )
@@ -36,7 +49,17 @@ class TextCleaner:
         text = self._pipeline._text_preprocessing(prompt, clean_caption=True)[0]
         ids = self.tokenizer(text).input_ids
         cut = self.tokenizer.decode(ids[MAX_TOKENS - 1 : -1]) if len(ids) > MAX_TOKENS else ""
-        return CleanedText(text, cut)
+        return CleanedText(text, cut, self._unknown(text))
+
+    def _unknown(self, text: str) -> tuple[str, ...]:
+        if not self.known_words:
+            return ()
+        known = {word for words in self.known_words.values() for word in words}
+        return tuple(dict.fromkeys(w for w in re.findall(r"\w+", text.lower()) if w not in known))
+
+
+def _known_words(file: Path) -> dict[str, list[str]]:
+    return read_config(file) if file.is_file() else {}
 
 
 class TextEncoder:
