@@ -17,11 +17,10 @@ FIRST = ("train_text",)
 SIDE_BY_SIDE = (("train_stage_1",), ("train_vae", "train_stage_2", "train_upscaler"))
 
 
-def train(parts: tuple[str, ...], folder: Path) -> None:
+def train(parts: tuple[str, ...], options: list[str]) -> None:
     """Run trainings one after the other; the first that fails ends all."""
     for part in parts:
-        command = [sys.executable, "-u", "-m", f"training.{part}", "--folder", str(folder)]
-        subprocess.run(command, check=True)
+        subprocess.run([sys.executable, "-u", "-m", f"training.{part}", *options], check=True)
 
 
 def main() -> None:
@@ -29,10 +28,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("build/demo"), help="checkpoints")
     parser.add_argument("--out", type=Path, default=Path("build/demo-cascade"))
+    parser.add_argument("--steps", type=int, help="of every part, to try whether all parts run")
     chosen = parser.parse_args()
-    train(FIRST, chosen.folder)
+    options = ["--folder", str(chosen.folder)]
+    options += ["--steps", str(chosen.steps)] if chosen.steps else []
+    train(FIRST, options)
     with ThreadPoolExecutor() as pool:
-        chains = [pool.submit(train, parts, chosen.folder) for parts in SIDE_BY_SIDE]
+        chains = [pool.submit(train, parts, options) for parts in SIDE_BY_SIDE]
         for chain in chains:
             chain.result()
     export = ["-m", "training.export", "--folder", str(chosen.folder), str(chosen.out)]

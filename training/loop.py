@@ -12,7 +12,8 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -131,22 +132,23 @@ def run(network: nn.Module, loss_of_step: LossOfStep, plan: Plan, log_every: int
     `loss_of_step(network, lots, step)` gives the loss and the figures worth following.
     """
     training = Training(network, plan)
-    stop = _stop_switch()
     saved, logged = time.monotonic(), training.seconds
-    while training.step < plan.steps and not stop:
-        began = time.monotonic()
-        loss, figures = loss_of_step(network, Lots.of_step(plan.seed, training.step), training.step)
-        training.improve(loss)
-        training.note(figures)
-        training.seconds += time.monotonic() - began
-        if training.step % log_every == 0:
-            print(_progress(training, (training.seconds - logged) / log_every), flush=True)
-            logged = training.seconds
-            training.log()
-        if time.monotonic() - saved > SAVE_SECONDS:
-            training.save()
-            saved = time.monotonic()
-    training.save()
+    with _stop_switch() as stop:
+        while training.step < plan.steps and not stop:
+            began = time.monotonic()
+            lots = Lots.of_step(plan.seed, training.step)
+            loss, figures = loss_of_step(network, lots, training.step)
+            training.improve(loss)
+            training.note(figures)
+            training.seconds += time.monotonic() - began
+            if training.step % log_every == 0:
+                print(_progress(training, (training.seconds - logged) / log_every), flush=True)
+                logged = training.seconds
+                training.log()
+            if time.monotonic() - saved > SAVE_SECONDS:
+                training.save()
+                saved = time.monotonic()
+        training.save()
     return training.smooth
 
 
@@ -161,12 +163,19 @@ def _progress(training: Training, step_seconds: float) -> str:
     )
 
 
-def _stop_switch() -> list[int]:
+@contextmanager
+def _stop_switch() -> Iterator[list[int]]:
     """A list that is empty until the process is asked to stop."""
     asked: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda got, _frame: asked.append(got))
-    return asked
+    before = {
+        number: signal.signal(number, lambda got, _frame: asked.append(got))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def arguments(

@@ -26,7 +26,7 @@ def draw(cascade: str, captions: list[str], side: int, out: Path, *options: str)
     command = ["generate", *captions, "--cascade", cascade, "--size", str(side), "--seed", seeds]
     command += ["--out", str(out), "--quiet", *options]
     subprocess.run([sys.executable, "-m", "lowmem_if", *command], check=True)
-    return torch.stack([_read(out / f"{k:04}.png") for k in range(len(captions))])
+    return torch.stack([read_picture(out / f"{k:04}.png") for k in range(len(captions))])
 
 
 def enlarge(
@@ -51,6 +51,7 @@ def enlarge(
     return drawn * 2 - 1 if last == UPSCALER else drawn.clamp(-1, 1)
 
 
-def _read(file: Path) -> torch.Tensor:
+def read_picture(file: Path) -> torch.Tensor:
+    """A picture file as [3, side, side]."""
     pixels = torch.from_numpy(numpy.asarray(Image.open(file).convert("RGB")).copy())
     return pixels.permute(2, 0, 1).float() / 127.5 - 1

@@ -1,0 +1,178 @@
+"""The code that trains the bundled cascade: its world, its judge, its loop, and the whole of it once."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import lowmem_if as lm
+from training import loop
+from training.architectures import picture_scheduler
+from training.diffusion import PixelDiffusion
+from training.judge import both_colours_right, mark
+from training.optimiser import Optimiser
+from training.scenes import (
+    COLOURS,
+    SHAPES,
+    Scene,
+    Thing,
+    Window,
+    is_held_out,
+    random_scene,
+    random_window,
+    render,
+)
+
+ROOT = Path(__file__).parents[1]
+
+
+def scenes_of(number: int, **how: object) -> list[Scene]:
+    rng = random.Random(3)
+    return [random_scene(rng, **how) for _ in range(number)]  # type: ignore[arg-type]
+
+
+def test_one_eighth_of_the_triples_is_held_out_and_never_trained_on() -> None:
+    """Every shape in every colour is seen in training, on seven of eight grounds."""
+    held_out = [is_held_out(s, c, g) for s in SHAPES for c in COLOURS for g in COLOURS]
+    assert sum(held_out) * 8 == len(held_out)
+    for expected in (False, True):
+        for scene in scenes_of(300, held_out=expected):
+            triples = [is_held_out(t.shape, t.colour, scene.ground) for t in scene.things]
+            assert any(triples) == expected
+
+
+def test_a_window_is_the_very_piece_of_the_whole_picture() -> None:
+    """Windows are cut by drawing, not by cropping, and are equal all the same."""
+    rng = random.Random(1)
+    for scene in scenes_of(8):
+        window = random_window(rng, scene, full=256, side=64, grid=4)
+        whole = render([scene], 256)[0]
+        rows = slice(window.top, window.top + 64)
+        columns = slice(window.left, window.left + 64)
+        assert torch.allclose(render([scene], [window])[0], whole[:, rows, columns], atol=1e-4)
+        assert window.scaled(4) == Window(64, window.left // 4, window.top // 4, 16)
+
+
+def test_a_square_covers_the_area_that_its_radius_says() -> None:
+    """Anti-aliasing adds and takes nothing."""
+    scene = Scene("white", (Thing("square", "black", "", "", 0.5, 0.5, 0.25),))
+    white, black = 238 / 127.5 - 1, 22 / 127.5 - 1
+    covered = (white - render([scene], 64)[0, 0]) / (white - black)
+    assert covered.mean().item() == pytest.approx((2 * 0.85 * 0.25) ** 2, rel=2e-3)
+
+
+@pytest.mark.parametrize("side", [64, 256])
+def test_the_judge_finds_everything_right_in_true_pictures(side: int) -> None:
+    """So what it misses in a drawn picture is the picture's fault."""
+    singles, pairs = scenes_of(48, count=1), scenes_of(24, count=2)
+    for picture, scene in zip(render(singles, side), singles, strict=True):
+        marks = mark(picture, scene)
+        assert marks.all_three
+        assert marks.alone
+        assert marks.place is not False
+    assert all(both_colours_right(p, s) for p, s in zip(render(pairs, side), pairs, strict=True))
+
+
+def test_the_judge_sees_what_is_wrong() -> None:
+    """Another ground, colour, shape, place or number of things is marked as such."""
+    thing = Thing("square", "red", "", "left", 0.25, 0.5, 0.2)
+    asked = Scene("white", (thing,))
+
+    def marks_of(*things: Thing, ground: str = "white") -> list[object]:
+        marks = mark(render([Scene(ground, things)], 64)[0], asked)
+        return [marks.ground, marks.colour, marks.shape, marks.alone, marks.place]
+
+    assert marks_of(thing) == [True] * 5
+    assert marks_of(thing, ground="yellow") == [False, True, True, True, True]
+    assert marks_of(replace(thing, colour="blue")) == [True, False, True, True, True]
+    assert marks_of(replace(thing, shape="star")) == [True, True, False, True, True]
+    assert marks_of(replace(thing, x=0.75)) == [True, True, True, True, False]
+    assert marks_of(thing, replace(thing, x=0.75, radius=0.12)) == [True, True, True, False, True]
+    assert marks_of() == [True, False, False, False, False]
+
+
+def test_a_perfect_answer_costs_nothing_at_any_noise() -> None:
+    """The noise that was mixed in is the right answer, and gives the clean picture back."""
+    diffusion = PixelDiffusion(picture_scheduler())
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = (torch.randn(4, 3, 8, 8, generator=generator) for _ in range(2))
+    steps = torch.tensor([0, 30, 500, 999])
+    noisy = diffusion.mix(clean, noise, steps)
+    weighted, plain = diffusion.epsilon_loss(torch.cat([noise, noise], 1), noise, steps)
+    assert weighted == plain == 0
+    scheduler = picture_scheduler()
+    assert torch.equal(noisy, scheduler.add_noise(clean, noise, steps))
+
+
+def small_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GELU(), nn.Conv2d(8, 3, 1))
+
+
+def small_loss(network: nn.Module, lots: loop.Lots, _step: int) -> tuple[torch.Tensor, dict]:
+    noise = torch.randn(4, 3, 8, 8, generator=lots.noise)
+    error = (network(noise) - noise.flip(1)).square().mean() * lots.scenes.uniform(0.5, 1.5)
+    return error, {"error": error.item()}
+
+
+def test_a_training_that_was_stopped_goes_on_to_the_very_same_weights(tmp_path: Path) -> None:
+    """Weights, both optimisers, the smoothed copy and the lots carry over."""
+    plan = loop.Plan(tmp_path / "whole.pt", steps=30, rate=1e-2)
+    whole = loop.run(small_network(), small_loss, plan)
+    calls = []
+
+    def stopped(network: nn.Module, lots: loop.Lots, step: int) -> tuple[torch.Tensor, dict]:
+        calls.append(step)
+        if len(calls) == 11:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return small_loss(network, lots, step)
+
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    halves = replace(plan, checkpoint=tmp_path / "halves.pt")
+    loop.run(small_network(), stopped, halves)
+    assert calls == list(range(11))
+    continued = loop.run(small_network(), stopped, halves)
+    assert calls == list(range(30))
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+    for one, other in zip(whole.parameters(), continued.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_muon_moves_the_kernels_themselves() -> None:
+    """Kernels are shown to it as matrices in the same memory, and only AdamW sees the rest."""
+    network = small_network()
+    before = [parameter.clone() for parameter in network.parameters()]
+    optimiser = Optimiser(network, rate=1e-3)
+    network(torch.randn(4, 3, 8, 8)).square().mean().backward()
+    optimiser.step(share=1.0)
+    for old, new in zip(before, network.parameters(), strict=True):
+        assert not torch.equal(old, new)
+    kernel = network[0].weight - before[0]
+    spread = torch.linalg.svdvals(kernel.flatten(1).detach())
+    assert spread.max() / spread.min() < 3  # an orthogonal update, as AdamW's would not be
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_the_one_command_trains_every_part_and_exports_a_cascade_that_runs(tmp_path: Path) -> None:
+    """A step each is enough to see that the parts fit together; called again it trains no more."""
+    command = [sys.executable, "-m", "training", "--folder", str(tmp_path / "parts")]
+    command += ["--out", str(tmp_path / "cascade"), "--steps", "1"]
+    for _ in range(2):
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    result = lm.generate(
+        "a red circle on a blue background",
+        cascade=str(tmp_path / "cascade"),
+        seed=1,
+        steps=1,
+        out=tmp_path / "run",
+    )
+    assert len(result.images) == 1
