@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import platform
 import sys
@@ -158,7 +159,7 @@ def _generate(asked: _Asked) -> None:
     out = console(sys.stderr)
     for notice in _responsibility(asked.request):
         out.print(notice)
-    out.print(f"run folder: {path}", markup=False)
+    out.print(f"run folder: {path}", markup=False, soft_wrap=True)
     with RunProgress(out, quiet=asked.quiet) as progress:
         result = continue_run(folder, report=progress)
     _print_result(result, as_json=asked.as_json)
@@ -175,7 +176,7 @@ def _plan(asked: _Asked) -> None:
     if asked.as_json:
         _print_json(plan.to_json())
     else:
-        print_plan(plan, console())
+        print_plan(plan, console(sys.stdout))
 
 
 app.command("generate")(_asking(_generate))
@@ -195,7 +196,7 @@ def _probe(
     if as_json:
         _print_json(asdict(machine))
     else:
-        print_machine(machine, console())
+        print_machine(machine, console(sys.stdout))
 
 
 @app.command("resume")
@@ -220,7 +221,7 @@ def _show(
     if as_json:
         _print_json(_run_json(folder))
     else:
-        print_run(folder, console())
+        print_run(folder, console(sys.stdout))
 
 
 @app.command("fetch")
@@ -313,11 +314,14 @@ def _unfit(asked: _Asked, error: DoesNotFit) -> dict[str, Any]:
 
 
 def _print_json(data: dict[str, Any]) -> None:
-    typer.echo(json.dumps(data, ensure_ascii=False, indent=1))
+    plain = "utf" not in (getattr(sys.stdout, "encoding", None) or "").lower()
+    typer.echo(json.dumps(data, ensure_ascii=plain, indent=1))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. 0 done, 1 known error, 2 usage, 3 a bug of ours, 130 interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as Python does for standard error
     try:
         code = app(args=None if argv is None else list(argv), standalone_mode=False) or 0
         if code == _INTERRUPTED:  # typer's answer to Ctrl-C

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.console import Console
 from runs import plan_of, run_here
 
 from lowmem_if import cli
@@ -16,6 +19,9 @@ from lowmem_if.cli import main
 from lowmem_if.planning.catalog import COMPONENTS
 from lowmem_if.planning.locations import DEMO_FOLDER
 from lowmem_if.planning.profiles import profile_names
+from lowmem_if.planning.units import format_bytes
+from lowmem_if.report.tables import print_run
+from lowmem_if.running.run_folder import RunFolder
 
 STRANGE = "a 'red' \"circle\"\nدائرة حمراء 🟥 赤い円 \\ & <b>"
 
@@ -181,7 +187,7 @@ def test_generate_prints_the_pictures_and_keeps_progress_apart(
     assert main([*arguments, "--images", "2", "--out", str(path)]) == 0, "the drawn seed is kept"
     assert main(["show", str(path)]) == 0
     shown = capfd.readouterr().out
-    assert "RAM predicted" in shown
+    assert "predicted" in shown
     assert "2 of 2 image(s), complete" in shown
     assert main(["resume", str(path), "--json"]) == 0
     result = json.loads(capfd.readouterr().out)
@@ -241,3 +247,42 @@ def test_fetching_a_cascade_that_is_here_says_so(capsys: pytest.CaptureFixture[s
     assert DEMO_FOLDER.is_dir()
     assert main(["fetch", "demo"]) == 0
     assert "on this disk" in capsys.readouterr().out
+
+
+def test_output_survives_an_encoding_that_lacks_the_prompts_letters() -> None:
+    """JSON stays JSON, and tables lose no more than a letter, where the terminal speaks Latin-1."""
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    for options in (["--json"], []):
+        command = [sys.executable, "-m", "lowmem_if", "plan", "🦊 红", "--size", "64", *options]
+        done = subprocess.run(command, capture_output=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        if options:
+            assert json.loads(done.stdout.decode("latin-1"))["request"]["prompts"] == ["🦊 红"]
+
+
+def test_tables_lose_no_figure_on_a_narrow_terminal(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 80 columns cells wrap; nothing is cut off with dots."""
+    folder = run_here(plan_of(tiny, size=64), tmp_path / "run")
+    out = io.StringIO()
+    print_run(folder, Console(file=out, width=80, highlight=False))
+    assert "…" not in out.getvalue()
+    measured = folder.measured("stage_1")
+    assert measured is not None
+    assert format_bytes(measured["ram_bytes"]) in out.getvalue()
+
+
+def test_what_to_type_can_be_copied(tiny: Path, tmp_path: Path) -> None:
+    """The line that says how to go on is one line, however long the path, and quoted for a shell."""
+    folder = RunFolder.for_plan(tmp_path / ("deep folder " * 12), plan_of(tiny, size=64))
+    out = io.StringIO()
+    print_run(folder, Console(file=out, width=80, highlight=False))
+    assert f"lowmem-if resume '{folder.path}'" in out.getvalue()
+
+
+def test_a_prompt_too_long_for_the_upscaler_is_told(tiny: Path, tmp_path: Path) -> None:
+    """Its own encoder counts other tokens than T5: letters, in the tests' cascade."""
+    prompt = "a red circle on a wonderfully blue background, " * 3
+    notices = run_here(plan_of(tiny, prompt), tmp_path / "run").notices
+    assert any("upscaler's own encoder" in notice for notice in notices)

@@ -301,3 +301,31 @@ def test_a_budget_that_is_no_size_is_refused(file: Path, budget: dict[str, str])
     """Budgets are sizes as people write them."""
     with pytest.raises(RequestError, match="not a memory size"):
         choose_machine(str(file), **budget)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("compute_capability = [8, 6]\n", "", "a cuda machine needs compute_capability"),
+        ("compute_capability = [8, 6]", "compute_capability = [-1, 0]", "negative"),
+        ('vram_total = "12GiB"\nvram_available = "11GB"\n', "", "needs vram_total"),
+        ('vram_available = "11GB"', 'vram_available = "13GiB"', "vram_available is more than"),
+        (
+            'ram_available = "12GB"\ndisk',
+            'ram_available = "17GB"\ndisk',
+            "ram_available is more than",
+        ),
+    ],
+)
+def test_keys_that_contradict_each_other_are_told(
+    file: Path, old: str, new: str, told: str
+) -> None:
+    """A machine that cannot exist, or an accelerator of which too little is said."""
+    assert old in GOOD
+    assert told in refused(file, GOOD.replace(old, new))
+
+
+def test_an_empty_budget_is_no_budget_of_any_size() -> None:
+    """`--ram "$UNSET"` is a mistake to be told, not a run without a limit."""
+    with pytest.raises(RequestError, match="not a memory size"):
+        choose_machine("laptop-cpu-8gb", ram="")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -318,3 +319,39 @@ def test_a_pictures_seed_does_not_depend_on_its_neighbours(
         alone = Request((prompt,), seed=(seed,), images=images).tasks
         among = together.tasks[n * images : (n + 1) * images]
         assert [(t.prompt, t.seed) for t in alone] == [(t.prompt, t.seed) for t in among]
+
+
+def test_whole_numbers_of_other_libraries_are_whole_numbers() -> None:
+    """numpy's are what a seed often comes as; they are kept as Python's."""
+    asked = Request("a", seed=numpy.int64(7), images=numpy.int32(2), size=numpy.int64(64))
+    assert (asked.seed, asked.images, asked.size) == ((7,), 2, 64)
+    assert all(type(value) is int for value in (*asked.seed, asked.images, asked.size))
+
+
+def test_a_cascade_may_be_a_path(tmp_path: Path) -> None:
+    """As every function that takes a folder allows."""
+    assert Request("a", seed=1, cascade=tmp_path).cascade == str(tmp_path.resolve())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"cascade": None}, {"cascade": 5}, {"watermark": "no"}, {"safety_checker": 0},
+     {"negative_prompt": b"x"}, {"revision": 3}, {"prompts": b"a circle"}],
+)  # fmt: skip
+def test_values_of_the_wrong_kind_are_told(change: dict[str, Any]) -> None:
+    """Python callers get the same one line as the command line."""
+    assert "must be" in refused(**change)
+
+
+def test_the_upscaler_has_a_step_less() -> None:
+    """Its schedule begins one later: a thousandth step would be past its end."""
+    assert "999" in refused(steps=(5, 5, 1000), size=1024)
+    assert Request("a", seed=1, steps=(1000, 1000, 999), size=1024).steps == (1000, 1000, 999)
+    assert Request("a", seed=1, steps=1000, size=64).steps == (1000,) * 3
+
+
+def test_named_timesteps_and_steps_do_not_contradict_each_other() -> None:
+    """With a list, steps are the upscaler's alone: one number, and only where it runs."""
+    assert Request("a", seed=1, timesteps="fast27", steps=30).steps == (30,) * 3
+    assert "fast27 decides" in refused(timesteps="fast27", steps=30, size=64)
+    assert "fast27 decides" in refused(timesteps="fast27", steps=(10, 10, 30))

@@ -189,3 +189,86 @@ def test_replacing_a_step_is_written_down(tiny: Path, tmp_path: Path) -> None:
     again = RunFolder.open(folder.path)
     assert again.plan.steps[3] == step
     assert again.log == ("upscaler: memory ran out",)
+
+
+def test_a_disk_that_fills_up_under_the_samples_is_told_by_what_is_lost(
+    tiny: Path, tmp_path: Path
+) -> None:
+    """Samples that cannot be kept are no reason to stop; no exception of theirs hides another."""
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no /dev/full")
+    folder = RunFolder.for_plan(tmp_path / "run", plan_of(tiny, size=64))
+    folder.memory_file.symlink_to(full)
+    assert run_here(folder.plan, folder.path).complete
+
+
+def test_a_samples_file_that_cannot_be_opened_is_told(tiny: Path, tmp_path: Path) -> None:
+    """A folder where memory.jsonl should be: one line, not a traceback."""
+    folder = RunFolder.for_plan(tmp_path / "run", plan_of(tiny, size=64))
+    folder.memory_file.mkdir()
+    with pytest.raises(RunFolderError, match="cannot be written"):
+        run_here(folder.plan, folder.path)
+
+
+def test_a_run_that_lost_its_pictures_is_not_complete(tiny: Path, tmp_path: Path) -> None:
+    """What `show` says is what is there, and going on brings it back."""
+    folder = run_here(plan_of(tiny, size=64), tmp_path / "run")
+    assert folder.complete
+    picture = folder.images[0].read_bytes()
+    folder.images[0].unlink()
+    assert not folder.complete
+    assert run_here(folder.plan, folder.path).images[0].read_bytes() == picture
+
+
+def test_a_folder_whose_first_record_was_cut_short_can_be_used(tiny: Path, tmp_path: Path) -> None:
+    """A kill while run.json was first written leaves a partial file, which is nobody's."""
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / ".run.json.0a1b2c3d.partial").write_text("{")
+    assert run_here(plan_of(tiny, size=64), path).complete
+    assert not list(path.glob(".*.partial"))
+
+
+@pytest.mark.parametrize("key", ["versions", "plan", "steps", "weights", "notices", "log"])
+def test_a_record_with_a_part_missing_is_broken(tiny: Path, tmp_path: Path, key: str) -> None:
+    """Each part of run.json is missed when the folder is opened, not in the middle of a run."""
+    path = RunFolder.for_plan(tmp_path / "run", plan_of(tiny)).path
+    record = json.loads((path / "run.json").read_text())
+    for damaged in ({k: v for k, v in record.items() if k != key}, record | {key: 5}):
+        (path / "run.json").write_text(json.dumps(damaged))
+        with pytest.raises(RunFolderError, match="is broken"):
+            RunFolder.open(path)
+
+
+def test_a_record_of_a_step_less_than_planned_is_broken(tiny: Path, tmp_path: Path) -> None:
+    """Every step of the plan has its status."""
+    path = RunFolder.for_plan(tmp_path / "run", plan_of(tiny)).path
+    record = json.loads((path / "run.json").read_text())
+    del record["steps"]["stage_2"]
+    (path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(RunFolderError, match="is broken"):
+        RunFolder.open(path)
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "bad\udcff"])
+def test_names_that_no_file_can_have_are_told(tiny: Path, tmp_path: Path, name: str) -> None:
+    """Too long, or bytes that are no text, which the libraries could not open."""
+    with pytest.raises(RunFolderError, match="give --out another"):
+        RunFolder.for_plan(tmp_path / name, plan_of(tiny))
+
+
+def test_a_preview_is_there_whenever_its_tensor_is(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tensor comes last: it says that the picture is drawn."""
+    written: list[str] = []
+    write = RunFolder.write
+
+    def noting(self: RunFolder, file: Path, content: bytes) -> None:
+        written.append(f"{file.parent.name}/{file.name}")
+        write(self, file, content)
+
+    monkeypatch.setattr(RunFolder, "write", noting)
+    run_here(plan_of(tiny, size=64), tmp_path / "run")
+    assert written.index("stage_1/0000.png") < written.index("stage_1/0000.safetensors")

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from runs import CPU, kinds, plan_of, run_here
 from safetensors.torch import load_file
 
 from lowmem_if.errors import LowmemError, OutOfMemory, RunFolderError
+from lowmem_if.planning.ladder import changed_pixels
 from lowmem_if.planning.plan import make_plan
 from lowmem_if.planning.request import Request
 from lowmem_if.running import scheduler
@@ -49,6 +52,8 @@ def test_out_of_memory_in_the_upscaler_goes_on_with_a_tiled_vae(
     assert kinds(events, "retry") == ["upscaler"]
     assert kinds(events, "finished").count("stage_1") == 1
     assert folder.log == ("upscaler: RAM ran out with resident float32 on cpu",)
+    (notice,) = folder.notices
+    assert "tiles, so pixels differ" in notice
     assert [step.component for step in folder.plan.steps if step.vae_tiling] == ["upscaler"]
 
 
@@ -208,3 +213,22 @@ def wait_until(condition: object, seconds: float = 120) -> None:
             return
         time.sleep(0.05)
     raise AssertionError(f"waited {seconds} s")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"vae_tiling": True}, "tiles"),
+        ({"compute_dtype": "bfloat16"}, "computes in bfloat16"),
+        ({"batch": 1}, "1 at a time"),
+        ({"device": "cuda:0"}, "works on cuda:0"),
+        ({"strategy": "sequential_offload"}, ""),
+    ],
+)
+def test_a_cheaper_step_that_moves_pixels_says_so(
+    tiny: Path, change: dict[str, Any], told: str
+) -> None:
+    """Moving weights elsewhere changes no pixel and needs no words; everything else does."""
+    step = replace(plan_of(tiny).step("upscaler"), batch=2)
+    assert told in changed_pixels(step, replace(step, **change))
+    assert bool(told) == bool(changed_pixels(step, replace(step, **change)))

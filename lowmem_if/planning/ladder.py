@@ -51,6 +51,17 @@ def cheaper(
     return None
 
 
+def changed_pixels(before: Step, after: Step) -> str:
+    """Why the cheaper step draws other pixels; empty if only where weights live has changed."""
+    if after.vae_tiling and not before.vae_tiling:
+        return "the VAE now works in tiles"
+    if after.compute_dtype != before.compute_dtype:
+        return f"it now computes in {after.compute_dtype}"
+    if after.batch != before.batch:
+        return f"it now draws {after.batch} at a time"
+    return f"it now works on {after.device}" if after.device != before.device else ""
+
+
 def _rungs(setting: Setting, machine: Machine) -> Iterator[Setting]:
     """Every setting below this one, the nearest first."""
     below = _next(setting, machine)

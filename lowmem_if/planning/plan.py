@@ -91,6 +91,10 @@ class Plan:
     steps: tuple[Step, ...]
     download_bytes: int
 
+    def step(self, component: str) -> Step:
+        """The step of one component."""
+        return next(step for step in self.steps if step.component == component)
+
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON data, with `fits` true: a plan that does not fit is never made."""
         data: dict[str, Any] = TypeAdapter(Plan).dump_python(self, mode="json")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from lowmem_if.errors import ProfileError, RequestError
 from lowmem_if.planning.machine import (
@@ -67,18 +67,33 @@ class _File(BaseModel):
     cpu_features: list[str] = []
     pins: dict[str, str] = {}
 
+    @model_validator(mode="after")
+    def _makes_sense(self) -> _File:
+        """What one key alone cannot tell; pydantic passes the words of a ValueError on."""
+        wanted = {"cuda": ("vram_total", "compute_capability"), "xpu": ("vram_total",)}
+        for key in wanted.get(self.device, ()):
+            if key not in self.model_fields_set:
+                raise ValueError(f"a {self.device} machine needs {key}")
+        for free, total in (("vram_available", "vram_total"), ("ram_available", "ram_total")):
+            if (getattr(self, free) or 0) > (getattr(self, total) or 0):
+                raise ValueError(f"{free} is more than {total}")
+        if min(self.compute_capability) < 0:
+            raise ValueError("compute_capability is negative")
+        return self
+
 
 def profile_names() -> tuple[str, ...]:
     """The names of the profiles that ship with the package."""
     return tuple(sorted(file.stem for file in FOLDER.glob("*.toml")))
 
 
-def load_profile(name: str) -> Profile:
+def load_profile(name: str | Path) -> Profile:
     """A profile by name, or from a TOML file of your own.
 
     Raises:
         ProfileError: there is none, or the file has a missing, wrong or unknown key; names both.
     """
+    name = str(name)
     own = name.endswith(".toml")
     if name not in profile_names() and not own:
         raise ProfileError(f"no profile {name!r}: use {', '.join(profile_names())} or a .toml file")
@@ -113,8 +128,8 @@ def choose_machine(
     Raises:
         ProfileError, DeviceError, RequestError: no such profile or device, or no size.
     """
-    ram_bytes = parse_bytes(ram) if ram else None
-    vram_bytes = parse_bytes(vram) if vram else None
+    ram_bytes = None if ram is None else parse_bytes(str(ram))
+    vram_bytes = None if vram is None else parse_bytes(str(vram))
     if profile is None:
         return probe(device, ram_bytes=ram_bytes, vram_bytes=vram_bytes), {}
     if device != "auto":
@@ -129,6 +144,8 @@ def _first(error: ValidationError) -> str:
     """The first thing wrong with a file: its key, and what about it."""
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
+    if not key:
+        return str(problem["msg"]).removeprefix("Value error, ")
     what = {"extra_forbidden": "unknown key", "missing": "missing key"}.get(problem["type"])
     return f"{what} {key!r}" if what else f"key {key!r}: {problem['msg']}"
 

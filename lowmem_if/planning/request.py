@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lowmem_if.errors import RequestError
@@ -13,8 +15,16 @@ from lowmem_if.planning.catalog import StageDefaults
 from lowmem_if.planning.locations import existing_folder
 
 _MAX_SEED = 2**63 - 1
-_MAX_STEPS = 1000
-"""IF's schedulers have 1000 training timesteps; more steps than that do not exist."""
+_MAX_STEPS = {catalog.UPSCALER: 999}
+"""The schedulers have 1000 training timesteps; the upscaler's begins one later (`steps_offset`)."""
+_KINDS = {
+    "negative_prompt": str,
+    "cascade": str,
+    "revision": str,
+    "watermark": bool,
+    "safety_checker": bool,
+}
+_KIND_NAMES = {str: "text", bool: "True or False"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,22 +94,27 @@ class Request:
 
     def __post_init__(self) -> None:
         self._settle("prompts", _tuple(self.prompts))
+        self._settle(
+            "cascade", str(self.cascade) if isinstance(self.cascade, Path) else self.cascade
+        )
+        for name, kind in _KINDS.items():
+            if not isinstance(value := getattr(self, name), kind):
+                raise RequestError(f"{name} must be {_KIND_NAMES[kind]}, not {value!r}")
         _check_prompts((*self.prompts, self.negative_prompt))
         if not self.prompts or not all(prompt.strip() for prompt in self.prompts):
             raise RequestError("the prompt is empty: say what the picture should show")
-        if type(self.size) is not int or self.size not in catalog.SIZES:
+        if _index(self.size) not in catalog.SIZES:
             raise RequestError(f"size {self.size!r} is not one of 64, 256 and 1024")
         if self.cascade not in catalog.CASCADES and (folder := existing_folder(self.cascade)):
             # A run may be continued from another folder than it was begun in.
             self._settle("cascade", str(folder))
-        _check_whole("images", self.images, 1, 100_000)
+        self._settle("size", int(self.size))
+        self._settle("images", _whole("images", self.images, 1, 100_000))
         self._settle("seed", self._checked_seeds())
         if self.timesteps is not None and self.timesteps not in catalog.TIMESTEP_LISTS:
             known = ", ".join(catalog.TIMESTEP_LISTS)
             raise RequestError(f"unknown timesteps {self.timesteps!r}: use one of {known}")
-        self._settle("steps", self._per_stage("steps", self.steps))
-        for steps in self.steps or ():
-            _check_whole("steps", steps, 1, _MAX_STEPS)
+        self._settle("steps", self._checked_steps())
         self._settle("guidance_scale", self._per_stage("guidance_scale", self.guidance_scale))
         for scale in self.guidance_scale or ():
             if (
@@ -108,6 +123,23 @@ class Request:
                 or not 0 <= scale < 1e3
             ):
                 raise RequestError(f"guidance scale {scale!r} is not a number from 0 to 1000")
+
+    def _checked_steps(self) -> tuple[int, ...] | None:
+        given = self._per_stage("steps", self.steps)
+        if given is None:
+            return None
+        steps = tuple(
+            _whole(
+                "steps", count, 1, _MAX_STEPS.get(stage if stage in self.components else "", 1000)
+            )
+            for stage, count in zip(catalog.IMAGE_STAGES, given, strict=True)
+        )
+        if self.timesteps and (len(set(steps)) > 1 or catalog.UPSCALER not in self.components):
+            raise RequestError(
+                f"{self.timesteps} decides the steps of stages 1 and 2: leave out steps, or give one "
+                "number, the upscaler's"
+            )
+        return steps
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -138,8 +170,7 @@ class Request:
 
     def _checked_seeds(self) -> tuple[int, ...]:
         seeds = _tuple(secrets.randbelow(2**31) if self.seed is None else self.seed)
-        for seed in seeds:
-            _check_whole("seed", seed, 0, _MAX_SEED - self.images)
+        seeds = tuple(_whole("seed", seed, 0, _MAX_SEED - self.images) for seed in seeds)
         if len(seeds) == 1:
             return seeds * len(self.prompts)
         if len(seeds) != len(self.prompts):
@@ -159,7 +190,7 @@ class Request:
 
 
 def _tuple(value: Any) -> tuple[Any, ...]:
-    if isinstance(value, Iterable) and not isinstance(value, str):
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
         return tuple(value)
     return (value,)
 
@@ -174,6 +205,16 @@ def _check_prompts(texts: tuple[Any, ...]) -> None:
             raise RequestError("a prompt is not valid Unicode: type it again") from None
 
 
-def _check_whole(name: str, value: Any, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+def _whole(name: str, value: Any, low: int, high: int) -> int:
+    """The value as an int, whichever library's whole number it is."""
+    number = _index(value)
+    if number is None or not low <= number <= high:
         raise RequestError(f"{name} {value!r} is not a whole number from {low} to {high}")
+    return number
+
+
+def _index(value: Any) -> int | None:
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None

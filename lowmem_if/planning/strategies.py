@@ -53,11 +53,11 @@ def parse_pins(texts: Iterable[str]) -> dict[str, Pin]:
 
 def parse_pin(component: str, choice: str) -> Pin:
     """One pin: `STRATEGY[:DTYPE]` for `component`."""
-    strategy, _, storage = choice.partition(":")
+    strategy, colon, storage = choice.partition(":")
     storage = _SHORT.get(storage, storage)
     _check("component", component, COMPONENTS)
     _check("strategy", strategy, STRATEGIES)
-    if storage:
+    if colon:
         _check("number type", storage, STORAGES)
     if storage in QUANTISED and component != TEXT_ENCODER:
         raise RequestError(f"{storage} is for the text encoder; pin {component} to a float type")

@@ -36,6 +36,11 @@ def format_bytes(size: int) -> str:
     return f"{size} B"
 
 
+def shorten(text: str, length: int) -> str:
+    """The beginning of a text, for a line about it."""
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
 def format_seconds(seconds: float) -> str:
     """`3 min 4 s` or `0.8 s`, for people."""
     if seconds >= 3600:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import sys
+import io
+import shlex
 from typing import TextIO
 
 from rich.console import Console
@@ -16,11 +17,13 @@ from lowmem_if.running.run_folder import RunFolder
 
 _PLAIN_WIDTH = 120
 """Columns when nobody's terminal sets them."""
+_WIDE = 100
+"""From here on columns stand two spaces apart."""
 
 
-def console(stream: TextIO | None = None) -> Console:
+def console(stream: TextIO | None) -> Console:
     """A console that never wraps at 80 columns only because there is no terminal."""
-    stream = stream or sys.stdout
+    stream = stream or io.StringIO()  # Python has none where the shell closed it
     width = None if stream.isatty() else _PLAIN_WIDTH
     return Console(file=stream, width=width, highlight=False, soft_wrap=False)
 
@@ -37,7 +40,7 @@ def machine_line(machine: Machine) -> str:
 
 def print_machine(machine: Machine, out: Console) -> None:
     """What the machine has, what may be used, and why."""
-    table = _table("", "")
+    table = _table(out, "", "")
     table.add_row("device", f"{machine.device}, {machine.device_name}")
     if machine.vram_total_bytes:
         table.add_row("VRAM", _of(machine.vram_bytes, machine.vram_total_bytes))
@@ -51,8 +54,8 @@ def print_machine(machine: Machine, out: Console) -> None:
 
 def print_plan(plan: Plan, out: Console) -> None:
     """Every step with its strategy, its peaks and its reason."""
-    out.print(Text(f"{plan.request.cascade} on {machine_line(plan.machine)}"))
-    table = _table("step", "strategy", "storage", "batch", "VRAM peak", "RAM peak", "why")
+    _line(out, f"{plan.request.cascade} on {machine_line(plan.machine)}")
+    table = _table(out, "step", "strategy", "storage", "batch", "VRAM peak", "RAM peak", "why")
     for step in plan.steps:
         table.add_row(
             *_step_cells(step), str(step.batch), _bytes(step.predicted.vram_bytes),
@@ -60,25 +63,31 @@ def print_plan(plan: Plan, out: Console) -> None:
         )  # fmt: skip
     out.print(table)
     for note in plan.machine.notes:
-        out.print(Text(f"note: {note}"))
+        _line(out, f"note: {note}")
     fetch = f"{format_bytes(plan.download_bytes)} to download; " if plan.download_bytes else ""
-    out.print(Text(f"{fetch}{len(plan.request.tasks)} image(s). It fits."))
+    _line(out, f"{fetch}{len(plan.request.tasks)} image(s). It fits.")
 
 
 def print_run(folder: RunFolder, out: Console) -> None:
     """Predicted against measured, step by step."""
-    out.print(Text(f"{folder.plan.request.cascade} on {machine_line(folder.plan.machine)}"))
-    table = _table(
-        "step", "strategy", "storage",
-        "VRAM predicted", "measured", "RAM predicted", "measured", "time", "left behind",
-    )  # fmt: skip
+    _line(out, f"{folder.plan.request.cascade} on {machine_line(folder.plan.machine)}")
+    kinds = ("vram", "ram") if folder.plan.machine.kind != "cpu" else ("ram",)
+    peaks = [f"{kind.upper()}\npredicted" for kind in kinds]
+    headings = [heading for peak in peaks for heading in (peak, "\nmeasured")]
+    table = _table(out, "step", "strategy", "storage", *headings, "time", "left\nbehind")
     for step in folder.plan.steps:
-        table.add_row(*_step_cells(step), *_measured_cells(folder, step))
+        table.add_row(*_step_cells(step), *_measured_cells(folder, step, kinds))
     out.print(table)
     for line in (*folder.log, *folder.notices):
-        out.print(Text(f"note: {line}"))
-    state = "complete" if folder.complete else f"not finished: `lowmem-if resume {folder.path}`"
-    out.print(Text(f"{len(folder.images)} of {len(folder.plan.request.tasks)} image(s), {state}"))
+        _line(out, f"note: {line}")
+    again = f"lowmem-if resume {shlex.quote(str(folder.path))}"
+    state = "complete" if folder.complete else f"not finished: `{again}`"
+    _line(out, f"{len(folder.images)} of {len(folder.plan.request.tasks)} image(s), {state}")
+
+
+def _line(out: Console, text: str) -> None:
+    """A line that is never broken, so that what it says to type can be copied."""
+    out.print(Text(text), soft_wrap=True)
 
 
 def _why(step: Step) -> str:
@@ -87,20 +96,18 @@ def _why(step: Step) -> str:
     return f"{step.reason} ({step.instead_of})" if dropped else step.reason
 
 
-def _measured_cells(folder: RunFolder, step: Step) -> tuple[str, ...]:
+def _measured_cells(folder: RunFolder, step: Step, kinds: tuple[str, ...]) -> list[str]:
+    """The peaks of each kind of memory, predicted and measured, the time, and what was left."""
     measured = folder.measured(step.component)
-    predicted = step.predicted
-    if measured is None:
-        return _bytes(predicted.vram_bytes), "-", _bytes(predicted.ram_bytes), "-", "-", "-"
+    cells = []
+    for kind in kinds:
+        cells.append(_bytes(getattr(step.predicted, f"{kind}_bytes")))
+        cells.append(_bytes(measured[f"{kind}_bytes"]) if measured else "-")
+    if not measured:
+        return [*cells, "-", "-"]
     released = folder.released(step.component)
-    return (
-        _bytes(predicted.vram_bytes),
-        _bytes(measured["vram_bytes"]),
-        _bytes(predicted.ram_bytes),
-        _bytes(measured["ram_bytes"]),
-        format_seconds(measured["seconds"]),
-        _left(released) if released else "not loaded",
-    )
+    left = _left(released) if released else "not loaded"
+    return [*cells, format_seconds(measured["seconds"]), left]
 
 
 def _left(released: dict[str, object]) -> str:
@@ -126,9 +133,10 @@ def _of(free: int, total: int) -> str:
     return f"{format_bytes(free)} may be used of {format_bytes(total)}"
 
 
-def _table(*headings: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+def _table(out: Console, *headings: str) -> Table:
+    gap = (0, 2 if out.width >= _WIDE else 1)
+    table = Table(box=None, pad_edge=False, collapse_padding=True, padding=gap, header_style="bold")
     for heading in headings:
         numeric = heading.endswith(("peak", "predicted", "measured", "time", "batch"))
-        table.add_column(heading, justify="right" if numeric else "left", no_wrap=heading != "why")
+        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
     return table

@@ -62,7 +62,7 @@ def generate(
 
 def with_begun_seed(path: Path, request: Request) -> Request:
     """The request with the seed that was drawn when the run in `path` was begun, if one was."""
-    if not (path / "run.json").is_file():
+    if not RunFolder.begun(path):
         return request
     begun = RunFolder.open(path).plan.request
     same_number = len(begun.prompts) == len(request.prompts)

@@ -14,6 +14,7 @@ import torch
 
 from lowmem_if.planning.plan import Step
 from lowmem_if.running.events import Event, Report
+from lowmem_if.running.run_folder import writing
 from lowmem_if.weights.memory import Reading, Sampler, read_memory
 
 _REPORT_EVERY_S = 0.25
@@ -34,7 +35,9 @@ class Recorder:
         """Sample from here to the end of the block, both ends included whatever the sampler's beat."""
         if self._step.device not in ("cpu", "mps"):
             torch.accelerator.reset_peak_memory_stats(self._step.device)
-        with self._file.open("a", encoding="utf-8", buffering=1) as self._stream:
+        with writing(self._file.parent):
+            stream = self._file.open("ab", buffering=0)  # what a full disk refuses is not kept back
+        with stream as self._stream:
             self._record(read_memory(self._step.device))
             sampler = Sampler(self._step.device, self._record)
             sampler.start()
@@ -72,7 +75,7 @@ class Recorder:
         self._peak_vram = max(self._peak_vram, reading.vram_allocated)
         line = {"t": round(time.time(), 3), "step": self._step.component, **asdict(reading)}
         with suppress(OSError):  # a full disk is told by whoever writes results, not by samples
-            self._stream.write(json.dumps(line) + "\n")
+            self._stream.write(json.dumps(line).encode() + b"\n")
         if self._loading and time.monotonic() - self._reported > _REPORT_EVERY_S:
             start, total = self._loading
             done = min(total, max(0, reading.ram_anon + reading.vram_allocated - start))

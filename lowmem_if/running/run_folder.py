@@ -26,12 +26,20 @@ from lowmem_if.errors import RunFolderError
 from lowmem_if.planning.catalog import STAGE_1, STAGE_2, UPSCALER
 from lowmem_if.planning.plan import Plan, Step
 from lowmem_if.planning.request import ImageTask
-from lowmem_if.weights.atomic import remove_partials, write_bytes
+from lowmem_if.weights.atomic import is_partial, remove_partials, write_bytes
 
 FORMAT = 1
 _RECORD, _LOCK = "run.json", ".lock"
 _STAGE_FOLDERS = {STAGE_1: "stage_1", STAGE_2: "stage_2", UPSCALER: "stage_3"}
 _LIBRARIES = ("lowmem-if", "torch", "diffusers", "transformers", "bitsandbytes")
+_RECORD_KEYS = {
+    "versions": dict,
+    "plan": dict,
+    "steps": dict,
+    "weights": dict,
+    "notices": list,
+    "log": list,
+}
 _PNG_END = b"IEND\xaeB`\x82"
 
 
@@ -50,13 +58,14 @@ class RunFolder:
         Raises:
             RunFolderError: it holds another request, other files, or cannot be written.
         """
-        if (path / _RECORD).exists():
+        if RunFolder.begun(path):
             folder = RunFolder.open(path)
             folder.check_same(plan)
             return folder
-        with _told(path):
+        with writing(path):
             path.mkdir(parents=True, exist_ok=True)
-            strangers = sorted({entry.name for entry in path.iterdir()} - {_LOCK})
+            names = {entry.name for entry in path.iterdir() if not is_partial(entry)}
+            strangers = sorted(names - {_LOCK})
         if strangers:
             raise RunFolderError(
                 f"{path} holds other files ({strangers[0]}): give --out a new or empty folder"
@@ -72,6 +81,22 @@ class RunFolder:
         return RunFolder.for_plan(path, plan)  # somebody else was quicker
 
     @staticmethod
+    def begun(path: Path) -> bool:
+        """Whether a run was begun in `path`.
+
+        Raises:
+            RunFolderError: it cannot be looked into, or no library could open files in it.
+        """
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise RunFolderError(
+                f"{path!r} is not valid Unicode: give --out another name"
+            ) from None
+        with writing(path):
+            return (path / _RECORD).is_file()
+
+    @staticmethod
     def open(path: Path) -> RunFolder:
         """An existing run folder, to continue or to look at.
 
@@ -80,9 +105,9 @@ class RunFolder:
         """
         try:
             record = json.loads((path / _RECORD).read_text(encoding="utf-8"))
-            if record["format"] == FORMAT:
-                return RunFolder(path, record)
             other = record["format"]
+            if other == FORMAT:
+                return RunFolder(path, _checked(record))
         except FileNotFoundError:
             raise RunFolderError(f"{path} is no run folder: it has no {_RECORD}") from None
         except OSError as error:
@@ -122,7 +147,7 @@ class RunFolder:
 
         Yields the descriptor that holds the lock: whoever inherits it holds the folder too.
         """
-        with _told(self.path):
+        with writing(self.path):
             stream = (self.path / _LOCK).open("a+b")
         with stream:
             if not _try_lock(stream.fileno()):
@@ -135,7 +160,8 @@ class RunFolder:
 
     @property
     def complete(self) -> bool:
-        return all(step["status"] == "done" for step in self._record["steps"].values())
+        done = all(step["status"] == "done" for step in self._record["steps"].values())
+        return done and len(self.images) == len(self.plan.request.tasks)
 
     def is_done(self, component: str) -> bool:
         return bool(self._record["steps"][component]["status"] == "done")
@@ -164,7 +190,7 @@ class RunFolder:
 
     def prepare(self) -> None:
         """Remove what a killed writer left, and make the folders."""
-        with _told(self.path):
+        with writing(self.path):
             remove_partials(self.path)
             for name in ("embeds", *_STAGE_FOLDERS.values()):
                 (self.path / name).mkdir(exist_ok=True)
@@ -235,12 +261,22 @@ class RunFolder:
 
     def write(self, file: Path, content: bytes) -> None:
         """Write a file of this folder atomically; a full disk is a `RunFolderError`."""
-        with _told(self.path):
+        with writing(self.path):
             write_bytes(file, content)
 
     def _save(self) -> None:
         text = json.dumps(self._record, ensure_ascii=False, indent=1)
         self.write(self.path / _RECORD, text.encode())
+
+
+def _checked(record: dict[str, Any]) -> dict[str, Any]:
+    """The record, if it has all that is read from it later; a KeyError or TypeError if not."""
+    for name, kind in _RECORD_KEYS.items():
+        if not isinstance(record[name], kind):
+            raise TypeError(f"{name} is no {kind.__name__}")
+    for step in record["plan"]["steps"]:
+        record["steps"][step["component"]]["status"]
+    return record
 
 
 def is_whole_png(file: Path) -> bool:
@@ -259,7 +295,7 @@ def library_versions() -> dict[str, str]:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Say in plain words why a run folder cannot be written."""
     try:
         yield

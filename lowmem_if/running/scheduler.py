@@ -18,11 +18,11 @@ from typing import Any
 
 from lowmem_if import errors
 from lowmem_if.errors import OutOfMemory, WorkerDied
-from lowmem_if.planning.ladder import RAM, cheaper
+from lowmem_if.planning.ladder import RAM, changed_pixels, cheaper
 from lowmem_if.planning.locations import locate
 from lowmem_if.planning.plan import Plan, Step
 from lowmem_if.running.events import Event, Report, ignore
-from lowmem_if.running.run_folder import RunFolder
+from lowmem_if.running.run_folder import RunFolder, writing
 
 WORKER = ("-P", "-m", "lowmem_if.running.worker")
 """Arguments of the interpreter; -P: the folder one stands in is no place to import from."""
@@ -70,7 +70,7 @@ def resume(out: str | Path, *, report: Report = ignore) -> RunResult:
 
 def continue_run(folder: RunFolder, *, report: Report = ignore) -> RunResult:
     """Do what is not done in a run folder."""
-    if not (folder.complete and len(folder.images) == len(folder.plan.request.tasks)):
+    if not folder.complete:
         folder.check_versions()
         with folder.locked() as lock:
             _work(folder.reload(), report, lock)
@@ -89,9 +89,23 @@ def _work(folder: RunFolder, report: Report, lock: int) -> None:
             return
         folder = folder.reload()
         step = _next_rung(folder, short)
+        before = folder.plan.step(step.component)
         folder.replace_step(step, f"{step.component}: {step.reason}")
+        if change := changed_pixels(before, step):
+            _tell(
+                folder,
+                report,
+                step.component,
+                f"{change}, so pixels differ from a run with more memory",
+            )
         now = f"{step.reason}; now {step.setting} on {step.device}"
         report(Event("retry", step.component, text=f"{step.component.replace('_', ' ')}: {now}"))
+
+
+def _tell(folder: RunFolder, report: Report, component: str, text: str) -> None:
+    notice = f"{component.replace('_', ' ')}: {text}"
+    if folder.note(notice):
+        report(Event("notice", component, text=notice))
 
 
 def _next_rung(folder: RunFolder, short: Event) -> Step:
@@ -101,7 +115,7 @@ def _next_rung(folder: RunFolder, short: Event) -> Step:
         raise WorkerDied(
             f"the worker was killed while it started: `lowmem-if resume {folder.path}`"
         )
-    step = next(step for step in folder.plan.steps if step.component == component)
+    step = folder.plan.step(component)
     location = locate(request.cascade, components=request.components, revision=request.revision)
     pinned = component in folder.plan.pins
     lower = cheaper(
@@ -149,7 +163,9 @@ def _let_work(folder: RunFolder, report: Report, lock: int) -> Event | None:
 @contextmanager
 def _worker(folder: RunFolder, lock: int) -> Iterator[subprocess.Popen[str]]:
     """A worker process that never outlives the block, nor this process."""
-    with folder.log_file.open("ab") as log:
+    with writing(folder.path):
+        log = folder.log_file.open("ab")
+    with log:
         process = subprocess.Popen(
             [sys.executable, *WORKER, str(folder.path)],
             stdin=subprocess.PIPE,

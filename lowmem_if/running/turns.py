@@ -23,6 +23,7 @@ from lowmem_if.planning.footprint import stored_bytes
 from lowmem_if.planning.locations import Location, locate, weight_variant
 from lowmem_if.planning.plan import Step
 from lowmem_if.planning.request import ImageTask
+from lowmem_if.planning.units import shorten
 from lowmem_if.running.embedding_cache import EmbeddingCache
 from lowmem_if.running.events import Event, Report
 from lowmem_if.running.recorder import Recorder
@@ -31,9 +32,10 @@ from lowmem_if.stages.base import BaseStage
 from lowmem_if.stages.finish import Finisher, to_image, to_unit_range
 from lowmem_if.stages.lifetime import C, alive
 from lowmem_if.stages.super_resolution import SuperResolutionStage
-from lowmem_if.stages.text import CleanedText, TextCleaner, TextEncoder
+from lowmem_if.stages.text import CleanedText, TextCleaner, TextEncoder, cut_off
 from lowmem_if.stages.upscaler import Upscaler
 from lowmem_if.weights.identity import identity
+from lowmem_if.weights.loading import load_tokenizer
 from lowmem_if.weights.memory import Release, wake
 from lowmem_if.weights.tensor_files import load_tensor, tensor_bytes
 
@@ -171,7 +173,9 @@ class _Turn:
         """Say what of the texts cannot show in the pictures."""
         for text, seen in cleaned.items():
             if seen.cut:
-                self._notice(f"over {catalog.MAX_TOKENS} tokens, left out: {seen.cut!r}")
+                self._notice(
+                    f"{shorten(text, 40)!r} has over {catalog.MAX_TOKENS} tokens, left out: {seen.cut!r}"
+                )
             if text.strip() and not seen.text:
                 self._notice(f"IF's caption cleaning leaves nothing of the prompt {text!r}")
         unknown = dict.fromkeys(word for seen in cleaned.values() for word in seen.unknown)
@@ -193,6 +197,14 @@ class _Turn:
         self._draw_all(SuperResolutionStage, draw, to_unit_range)
 
     def _upscale(self) -> None:
+        tokenizer = load_tokenizer(self._root / "tokenizer")
+        for text in dict.fromkeys([*self._request.prompts, self._request.negative_prompt]):
+            if cut := cut_off(tokenizer, text):
+                self._notice(
+                    f"{shorten(text, 40)!r} is too long for the upscaler's own encoder, "
+                    f"which does without: {cut!r}"
+                )
+
         def draw(stage: Upscaler, tasks: Sequence[ImageTask]) -> torch.Tensor:
             return stage.draw(
                 self._pictures(catalog.STAGE_2, tasks),
@@ -223,9 +235,10 @@ class _Turn:
         with self._loaded(make) as component:
             for batch in undone:
                 for task, picture in zip(batch, draw(component, batch), strict=True):
-                    self._folder.write(self._folder.tensor_file(stage, task), tensor_bytes(picture))
+                    # The preview first: with its tensor there a picture counts as drawn.
                     image = to_image(show(picture))
                     self._folder.write(self._folder.preview_file(stage, task), _png(image))
+                    self._folder.write(self._folder.tensor_file(stage, task), tensor_bytes(picture))
                     self._report(Event("saved", stage, number=task.number))
 
     def _finish(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import IFPipeline
@@ -47,15 +48,20 @@ class TextCleaner:
     def clean(self, prompt: str) -> CleanedText:
         """The prompt cleaned as `IFPipeline` does by default, and what exceeds 77 tokens of it."""
         text = self._pipeline._text_preprocessing(prompt, clean_caption=True)[0]
-        ids = self.tokenizer(text).input_ids
-        cut = self.tokenizer.decode(ids[MAX_TOKENS - 1 : -1]) if len(ids) > MAX_TOKENS else ""
-        return CleanedText(text, cut, self._unknown(text))
+        return CleanedText(text, cut_off(self.tokenizer, text), self._unknown(text))
 
     def _unknown(self, text: str) -> tuple[str, ...]:
         if not self.known_words:
             return ()
         known = {word for words in self.known_words.values() for word in words}
         return tuple(dict.fromkeys(w for w in re.findall(r"\w+", text.lower()) if w not in known))
+
+
+def cut_off(tokenizer: Any, text: str) -> str:
+    """What of a text comes behind the 77 tokens, their end mark included, that IF's encoders read."""
+    ids = tokenizer(text).input_ids
+    cut: str = tokenizer.decode(ids[MAX_TOKENS - 1 : -1]) if len(ids) > MAX_TOKENS else ""
+    return cut
 
 
 def _known_words(file: Path) -> dict[str, list[str]]:

@@ -22,6 +22,11 @@ def write_bytes(file: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+def is_partial(file: Path) -> bool:
+    """Whether a file is one that a killed writer left behind."""
+    return file.name.startswith(".") and file.name.endswith(_PARTIAL)
+
+
 def remove_partials(folder: Path) -> None:
     """Delete what killed writers left behind in a folder and below it."""
     for partial in folder.rglob(f".*{_PARTIAL}"):
