@@ -132,7 +132,7 @@ def run(network: nn.Module, loss_of_step: LossOfStep, plan: Plan, log_every: int
     `loss_of_step(network, lots, step)` gives the loss and the figures worth following.
     """
     training = Training(network, plan)
-    saved, logged = time.monotonic(), training.seconds
+    saved, logged = time.monotonic(), (training.step, training.seconds)
     with _stop_switch() as stop:
         while training.step < plan.steps and not stop:
             began = time.monotonic()
@@ -142,8 +142,9 @@ def run(network: nn.Module, loss_of_step: LossOfStep, plan: Plan, log_every: int
             training.note(figures)
             training.seconds += time.monotonic() - began
             if training.step % log_every == 0:
-                print(_progress(training, (training.seconds - logged) / log_every), flush=True)
-                logged = training.seconds
+                steps, seconds = training.step - logged[0], training.seconds - logged[1]
+                print(_progress(training, seconds / steps), flush=True)
+                logged = (training.step, training.seconds)
                 training.log()
             if time.monotonic() - saved > SAVE_SECONDS:
                 training.save()

@@ -45,7 +45,7 @@ def loss_of_step(words: Words) -> loop.LossOfStep:
 
 def main() -> None:
     """Train or carry on."""
-    chosen = loop.arguments(__doc__, "stage_1.pt", steps=7200, rate=1.5e-3, decay=0.4)
+    chosen = loop.arguments(__doc__, "stage_1.pt", steps=6900, rate=1.5e-3, decay=0.62)
     loop.run(stage_1_unet(), loss_of_step(Words(chosen.folder)), chosen.plan)
 
 

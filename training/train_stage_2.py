@@ -82,7 +82,7 @@ def _blown_up(
 
 def main() -> None:
     """Train or carry on."""
-    chosen = loop.arguments(__doc__, "stage_2.pt", steps=5000, rate=1.5e-3)
+    chosen = loop.arguments(__doc__, "stage_2.pt", steps=5000, rate=1.5e-3, decay=0.65)
     loop.run(stage_2_unet(), loss_of_step(Words(chosen.folder)), chosen.plan)
 
 

@@ -76,7 +76,7 @@ class RunProgress:
             self._bar = None
 
     def _say(self, words: str) -> None:
-        (self._bars.console if self._bars else self._out).print(words, markup=False)
+        (self._bars.console if self._bars else self._out).print(words, markup=False, soft_wrap=True)
 
 
 @contextmanager
