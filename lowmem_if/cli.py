@@ -21,7 +21,7 @@ from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.planning.profiles import choose_machine
 from lowmem_if.planning.request import Request
 from lowmem_if.planning.strategies import EXACT, parse_pins
-from lowmem_if.report.progress import RunProgress, fetch_progress
+from lowmem_if.report.progress import RunProgress, bytes_progress
 from lowmem_if.report.tables import console, print_machine, print_plan, print_run
 from lowmem_if.running.generate import new_folder, with_begun_seed
 from lowmem_if.running.run_folder import RunFolder, library_versions
@@ -249,12 +249,31 @@ def _fetch(
         return
     eight_bit = plan.steps[0].storage_dtype == "int8"
     files = hub.list_files(published, request.components, eight_bit=eight_bit, revision=revision)
-    with fetch_progress(console(sys.stderr), quiet=quiet) as report:
-        hub.fetch(files, report=report)
+    with bytes_progress(console(sys.stderr), "downloading", quiet=quiet) as report:
+        hub.fetch(files, report=lambda p: report(p.file, p.done_bytes, p.total_bytes))
     total = sum(repository.total_bytes for repository in files)
     typer.echo(
         f"{cascade}: {sum(len(r.files) for r in files)} files, {total / 1e9:.2f} GB are here"
     )
+
+
+@app.command("synthesize")
+def _synthesize(
+    cascade: Annotated[str, typer.Argument(metavar="CASCADE")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    fill: Annotated[str, typer.Option(help="noise, or zeros: sparse files, no disk.")] = "noise",
+    only: Annotated[
+        list[str] | None, typer.Option(help=f"One of {', '.join(catalog.COMPONENTS)}.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet")] = False,
+) -> None:
+    """Write a real-size checkpoint with made-up weights, to rehearse with."""
+    from lowmem_if.weights.synthesis import synthesize
+
+    components = tuple(only or catalog.COMPONENTS)
+    with bytes_progress(console(sys.stderr), "writing", quiet=quiet) as report:
+        size = synthesize(cascade, folder, fill=fill, components=components, report=report)
+    typer.echo(f"{folder}: {size / 1e9:.2f} GB of made-up weights, laid out like {cascade}")
 
 
 def _responsibility(request: Request) -> list[str]:

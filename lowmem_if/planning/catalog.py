@@ -176,7 +176,7 @@ def _if_cascade(name: str, first: str, stage_1: Module, second: str, stage_2: Mo
     )
 
 
-_II_L = _unet(1_243_280_000, channels=160)
+_II_L = _unet(1_243_277_190, channels=160)
 _II_M = _unet(461_064_198, channels=128)
 
 PUBLISHED = {
@@ -189,12 +189,12 @@ PUBLISHED = {
         ),
         _if_cascade(
             "if-l",
-            "DeepFloyd/IF-I-L-v1.0", _unet(935_400_000, 320),
+            "DeepFloyd/IF-I-L-v1.0", _unet(935_365_830, 320),
             "DeepFloyd/IF-II-M-v1.0", _II_M,
         ),
         _if_cascade(
             "if-m",
-            "DeepFloyd/IF-I-M-v1.0", _unet(371_606_000, 192),
+            "DeepFloyd/IF-I-M-v1.0", _unet(371_605_830, 192),
             "DeepFloyd/IF-II-M-v1.0", _II_M,
         ),
     )

@@ -12,7 +12,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from lowmem_if.planning.units import format_seconds
 from lowmem_if.running.events import Event
-from lowmem_if.weights import hub
 
 
 class RunProgress:
@@ -79,29 +78,28 @@ class RunProgress:
         (self._bars.console if self._bars else self._out).print(words, markup=False, soft_wrap=True)
 
 
+BytesReport = Callable[[str, int, int], None]
+"""Called with a file's name, the bytes done and the bytes in all."""
+
+
 @contextmanager
-def fetch_progress(out: Console, *, quiet: bool) -> Iterator[Callable[[hub.Progress], None]]:
-    """A download's progress: one bar over all bytes, or a line a file."""
+def bytes_progress(out: Console, doing: str, *, quiet: bool) -> Iterator[BytesReport]:
+    """Progress of `doing` ("downloading"): one bar over all bytes, or a line a file."""
     if quiet or not out.is_terminal:
         said: set[str] = set()
 
-        def say(download: hub.Progress) -> None:
-            if download.file not in said:
-                said.add(download.file)
-                out.print(f"downloading {download.file}", markup=False)
+        def say(file: str, _done: int, _total: int) -> None:
+            if file not in said:
+                said.add(file)
+                out.print(f"{doing} {file}", markup=False, soft_wrap=True)
 
         yield say
         return
     with _bars(out) as bars:
-        bar = bars.add_task("downloading")
+        bar = bars.add_task(doing)
 
-        def show(download: hub.Progress) -> None:
-            bars.update(
-                bar,
-                description=f"downloading {download.file}",
-                completed=download.done_bytes,
-                total=download.total_bytes,
-            )
+        def show(file: str, done: int, total: int) -> None:
+            bars.update(bar, description=f"{doing} {file}", completed=done, total=total)
 
         yield show
 
