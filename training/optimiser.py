@@ -13,7 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-RIM = {"conv_in", "conv_out", "quant_conv", "post_quant_conv", "time_embedding"}
+RIM = {
+    "conv_in", "conv_out", "quant_conv", "post_quant_conv",
+    "time_embedding", "add_embedding", "encoder_hid_proj",
+}  # fmt: skip
 """First and last layers, which Muon's author leaves to AdamW, and what the clock goes through."""
 MATRIX_RATE = 0.02
 
