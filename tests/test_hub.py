@@ -499,7 +499,8 @@ def test_truncated_in_the_cache(hub: HubStandIn, client: Client, linked: bool) -
 def test_new_commit(hub: HubStandIn, client: Client) -> None:
     """A new commit downloads what changed, and the branch means it once it is complete."""
     old = hub.commit(XL)
-    (hub.tree / XL / "unet/config.json").write_text('{"changed": true}')
+    config = hub.tree / XL / "unet/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"changed": True}))
     hub.faults.status["/resolve/"] = Outage(403)
     client.refusal(["stage_1"])
     reference = client.storage(XL) / "refs/main"
