@@ -14,11 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import plan_of
+from runs import plan_of, run_here
 
-from lowmem_if.errors import CheckpointError
-from lowmem_if.planning.catalog import FINISH, STAGE_1, STAGE_2, TEXT_ENCODER
+from lowmem_if.errors import CheckpointError, RunFolderError
+from lowmem_if.planning.catalog import FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
 from lowmem_if.planning.locations import locate
+from lowmem_if.running.turns import weights_identity
+from lowmem_if.stages.text import TextCleaner
+from lowmem_if.weights.loading import (
+    load_feature_extractor,
+    load_scheduler,
+    load_text_encoder,
+    load_tokenizer,
+)
 
 
 @pytest.fixture
@@ -196,6 +204,61 @@ def test_every_json_file_that_is_read_must_be_one(cascade: Path, file: str, cont
     assert str(cascade / file) in refused(lambda: plan_of(cascade))
 
 
+# --- what only the libraries can tell -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep", [0, 1, 0.5, -1], ids=["empty", "a byte", "half", "all but a byte"])
+def test_a_broken_vocabulary_is_told_as_that(cascade: Path, keep: float) -> None:
+    """Not as a missing tiktoken, and not as a bug."""
+    file = cascade / "stage_1/tokenizer/spiece.model"
+    content = file.read_bytes()
+    file.write_bytes(content[: int(keep * len(content)) if 0 < keep < 1 else int(keep)])
+    text = refused(lambda: TextCleaner(cascade / "stage_1"))
+    assert text.startswith(f"{file}: cannot be loaded (")
+    assert "tiktoken" not in text
+
+
+def test_a_configuration_that_the_library_refuses_is_told(cascade: Path) -> None:
+    """Values nobody here knows of end in one line, whatever exception they end in there."""
+    change(cascade / "stage_1/text_encoder/config.json", num_heads="many", d_kv=None)
+    options = {"storage": "float32", "compute": "float32", "device": "cpu"}
+    assert "text_encoder: cannot be loaded" in refused(
+        lambda: load_text_encoder(cascade / "stage_1", **options)
+    )
+
+
+def test_whatever_a_loader_raises_is_told(cascade: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plain Exception of a library below the library is no bug of ours."""
+
+    def fail(*_args: object, **_options: object) -> None:
+        raise Exception("Error while loading Unigram")
+
+    monkeypatch.setattr("transformers.T5Tokenizer.from_pretrained", fail)
+    assert "Unigram" in refused(lambda: load_tokenizer(cascade / "stage_1/tokenizer"))
+    monkeypatch.setattr("transformers.CLIPImageProcessorPil.from_pretrained", fail)
+    assert "Unigram" in refused(
+        lambda: load_feature_extractor(cascade / "stage_1/feature_extractor")
+    )
+
+
+@pytest.mark.parametrize("values", [{"_class_name": "Scheduler"}, {"beta_schedule": "steep"}])
+def test_a_scheduler_that_diffusers_cannot_make_is_told(
+    cascade: Path, values: dict[str, str]
+) -> None:
+    """An unknown class or schedule ends in one line that names the folder."""
+    folder = cascade / "stage_1/scheduler"
+    change(folder / "scheduler_config.json", **values)
+    assert str(folder) in refused(lambda: load_scheduler(folder))
+
+
+def test_known_words_of_another_shape_are_told(cascade: Path, tmp_path: Path) -> None:
+    """The list of a small language's words is checked like every other file."""
+    file = cascade / "stage_1/tokenizer/known_words.json"
+    file.write_text('{"colours": 5}')
+    text = refused(lambda: run_here(plan_of(cascade, size=64), tmp_path / "run"))
+    assert str(file) in text
+
+
 # --- what may not be read -----------------------------------------------------------------------
 
 READ_ALL = """
@@ -245,3 +308,62 @@ def bow_to_permissions() -> None:
     drop_from_bounding_set, dac_override, dac_read_search = 24, 1, 2
     for right in (dac_override, dac_read_search):
         ctypes.CDLL(None).prctl(drop_from_bounding_set, right, 0, 0, 0)
+
+
+# --- which files these are ----------------------------------------------------------------------
+
+
+def identities(cascade: Path) -> dict[str, str]:
+    location = locate(str(cascade))
+    return {step.component: weights_identity(location, step) for step in plan_of(cascade).steps}
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "component"),
+    [
+        ("stage_1/text_encoder/config.json", {"layer_norm_epsilon": 1e-3}, TEXT_ENCODER),
+        ("stage_1/tokenizer/tokenizer_config.json", {"extra_ids": 1}, TEXT_ENCODER),
+        ("stage_1/tokenizer/special_tokens_map.json", {"unk_token": "<pad>"}, TEXT_ENCODER),
+        ("stage_1/scheduler/scheduler_config.json", {"beta_schedule": "linear"}, STAGE_1),
+        ("stage_2/unet/config.json", {"norm_eps": 1e-3}, STAGE_2),
+        ("stage_2/image_noising_scheduler/scheduler_config.json", {"beta_end": 0.1}, STAGE_2),
+        ("upscaler/model_index.json", {"max_noise_level": 200}, UPSCALER),
+        ("upscaler/tokenizer/vocab.json", {"new": 514}, UPSCALER),
+        ("upscaler/low_res_scheduler/scheduler_config.json", {"beta_end": 0.1}, UPSCALER),
+        ("stage_1/feature_extractor/preprocessor_config.json", {"resample": 0}, FINISH),
+    ],
+)
+def test_another_configuration_is_another_component(
+    tiny: Path, cascade: Path, file: str, values: dict[str, Any], component: str
+) -> None:
+    """Weights are the same only with what they are read by; the other components stay themselves."""
+    change(cascade / file, **values)
+    before, after = identities(tiny), identities(cascade)
+    assert {name for name in before if before[name] != after[name]} == {component}
+
+
+def test_what_nothing_reads_changes_no_component(tiny: Path, cascade: Path) -> None:
+    """Other files beside those that are read, and the pipelines' own index, are no matter."""
+    (cascade / "stage_1/tokenizer/tokenizer.bin").write_bytes(b"x")
+    (cascade / "stage_1/text_encoder/README.md").write_text("x")
+    change(cascade / "stage_1/model_index.json", _diffusers_version="1")
+    assert identities(cascade) == identities(tiny)
+
+
+def test_embeddings_of_another_configuration_are_not_served(cascade: Path, tmp_path: Path) -> None:
+    """The embeddings kept across runs are those of the encoder as it is configured now."""
+    first = run_here(plan_of(cascade, size=64), tmp_path / "a")
+    change(cascade / "stage_1/text_encoder/config.json", layer_norm_epsilon=0.5)
+    second = run_here(plan_of(cascade, size=64), tmp_path / "b")
+    file = first.embedding_file("a red circle").relative_to(first.path)
+    assert (first.path / file).read_bytes() != (second.path / file).read_bytes()
+
+
+def test_a_run_is_not_continued_under_another_schedule(cascade: Path, tmp_path: Path) -> None:
+    """A scheduler that was changed in between would draw other pictures."""
+    run_here(plan_of(cascade, size=64), tmp_path / "run")
+    (tmp_path / "run/0000.png").unlink()
+    (tmp_path / "run/stage_1/0000.safetensors").unlink()
+    change(cascade / "stage_1/scheduler/scheduler_config.json", beta_schedule="linear")
+    with pytest.raises(RunFolderError, match="stage_1 have changed"):
+        run_here(plan_of(cascade, size=64), tmp_path / "run")
