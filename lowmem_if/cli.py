@@ -239,11 +239,16 @@ def _fetch(
 ) -> None:
     """Download the weights that a plan for this machine needs, and nothing else."""
     from lowmem_if.weights import hub
+    from lowmem_if.weights.hub_cache import drop_broken
 
     machine, profile_pins = choose_machine(profile, device=device, ram=ram, vram=vram)
     request = Request(("fetch",), cascade=cascade, revision=revision, size=size, seed=(0,))
-    plan = make_plan(machine, request, prefer=prefer, pins=profile_pins | parse_pins(pin or ()))
     published = catalog.PUBLISHED.get(cascade)
+    if published:
+        # Before the plan, which can only be made of files that are sound or not here at all.
+        for file in drop_broken(published, request.components, revision=revision):
+            _say(f"{file} is broken and is fetched anew")
+    plan = make_plan(machine, request, prefer=prefer, pins=profile_pins | parse_pins(pin or ()))
     if published is None:
         typer.echo(f"{cascade} is on this disk already")
         return

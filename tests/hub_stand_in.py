@@ -384,6 +384,27 @@ _UPSCALER = {
 }  # fmt: skip
 
 
+_SCHEDULER = {"_class_name": "DDPMScheduler"}
+_DRAWING = {"sample_size": 64, "cross_attention_dim": 8, "block_out_channels": [8]}
+_ENLARGING = {**_DRAWING, "in_channels": 6, "class_embed_type": "timestep"}
+_CLIP_TOKENIZER = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}
+_SAYS: dict[str, dict[str, object]] = (
+    {
+        "v1.0/text_encoder/config.json": {"d_model": 8},
+        "upscaler/text_encoder/config.json": {"hidden_size": 8},
+        "upscaler/tokenizer/tokenizer_config.json": _CLIP_TOKENIZER,
+        "upscaler/unet/config.json": {**_DRAWING, "in_channels": 7},
+        "/scheduler_config.json": _SCHEDULER,
+    }
+    | {
+        f"IF-I-{size}-v1.0/unet/config.json": {**_DRAWING, "in_channels": 3}
+        for size in ("XL", "L", "M")
+    }
+    | {f"IF-II-{size}-v1.0/unet/config.json": _ENLARGING for size in ("L", "M")}
+)
+"""What the planner asks of configurations, by how their paths end."""
+
+
 def write_repositories(tree: Path, cascade: str = "if-xl") -> None:
     """Write made-up repositories of a published cascade, about a hundred small files, into `tree`.
 
@@ -400,7 +421,8 @@ def write_repositories(tree: Path, cascade: str = "if-xl") -> None:
 
 def _content(path: str) -> bytes:
     if path.endswith(".json"):
-        return json.dumps({"made_up": path}).encode()
+        says = next((says for end, says in _SAYS.items() if path.endswith(end)), {})
+        return json.dumps({"made_up": path, **says}).encode()
     unlike_others = hashlib.sha512(path.encode()).digest() * 8
     if not path.endswith(".safetensors"):
         return unlike_others

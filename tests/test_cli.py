@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -212,19 +213,30 @@ def test_broken_weights_end_with_exit_1(
     tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A worker's known error is the command's: one line, no traceback, a folder to resume."""
-    import shutil
-
     cascade = Path(shutil.copytree(tiny, tmp_path / "cascade"))
-    (cascade / "stage_1/scheduler/scheduler_config.json").write_text("{")
+    vocabulary = cascade / "stage_1/tokenizer/spiece.model"
+    vocabulary.write_bytes(vocabulary.read_bytes()[:-1])
     out = tmp_path / "run"
     assert (
         main(["generate", "x", "--cascade", str(cascade), "--out", str(out), "--size", "64"]) == 1
     )
     last = capfd.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ")
-    assert "scheduler_config.json" in last
-    shutil.copytree(tiny / "stage_1/scheduler", cascade / "stage_1/scheduler", dirs_exist_ok=True)
-    assert main(["resume", str(out)]) == 0
+    assert "spiece.model" in last
+    assert (out / "run.json").is_file()
+
+
+def test_broken_configurations_end_before_anything_is_begun(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the planner can see leaves no run folder; `plan` says the same."""
+    cascade = Path(shutil.copytree(tiny, tmp_path / "cascade"))
+    (cascade / "upscaler/scheduler/scheduler_config.json").write_text("{")
+    for command in (["plan"], ["generate", "--out", str(tmp_path / "run")]):
+        code, line = told(capsys, *command, "x", "--cascade", str(cascade))
+        assert code == 1
+        assert "scheduler_config.json" in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_bug_ends_with_exit_3_and_a_report(

@@ -120,6 +120,11 @@ class Client:
         assert "\n" not in answer["error"]
         return answer["error"]
 
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The command line itself, which may find what is broken in the cache."""
+        command = [sys.executable, "-m", "lowmem_if", *arguments]
+        return subprocess.run(command, env=self.environment, text=True, capture_output=True)
+
     def storage(self, repository: str) -> Path:
         return self.cache / f"models--{repository.replace('/', '--')}"
 
@@ -495,11 +500,79 @@ def test_truncated_in_the_cache(hub: HubStandIn, client: Client, linked: bool) -
     assert file.read_bytes() == whole == (hub.tree / XL / UNET).read_bytes()
 
 
+def flip(file: Path) -> None:
+    """Change a byte in the middle: the length stays, and JSON stays JSON."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+BROKEN: dict[str, Callable[[Path], object]] = {
+    UNET: lambda file: file.write_bytes(file.read_bytes()[:300]),
+    "unet/config.json": lambda file: file.write_text("{"),
+    "safety_checker/model.fp16.safetensors": lambda file: file.write_bytes(
+        b"\xff" * file.stat().st_size
+    ),
+    "safety_checker/config.json": lambda file: file.resolve().unlink(),
+    "scheduler/scheduler_config.json": lambda file: file.write_bytes(b" " * file.stat().st_size),
+    "tokenizer/special_tokens_map.json": flip,
+    "tokenizer/spiece.model": flip,
+}
+
+
+@pytest.mark.usefixtures("cached")
+def test_broken_in_the_cache(hub: HubStandIn, client: Client) -> None:
+    """`fetch` gets what is broken anew, whatever its length, and nothing else."""
+    for path, harm in BROKEN.items():
+        harm(client.snapshot(XL) / path)
+    order = ("fetch", "if-xl", "--size", "64", "--profile", "colab-free", "--quiet")
+
+    done = client.command(*order)
+
+    assert done.returncode == 0, done.stderr
+    assert hub.downloads() == dict.fromkeys(expected(XL, *BROKEN), 1)
+    for path in BROKEN:
+        assert (client.snapshot(XL) / path).read_bytes() == (hub.tree / XL / path).read_bytes()
+    hub.requests.clear()
+    assert "broken" not in client.command(*order).stderr
+    assert not hub.downloads()
+
+
+def test_broken_twice(hub: HubStandIn, client: Client) -> None:
+    """Two files of one content are one blob in the cache: both are mended."""
+    names = ["scheduler/scheduler_config.json", "image_noising_scheduler/scheduler_config.json"]
+    shutil.copy(*(hub.tree / L / name for name in names))
+    client.fetch(["stage_2"])
+    (client.snapshot(L) / names[0]).write_text("{")
+
+    done = client.command("fetch", "if-xl", "--size", "256", "--profile", "colab-free", "--quiet")
+
+    assert done.returncode == 0, done.stderr
+    for name in names:
+        assert (client.snapshot(L) / name).read_bytes() == (hub.tree / L / name).read_bytes()
+
+
+@pytest.mark.usefixtures("cached")
+def test_broken_and_linked_from_elsewhere(client: Client, tmp_path: Path) -> None:
+    """What a link in the cache means outside of it is somebody's own file, and stays."""
+    own, link = tmp_path / "own.json", client.snapshot(XL) / "unet/config.json"
+    own.write_text("{")
+    link.unlink()
+    link.symlink_to(own)
+
+    done = client.command("fetch", "if-xl", "--size", "64", "--profile", "colab-free", "--quiet")
+
+    assert done.returncode == 0, done.stderr
+    assert own.read_text() == "{"
+    assert json.loads(link.read_text())["in_channels"] == 3
+
+
 @pytest.mark.usefixtures("cached")
 def test_new_commit(hub: HubStandIn, client: Client) -> None:
     """A new commit downloads what changed, and the branch means it once it is complete."""
     old = hub.commit(XL)
-    (hub.tree / XL / "unet/config.json").write_text('{"changed": true}')
+    config = hub.tree / XL / "unet/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"changed": True}))
     hub.faults.status["/resolve/"] = Outage(403)
     client.refusal(["stage_1"])
     reference = client.storage(XL) / "refs/main"

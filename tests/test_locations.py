@@ -12,14 +12,10 @@ import pytest
 from lowmem_if.errors import CascadeError, CheckpointError
 from lowmem_if.planning import catalog, locations
 from lowmem_if.planning.catalog import COMPONENTS, FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
+from lowmem_if.planning.component_files import weight_variant
+from lowmem_if.planning.configurations import read_config
 from lowmem_if.planning.headers import TensorHeader, read_headers
-from lowmem_if.planning.locations import (
-    locate,
-    read_config,
-    snapshot_folder,
-    summarise,
-    weight_variant,
-)
+from lowmem_if.planning.locations import locate, snapshot_folder, summarise
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FIRST, SECOND = "DeepFloyd/IF-I-M-v1.0", "DeepFloyd/IF-II-M-v1.0"
@@ -513,6 +509,54 @@ def test_a_damaged_file_of_the_cache_is_named(cache: Path, download: Callable[..
     file = next(snapshot.glob("unet/*.safetensors"))
     file.resolve().write_bytes(b"")
     assert str(file) in refused("if-m", CheckpointError)
+
+
+def test_a_link_to_nothing_is_not_there(cache: Path, download: Callable[..., Path]) -> None:
+    """A file whose blob is gone is still to be fetched: that is no error."""
+    snapshot = download(FIRST, "stage_1")
+    next(snapshot.glob("unet/*.safetensors")).resolve().unlink()
+    found = locate("if-m")
+    assert found.folder(STAGE_1) is None
+    assert found.cascade.parts[STAGE_1] == catalog.PUBLISHED["if-m"].parts[STAGE_1]
+    assert found.folder(FINISH) == snapshot
+
+
+def test_the_upscaler_is_not_there_without_its_index(
+    cache: Path, download: Callable[..., Path]
+) -> None:
+    """The noise that it was trained with stands in `model_index.json`."""
+    (download(X4, "upscaler") / "model_index.json").unlink()
+    assert locate("if-m").folder(UPSCALER) is None
+
+
+def test_damage_that_a_request_does_not_meet_is_no_matter(
+    cache: Path, download: Callable[..., Path]
+) -> None:
+    """Of the cache too only what is used is looked at."""
+    snapshot = download(FIRST, "stage_1")
+    download(X4, "upscaler").joinpath("vae/config.json").write_text("{")
+    found = locate("if-m", components=(TEXT_ENCODER, STAGE_1, FINISH))
+    assert found.folder(STAGE_1) == snapshot
+    assert "vae" in refused("if-m", CheckpointError)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\xff\xfe", b"../.."])
+def test_a_broken_reference_means_no_snapshot(
+    cache: Path, download: Callable[..., Path], content: bytes
+) -> None:
+    """What a killed writer left in `refs/` names no folder of the cache."""
+    reference = download(FIRST, "stage_1").parents[1] / "refs/main"
+    reference.write_bytes(content)
+    assert snapshot_folder(FIRST) is None
+
+
+def test_a_wrong_configuration_of_the_cache_is_named(
+    cache: Path, download: Callable[..., Path]
+) -> None:
+    """What is downloaded is checked like a folder of one's own."""
+    file = download(FIRST, "stage_1") / "unet/config.json"
+    file.write_text(file.read_text().replace('"in_channels": 3', '"in_channels": 4'))
+    assert f"{file}: in_channels is 4" in refused("if-m", CheckpointError)
 
 
 def test_other_repositories_in_the_cache_are_no_matter(

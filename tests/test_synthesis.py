@@ -17,8 +17,9 @@ from transformers import T5EncoderModel
 from lowmem_if.cli import main
 from lowmem_if.errors import CascadeError
 from lowmem_if.planning import catalog
+from lowmem_if.planning.component_files import weight_variant
 from lowmem_if.planning.headers import read_headers
-from lowmem_if.planning.locations import locate, weight_variant
+from lowmem_if.planning.locations import locate
 from lowmem_if.weights import synthesis
 from lowmem_if.weights.memory import read_memory
 from lowmem_if.weights.published import Network, networks

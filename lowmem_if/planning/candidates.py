@@ -76,7 +76,8 @@ def _that_files_allow(
 ) -> list[Setting]:
     """A local cascade may hold the 8-bit text encoder only; it cannot be had in another type."""
     first = settings[0]
-    if location.cascade.parts[first.component].repository is not None:
+    published = location.cascade.parts[first.component].repository is not None
+    if published or first.component != catalog.TEXT_ENCODER:
         return settings
     allowed = [s for s in settings if location.folder(first.component, storage=s.storage)]
     if allowed or pin in (None, Pin(RESIDENT)):

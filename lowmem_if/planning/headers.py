@@ -7,6 +7,7 @@ name -> {dtype, shape, data_offsets}, then the tensor bytes without gaps.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
@@ -57,11 +58,9 @@ def read_header(file: Path) -> dict[str, TensorHeader]:
             if size < 8 or not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
                 raise _broken(file, f"it is {size} bytes long and has no safetensors header")
             header = json.loads(stream.read(length))
-    except FileNotFoundError:
-        raise _broken(file, "it is missing") from None
     except OSError as error:
-        raise _broken(file, f"it cannot be read ({error.strerror})") from error
-    except ValueError as error:
+        raise unreadable(file, error) from error
+    except (ValueError, RecursionError) as error:
         raise _broken(file, f"its header is no JSON ({error})") from error
     return _checked(file, header, data_bytes=size - 8 - length)
 
@@ -99,6 +98,18 @@ def _check_gapless(file: Path, spans: list[tuple[int, int]], data_bytes: int) ->
         reached = end
     if reached != data_bytes:
         raise _broken(file, f"its tensors take {reached} bytes and it holds {data_bytes}")
+
+
+def unreadable(path: Path, error: OSError) -> CheckpointError:
+    """Why a file or folder cannot be read, and what to do."""
+    if isinstance(error, FileNotFoundError):
+        return _broken(path, "it is missing")
+    if isinstance(error, PermissionError):
+        closed = (folder for folder in reversed(path.parents) if not os.access(folder, os.X_OK))
+        return CheckpointError(
+            f"{next(closed, path)}: it may not be read; give yourself the right (chmod -R u+rX)"
+        )
+    return _broken(path, f"it cannot be read ({error.strerror})")
 
 
 def _broken(file: Path, what: str) -> CheckpointError:

@@ -7,20 +7,29 @@ and no tensor is read here.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from lowmem_if.errors import CascadeError, CheckpointError
 from lowmem_if.planning import catalog
 from lowmem_if.planning.catalog import Cascade, Module, Part, Weights
-from lowmem_if.planning.headers import TensorHeader, read_headers
-from lowmem_if.planning.variants import Variant, choose_variant
+from lowmem_if.planning.component_files import (
+    file_names,
+    files_in,
+    folder_names,
+    is_whole,
+    usable_variant,
+    weight_variant,
+)
+from lowmem_if.planning.configurations import check_configurations, read_config
+from lowmem_if.planning.headers import TensorHeader, read_headers, unreadable
+from lowmem_if.planning.variants import lacks_vocabulary
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 """The cascade that is bundled with the package."""
+
+_ROOTS = tuple(dict.fromkeys(root for root, _, _ in catalog.FOLDERS.values()))
 
 _QUANTISED = (".q.weight", ".k.weight", ".v.weight", ".o.weight", ".wi_0.weight", ".wi_1.weight")
 
@@ -38,13 +47,19 @@ class Location:
         folder = self.folders.get(part.root) if part else None
         if part is None or folder is None:
             return None
-        eight_bit = storage == "int8"
-        usable = all(_usable(folder / m.folder, eight_bit=eight_bit) for m in part.modules)
-        return folder if usable and all((folder / e).is_dir() for e in part.extras) else None
+        return folder if is_whole(folder, component, part, eight_bit=storage == "int8") else None
+
+    def files(self, component: str, *, storage: str = "float16") -> tuple[Path, ...]:
+        """Every file of this disk that `component` reads for `storage`, as paths in its root."""
+        part = self.cascade.parts[component]
+        return files_in(self.folders[part.root], component, part, eight_bit=storage == "int8")
 
 
 def locate(
-    name: str, *, components: Collection[str] = catalog.COMPONENTS, revision: str = "main"
+    name: str,
+    *,
+    components: Collection[str] = catalog.COMPONENTS,
+    revision: str = "main",
 ) -> Location:
     """Find a cascade by its name or folder; sizes are read from the files that are here.
 
@@ -55,12 +70,13 @@ def locate(
 
     Raises:
         CascadeError: no cascade of that name, or the folder holds none.
-        CheckpointError: a weight file or configuration that is here is broken.
+        CheckpointError: a weight file or configuration that is here is broken or cannot be read, or
+            a local cascade lacks one.
     """
     if name == catalog.DEMO:
         return _local_cascade(catalog.DEMO, DEMO_FOLDER, components)
     if name in catalog.PUBLISHED:
-        return _published_cascade(catalog.PUBLISHED[name], revision)
+        return _published_cascade(catalog.PUBLISHED[name], revision, components)
     if (folder := existing_folder(name)) is not None:
         return _local_cascade(str(folder), folder, components)
     known = ", ".join(catalog.CASCADES)
@@ -81,62 +97,24 @@ def snapshot_folder(repository: str, revision: str = "main") -> Path | None:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     root = Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-    reference = root / "refs" / revision
-    commit = reference.read_text().strip() if reference.is_file() else revision
-    folder = root / "snapshots" / commit
-    return folder if folder.is_dir() else None
+    commit = _commit(root / "refs" / revision) or revision
+    return root / "snapshots" / commit if commit in folder_names(root / "snapshots") else None
 
 
-def weight_variant(folder: Path, *, eight_bit: bool = False) -> Variant:
-    """The weight files to load from one module folder.
-
-    Raises:
-        CheckpointError: there are none, or a shard is missing.
-    """
-    variant = choose_variant(_names(folder), eight_bit=eight_bit)
-    if variant is None:
-        raise CheckpointError(f"{folder}: no safetensors weights; fetch or copy the folder again")
-    if variant.missing:
-        raise CheckpointError(
-            f"{folder}: {', '.join(variant.missing)} missing; fetch or copy the folder again"
-        )
-    if len(variant.files) > 1 and variant.index is None:
-        raise CheckpointError(f"{folder}: the shards have no index file; fetch the folder again")
-    return variant
-
-
-def read_config(file: Path) -> dict[str, Any]:
-    """A JSON configuration file; a missing or broken one is a `CheckpointError`."""
+def _commit(reference: Path) -> str:
+    """The commit that a branch or tag of the cache means; empty if that is not known."""
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        return reference.read_text(encoding="ascii").strip()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
+        return ""
     except OSError as error:
-        raise CheckpointError(
-            f"{file}: cannot be read ({error.strerror}); fetch it again"
-        ) from error
-    except ValueError as error:
-        raise CheckpointError(f"{file}: no valid JSON ({error}); fetch it again") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{file}: not a JSON object; fetch it again")
-    return config
-
-
-def _names(folder: Path) -> list[str]:
-    return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-
-
-def _usable(folder: Path, *, eight_bit: bool) -> Variant | None:
-    """The complete set of files that a module would be loaded from; None while one is missing."""
-    names = _names(folder)
-    variant = choose_variant(names, eight_bit=eight_bit)
-    if variant is None or variant.missing or "config.json" not in names:
-        return None
-    return variant if variant.index or len(variant.files) == 1 else None
+        raise unreadable(reference, error) from error
 
 
 def _local_cascade(name: str, folder: Path, components: Collection[str]) -> Location:
-    roots = {root: folder / root for root in ("stage_1", "stage_2", "upscaler")}
-    present = {root: path for root, path in roots.items() if path.is_dir()}
-    if "stage_1" not in present:
+    present = folder_names(folder)
+    roots = {root: folder / root for root in _ROOTS if root in present}
+    if "stage_1" not in roots:
         raise CascadeError(
             f"{folder} is no cascade: it has no stage_1/ folder; "
             "--cascade takes a name or a folder with stage_1/, stage_2/ and upscaler/"
@@ -144,15 +122,44 @@ def _local_cascade(name: str, folder: Path, components: Collection[str]) -> Loca
     parts = {}
     for component in components:
         root, modules, extras = catalog.FOLDERS[component]
-        if root not in present:
+        if root not in roots:
             raise CascadeError(f"{folder} has no {root}/ folder, which {component} needs")
-        measured = tuple(_measure(present[root] / module) for module in modules)
+        measured = tuple(
+            _measure(roots[root] / module, eight_bit=component == catalog.TEXT_ENCODER)
+            for module in modules
+        )
+        _check_extras(roots[root], extras)
         parts[component] = Part(root, None, measured, extras)
+    _check_contents(roots, parts)
     defaults = catalog.DEMO_DEFAULTS if name == catalog.DEMO else catalog.IF_DEFAULTS
-    return Location(Cascade(name, parts, defaults), present)
+    return Location(Cascade(name, parts, defaults), roots)
 
 
-def _published_cascade(cascade: Cascade, revision: str) -> Location:
+def _check_extras(root: Path, extras: tuple[str, ...]) -> None:
+    """Raise `CheckpointError` if a small folder of a local cascade is missing."""
+    for extra in extras:
+        if extra not in folder_names(root):
+            raise CheckpointError(
+                f"{root / extra}: this folder is missing; copy it from where the cascade is from"
+            )
+        if lacks_vocabulary(extra, file_names(root / extra)):
+            raise CheckpointError(
+                f"{root / extra}: it has neither spiece.model nor vocab.json with merges.txt; "
+                "fetch or copy the folder again"
+            )
+
+
+def _check_contents(roots: Mapping[str, Path], parts: Mapping[str, Part]) -> None:
+    """Raise `CheckpointError` if a JSON file that a component reads is broken, or of another network."""
+    check_configurations(roots, parts)
+    for part in parts.values():
+        for folder in (roots[part.root] / extra for extra in part.extras):
+            for name in sorted(file_names(folder)):
+                if name.endswith(".json"):
+                    read_config(folder / name)
+
+
+def _published_cascade(cascade: Cascade, revision: str, components: Collection[str]) -> Location:
     folders = {}
     for part in cascade.parts.values():
         folder = snapshot_folder(part.repository, revision) if part.repository else None
@@ -160,26 +167,40 @@ def _published_cascade(cascade: Cascade, revision: str) -> Location:
             folders[part.root] = folder
     parts = {
         component: replace(
-            part, modules=tuple(_measure_if_here(folders.get(part.root), m) for m in part.modules)
+            part,
+            modules=tuple(
+                _measure_if_here(folders.get(part.root), module, component)
+                for module in part.modules
+            ),
         )
         for component, part in cascade.parts.items()
+        if component in components
     }
-    return Location(replace(cascade, parts=parts), folders)
+    location = Location(replace(cascade, parts=cascade.parts | parts), folders)
+    whole = {
+        component: part
+        for component, part in parts.items()
+        if any(location.folder(component, storage=storage) for storage in ("float16", "int8"))
+    }
+    _check_contents(folders, whole)
+    return location
 
 
-def _measure_if_here(root: Path | None, module: Module) -> Module:
-    if root is None or not any(_usable(root / module.folder, eight_bit=e) for e in (False, True)):
+def _measure_if_here(root: Path | None, module: Module, component: str) -> Module:
+    """A module as its files describe it, as the catalogue does while one is missing."""
+    eight_bit = component == catalog.TEXT_ENCODER
+    if root is None or not usable_variant(root / module.folder, eight_bit=eight_bit):
         return module
-    return _measure(root / module.folder)
+    return _measure(root / module.folder, eight_bit=eight_bit)
 
 
-def _measure(folder: Path) -> Module:
-    """A module as its own files describe it."""
-    eight_bit = not _usable(folder, eight_bit=False) and choose_variant(
-        _names(folder), eight_bit=True
-    )
-    variant = weight_variant(folder, eight_bit=bool(eight_bit))
+def _measure(folder: Path, *, eight_bit: bool) -> Module:
+    """A module as its own files describe it, the 8-bit one only if `eight_bit` and no other is whole."""
+    eight_bit = eight_bit and not usable_variant(folder, eight_bit=False)
+    variant = weight_variant(folder, eight_bit=eight_bit)
     files = [folder / name for name in variant.files]
+    if variant.index:
+        read_config(folder / variant.index)
     config = read_config(folder / "config.json")
     blocks = config.get("block_out_channels", [0])
     if not isinstance(blocks, list) or not isinstance(next(iter(blocks), None), int):

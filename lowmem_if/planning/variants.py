@@ -22,6 +22,10 @@ _INDEX = re.compile(
 PREFERENCE = ("fp16", "bf16", None)
 """The smallest 16-bit files first; the plain (usually float32) ones when there is nothing else."""
 
+_VOCABULARIES = ({"spiece.model"}, {"vocab.json", "merges.txt"}, {"tokenizer.json"})
+SMALL_FILES = (".json", ".txt", ".model")
+"""What is read, and downloaded, of the small folders beside the weights."""
+
 
 @dataclass(frozen=True, slots=True)
 class Variant:
@@ -62,6 +66,11 @@ def choose_variant(names: Iterable[str], *, eight_bit: bool = False) -> Variant 
     variants = find_variants(names)
     order = ("8bit", *PREFERENCE) if eight_bit else PREFERENCE
     return next((variants[name] for name in order if name in variants), None)
+
+
+def lacks_vocabulary(folder: str, names: Iterable[str]) -> bool:
+    """Whether a folder of these files is a tokenizer's without a vocabulary."""
+    return folder == "tokenizer" and not any(needed <= {*names} for needed in _VOCABULARIES)
 
 
 def _variant(name: str | None, matches: list[re.Match[str]], index: str | None) -> Variant:

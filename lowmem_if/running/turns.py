@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 from lowmem_if.errors import CascadeError, DeviceError, RunFolderError
 from lowmem_if.planning import catalog
 from lowmem_if.planning.footprint import stored_bytes
-from lowmem_if.planning.locations import Location, locate, weight_variant
+from lowmem_if.planning.locations import Location, locate
 from lowmem_if.planning.plan import Step
 from lowmem_if.planning.request import ImageTask
 from lowmem_if.planning.units import shorten
@@ -303,17 +303,9 @@ class _Turn:
 
 
 def weights_identity(location: Location, step: Step) -> str:
-    """Which weights and which vocabulary a step works with, by content."""
+    """Which files a step works with, by content: weights, configurations and vocabulary."""
     root = _root(location, step)
-    files = [
-        root / module.folder / name
-        for module in location.cascade.parts[step.component].modules
-        for name in weight_variant(
-            root / module.folder, eight_bit=step.storage_dtype == "int8"
-        ).files
-    ]
-    vocabulary = root / "tokenizer" / "spiece.model"
-    return identity([*files, vocabulary] if vocabulary.is_file() else files)
+    return identity(root, location.files(step.component, storage=step.storage_dtype))
 
 
 def _there(tensor: torch.Tensor | None, file: Path) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 from diffusers import IFPipeline
 
 from lowmem_if.planning.catalog import MAX_TOKENS
-from lowmem_if.planning.locations import read_config
+from lowmem_if.planning.configurations import read_as
 from lowmem_if.planning.plan import Step
 from lowmem_if.stages.pipelines import let_go, loading_device, place
 from lowmem_if.weights.loading import load_text_encoder, load_tokenizer
@@ -65,7 +65,7 @@ def cut_off(tokenizer: Any, text: str) -> str:
 
 
 def _known_words(file: Path) -> dict[str, list[str]]:
-    return read_config(file) if file.is_file() else {}
+    return read_as(file, dict[str, list[str]]) if file.is_file() else {}
 
 
 class TextEncoder:

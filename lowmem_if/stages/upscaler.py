@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, StableDiffusionUpscalePipeline, UNet2DConditionModel
 
-from lowmem_if.planning.locations import read_config
+from lowmem_if.planning.configurations import UpscalerIndex, read_as
 from lowmem_if.planning.plan import Step
 from lowmem_if.stages.pipelines import DrawingStage, OnStep, loading_device
 from lowmem_if.weights.loading import (
@@ -35,7 +35,7 @@ class Upscaler(DrawingStage):
         pipeline = StableDiffusionUpscalePipeline(
             vae, text_encoder, load_tokenizer(root / "tokenizer"), unet,
             load_scheduler(root / "low_res_scheduler"), load_scheduler(root / "scheduler"),
-            max_noise_level=read_config(root / "model_index.json").get("max_noise_level", 350),
+            max_noise_level=read_as(root / "model_index.json", UpscalerIndex).max_noise_level,
         )  # fmt: skip
         if step.vae_tiling:
             vae.enable_tiling()

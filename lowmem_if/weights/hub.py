@@ -12,7 +12,7 @@ from lowmem_if.errors import HubError
 from lowmem_if.planning import catalog
 from lowmem_if.planning.catalog import Cascade
 from lowmem_if.planning.locations import snapshot_folder
-from lowmem_if.planning.variants import choose_variant
+from lowmem_if.planning.variants import SMALL_FILES, choose_variant, lacks_vocabulary
 from lowmem_if.weights.hub_errors import (
     foreign_errors,
     plain_words,
@@ -22,9 +22,6 @@ from lowmem_if.weights.hub_errors import (
 from lowmem_if.weights.hub_transfer import Progress, RepoFiles, fetch, missing_bytes
 
 __all__ = ["Progress", "RepoFiles", "fetch", "list_files", "missing_bytes"]
-
-_SMALL = (".json", ".txt", ".model")
-_VOCABULARIES = ({"spiece.model"}, {"vocab.json", "merges.txt"}, {"tokenizer.json"})
 
 
 def list_files(
@@ -113,7 +110,7 @@ def _select(
             chosen += [f"{module.folder}/{name}" for name in files]
             absent += [f"{module.folder}/{name}" for name in lacking]
         for folder in part.extras:
-            names = {n for n in _in_folder(paths, folder) if n.endswith(_SMALL)}
+            names = {n for n in _in_folder(paths, folder) if n.endswith(SMALL_FILES)}
             chosen += [f"{folder}/{name}" for name in sorted(names)]
             absent += [f"{folder}/{name}" for name in _lacking_extra(folder, names)]
     return list(dict.fromkeys(chosen)), list(dict.fromkeys(absent))
@@ -138,6 +135,6 @@ def _select_module(names: set[str], eight_bit: bool) -> tuple[list[str], list[st
 
 def _lacking_extra(folder: str, names: set[str]) -> list[str]:
     lacking = [] if any(name.endswith("config.json") for name in names) else ["*config.json"]
-    if folder == "tokenizer" and not any(needed <= names for needed in _VOCABULARIES):
+    if lacks_vocabulary(folder, names):
         lacking.append("spiece.model or vocab.json with merges.txt")
     return lacking

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import sentencepiece
 import torch
 import transformers
 
 from lowmem_if.errors import CheckpointError
+from lowmem_if.planning.component_files import file_names, weight_variant
+from lowmem_if.planning.configurations import read_config
 from lowmem_if.planning.headers import read_header
-from lowmem_if.planning.locations import read_config, weight_variant
 from lowmem_if.planning.strategies import QUANTISED
 from lowmem_if.weights.library_repairs import (
     conversion_errors_kept,
@@ -27,9 +29,6 @@ from lowmem_if.weights.library_repairs import (
 from lowmem_if.weights.memory import is_out_of_memory
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-
-_FAILURES = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)
-"""What the loaders raise about files; memory errors among them are passed on as they are."""
 
 
 def load_text_encoder(
@@ -62,19 +61,29 @@ def load_tokenizer(folder: Path) -> Any:
     """The T5 or CLIP tokenizer of a folder.
 
     Raises:
-        CheckpointError: `spiece.model` is missing, or the vocabulary is the dummy one that transformers
-            makes up when sentencepiece or protobuf cannot be used.
+        CheckpointError: `spiece.model` is missing or broken, or the vocabulary is the dummy one that
+            transformers makes up when sentencepiece or protobuf cannot be used.
     """
     kind = read_config(folder / "tokenizer_config.json").get("tokenizer_class", "T5Tokenizer")
-    is_t5 = "T5" in kind
-    if is_t5 and not (folder / "spiece.model").is_file():
-        raise CheckpointError(f"{folder}: spiece.model is missing; fetch or copy the folder again")
+    is_t5 = "T5" in str(kind)
+    if is_t5:
+        _check_vocabulary(folder / "spiece.model")
     cls = transformers.T5Tokenizer if is_t5 else transformers.CLIPTokenizer
     with _told(folder):
         tokenizer = cls.from_pretrained(folder, local_files_only=True)
     if is_t5 and len([t for t in tokenizer.get_vocab() if "extra_id" not in t]) <= _DUMMY_TOKENS:
         raise CheckpointError(f"{folder}: spiece.model holds no vocabulary; fetch the folder again")
     return tokenizer
+
+
+def _check_vocabulary(file: Path) -> None:
+    """Of a broken vocabulary transformers says that tiktoken should be installed."""
+    if file.name not in file_names(file.parent):
+        raise CheckpointError(
+            f"{file.parent}: {file.name} is missing; fetch or copy the folder again"
+        )
+    with _told(file):
+        sentencepiece.SentencePieceProcessor(model_file=str(file))
 
 
 _DUMMY_TOKENS = 4
@@ -159,18 +168,24 @@ def _quantisation(storage: str, dtype: torch.dtype) -> transformers.BitsAndBytes
 
 
 @contextmanager
-def _told(folder: Path) -> Iterator[None]:
-    """Translate what a library says about a folder into one line of ours."""
+def _told(path: Path) -> Iterator[None]:
+    """Translate what a library says about a folder or file into one line of ours.
+
+    The loaders and the languages below them raise whatever they like, plain `Exception` among it;
+    only memory errors are passed on as they are.
+    """
     hidden: list[BaseException] = []
     try:
         with conversion_errors_kept(hidden):
             yield
-    except _FAILURES as error:
+    except CheckpointError:
+        raise
+    except Exception as error:
         if is_out_of_memory(error):
             raise
         for cause in filter(is_out_of_memory, hidden):
             raise cause from error
         line = next((line for line in str(error).splitlines() if line.strip()), repr(error))
         raise CheckpointError(
-            f"{folder}: cannot be loaded ({line.strip()[:200]}); fetch or copy the folder again"
+            f"{path}: cannot be loaded ({line.strip()[:200]}); fetch or copy it again"
         ) from error
