@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,8 @@ import torch
 from torch import nn
 
 import lowmem_if as lm
-from training import loop
+from lowmem_if.planning.locations import DEMO_FOLDER
+from training import architectures, loop
 from training.architectures import picture_scheduler
 from training.diffusion import PixelDiffusion
 from training.judge import both_colours_right, mark
@@ -31,6 +33,8 @@ from training.scenes import (
     random_window,
     render,
 )
+from training.unpack import unpack
+from training.words import Words
 
 ROOT = Path(__file__).parents[1]
 
@@ -113,6 +117,14 @@ def test_a_perfect_answer_costs_nothing_at_any_noise() -> None:
     assert torch.equal(noisy, scheduler.add_noise(clean, noise, steps))
 
 
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled cascade's checkpoints."""
+    folder = tmp_path_factory.mktemp("unpacked")
+    unpack(DEMO_FOLDER, folder)
+    return folder
+
+
 def small_network() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GELU(), nn.Conv2d(8, 3, 1))
@@ -160,6 +172,32 @@ def test_muon_moves_the_kernels_themselves() -> None:
     spread = torch.linalg.svdvals(kernel.flatten(1).detach())
     assert spread.max() / spread.min() < 3  # an orthogonal update, as AdamW's would not be
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("part", "make"),
+    [
+        ("stage_1", architectures.stage_1_unet),
+        ("stage_2", architectures.stage_2_unet),
+        ("vae", architectures.upscaler_vae),
+        ("upscaler", architectures.upscaler_unet),
+    ],
+)
+def test_the_bundled_cascade_can_be_trained_further(
+    unpacked: Path, part: str, make: Callable[[], nn.Module]
+) -> None:
+    """It is of the networks drawn here, and unpacks into checkpoints that a training carries on."""
+    plan = loop.Plan(unpacked / f"{part}.pt", steps=0, rate=1e-3)
+    training = loop.Training(make(), plan)
+    assert training.seconds == 0
+    saved = torch.load(plan.checkpoint, weights_only=True)["network"]
+    assert all(torch.equal(saved[k], v) for k, v in training.smooth.state_dict().items())
+
+
+def test_the_bundled_vocabulary_and_encoder_unpack_too(unpacked: Path) -> None:
+    """Captions become states of the width that the U-Nets read."""
+    states = Words(unpacked).states(["a red circle on a blue background"])
+    assert states.shape == (1, 77, architectures.TEXT_WIDTH)
 
 
 def test_the_one_command_trains_every_part_and_exports_a_cascade_that_runs(tmp_path: Path) -> None:

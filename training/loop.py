@@ -81,7 +81,8 @@ class Training:
         state = torch.load(self.plan.checkpoint, map_location="cpu", weights_only=True)
         self.network.load_state_dict(state["network"])
         self.smooth.load_state_dict(state["smooth"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        if "optimiser" in state:  # unpacked checkpoints have none
+            self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.seconds, self.figures = state["step"], state["seconds"], state["figures"]
 
     def save(self) -> None:
