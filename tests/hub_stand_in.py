@@ -65,6 +65,7 @@ class Faults:
     Attributes:
         cut, reset, stall: bytes after which the connection ends, is reset, or says no more until
             `go_on` is set; once each.
+        farewell: the Hub is gone before the connection of a `cut` ends, so that no retry is too quick.
         short: bytes after which the body ends as if that were all of it.
         claimed: size that the Hub says the file has.
         damaged: files that arrive with other bytes.
@@ -77,6 +78,7 @@ class Faults:
     cut: dict[str, int] = field(default_factory=dict)
     reset: dict[str, int] = field(default_factory=dict)
     stall: dict[str, int] = field(default_factory=dict)
+    farewell: bool = False
     short: dict[str, int] = field(default_factory=dict)
     claimed: dict[str, int] = field(default_factory=dict)
     damaged: set[str] = field(default_factory=set)
@@ -293,6 +295,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(body[stop:])
         except OSError:
             end = "cut"
+        if end == "cut" and self.stand_in.faults.farewell:
+            self.stand_in.stop()
         if end == "reset":
             # A reset throws away what the other side has not read yet: leave it a moment.
             time.sleep(0.3)

@@ -187,7 +187,7 @@ def test_weights_that_changed_since_are_refused(tiny: Path, tmp_path: Path) -> N
     weights.write_bytes(content)
     (folder.path / "0000.png").unlink()
     (folder.path / "stage_1" / "0000.safetensors").unlink()
-    with pytest.raises(RunFolderError, match="weights of stage_1 have changed"):
+    with pytest.raises(RunFolderError, match="files of stage_1 have changed"):
         run_here(plan, folder.path)
 
 

@@ -124,8 +124,8 @@ def test_a_known_error_of_the_worker_is_the_callers_own(
     """What the worker could tell in words arrives as the same exception here."""
     folder = RunFolder.for_plan(tmp_path / "run", plan_of(tiny, size=64))
     folder.prepare()
-    folder.check_weights("text_encoder", "another identity")
-    with pytest.raises(RunFolderError, match="weights of text_encoder have changed"):
+    folder.keep_weights("text_encoder", "another identity")
+    with pytest.raises(RunFolderError, match="files of text_encoder have changed"):
         run(folder.plan, folder.path)
 
 

@@ -215,14 +215,18 @@ class RunFolder:
         return True
 
     def check_weights(self, component: str, identity: str) -> None:
-        """Remember which weights a component has; `RunFolderError` if they are others now."""
-        known = self._record["weights"].setdefault(component, identity)
-        if known != identity:
+        """Raise `RunFolderError` if a component's files are not those that it worked with before."""
+        if self._record["weights"].get(component, identity) != identity:
             raise RunFolderError(
-                f"the weights of {component} have changed since {self.path} was begun: "
+                f"the files of {component} have changed since {self.path} was begun: "
                 "put the old ones back or start a new folder"
             )
-        self._save()
+
+    def keep_weights(self, component: str, identity: str) -> None:
+        """Remember which files a component works with, before its first result."""
+        if self._record["weights"].get(component) != identity:
+            self._record["weights"][component] = identity
+            self._save()
 
     def replace_step(self, step: Step, why: str) -> None:
         """Go on with another step in place of the one of the same component; keep why."""

@@ -136,7 +136,9 @@ class _Turn:
 
         def load() -> C:
             with self._recorder.loading(weight_bytes):
-                return make(self._root, step, *args)
+                component = make(self._root, step, *args)
+            self._folder.keep_weights(step.component, self._weights)  # they could be used
+            return component
 
         with alive(
             load, device=step.device, weight_bytes=weight_bytes, on_release=self._keep_release
@@ -155,6 +157,7 @@ class _Turn:
         for text in texts:
             kept = cache.get(cleaned[text].text)
             if kept is not None:
+                self._folder.keep_weights(catalog.TEXT_ENCODER, self._weights)
                 self._folder.write(self._folder.embedding_file(text), tensor_bytes(kept))
         missing = [t for t in texts if load_tensor(self._folder.embedding_file(t)) is None]
         if not missing:
