@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -142,12 +143,14 @@ def main() -> None:
     parser.add_argument("--count", type=int)
     parser.add_argument("--scenes", type=int, default=SCENES_SEED, help="seed of the scenes")
     parser.add_argument("--sheet", type=Path, help="also write the pictures here")
-    parser.add_argument("options", nargs="*", help="of `lowmem-if generate`, behind --")
-    chosen = parser.parse_args()
+    # argparse would give what follows -- to the first argument that takes any number.
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    options = sys.argv[end + 1 :]
+    chosen = parser.parse_args(sys.argv[1:end])
     measure, count, things = MEASURES[chosen.what]
     scenes = held_out_scenes(chosen.count or count, things, chosen.scenes)
     with tempfile.TemporaryDirectory() as scratch:
-        trial = Trial(chosen.cascade, scenes, Path(scratch) / "run", chosen.options)
+        trial = Trial(chosen.cascade, scenes, Path(scratch) / "run", options)
         found, pictures = measure(trial)
     rounded = {name: round(value, 3) for name, value in found.items()}
     print(json.dumps({"what": chosen.what, "scenes": len(scenes), **rounded}))
