@@ -17,7 +17,8 @@ RIM = {
     "conv_in", "conv_out", "quant_conv", "post_quant_conv",
     "time_embedding", "add_embedding", "encoder_hid_proj",
 }  # fmt: skip
-"""First and last layers, which Muon's author leaves to AdamW, and what the clock goes through."""
+"""First and last layers, which Muon's author leaves to AdamW, and the ways in of clock and words: there
+a constant that AdamW moves outgrew what Muon moved (docs/log.md)."""
 MATRIX_RATE = 0.02
 
 

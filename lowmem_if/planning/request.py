@@ -15,7 +15,7 @@ from lowmem_if.planning.catalog import StageDefaults
 from lowmem_if.planning.locations import existing_folder
 
 _MAX_SEED = 2**63 - 1
-_MAX_STEPS = {catalog.UPSCALER: 999}
+_MAX_STEPS = {catalog.STAGE_1: 1000, catalog.STAGE_2: 1000, catalog.UPSCALER: 999}
 """The schedulers have 1000 training timesteps; the upscaler's begins one later (`steps_offset`)."""
 _KINDS = {
     "negative_prompt": str,
@@ -129,9 +129,7 @@ class Request:
         if given is None:
             return None
         steps = tuple(
-            _whole(
-                "steps", count, 1, _MAX_STEPS.get(stage if stage in self.components else "", 1000)
-            )
+            _whole("steps", count, 1, _MAX_STEPS[stage] if stage in self.components else 1000)
             for stage, count in zip(catalog.IMAGE_STAGES, given, strict=True)
         )
         if self.timesteps and (len(set(steps)) > 1 or catalog.UPSCALER not in self.components):
