@@ -111,8 +111,8 @@ def test_the_published_8bit_file_gives_the_right_embeddings(
     assert relative_error(embed(published_8bit, "text_encoder=resident:int8"), embed(tiny)) < 0.04
 
 
-def test_the_8bit_repair_is_still_needed(tiny: Path, published_8bit: Path) -> None:
-    """If this fails, transformers reads the 8-bit layout by itself: delete `declare_eight_bit`."""
+def test_transformers_still_misreads_the_8bit_file(tiny: Path, published_8bit: Path) -> None:
+    """The recipe's own `variant="8bit"`: scales are ignored and the embeddings are garbage."""
     folder = published_8bit / "stage_1" / "text_encoder"
     plain, info = transformers.T5EncoderModel.from_pretrained(
         folder, variant="8bit", output_loading_info=True, dtype=torch.float32

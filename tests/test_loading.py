@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from runs import plan_of, run_here
 from safetensors.torch import load_file, save_file
+from transformers import BitsAndBytesConfig, CLIPTextModel, T5EncoderModel
 
 from lowmem_if.errors import CheckpointError
-from lowmem_if.weights.loading import load_text_encoder
+from lowmem_if.weights.library_repairs import repaired_safety_checker
+from lowmem_if.weights.loading import (
+    load_clip_text,
+    load_diffusers_model,
+    load_safety_checker,
+    load_text_encoder,
+)
+from lowmem_if.weights.reading import Reader
 
 UNET = "stage_1/unet/diffusion_pytorch_model.fp16.safetensors"
 SHARD = "stage_1/text_encoder/model.fp16-00002-of-00003.safetensors"
@@ -137,20 +148,28 @@ def test_a_run_that_met_broken_weights_goes_on_once_they_are_mended(
     assert run_here(plan, tmp_path / "run").images
 
 
-@pytest.mark.parametrize("storage", ["int8", "nf4"])
-def test_memory_that_runs_out_while_quantising_is_told_as_that(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch, storage: str
+@pytest.mark.parametrize("storage", ["float32", "int8", "nf4"])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
+def test_memory_that_runs_out_while_loading_is_told_as_that(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, storage: str, error: type[Exception]
 ) -> None:
-    """transformers swallows the exception; it comes out all the same, so that the ladder can answer."""
-    from transformers.integrations import bitsandbytes
-
-    def exhausted(*_args: object, **_options: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    monkeypatch.setattr(bitsandbytes.Bnb8bitQuantize, "convert", exhausted)
-    monkeypatch.setattr(bitsandbytes.Bnb4bitQuantize, "convert", exhausted)
-    with pytest.raises(torch.OutOfMemoryError):
+    """The threads' exception comes out as it is, so that the ladder can answer."""
+    fail_after(3, error, monkeypatch)
+    with pytest.raises(error):
         load_text_encoder(tiny / "stage_1", storage=storage, compute="float32", device="cpu")
+    assert not [thread for thread in threading.enumerate() if "loader" in thread.name]
+
+
+def fail_after(reads: int, error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reads after so many raise the error."""
+    real, left = Reader.read, iter(range(reads))
+
+    def read(self: Reader, *args: Any, **options: Any) -> None:
+        if next(left, None) is None:
+            raise error("no memory left")
+        real(self, *args, **options)
+
+    monkeypatch.setattr(Reader, "read", read)
 
 
 @pytest.mark.parametrize("storage", ["int8", "nf4"])
@@ -170,3 +189,118 @@ def test_an_encoder_planned_for_the_cpu_stays_there_beside_an_accelerator(
     monkeypatch.setattr(HfQuantizer, "preprocess_model", spy)
     load_text_encoder(tiny / "stage_1", storage=storage, compute="float32", device="cpu")
     assert asked == [{"": "cpu"}]
+
+
+# --- what comes out equals what the libraries' loaders give -----------------------------------------
+
+
+def assert_same(ours: torch.nn.Module, theirs: torch.nn.Module) -> None:
+    """Names, types, shapes and bits of every parameter and buffer; ties and modes too."""
+    for kind in ("named_parameters", "named_buffers"):
+        left = dict(getattr(ours, kind)(remove_duplicate=False))
+        right = dict(getattr(theirs, kind)(remove_duplicate=False))
+        assert left.keys() == right.keys()
+        for name, tensor in right.items():
+            assert left[name].dtype == tensor.dtype, name
+            assert torch.equal(left[name], tensor), name
+            assert not left[name].requires_grad, name
+    assert len(list(ours.parameters())) == len(list(theirs.parameters()))
+    assert type(ours) is type(theirs)
+    assert not any(module.training for module in ours.modules())
+
+
+DIFFUSERS = [
+    ("stage_1/unet", UNet2DConditionModel),
+    ("stage_2/unet", UNet2DConditionModel),
+    ("upscaler/unet", UNet2DConditionModel),
+    ("upscaler/vae", AutoencoderKL),
+]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize(("folder", "cls"), DIFFUSERS)
+def test_a_diffusers_network_equals_from_pretrained(
+    tiny: Path, folder: str, cls: Any, dtype: str
+) -> None:
+    """Tensor for tensor, in every number type."""
+    ours = load_diffusers_model(tiny / folder, cls, dtype=dtype, device="cpu")
+    theirs = cls.from_pretrained(tiny / folder, variant="fp16", torch_dtype=getattr(torch, dtype))
+    assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_the_text_encoders_equal_from_pretrained(tiny: Path, dtype: str) -> None:
+    """T5 with its tied embedding and its `wo`, and CLIP under its old names."""
+    ours = load_text_encoder(tiny / "stage_1", storage=dtype, compute=dtype, device="cpu")
+    options = {"variant": "fp16", "dtype": getattr(torch, dtype)}
+    assert_same(ours, T5EncoderModel.from_pretrained(tiny / "stage_1/text_encoder", **options))
+    assert ours.encoder.embed_tokens.weight is ours.shared.weight
+    clip = load_clip_text(tiny / "upscaler/text_encoder", dtype=dtype, device="cpu")
+    assert_same(clip, CLIPTextModel.from_pretrained(tiny / "upscaler/text_encoder", **options))
+
+
+@pytest.mark.parametrize("compute", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("storage", ["int8", "nf4"])
+def test_a_quantised_text_encoder_equals_from_pretrained(
+    tiny: Path, storage: str, compute: str
+) -> None:
+    """Codes, scales and what is left alone, in every compute type."""
+    ours = load_text_encoder(tiny / "stage_1", storage=storage, compute=compute, device="cpu")
+    dtype = getattr(torch, compute)
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    settings = BitsAndBytesConfig(**({"load_in_8bit": True} if storage == "int8" else four))
+    theirs = T5EncoderModel.from_pretrained(
+        tiny / "stage_1/text_encoder",
+        variant="fp16",
+        dtype=dtype,
+        quantization_config=settings,
+        device_map={"": "cpu"},
+    )
+    assert_same(ours, theirs)
+    for name, layer in theirs.named_modules():
+        mine = ours.get_submodule(name)
+        assert type(mine) is type(layer), name
+        if type(layer).__name__ == "Linear8bitLt":
+            assert torch.equal(mine.weight.SCB, layer.weight.SCB), name
+        if type(layer).__name__ == "Linear4bit":
+            assert torch.equal(mine.weight.quant_state.absmax, layer.weight.quant_state.absmax)
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        assert torch.equal(ours(ids)[0], theirs(ids)[0])
+
+
+def test_the_safety_checker_equals_from_pretrained(tiny: Path) -> None:
+    """In float32, its heads included."""
+    folder = tiny / "stage_1/safety_checker"
+    ours = load_safety_checker(folder)
+    theirs = repaired_safety_checker().from_pretrained(folder, variant="fp16", dtype=torch.float32)
+    assert_same(ours, theirs)
+
+
+def test_a_loaded_module_keeps_no_file_open(tiny: Path) -> None:
+    """Neither a handle nor a mapping of the weights is left, even while the module lives."""
+    unet = load_diffusers_model(
+        tiny / "stage_1/unet", UNet2DConditionModel, dtype="float16", device="cpu"
+    )
+    assert str(tiny) not in Path("/proc/self/maps").read_text()
+    handles = [str(link.resolve()) for link in Path("/proc/self/fd").iterdir()]
+    assert not [handle for handle in handles if str(tiny) in handle]
+    assert next(unet.parameters()).is_contiguous()
+
+
+def test_attention_under_the_names_of_old_files_is_found(tiny: Path, tmp_path: Path) -> None:
+    """The published x4 autoencoder calls its attention's layers query, key, value, proj_attn."""
+    folder = tmp_path / "vae"
+    vae = AutoencoderKL(
+        block_out_channels=[8], norm_num_groups=2, sample_size=8, mid_block_add_attention=True
+    )
+    vae.save_pretrained(folder)
+    file = folder / "diffusion_pytorch_model.safetensors"
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = load_file(file)
+    for new, name in old.items():
+        tensors = {key.replace(new, name): tensor for key, tensor in tensors.items()}
+    assert "encoder.mid_block.attentions.0.query.weight" in tensors
+    save_file(tensors, file, metadata={"format": "pt"})
+    ours = load_diffusers_model(folder, AutoencoderKL, dtype="float32", device="cpu")
+    assert_same(ours, vae.eval().requires_grad_(False))

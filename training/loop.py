@@ -188,10 +188,17 @@ def arguments(
     parser.add_argument("--folder", type=Path, default=Path("build/demo"), help="checkpoints")
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--rate", type=float, default=rate)
+    parser.add_argument("--matrix-rate", type=float, default=MATRIX_RATE, help="Muon's")
+    parser.add_argument("--decay", type=float, default=decay, help="share of steps to slow down in")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     chosen.plan = Plan(
-        chosen.folder / checkpoint, chosen.steps, chosen.rate, chosen.seed, decay=decay
+        chosen.folder / checkpoint,
+        chosen.steps,
+        chosen.rate,
+        chosen.seed,
+        decay=chosen.decay,
+        matrix_rate=chosen.matrix_rate,
     )
     torch.set_num_threads(1)
     torch.manual_seed(chosen.seed)

@@ -37,7 +37,7 @@ PLACES = {
 }
 PALETTE_TENSOR = torch.tensor([PALETTE[name] for name in COLOURS]).float() / 127.5 - 1
 
-TWO_OBJECTS_SHARE = 0.3
+TWO_OBJECTS_SHARE = 0.55
 LARGEST_OF_TWO = 0.2  # so that two things never touch
 PLACED_SHARE = 0.45
 MARGIN = 0.03

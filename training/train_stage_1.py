@@ -17,6 +17,9 @@ from training.words import Words
 SMALL_STEPS = 1800
 SMALL_SIDE, SMALL_BATCH = 32, 32
 FULL_SIDE, FULL_BATCH = 64, 16
+EARLY_SHARE, EARLY_FROM = 0.4, 650
+"""There it is decided which of two things gets which colour: swapping them in the words cost 4 to 11 %
+more error at steps 700 to 900 of a half-trained network, 1 % at step 400."""
 
 
 def loss_of_step(words: Words) -> loop.LossOfStep:
@@ -29,7 +32,7 @@ def loss_of_step(words: Words) -> loop.LossOfStep:
         scenes = [random_scene(lots.scenes) for _ in range(batch)]
         states = words.states(words.captions(scenes, lots.scenes))
         clean = render(scenes, side)
-        times = torch.randint(0, 1000, (batch,), generator=lots.noise)
+        times = _times(batch, lots.noise)
         noise = uneven_noise(clean.shape, lots.noise, share=0.4, strength=0.1)
         noisy = diffusion.mix(clean, noise, times)
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -41,6 +44,13 @@ def loss_of_step(words: Words) -> loop.LossOfStep:
         return total, {"mse": plain.item(), "weighted": weighted.item(), "bound": variance.item()}
 
     return loss
+
+
+def _times(count: int, generator: torch.Generator) -> torch.Tensor:
+    """Steps of the schedule, `EARLY_SHARE` of them among the noisiest."""
+    times = torch.randint(0, 1000, (count,), generator=generator)
+    early = torch.rand(count, generator=generator) < EARLY_SHARE
+    return torch.where(early, EARLY_FROM + times * (1000 - EARLY_FROM) // 1000, times)
 
 
 def main() -> None:

@@ -26,11 +26,12 @@ _MAX_HEADER_BYTES = 100_000_000
 
 @dataclass(frozen=True, slots=True)
 class TensorHeader:
-    """One tensor of a file: `dtype` in safetensors' spelling, `shape`, `size_bytes`."""
+    """One tensor of a file: `dtype` in safetensors' spelling, `shape`, and where its bytes lie."""
 
     dtype: str
     shape: tuple[int, ...]
     size_bytes: int
+    offset: int = 0
 
     @property
     def numbers(self) -> int:
@@ -62,10 +63,12 @@ def read_header(file: Path) -> dict[str, TensorHeader]:
         raise unreadable(file, error) from error
     except (ValueError, RecursionError) as error:
         raise _broken(file, f"its header is no JSON ({error})") from error
-    return _checked(file, header, data_bytes=size - 8 - length)
+    return _checked(file, header, data_offset=8 + length, data_bytes=size - 8 - length)
 
 
-def _checked(file: Path, header: Any, data_bytes: int) -> dict[str, TensorHeader]:
+def _checked(
+    file: Path, header: Any, *, data_offset: int, data_bytes: int
+) -> dict[str, TensorHeader]:
     if not isinstance(header, dict):
         raise _broken(file, "its header is not a table of tensors")
     header.pop("__metadata__", None)
@@ -74,7 +77,8 @@ def _checked(file: Path, header: Any, data_bytes: int) -> dict[str, TensorHeader
     for name, entry in header.items():
         try:
             start, end = entry["data_offsets"]
-            tensor = TensorHeader(entry["dtype"], tuple(map(int, entry["shape"])), end - start)
+            shape = tuple(map(int, entry["shape"]))
+            tensor = TensorHeader(entry["dtype"], shape, end - start, data_offset + start)
             expected = tensor.numbers * ITEM_BYTES[tensor.dtype]
             sane = start >= 0 and all(side >= 0 for side in tensor.shape)
         except (KeyError, TypeError, ValueError, OverflowError) as error:

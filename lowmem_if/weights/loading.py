@@ -1,7 +1,8 @@
-"""Component folders -> modules, by the libraries' own loaders; every failure told in plain words.
+"""Component folders -> modules in memory; every failure told in plain words.
 
-Headers are read and checked before a byte is allocated, and what the loader could not match is an
-error here: transformers and diffusers would fill missing weights with noise and go on.
+Networks are built without weights and filled a tensor at a time (`skeletons.py`, `filling.py`), which
+gives what the libraries' `from_pretrained` gives without holding anything twice. What does not match the
+configuration is an error: transformers and diffusers would fill missing weights with noise and go on.
 """
 
 from __future__ import annotations
@@ -17,16 +18,20 @@ import torch
 import transformers
 
 from lowmem_if.errors import CheckpointError
-from lowmem_if.planning.component_files import file_names, weight_variant
+from lowmem_if.planning.component_files import file_names
 from lowmem_if.planning.configurations import read_config
-from lowmem_if.planning.headers import read_header
 from lowmem_if.planning.strategies import QUANTISED
-from lowmem_if.weights.library_repairs import (
-    conversion_errors_kept,
-    declare_eight_bit,
-    repaired_safety_checker,
-)
+from lowmem_if.weights.checkpoint import Checkpoint
+from lowmem_if.weights.filling import fill
+from lowmem_if.weights.library_repairs import repaired_safety_checker
 from lowmem_if.weights.memory import is_out_of_memory
+from lowmem_if.weights.skeletons import (
+    diffusers_skeleton,
+    move_buffers,
+    quantised_skeleton,
+    slots,
+    transformers_skeleton,
+)
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -37,24 +42,22 @@ def load_text_encoder(
     """The T5 encoder of `root/text_encoder`, on `device`, in evaluation mode.
 
     `int8` takes the published 8-bit file if it is there and quantises the 16-bit files if not; `nf4`
-    always quantises. Everything that is not quantised is in `compute`.
+    always quantises. Everything that is not quantised is in `compute`, but for T5's `wo`, which
+    transformers keeps in float32 beside float16.
 
     Raises:
         CheckpointError: a file is missing or broken, or does not match the configuration.
     """
     folder = root / "text_encoder"
-    variant = weight_variant(folder, eight_bit=storage == "int8")
-    kwargs: dict[str, Any] = {"dtype": DTYPES[compute if storage in QUANTISED else storage]}
+    dtype = DTYPES[compute if storage in QUANTISED else storage]
     with _told(folder):
         config = transformers.T5Config(**read_config(folder / "config.json"))
-        if variant.name == "8bit":
-            config = declare_eight_bit(config)
-        elif storage in QUANTISED:
-            kwargs["quantization_config"] = _quantisation(storage, kwargs["dtype"])
-        if device != "cpu" or storage in QUANTISED:
-            # Without a map the quantisers would choose an accelerator by themselves.
-            kwargs["device_map"] = {"": device}
-        return _load(transformers.T5EncoderModel, folder, variant.name, config=config, **kwargs)
+        if storage in QUANTISED:
+            settings = _quantisation(storage, dtype)
+            skeleton = quantised_skeleton(transformers.T5EncoderModel, config, settings, dtype)
+        else:
+            skeleton = transformers_skeleton(transformers.T5EncoderModel, config)
+        return _filled(skeleton, folder, dtype, device, eight_bit=storage == "int8")
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -92,21 +95,19 @@ _DUMMY_TOKENS = 4
 
 def load_diffusers_model(folder: Path, cls: Any, *, dtype: str, device: str) -> Any:
     """A UNet or VAE of a diffusers folder in `dtype` on `device`, in evaluation mode."""
-    variant = weight_variant(folder)
-    read_config(folder / "config.json")
-    placed: dict[str, Any] = {} if device == "cpu" else {"device_map": {"": device}}
+    config = read_config(folder / "config.json")
     with _told(folder):
-        return _load(cls, folder, variant.name, torch_dtype=DTYPES[dtype], **placed)
+        return _filled(diffusers_skeleton(cls, config), folder, DTYPES[dtype], device)
 
 
 def load_clip_text(folder: Path, *, dtype: str, device: str) -> transformers.CLIPTextModel:
     """The upscaler's own text encoder in `dtype` on `device`, in evaluation mode."""
-    return _load_transformers(transformers.CLIPTextModel, folder, dtype).to(device)
+    return _load_transformers(transformers.CLIPTextModel, folder, dtype, device)
 
 
 def load_safety_checker(folder: Path) -> Any:
     """IF's safety checker in float32 on the CPU, in evaluation mode."""
-    return _load_transformers(repaired_safety_checker(), folder, "float32")
+    return _load_transformers(repaired_safety_checker(), folder, "float32", "cpu")
 
 
 def load_watermarker(folder: Path) -> Any:
@@ -134,29 +135,19 @@ def load_scheduler(folder: Path) -> Any:
         return cls.from_pretrained(folder)
 
 
-def _load_transformers(cls: Any, folder: Path, dtype: str) -> Any:
-    variant = weight_variant(folder)
-    read_config(folder / "config.json")
+def _load_transformers(cls: Any, folder: Path, dtype: str, device: str) -> Any:
+    config = cls.config_class(**read_config(folder / "config.json"))
     with _told(folder):
-        return _load(cls, folder, variant.name, dtype=DTYPES[dtype])
+        return _filled(transformers_skeleton(cls, config), folder, DTYPES[dtype], device)
 
 
-def _load(cls: Any, folder: Path, variant: str | None, **kwargs: Any) -> Any:
-    for file in weight_variant(folder, eight_bit=variant == "8bit").files:
-        read_header(folder / file)
-    model, info = cls.from_pretrained(
-        folder, variant=variant, local_files_only=True, use_safetensors=True,
-        output_loading_info=True, **kwargs,
-    )  # fmt: skip
-    for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-        if info.get(kind):
-            first = sorted(map(str, info[kind]))[0]
-            what = kind.removesuffix("_keys")
-            raise CheckpointError(
-                f"{folder}: {len(info[kind])} {what} weights, first {first}; "
-                "its files are not those of its config.json: fetch or copy the folder again"
-            )
-    return model.eval()
+def _filled(
+    skeleton: Any, folder: Path, dtype: torch.dtype, device: str, *, eight_bit: bool = False
+) -> Any:
+    """The skeleton with its weights on `device`, its unsaved buffers too."""
+    with Checkpoint.of_folder(folder, eight_bit=eight_bit) as checkpoint:
+        fill(skeleton, checkpoint, slots(skeleton, checkpoint, dtype), device)
+    return move_buffers(skeleton, device)
 
 
 def _quantisation(storage: str, dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
@@ -174,17 +165,13 @@ def _told(path: Path) -> Iterator[None]:
     The loaders and the languages below them raise whatever they like, plain `Exception` among it;
     only memory errors are passed on as they are.
     """
-    hidden: list[BaseException] = []
     try:
-        with conversion_errors_kept(hidden):
-            yield
+        yield
     except CheckpointError:
         raise
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        for cause in filter(is_out_of_memory, hidden):
-            raise cause from error
         line = next((line for line in str(error).splitlines() if line.strip()), repr(error))
         raise CheckpointError(
             f"{path}: cannot be loaded ({line.strip()[:200]}); fetch or copy it again"

@@ -1,0 +1,64 @@
+"""From a file's bytes to numbers of another type in memory that is already there, a little at a time.
+
+Blocks are kept just under the size from which torch would share a copy among its threads: several
+readers, or a reader beside a computation, then do not fight over the cores. Between the 16-bit types
+the way leads through float32, which is exact and, measured, 2.6 times faster than torch's direct way.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from lowmem_if.weights.checkpoint import Checkpoint, Stored
+
+_BLOCK = 32_704
+"""Numbers cast at once: a multiple of 64 below torch's grain of 32,768."""
+
+_READ_BYTES = 16 * 2**20
+"""Bytes read at once where nothing is cast; between reads a reader can be stopped."""
+
+_SIXTEEN_BIT = {torch.float16, torch.bfloat16}
+
+
+class Reader:
+    """Reads tensors of one checkpoint into given memory; each thread has its own.
+
+    Its scratch memory is half a megabyte, whatever is read.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._single = torch.empty(_BLOCK, dtype=torch.float32)
+        self._raw = torch.empty(_BLOCK * 8, dtype=torch.uint8)
+
+    def read(self, stored: Stored, out: torch.Tensor, first: int = 0) -> None:
+        """Fill `out`, contiguous on the CPU, with numbers of the tensor from number `first` on.
+
+        Raises:
+            CheckpointError: the file cannot be read or has become shorter.
+        """
+        flat = out.reshape(-1)
+        if flat.dtype == stored.dtype:
+            self._copy(stored, flat, first)
+            return
+        item = stored.dtype.itemsize
+        detour = {flat.dtype, stored.dtype} == _SIXTEEN_BIT
+        for start in range(0, flat.numel(), _BLOCK):
+            part = flat[start : start + _BLOCK]
+            raw = self._raw[: part.numel() * item]
+            self._checkpoint.read_into(_bytes_of(raw), stored, (first + start) * item)
+            numbers = raw.view(stored.dtype)
+            if detour:
+                single = self._single[: part.numel()]
+                numbers = single.copy_(numbers)
+            part.copy_(numbers)
+
+    def _copy(self, stored: Stored, flat: torch.Tensor, first: int) -> None:
+        target, skipped = _bytes_of(flat.view(torch.uint8)), first * stored.dtype.itemsize
+        for start in range(0, len(target), _READ_BYTES):
+            piece = target[start : start + _READ_BYTES]
+            self._checkpoint.read_into(piece, stored, skipped + start)
+
+
+def _bytes_of(flat: torch.Tensor) -> memoryview:
+    return memoryview(flat.numpy())
