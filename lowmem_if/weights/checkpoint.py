@@ -157,7 +157,10 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """The tensor as a view of the mapped file: read-only, and no byte is read yet."""
-        stored = self._stored[name]
+        return self.view(self._stored[name])
+
+    def view(self, stored: Stored) -> torch.Tensor:
+        """The same, of a tensor whose place is known."""
         if not stored.size_bytes:
             return torch.empty(stored.shape, dtype=stored.dtype)
         with warnings.catch_warnings():
@@ -187,13 +190,9 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         """
         self._files[stored.file].read_into(target, stored.header.offset + start)
 
-    def map(self, stored: Stored) -> mmap.mmap:
-        """The mapping that a tensor lies in."""
-        return self._files[stored.file].map()
-
-    def drop_cache(self, file: int, offset: int, size: int) -> None:
-        """Let the system drop cached pages of a file (not those that are mapped and in use)."""
-        self._files[file].drop_cache(offset, size)
+    def drop_cache(self, stored: Stored) -> None:
+        """Let the system drop a tensor's cached pages (not those that are mapped and in use)."""
+        self._files[stored.file].drop_cache(stored.header.offset, stored.size_bytes)
 
     def check(self) -> None:
         """Whether all files are still the ones that were opened.

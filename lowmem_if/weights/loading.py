@@ -16,6 +16,7 @@ import diffusers
 import sentencepiece
 import torch
 import transformers
+from transformers.models.t5.modeling_t5 import T5Block
 
 from lowmem_if.errors import CheckpointError
 from lowmem_if.planning.component_files import file_names
@@ -32,6 +33,7 @@ from lowmem_if.weights.skeletons import (
     slots,
     transformers_skeleton,
 )
+from lowmem_if.weights.streaming import Streamed
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -58,6 +60,23 @@ def load_text_encoder(
         else:
             skeleton = transformers_skeleton(transformers.T5EncoderModel, config)
         return _filled(skeleton, folder, dtype, device, eight_bit=storage == "int8")
+
+
+def stream_text_encoder(
+    root: Path, *, dtype: str, device: str, resident_bytes: int = 0
+) -> Streamed:
+    """The T5 encoder of `root/text_encoder`, one block at a time from its files."""
+    folder = root / "text_encoder"
+    with _told(folder):
+        config = transformers.T5Config(**read_config(folder / "config.json"))
+        return Streamed(
+            transformers_skeleton(transformers.T5EncoderModel, config),
+            Checkpoint.of_folder(folder),
+            DTYPES[dtype],
+            device,
+            resident_bytes=resident_bytes,
+            whole=(T5Block,),
+        )
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -98,6 +117,22 @@ def load_diffusers_model(folder: Path, cls: Any, *, dtype: str, device: str) -> 
     config = read_config(folder / "config.json")
     with _told(folder):
         return _filled(diffusers_skeleton(cls, config), folder, DTYPES[dtype], device)
+
+
+def stream_diffusers_model(
+    folder: Path, cls: Any, *, dtype: str, device: str, resident_bytes: int = 0
+) -> Streamed:
+    """A UNet or VAE whose weights stay in its files, but for `resident_bytes` of them."""
+    config = read_config(folder / "config.json")
+    with _told(folder):
+        skeleton = diffusers_skeleton(cls, config)
+        return Streamed(
+            skeleton,
+            Checkpoint.of_folder(folder),
+            DTYPES[dtype],
+            device,
+            resident_bytes=resident_bytes,
+        )
 
 
 def load_clip_text(folder: Path, *, dtype: str, device: str) -> transformers.CLIPTextModel:

@@ -1,0 +1,33 @@
+"""One piece of memory, given out and taken back in parts: streamed weights never touch fresh pages."""
+
+from __future__ import annotations
+
+ALIGNMENT = 256
+"""Of every part, in bytes: no kernel asks for more."""
+
+
+def aligned(size: int) -> int:
+    """The bytes that a tensor of `size` bytes takes in an arena."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+class Arena:
+    """Offsets in a piece of memory of `size` bytes; the memory itself is somebody else's."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._taken: list[tuple[int, int]] = []
+
+    def take(self, size: int) -> int | None:
+        """The offset of `size` free bytes, the first that fit; None if nowhere so many lie together."""
+        size, start = aligned(size), 0
+        for index, (taken, end) in enumerate([*self._taken, (self.size, self.size)]):
+            if taken - start >= size:
+                self._taken.insert(index, (start, start + size))
+                return start
+            start = end
+        return None
+
+    def give_back(self, offset: int) -> None:
+        """Free what `take` gave at this offset."""
+        self._taken = [part for part in self._taken if part[0] != offset]

@@ -1,0 +1,305 @@
+"""Run a network whose weights stay in the checkpoint: units come before their forward and go after it.
+
+A thread brings the units that are next by the order in which they last followed one another; the first
+pass goes by the order of registration and is corrected as it goes. `resident_bytes` of the units, evenly
+strewn, never leave: at 0 everything streams, from the network's own size on nothing does. What is
+computed does not depend on any of this, to the last bit (`tests/test_streaming.py`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import torch
+
+from lowmem_if.planning.cgroups import tightest_group
+from lowmem_if.weights.checkpoint import Checkpoint
+from lowmem_if.weights.filling import fill
+from lowmem_if.weights.lanes import CastLane, DeviceLane, Lane, MappedLane
+from lowmem_if.weights.skeletons import Slot, move_buffers, owner_of, place, slots
+from lowmem_if.weights.units import Unit, split, spread
+
+WINDOW_UNITS = 2
+"""Room for so many of the largest unit: one computes while the next one comes."""
+
+LEAST_WINDOW_BYTES = 64 * 2**20
+
+_CACHE_RESERVE_BYTES = 700_000_000
+"""Of the memory that is available, left to all else when deciding how much of a file may stay cached."""
+
+
+class _Closed(Exception):
+    """Nobody wants the weights any more."""
+
+
+class Streamed:
+    """A network that computes with weights from its checkpoint; a context manager, or `close()` it.
+
+    Attributes:
+        module: to be called as if its weights were there.
+        streamed_bytes: of the weights that come and go in every pass.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        device: str,
+        *,
+        resident_bytes: int = 0,
+        whole: tuple[type, ...] = (),
+        between: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Take over a skeleton and its checkpoint, which is closed in the end, or at once on an error.
+
+        Args:
+            resident_bytes: of units that never leave; in a mapped file, whose pages are kept cached.
+            whole: classes of modules that come and go as a whole, instead of layer by layer.
+            between: called before every read of the file, on the reading thread.
+
+        Raises:
+            CheckpointError: the files do not match the network.
+        """
+        self.module, self._checkpoint, self._between = module, checkpoint, between
+        self._changed = threading.Condition()
+        self._here: set[Unit] = set()
+        self._asked: Unit | None = None
+        self._in_use: dict[Unit, int] = {}
+        self._error: BaseException | None = None
+        self._owners: dict[Slot, list[tuple[torch.nn.Module, str]]] = {}
+        self._absent: dict[Slot, torch.Tensor] = {}
+        self._closing = False
+        self._hooks: list[Any] = []
+        self._thread = threading.Thread(target=self._bring_all, name="streaming", daemon=True)
+        try:
+            self._take_over(slots(module, checkpoint, dtype), device, resident_bytes, whole)
+        except BaseException:
+            checkpoint.close()
+            raise
+
+    def _take_over(
+        self, wanted: list[Slot], device: str, resident_bytes: int, whole: tuple[type, ...]
+    ) -> None:
+        self._owners = {s: [owner_of(self.module, name) for name in s.names] for s in wanted}
+        units, always = split(self.module, wanted, whole)
+        staying = spread(units, resident_bytes)
+        self._units = [unit for unit in units if unit not in staying]
+        self._follower = dict(zip(self._units, self._units[1:] + self._units[:1], strict=True))
+        self._current = self._units[-1] if self._units else None
+        self._of_module = {module: unit for unit in self._units for module in unit.modules}
+        self.streamed_bytes = sum(unit.size_bytes for unit in self._units)
+        mapped = device == "cpu" and all(_is_as_stored(slot) for slot in wanted)
+        if not mapped:
+            always = [*always, *(slot for unit in staying for slot in unit.slots)]
+        fill(self.module, self._checkpoint, always, device)
+        move_buffers(self.module, device)
+        self._lane = self._make_lane(mapped, device)
+        if mapped:
+            self._settle(staying)
+        self._absent = {
+            slot: torch.full((), torch.nan, dtype=slot.dtype, device=device)
+            for unit in self._units
+            for slot in unit.slots
+        }
+        for unit in self._units:
+            self._put(unit, [self._absent[slot].expand(slot.stored.shape) for slot in unit.slots])
+        self._hook()
+        self._thread.start()
+
+    def _make_lane(self, mapped: bool, device: str) -> Lane:
+        largest = max((unit.size_bytes for unit in self._units), default=0)
+        window = max(WINDOW_UNITS * largest, min(LEAST_WINDOW_BYTES, self.streamed_bytes))
+        cached = _cacheable(self._units, window)
+        arguments = (self._checkpoint, window, cached.__contains__, self._pause)
+        if device != "cpu":
+            return DeviceLane(*arguments, device)
+        return MappedLane(*arguments) if mapped else CastLane(*arguments)
+
+    def _settle(self, staying: Collection[Unit]) -> None:
+        """Put the mapped weights that stay into their places and their pages into the cache."""
+        for unit in staying:
+            self._lane.bring(unit)
+            self._put(unit, self._lane.views(unit))
+
+    def _hook(self) -> None:
+        for module in self._of_module:
+            self._hooks += [
+                module.register_forward_pre_hook(lambda module, _inputs: self._begin(module)),
+                module.register_forward_hook(
+                    lambda module, _inputs, _output: self._end(module), always_call=True
+                ),
+            ]
+
+    def __enter__(self) -> Streamed:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the thread, take the hooks and the weights off the network, close the files."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._of_module = [], {}
+        for names, weight in list(_all_weights(self.module)):
+            place(self.module, names, torch.empty_like(weight, device="meta"))
+        self._owners, self._absent, self._here, self._in_use = {}, {}, set(), {}
+        self._lane.close()
+        self._checkpoint.close()
+
+    @contextmanager
+    def holding(self, module: torch.nn.Module) -> Iterator[None]:
+        """Keep the weights of a unit in place over several forwards of `module`."""
+        held = module in self._of_module
+        if held:
+            self._begin(module)
+        try:
+            yield
+        finally:
+            if held and module in self._of_module:
+                self._end(module)
+
+    # --- on the computing thread
+
+    def _begin(self, module: torch.nn.Module) -> None:
+        unit = self._of_module[module]
+        with self._changed:
+            if self._current is not unit and self._current is not None:
+                self._follower[self._current] = unit
+            self._current = unit
+            if not self._in_use.get(unit):
+                self._wait_for(unit)
+                self._put(unit, self._lane.views(unit))
+            self._in_use[unit] = self._in_use.get(unit, 0) + 1
+            self._changed.notify_all()
+
+    def _wait_for(self, unit: Unit) -> None:
+        self._asked = unit
+        self._changed.notify_all()
+        self._changed.wait_for(lambda: unit in self._here or self._error is not None)
+        self._asked = None
+        if self._error is not None:
+            raise self._error
+
+    def _end(self, module: torch.nn.Module) -> None:
+        unit = self._of_module[module]
+        with self._changed:
+            if not self._in_use.get(unit):
+                return  # its beginning failed
+            self._in_use[unit] -= 1
+            if not self._in_use[unit]:
+                self._put(unit, [self._absent[s].expand(s.stored.shape) for s in unit.slots])
+                self._send_away(unit)
+            self._changed.notify_all()
+
+    def _put(self, unit: Unit, weights: list[torch.Tensor]) -> None:
+        for slot, weight in zip(unit.slots, weights, strict=True):
+            parameter = torch.nn.Parameter(weight, requires_grad=False)
+            for owner, leaf in self._owners[slot]:
+                owner._parameters[leaf] = parameter
+
+    def _send_away(self, unit: Unit) -> None:
+        self._here.discard(unit)
+        self._lane.leave(unit)
+
+    # --- on the bringing thread
+
+    def _bring_all(self) -> None:
+        try:
+            while True:
+                unit = self._next()
+                self._checkpoint.check()
+                self._lane.bring(unit)
+                with self._changed:
+                    self._here.add(unit)
+                    self._changed.notify_all()
+        except _Closed:
+            return
+        except BaseException as error:  # noqa: BLE001  it is raised where the weights are waited for
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()
+
+    def _pause(self) -> None:
+        if self._closing:
+            raise _Closed
+        self._between()
+
+    def _next(self) -> Unit:
+        """The next unit that is worth bringing, with room set aside for it; waits for one."""
+        with self._changed:
+            while not self._closing:
+                unit = self._wanted_now() or self._upcoming()
+                if unit is not None:
+                    return unit
+                self._changed.wait()
+            raise _Closed
+
+    def _wanted_now(self) -> Unit | None:
+        """The unit that the computing thread waits for; all that is idle makes room for it."""
+        unit = self._asked
+        if unit is None or unit in self._here:
+            return None
+        if not self._lane.room(unit):
+            self._send_away_idle(self._here)
+            self._lane.room(unit, force=True)
+        return unit
+
+    def _upcoming(self) -> Unit | None:
+        """The first unit on the way ahead that is not here, if there is room for it or can be made."""
+        ahead: list[Unit] = []
+        unit = self._follower.get(self._current) if self._current else None
+        while unit is not None and unit is not self._current and unit in self._here:
+            if unit in ahead:
+                return None
+            ahead.append(unit)
+            unit = self._follower[unit]
+        if unit is None or unit in self._here:
+            return None
+        if self._lane.room(unit):
+            return unit
+        strays = self._here.difference(ahead, [self._current])
+        return unit if self._send_away_idle(strays) and self._lane.room(unit) else None
+
+    def _send_away_idle(self, units: Collection[Unit]) -> bool:
+        """Whether there was any."""
+        idle = [unit for unit in units if not self._in_use.get(unit)]
+        for unit in idle:
+            self._send_away(unit)
+        return bool(idle)
+
+
+def _all_weights(module: torch.nn.Module) -> Iterator[tuple[list[str], torch.Tensor]]:
+    """Every parameter with all its names."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for parameter in module.parameters():
+        yield names[id(parameter)], parameter
+
+
+def _is_as_stored(slot: Slot) -> bool:
+    """Whether a mapped file can be computed with as it is."""
+    stored = slot.stored
+    return bool(slot.dtype == stored.dtype) and stored.header.offset % stored.dtype.itemsize == 0
+
+
+def _cacheable(units: list[Unit], window_bytes: int) -> set[Unit]:
+    """The units whose pages may stay in the system's cache when they leave: what memory there is for.
+
+    A file that is read in a circle and does not fit pushes out just what is needed next; if some of
+    it is given up after use instead, the rest stays.
+    """
+    group = tightest_group()
+    available = min(psutil.virtual_memory().available, group.available_bytes if group else 1 << 62)
+    return spread(units, max(0, available - window_bytes - _CACHE_RESERVE_BYTES))
