@@ -253,10 +253,13 @@ def test_an_error_in_the_middle_of_a_forward_leaves_nothing(
     def fail(*_: Any) -> None:
         raise error("in a layer")
 
-    with pytest.raises(error, match="in a layer"), stream(folder, "float32") as streamed:
-        streamed.module.mid_block.resnets[0].conv2.register_forward_hook(fail)
-        call(streamed.module, 1)
-    del streamed
+    def one_pass() -> None:
+        with stream(folder, "float32") as streamed:
+            streamed.module.mid_block.resnets[0].conv2.register_forward_hook(fail)
+            call(streamed.module, 1)
+
+    with pytest.raises(error, match="in a layer"):
+        one_pass()
     assert traces(folder) == []
 
 
@@ -313,13 +316,17 @@ def test_a_file_that_changes_under_a_pass_is_told_and_leaves_nothing(
         if not harmed:
             harmed.append(harm(file))
 
-    with pytest.raises(CheckpointError) as caught, stream(folder, "float32") as streamed:
-        streamed.module.down_blocks[0].resnets[0].register_forward_hook(once)
-        for number in range(2):
-            call(streamed.module, number)
+    def two_passes() -> None:
+        with stream(folder, "float32") as streamed:
+            streamed.module.down_blocks[0].resnets[0].register_forward_hook(once)
+            for number in range(2):
+                call(streamed.module, number)
+
+    with pytest.raises(CheckpointError) as caught:
+        two_passes()
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
-    del streamed, caught
+    del caught
     assert traces(folder) == []
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from lowmem_if.errors import CheckpointError, DeviceError, RequestError
 from lowmem_if.planning import catalog
 from lowmem_if.planning.catalog import Part
-from lowmem_if.planning.footprint import Setting
+from lowmem_if.planning.footprint import Setting, resident_choices
 from lowmem_if.planning.locations import Location
 from lowmem_if.planning.machine import Machine
 from lowmem_if.planning.strategies import (
@@ -18,6 +18,7 @@ from lowmem_if.planning.strategies import (
     QUANTISED,
     RESIDENT,
     SEQUENTIAL_OFFLOAD,
+    STREAM,
     Pin,
 )
 
@@ -44,7 +45,8 @@ def settings_for(
     """
     if component == catalog.FINISH:
         return _finish_settings(component, pin)
-    compute, small = compute_dtype(machine, location.cascade.parts[component])
+    part = location.cascade.parts[component]
+    compute, small = compute_dtype(machine, part)
     ways = _pinned_ways(machine, component, compute, pin) or _ways(
         machine, component, compute, prefer, small=small
     )
@@ -62,12 +64,18 @@ def settings_for(
         for tiled in _tilings(component, prefer)
         for batch in _batches(component, prefer, images)
     ]
+    settings = [
+        replace(setting, resident_bytes=resident)
+        for setting in settings
+        for resident in (resident_choices(part, setting) if setting.strategy == STREAM else (0,))
+    ]
     if machine.kind == "mps" and pin and pin.storage in QUANTISED:
         # bitsandbytes' int8 does not run on Apple GPUs; memory is one there, so the CPU does.
         settings = [replace(s, device="cpu", compute="float32") for s in settings]
     if component == catalog.TEXT_ENCODER and machine.kind != "cpu" and not pin:
         # One pass in RAM takes seconds; it lets a card in that is too small for the encoder.
         settings.append(Setting(component, RESIDENT, "int8", "float32", 1, "cpu"))
+        settings.append(Setting(component, STREAM, "float32", "float32", 1, "cpu"))
     return _that_files_allow(settings, location, pin)
 
 
@@ -111,10 +119,10 @@ def _pinned_ways(
 ) -> list[tuple[str, str]]:
     if pin is None:
         return []
-    if machine.kind == "cpu" and pin.strategy != RESIDENT:
+    if machine.kind == "cpu" and pin.strategy not in (RESIDENT, STREAM):
         raise DeviceError(
             f"{pin.strategy} moves weights to an accelerator and there is none: "
-            f"pin {component}=resident or leave it open"
+            f"pin {component}=resident or {component}=stream, or leave it open"
         )
     if machine.kind == "cpu" and pin.storage == "float16":
         raise DeviceError(
@@ -146,7 +154,7 @@ def _ways(
         ways.append((MODEL_OFFLOAD, compute))
     if offloads:
         ways.append((SEQUENTIAL_OFFLOAD, compute))
-    return ways
+    return [*ways, (STREAM, compute)]
 
 
 def _tilings(component: str, prefer: str) -> tuple[bool, ...]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from lowmem_if.planning import catalog
 from lowmem_if.planning.catalog import Module, Part, Weights
-from lowmem_if.planning.strategies import MODEL_OFFLOAD, QUANTISED, RESIDENT
+from lowmem_if.planning.strategies import MODEL_OFFLOAD, QUANTISED, RESIDENT, STREAM
 
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
@@ -28,6 +28,16 @@ VRAM_SAFETY_BYTES = 300_000_000
 
 _LARGEST_LAYER = 0.04
 """Of a module's bytes: what sequential offload holds on the device (I-XL 2.3 %, T5-XXL 2.8 %)."""
+
+_STREAM_WINDOW = 0.09
+"""Of a network: room for two of its largest layers (I-XL 6.6 %, x4 8 %) or blocks (T5-XXL 8.4 %)."""
+
+_DISK_BYTES_PER_S, _CACHE_BYTES_PER_S = 0.47e9, 2.6e9
+"""From a disk (FlexGen's fitted cost model of a cloud T4), and cast out of the page cache by one thread
+(measured); they stand in until `probe` measures a machine's own."""
+
+_LEAST_WINDOW_BYTES = 64 * 2**20
+_STAGING_BYTES = 2 * 32 * 2**20
 
 _TEXT_ACTIVATION_BYTES = 25_000_000
 """For one prompt of 77 tokens through T5-XXL."""
@@ -65,11 +75,14 @@ class Setting:
     batch: int
     device: str
     vae_tiling: bool = False
+    resident_bytes: int = 0
+    """Of a network that streams: weights that stay where they compute."""
 
     def __str__(self) -> str:
         batch = f", batch {self.batch}" if self.batch > 1 else ""
         tiled = ", tiled VAE" if self.vae_tiling else ""
-        return f"{self.strategy} {self.storage}{batch}{tiled}".replace("_", " ")
+        resident = f", {self.resident_bytes / 1e9:.1f} GB resident" if self.resident_bytes else ""
+        return f"{self.strategy} {self.storage}{resident}{batch}{tiled}".replace("_", " ")
 
 
 def stored_bytes(weights: Weights, storage: str, compute: str) -> int:
@@ -87,13 +100,23 @@ def stored_bytes(weights: Weights, storage: str, compute: str) -> int:
     return linear + kept * weights.kept + rest * weights.other
 
 
+def in_place_bytes(part: Part, setting: Setting) -> int:
+    """What a component's weights take once it has loaded; of a streaming one, what is in place."""
+    modules = {
+        m.folder: stored_bytes(m.weights, setting.storage, setting.compute) for m in part.modules
+    }
+    return (
+        _streamed_weights(modules, setting) if setting.strategy == STREAM else sum(modules.values())
+    )
+
+
 def predict(part: Part, setting: Setting) -> Footprint:
     """Peak bytes of one component under one setting."""
     modules = {
         m.folder: stored_bytes(m.weights, setting.storage, setting.compute) for m in part.modules
     }
     activations = {m.folder: _activation_bytes(m, setting) for m in part.modules}
-    weights, working = sum(modules.values()), max(activations.values())
+    weights, working = in_place_bytes(part, setting), max(activations.values())
     read = part.eight_bit_file_bytes if setting.storage == "int8" else 0
     read = read or sum(module.file_bytes for module in part.modules)
     if setting.device == "cpu":
@@ -102,12 +125,47 @@ def predict(part: Part, setting: Setting) -> Footprint:
         )
         return Footprint(0, ram, read)
     host = PROCESS_RAM_BYTES + ACCELERATOR_RAM_BYTES
-    if setting.strategy == RESIDENT:
-        staging = int(_LARGEST_LAYER * weights)
+    if setting.strategy in (RESIDENT, STREAM):
+        staging = _STAGING_BYTES if setting.strategy == STREAM else int(_LARGEST_LAYER * weights)
         return Footprint(weights + _upcast_bytes(part, setting) + working, host + staging, read)
     modules["vae"] = modules.get("vae", 0) + _upcast_bytes(part, setting)
     alone = [_on_device(setting, modules[name], activations[name]) for name in activations]
     return Footprint(max(alone), host + weights, read)
+
+
+def stream_seconds(part: Part, setting: Setting, passes: int, ram_left_bytes: int) -> float:
+    """Seconds at least that the weights of a streaming component are under way, in all its passes.
+
+    Args:
+        ram_left_bytes: what the system may use to keep the file cached after the first pass.
+    """
+    large = max(part.modules, key=lambda module: module.file_bytes)
+    whole = stored_bytes(large.weights, setting.storage, setting.compute)
+    share = 1 - min(setting.resident_bytes, whole) / whole
+    streamed = share * large.file_bytes
+    uncached = max(0.0, streamed - ram_left_bytes)
+    again = uncached / _DISK_BYTES_PER_S + (streamed - uncached) / _CACHE_BYTES_PER_S
+    return large.file_bytes / _DISK_BYTES_PER_S + (passes - 1) * again
+
+
+def resident_choices(part: Part, setting: Setting) -> list[int]:
+    """How much of a component to keep in place while the rest streams, most first.
+
+    Nothing of the text encoder, which needs each of its weights once.
+    """
+    if setting.component == catalog.TEXT_ENCODER:
+        return [0]
+    large = max(part.modules, key=lambda module: module.file_bytes)
+    whole = stored_bytes(large.weights, setting.storage, setting.compute)
+    return [int(share * whole) for share in (0.75, 0.5, 0.25)] + [0]
+
+
+def _streamed_weights(modules: dict[str, int], setting: Setting) -> int:
+    """In place of a component that streams: what stays of it, the window, its small networks whole."""
+    large = max(modules, key=lambda name: modules[name])
+    window = max(int(_STREAM_WINDOW * modules[large]), min(_LEAST_WINDOW_BYTES, modules[large]))
+    rest = sum(size for name, size in modules.items() if name != large)
+    return rest + min(modules[large], setting.resident_bytes + window)
 
 
 def headroom(device: str) -> tuple[int, int]:

@@ -10,7 +10,13 @@ from lowmem_if.planning.catalog import Part
 from lowmem_if.planning.footprint import Setting, predict
 from lowmem_if.planning.machine import Machine, cpu_compute_dtype
 from lowmem_if.planning.plan import Prediction, Step
-from lowmem_if.planning.strategies import FLOATS, MODEL_OFFLOAD, RESIDENT, SEQUENTIAL_OFFLOAD
+from lowmem_if.planning.strategies import (
+    FLOATS,
+    MODEL_OFFLOAD,
+    RESIDENT,
+    SEQUENTIAL_OFFLOAD,
+    STREAM,
+)
 
 RAM, VRAM = "RAM", "VRAM"
 
@@ -20,7 +26,7 @@ def cheaper(
 ) -> Step | None:
     """The next rung down the ladder after memory ran out; None at the bottom.
 
-    Smaller batch, tiled VAE, weights in RAM, leaf by leaf, at last the CPU.
+    Smaller batch, tiled VAE, weights in RAM, leaf by leaf, from the file, at last the CPU.
 
     Args:
         short_of: what ran out. Short of RAM, a rung must take less of it; short of VRAM, it must not
@@ -42,6 +48,7 @@ def cheaper(
                 device=setting.device,
                 batch=setting.batch,
                 vae_tiling=setting.vae_tiling,
+                resident_bytes=setting.resident_bytes,
                 predicted=Prediction(
                     footprint.vram_bytes, footprint.ram_bytes, None, footprint.read_bytes
                 ),
@@ -75,13 +82,19 @@ def _next(setting: Setting, machine: Machine) -> Setting | None:
         return replace(setting, batch=setting.batch // 2)
     if setting.component == catalog.UPSCALER and not setting.vae_tiling:
         return replace(setting, vae_tiling=True)
+    if setting.strategy == STREAM and setting.resident_bytes:
+        return replace(setting, resident_bytes=setting.resident_bytes // 2 // 10**8 * 10**8)
+    streams = setting.storage in FLOATS and setting.component != catalog.FINISH
     if setting.device == "cpu":
-        return None
+        stays = setting.strategy == RESIDENT
+        return replace(setting, strategy=STREAM) if stays and streams else None
     offloads = machine.kind in ("cuda", "xpu") and setting.storage in FLOATS
     if offloads and setting.strategy == RESIDENT and setting.component == catalog.UPSCALER:
         return replace(setting, strategy=MODEL_OFFLOAD)
-    if offloads and setting.strategy != SEQUENTIAL_OFFLOAD:
+    if offloads and setting.strategy not in (SEQUENTIAL_OFFLOAD, STREAM):
         return replace(setting, strategy=SEQUENTIAL_OFFLOAD)
+    if streams and setting.strategy != STREAM:
+        return replace(setting, strategy=STREAM)
     compute = setting.compute if setting.compute != "float16" else cpu_compute_dtype(frozenset())[0]
     storage = compute if setting.storage in FLOATS else setting.storage
     return replace(setting, strategy=RESIDENT, storage=storage, compute=compute, device="cpu")

@@ -23,7 +23,13 @@ from lowmem_if.errors import (
 from lowmem_if.planning import catalog
 from lowmem_if.planning.candidates import compute_dtype, settings_for
 from lowmem_if.planning.catalog import Part
-from lowmem_if.planning.footprint import Footprint, Setting, headroom, predict
+from lowmem_if.planning.footprint import (
+    Footprint,
+    Setting,
+    headroom,
+    predict,
+    stream_seconds,
+)
 from lowmem_if.planning.locations import Location, locate
 from lowmem_if.planning.machine import Machine
 from lowmem_if.planning.request import Request, Sampling
@@ -33,6 +39,7 @@ from lowmem_if.planning.strategies import (
     PREFERENCES,
     QUANTISED,
     SEQUENTIAL_OFFLOAD,
+    STREAM,
     Pin,
     parse_pin,
     pin_texts,
@@ -42,7 +49,8 @@ from lowmem_if.planning.units import format_bytes
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Peaks in bytes, time in seconds (None: not predicted yet), bytes read from disk."""
+    """Peaks in bytes, bytes read from disk, and time in seconds: of a streaming component at least what
+    its weights are under way, of others None, which is not predicted yet."""
 
     vram_bytes: int
     ram_bytes: int
@@ -68,12 +76,13 @@ class Step:
     predicted: Prediction
     reason: str
     instead_of: str
+    resident_bytes: int = 0
 
     @property
     def setting(self) -> Setting:
         return Setting(
             self.component, self.strategy, self.storage_dtype, self.compute_dtype,
-            self.batch, self.device, self.vae_tiling,
+            self.batch, self.device, self.vae_tiling, self.resident_bytes,
         )  # fmt: skip
 
 
@@ -182,15 +191,30 @@ def _choose(
         raise _NoRoom(component, *nearest.short)
     chosen, setting = fitting[0], fitting[0].setting
     defaults = location.cascade.defaults.get(component)
+    sampling = request.sampling(component, defaults) if defaults else None
+    seconds = _seconds(machine, part, chosen, sampling, images=len(request.tasks))
     return Step(
         component, setting.strategy, setting.storage, setting.compute, setting.device, setting.batch,
         setting.vae_tiling,
-        request.sampling(component, defaults) if defaults else None,
-        Prediction(chosen.footprint.vram_bytes, chosen.footprint.ram_bytes, None,
+        sampling,
+        Prediction(chosen.footprint.vram_bytes, chosen.footprint.ram_bytes, seconds,
                    chosen.footprint.read_bytes),
         _reason(machine, part, chosen, pin),
         _runner_up(candidates, chosen),
+        setting.resident_bytes,
     )  # fmt: skip
+
+
+def _seconds(
+    machine: Machine, part: Part, chosen: _Candidate, sampling: Sampling | None, *, images: int
+) -> float | None:
+    """How long the weights of a streaming component travel, at least; not predicted for others yet."""
+    setting = chosen.setting
+    if setting.strategy != STREAM:
+        return None
+    passes = sampling.count * -(-images // setting.batch) if sampling else 1
+    left = machine.ram_bytes - chosen.footprint.ram_bytes
+    return round(stream_seconds(part, setting, passes, left), 1)
 
 
 def _weigh(machine: Machine, part: Part, setting: Setting) -> _Candidate:
@@ -225,6 +249,8 @@ def _reason(machine: Machine, part: Part, chosen: _Candidate, pin: Pin | None) -
         words.append("VAE in tiles")
     if setting.strategy == SEQUENTIAL_OFFLOAD:
         words.append("leaves move: slow")
+    if setting.strategy == STREAM:
+        words.append("layers come from the file at every pass")
     if setting.storage == "float32" and compute_dtype(machine, part)[1]:
         words.append("small, so float32")
     elif setting.storage in QUANTISED:

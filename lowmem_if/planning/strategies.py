@@ -11,9 +11,10 @@ from lowmem_if.planning.catalog import COMPONENTS, TEXT_ENCODER
 RESIDENT = "resident"
 MODEL_OFFLOAD = "model_offload"
 SEQUENTIAL_OFFLOAD = "sequential_offload"
+STREAM = "stream"
 
-STRATEGIES = (RESIDENT, MODEL_OFFLOAD, SEQUENTIAL_OFFLOAD)
-"""Fastest and simplest first: on the device; in RAM, whole modules move; in RAM, leaves move."""
+STRATEGIES = (RESIDENT, MODEL_OFFLOAD, SEQUENTIAL_OFFLOAD, STREAM)
+"""On the device; in RAM, whole modules move; in RAM, leaves move; in the file, layers come and go."""
 
 FLOATS = ("float16", "bfloat16", "float32")
 QUANTISED = ("int8", "nf4")

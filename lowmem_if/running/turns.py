@@ -19,7 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from lowmem_if.errors import CascadeError, DeviceError, RunFolderError
 from lowmem_if.planning import catalog
-from lowmem_if.planning.footprint import stored_bytes
+from lowmem_if.planning.footprint import in_place_bytes
 from lowmem_if.planning.locations import Location, locate
 from lowmem_if.planning.plan import Step
 from lowmem_if.planning.request import ImageTask
@@ -129,10 +129,7 @@ class _Turn:
     @contextmanager
     def _loaded(self, make: Callable[..., C], *args: object) -> Iterator[C]:
         step = self._step
-        weight_bytes = sum(
-            stored_bytes(module.weights, step.storage_dtype, step.compute_dtype)
-            for module in self._part.modules
-        )
+        weight_bytes = in_place_bytes(self._part, step.setting)
 
         def load() -> C:
             with self._recorder.loading(weight_bytes):
@@ -163,14 +160,14 @@ class _Turn:
         if not missing:
             return
         with self._loaded(TextEncoder) as encoder:
-            for number, text in enumerate(missing, start=1):
-                embedding = encoder.encode(text)
+            embeddings = encoder.encode(missing, self._on_texts)
+            for text, embedding in zip(missing, embeddings, strict=True):
                 self._folder.write(self._folder.embedding_file(text), tensor_bytes(embedding))
                 if not cache.put(cleaned[text].text, embedding):
                     self._notice(f"embeddings cannot be kept for later runs in {cache.folder}")
-                self._report(
-                    Event("drawing", catalog.TEXT_ENCODER, done=number, total=len(missing))
-                )
+
+    def _on_texts(self, done: int, total: int) -> None:
+        self._report(Event("drawing", catalog.TEXT_ENCODER, done=done, total=total))
 
     def _warn_of(self, cleaned: dict[str, CleanedText], known: dict[str, list[str]]) -> None:
         """Say what of the texts cannot show in the pictures."""

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from diffusers import IFPipeline, UNet2DConditionModel
+from diffusers import IFPipeline
 
 from lowmem_if.planning.plan import Step
-from lowmem_if.stages.pipelines import DrawingStage, OnStep, loading_device
-from lowmem_if.weights.loading import load_diffusers_model, load_scheduler
+from lowmem_if.stages.pipelines import DrawingStage, OnStep, take_unet
+from lowmem_if.weights.loading import load_scheduler
 
 
 class BaseStage(DrawingStage):
     """The stage 1 UNet in memory."""
 
     def __init__(self, root: Path, step: Step) -> None:
-        unet = load_diffusers_model(
-            root / "unet",
-            UNet2DConditionModel,
-            dtype=step.storage_dtype,
-            device=loading_device(step),
-        )
-        pipeline = IFPipeline(
-            None, None, unet, load_scheduler(root / "scheduler"), None, None, None,
-            requires_safety_checker=False,
-        )  # fmt: skip
-        super().__init__(pipeline, [unet], step)
+        with ExitStack() as streams:
+            unet = take_unet(root / "unet", step, streams)
+            pipeline = IFPipeline(
+                None, None, unet, load_scheduler(root / "scheduler"), None, None, None,
+                requires_safety_checker=False,
+            )  # fmt: skip
+            super().__init__(pipeline, [unet], step, streams)
 
     def draw(
         self,

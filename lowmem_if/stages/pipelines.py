@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from diffusers.pipelines import deepfloyd_if
 
 from lowmem_if.planning.plan import Step
 from lowmem_if.planning.request import Sampling
-from lowmem_if.planning.strategies import MODEL_OFFLOAD, RESIDENT, SEQUENTIAL_OFFLOAD
+from lowmem_if.planning.strategies import MODEL_OFFLOAD, RESIDENT, SEQUENTIAL_OFFLOAD, STREAM
+from lowmem_if.weights.loading import load_diffusers_model, stream_diffusers_model
 
 OnStep = Callable[[int], None]
 """Called with the number of denoising steps done."""
@@ -19,10 +23,12 @@ OnStep = Callable[[int], None]
 class DrawingStage:
     """A pipeline and its networks in memory, under the step's strategy; freed by `close()`."""
 
-    def __init__(self, pipeline: Any, modules: list[torch.nn.Module], step: Step) -> None:
+    def __init__(
+        self, pipeline: Any, modules: list[torch.nn.Module], step: Step, streams: ExitStack
+    ) -> None:
         assert step.sampling is not None
         self.modules = modules
-        self._pipeline = pipeline
+        self._pipeline, self._streams = pipeline, streams.pop_all()
         self._sampling = step.sampling
         place(pipeline, step)
 
@@ -41,12 +47,30 @@ class DrawingStage:
 
     def close(self) -> None:
         let_go(self._pipeline)
+        self._streams.close()
         self._pipeline, self.modules = None, []
+
+
+def take_unet(folder: Path, step: Step, streams: ExitStack) -> Any:
+    """The UNet of a folder, in memory or streaming; what streams is closed with `streams`."""
+    if step.strategy != STREAM:
+        device = loading_device(step)
+        return load_diffusers_model(
+            folder, UNet2DConditionModel, dtype=step.storage_dtype, device=device
+        )
+    streamed = stream_diffusers_model(
+        folder,
+        UNet2DConditionModel,
+        dtype=step.storage_dtype,
+        device=step.device,
+        resident_bytes=step.resident_bytes,
+    )
+    return streams.enter_context(streamed).module
 
 
 def loading_device(step: Step) -> str:
     """Where weights are loaded to: offload strategies start from RAM."""
-    return step.device if step.strategy == RESIDENT else "cpu"
+    return step.device if step.strategy in (RESIDENT, STREAM) else "cpu"
 
 
 def place(pipeline: Any, step: Step) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,10 @@ from diffusers import IFPipeline
 from lowmem_if.planning.catalog import MAX_TOKENS
 from lowmem_if.planning.configurations import read_as
 from lowmem_if.planning.plan import Step
+from lowmem_if.planning.strategies import STREAM
+from lowmem_if.stages.one_pass import OnePassEncoder
 from lowmem_if.stages.pipelines import let_go, loading_device, place
-from lowmem_if.weights.loading import load_text_encoder, load_tokenizer
+from lowmem_if.weights.loading import load_text_encoder, load_tokenizer, stream_text_encoder
 
 KNOWN_WORDS = "known_words.json"
 """Beside a tokenizer whose encoder was taught a small language only: kind of word -> its words."""
@@ -69,30 +73,61 @@ def _known_words(file: Path) -> dict[str, list[str]]:
 
 
 class TextEncoder:
-    """T5 in memory; freed by `close()`."""
+    """T5, in memory or streaming; freed by `close()`."""
 
     def __init__(self, root: Path, step: Step) -> None:
-        self._device = step.device
-        encoder = load_text_encoder(
-            root,
-            storage=step.storage_dtype,
-            compute=step.compute_dtype,
-            device=loading_device(step),
-        )
-        self.modules = [encoder]
-        self._pipeline = IFPipeline(
-            load_tokenizer(root / "tokenizer"), encoder, None, None, None, None, None,
-            requires_safety_checker=False,
-        )  # fmt: skip
-        place(self._pipeline, step)
+        self._step = step
+        with ExitStack() as streams:
+            encoder, self.modules = self._take(root, streams)
+            self._pipeline = IFPipeline(
+                load_tokenizer(root / "tokenizer"), encoder, None, None, None, None, None,
+                requires_safety_checker=False,
+            )  # fmt: skip
+            place(self._pipeline, step)
+            self._streams = streams.pop_all()
 
-    def encode(self, prompt: str) -> torch.Tensor:
-        """The embedding of one prompt: (1, 77, width) in the encoder's compute type, on the CPU."""
-        embedding, _ = self._pipeline.encode_prompt(
-            prompt, do_classifier_free_guidance=False, device=self._device, clean_caption=True
+    def _take(self, root: Path, streams: ExitStack) -> tuple[Any, list[torch.nn.Module]]:
+        step = self._step
+        if step.strategy != STREAM:
+            encoder = load_text_encoder(
+                root,
+                storage=step.storage_dtype,
+                compute=step.compute_dtype,
+                device=loading_device(step),
+            )
+            return encoder, [encoder]
+        streamed = streams.enter_context(
+            stream_text_encoder(root, dtype=step.storage_dtype, device=step.device)
         )
-        return embedding.cpu()
+        return OnePassEncoder(streamed, self._on_block), [streamed.module]
+
+    def encode(
+        self, prompts: Sequence[str], on_step: Callable[[int, int], None]
+    ) -> Iterator[torch.Tensor]:
+        """The embedding of each prompt: (1, 77, width) in the encoder's compute type, on the CPU.
+
+        Args:
+            on_step: called with what is done and of how much: prompts, or blocks where weights stream
+                and all prompts come out together.
+        """
+        self._report = on_step
+        if self._step.strategy == STREAM:
+            yield from self._encode(list(prompts)).split(1)
+            return
+        for number, prompt in enumerate(prompts, start=1):
+            yield self._encode(prompt)
+            on_step(number, len(prompts))
+
+    def _encode(self, prompts: str | list[str]) -> torch.Tensor:
+        embeddings, _ = self._pipeline.encode_prompt(
+            prompts, do_classifier_free_guidance=False, device=self._step.device, clean_caption=True
+        )
+        return embeddings.cpu()
+
+    def _on_block(self, done: int, total: int) -> None:
+        self._report(done, total)
 
     def close(self) -> None:
         let_go(self._pipeline)
+        self._streams.close()
         self._pipeline, self.modules = None, []

@@ -1,9 +1,12 @@
 """Run a network whose weights stay in the checkpoint: units come before their forward and go after it.
 
 A thread brings the units that are next by the order in which they last followed one another; the first
-pass goes by the order of registration and is corrected as it goes. `resident_bytes` of the units, evenly
-strewn, never leave: at 0 everything streams, from the network's own size on nothing does. What is
-computed does not depend on any of this, to the last bit (`tests/test_streaming.py`).
+pass goes by the order of registration and is corrected as it goes. A pass that is the only one brings
+nothing twice: that the first unit follows the last one is learnt from the second pass.
+
+`resident_bytes` of the units, evenly strewn, never leave: at 0 everything streams, from the network's own
+size on nothing does. What is computed does not depend on any of this, to the last bit
+(`tests/test_streaming.py`).
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import psutil
@@ -89,8 +93,8 @@ class Streamed:
         units, always = split(self.module, wanted, whole)
         staying = spread(units, resident_bytes)
         self._units = [unit for unit in units if unit not in staying]
-        self._follower = dict(zip(self._units, self._units[1:] + self._units[:1], strict=True))
-        self._current = self._units[-1] if self._units else None
+        self._follower = dict(pairwise([None, *self._units]))
+        self._current: Unit | None = None
         self._of_module = {module: unit for unit in self._units for module in unit.modules}
         self.streamed_bytes = sum(unit.size_bytes for unit in self._units)
         mapped = device == "cpu" and all(_is_as_stored(slot) for slot in wanted)
@@ -174,7 +178,7 @@ class Streamed:
     def _begin(self, module: torch.nn.Module) -> None:
         unit = self._of_module[module]
         with self._changed:
-            if self._current is not unit and self._current is not None:
+            if self._current is not unit:
                 self._follower[self._current] = unit
             self._current = unit
             if not self._in_use.get(unit):
@@ -258,12 +262,10 @@ class Streamed:
     def _upcoming(self) -> Unit | None:
         """The first unit on the way ahead that is not here, if there is room for it or can be made."""
         ahead: list[Unit] = []
-        unit = self._follower.get(self._current) if self._current else None
-        while unit is not None and unit is not self._current and unit in self._here:
-            if unit in ahead:
-                return None
+        unit = self._follower.get(self._current)
+        while unit in self._here and unit is not self._current and unit not in ahead:
             ahead.append(unit)
-            unit = self._follower[unit]
+            unit = self._follower.get(unit)
         if unit is None or unit in self._here:
             return None
         if self._lane.room(unit):

@@ -1,0 +1,183 @@
+"""Whole runs with streaming components: planned, pinned, exact, one pass over T5, down the ladder."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import CPU, plan_of, run_here
+from safetensors.torch import load_file
+
+from lowmem_if.errors import RequestError
+from lowmem_if.planning import catalog
+from lowmem_if.planning.footprint import in_place_bytes, predict, resident_choices
+from lowmem_if.planning.ladder import RAM, VRAM, changed_pixels, cheaper
+from lowmem_if.planning.locations import locate
+from lowmem_if.planning.machine import Machine
+from lowmem_if.planning.plan import Plan, make_plan
+from lowmem_if.planning.request import Request
+from lowmem_if.planning.strategies import STREAM, parse_pins
+from lowmem_if.weights.checkpoint import Checkpoint, Stored
+
+STREAMING = [f"{name}=stream" for name in ("text_encoder", "stage_1", "stage_2", "upscaler")]
+LAPTOP = replace(CPU, ram_bytes=3 * 10**9, compute_dtype="bfloat16")
+CARD = replace(
+    CPU, device="cuda:0", vram_bytes=6 * 10**9, vram_total_bytes=8 * 10**9,
+    compute_dtype="float16", capability=(8, 6),
+)  # fmt: skip
+
+
+def xl(machine: Machine, *pins: str, size: int = 1024, **options: Any) -> Plan:
+    request = Request("a red circle", cascade="if-xl", size=size, seed=1)
+    return make_plan(machine, request, pins=parse_pins(pins), **options)
+
+
+# --- runs -------------------------------------------------------------------------------------------
+
+
+def test_a_streamed_run_gives_the_resident_runs_pixels(tiny: Path, tmp_path: Path) -> None:
+    """Every component streams; embeddings, tensors and pictures are those of a resident run."""
+    prompts = ("a red circle", "a blue star on white", "a red circle")
+    plain = run_here(plan_of(tiny, prompts, negative_prompt="green"), tmp_path / "plain")
+    (tmp_path / "cache").rename(tmp_path / "cache-of-before")  # or its embeddings would be taken
+    plan = plan_of(tiny, prompts, negative_prompt="green", pins=STREAMING)
+    streamed = run_here(plan, tmp_path / "streamed")
+    assert [step.strategy for step in plan.steps[:4]] == [STREAM] * 4
+    files = [file.relative_to(plain.path) for file in sorted(plain.path.rglob("*.safetensors"))]
+    assert len(files) > 9
+    for file in files:
+        left, right = load_file(plain.path / file), load_file(streamed.path / file)
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[key], right[key]) for key in left), file
+
+
+@pytest.mark.parametrize("prompts", [1, 5])
+def test_streaming_t5_reads_its_file_once_whatever_the_number_of_prompts(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompts: int
+) -> None:
+    """Each byte of every tensor is read exactly once for all prompts and the negative one."""
+    read: Counter[Stored] = Counter()
+    real = Checkpoint.read_into
+
+    def count(self: Checkpoint, target: memoryview, stored: Stored, start: int = 0) -> None:
+        if "text_encoder" in str(self.paths[0]):
+            read[stored] += len(target)
+        real(self, target, stored, start)
+
+    monkeypatch.setattr(Checkpoint, "read_into", count)
+    texts = tuple(f"a red circle and {number} stars" for number in range(prompts))
+    plan = plan_of(tiny, texts, negative_prompt="blue", size=64, pins=["text_encoder=stream"])
+    run_here(plan, tmp_path / "run")
+    assert read
+    assert {stored: stored.size_bytes for stored in read} == read
+    with Checkpoint.of_folder(tiny / "stage_1" / "text_encoder") as checkpoint:
+        assert len(read) == len(checkpoint)
+
+
+def test_progress_of_streaming_t5_counts_blocks(tiny: Path, tmp_path: Path) -> None:
+    """Prompts come out together, so what is told meanwhile are blocks."""
+    events = []
+    plan = plan_of(tiny, size=64, pins=["text_encoder=stream"])
+    run_here(plan, tmp_path / "run", events.append)
+    told = [e for e in events if e.kind == "drawing" and e.component == catalog.TEXT_ENCODER]
+    assert [event.done for event in told] == list(range(1, told[0].total + 1))
+
+
+# --- plans ------------------------------------------------------------------------------------------
+
+
+def test_a_laptop_without_room_streams(tiny: Path) -> None:
+    """IF-XL on 3 GB of RAM and no accelerator: the large networks stream, within the budget."""
+    plan = xl(LAPTOP, prefer="balanced")
+    by_name = {step.component: step for step in plan.steps}
+    assert by_name["text_encoder"].strategy == STREAM
+    assert by_name["stage_1"].strategy == STREAM
+    assert all(step.predicted.ram_bytes <= LAPTOP.ram_bytes for step in plan.steps)
+    stage_1 = by_name["stage_1"]
+    assert stage_1.predicted.seconds > by_name["text_encoder"].predicted.seconds > 10
+    assert "from the file" in stage_1.reason
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_more_memory_keeps_more_in_place() -> None:
+    """The resident part grows with the budget, and the predicted time falls, until all is resident."""
+    steps = [
+        xl(replace(LAPTOP, ram_bytes=gigabytes * 10**9), size=64).step("stage_1")
+        for gigabytes in (2, 4, 6, 8, 12)
+    ]
+    resident = [step.resident_bytes for step in steps[:-1]]
+    assert resident == sorted(resident)
+    assert resident[0] == 0 < resident[-1]
+    seconds = [step.predicted.seconds for step in steps[:-1]]
+    assert seconds == sorted(seconds, reverse=True)
+    assert steps[-1].strategy == "resident"
+
+
+def test_a_pin_streams_where_everything_would_fit(tiny: Path) -> None:
+    """`--pin stage_1=stream --ram 3GB`: pinned, within the budget, with bytes and seconds."""
+    step = xl(replace(CPU, ram_bytes=3 * 10**9, compute_dtype="bfloat16"), "stage_1=stream",
+              "text_encoder=stream", size=64).step("stage_1")  # fmt: skip
+    assert step.strategy == STREAM
+    assert step.reason.startswith("pinned")
+    assert 0 < step.predicted.ram_bytes <= 3 * 10**9
+    assert step.predicted.seconds > 0
+
+
+@pytest.mark.parametrize("pin", ["stage_1=stream:int8", "text_encoder=stream:nf4"])
+def test_quantised_weights_do_not_stream(tiny: Path, pin: str) -> None:
+    """bitsandbytes' weights stay where they are; the pin is refused in words."""
+    with pytest.raises(RequestError):
+        plan_of(tiny, pins=[pin])
+
+
+def test_a_card_with_little_ram_streams_to_it() -> None:
+    """Where neither VRAM nor RAM holds a network, it streams from the file to the card."""
+    step = xl(replace(CARD, ram_bytes=4 * 10**9), "text_encoder=stream", size=64)
+    first = step.step("stage_1")
+    assert (first.strategy, first.device) == (STREAM, "cuda:0")
+    assert first.predicted.vram_bytes <= CARD.vram_bytes
+    assert first.predicted.ram_bytes <= 4 * 10**9
+    assert first.resident_bytes > 0
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "stage_1", "stage_2", "upscaler"])
+@pytest.mark.parametrize("short_of", [RAM, VRAM])
+@pytest.mark.parametrize("machine", [CARD, LAPTOP])
+def test_the_ladder_comes_to_streaming_and_ends(
+    machine: Machine, short_of: str, component: str
+) -> None:
+    """From a resident start every rung takes less of what ran out; the last one streams."""
+    rich = replace(machine, ram_bytes=64 * 10**9, vram_bytes=48 * 10**9)
+    pins = ["text_encoder=resident:float16"] if machine is CARD else []
+    step = xl(rich, *pins).step(component)
+    part = locate("if-xl").cascade.parts[component]
+    seen = []
+    while (lower := cheaper(step, rich, part, short_of=short_of)) is not None:
+        seen.append(lower)
+        if short_of == RAM or step.device == "cpu":
+            assert lower.predicted.ram_bytes < step.predicted.ram_bytes
+        if lower.device == step.device and lower.batch == step.batch:
+            tiled = lower.vae_tiling and not step.vae_tiling
+            dtype = lower.compute_dtype != step.compute_dtype
+            assert bool(changed_pixels(step, lower)) == (tiled or dtype)
+        step = lower
+        assert len(seen) < 20
+    assert STREAM in [rung.strategy for rung in seen]
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "stage_1", "stage_2", "upscaler"])
+def test_what_streams_takes_more_the_more_stays(component: str) -> None:
+    """Predicted memory grows with the resident part and never passes that of the resident component."""
+    part = locate("if-xl").cascade.parts[component]
+    step = xl(LAPTOP, f"{component}=stream", prefer="balanced").step(component)
+    setting = step.setting
+    choices = resident_choices(part, setting)
+    peaks = [predict(part, replace(setting, resident_bytes=b)).ram_bytes for b in choices]
+    assert peaks == sorted(peaks, reverse=True)
+    resident = replace(setting, strategy="resident", resident_bytes=0)
+    assert peaks[0] <= predict(part, resident).ram_bytes
+    assert in_place_bytes(part, setting) < in_place_bytes(part, resident)
