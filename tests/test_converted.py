@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lowmem_if.cli import main
 from lowmem_if.errors import CascadeError, CheckpointError
 from lowmem_if.planning import locations
 from lowmem_if.planning.catalog import PUBLISHED
@@ -466,6 +467,85 @@ def test_other_revisions_of_a_repository_are_removed(
     here = streamed_networks(locate("if-m", components=()))
     assert here.keys() == {"stage_1", "stage_2", "upscaler"}
     assert [remove_converted(folder) > 0 for folder in here.values()] == [True, False, False]
+
+
+# --- the command -----------------------------------------------------------------------------------
+
+
+def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[list[str], str]:
+    """The lines on standard output, and standard error, of a `fetch` that succeeds."""
+    assert main(["fetch", *arguments]) == 0
+    captured = capsys.readouterr()
+    return captured.out.splitlines(), captured.err
+
+
+@pytest.mark.parametrize("size", ["1024", "64"])
+def test_fetch_converts_what_is_streamed_at_every_step(
+    tiny: Path, cache: Path, capsys: pytest.CaptureFixture[str], size: str
+) -> None:
+    """The UNets that a size needs, never the text encoder; where, and how much, is said."""
+    out, err = command(capsys, str(tiny), "--convert", "bf16", "--size", size)
+    folders = {"stage 1": tiny / "stage_1/unet"}
+    if size == "1024":
+        folders |= {"stage 2": tiny / "stage_2/unet", "upscaler": tiny / "upscaler/unet"}
+    for (name, folder), line in zip(folders.items(), out[1:], strict=True):
+        copy = find_converted(folder)
+        assert line.startswith(f"{name}: ")
+        assert line.endswith(f"B in bfloat16 are in {copy}")
+        assert f"converting {name}: unet/diffusion_pytorch_model.bf16.safetensors" in err
+    assert len(entries(cache)) == len(folders)
+    assert find_converted(tiny / "stage_1/text_encoder") is None
+
+
+def test_fetch_removes_copies(tiny: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--convert none` removes them all, says how much that was, and does nothing else."""
+    command(capsys, str(tiny), "--convert", "bf16", "--quiet")
+    out, err = command(capsys, str(tiny), "--convert", "none")
+    assert (len(out), err) == (1, "")
+    assert out[0].endswith(" MB of bfloat16 copies are removed")
+    assert entries(cache) == []
+    assert "no copy was there" in command(capsys, str(tiny), "--convert", "none")[0][0]
+
+
+def test_fetch_converts_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
+    """The bundled cascade too; a second time everything is there, and nothing is written."""
+    first, progress = command(capsys, "demo", "--convert", "bf16")
+    assert len(progress.splitlines()) == 3
+    assert command(capsys, "demo", "--convert", "bf16") == (first, "")
+
+
+def test_fetch_says_where_no_copy_is_needed(
+    tiny: Path, tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights that are bfloat16 on file are not written a second time."""
+    cascade = Path(shutil.copytree(tiny, tmp_path / "cascade"))
+    file = cascade / "stage_1/unet" / FILE
+    numbers = {name: tensor.bfloat16() for name, tensor in load_file(file).items()}
+    save_file(numbers, file, metadata={"format": "pt"})
+    out, _ = command(capsys, str(cascade), "--convert", "bf16", "--size", "64")
+    assert out[1:] == ["stage 1: its weights are bfloat16 on file already"]
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["demo", "--convert", "fp8"], 2, "unknown conversion 'fp8': use bf16 or none"),
+        (["demo", "--convert", ""], 2, "use bf16 or none"),
+        (["nowhere", "--convert", "none"], 1, "no cascade or folder 'nowhere'"),
+        (["nowhere", "--convert", "bf16"], 1, "no cascade or folder 'nowhere'"),
+    ],
+)
+def test_a_wrong_order_is_told_in_a_line(
+    arguments: list[str], code: int, told: str, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is downloaded or written."""
+    assert main(["fetch", *arguments]) == code
+    captured = capsys.readouterr()
+    assert told in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert not cache.exists()
 
 
 def test_looking_for_a_copy_needs_no_torch(unet: Path) -> None:
