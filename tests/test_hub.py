@@ -552,6 +552,23 @@ def test_broken_twice(hub: HubStandIn, client: Client) -> None:
         assert (client.snapshot(L) / name).read_bytes() == (hub.tree / L / name).read_bytes()
 
 
+def test_converted_when_fetched(hub: HubStandIn, client: Client) -> None:
+    """Downloaded and copied in one order; the copy goes, without a download, when that is ordered."""
+    order = ("fetch", "if-xl", "--size", "64", "--profile", "colab-free", "--quiet", "--convert")
+
+    done = client.command(*order, "bf16")
+
+    assert done.returncode == 0, done.stderr
+    said, folder = done.stdout.splitlines()[1].rsplit(maxsplit=1)
+    assert said.startswith("stage 1: ")
+    assert (Path(folder) / "diffusion_pytorch_model.bf16.safetensors").is_file()
+    hub.requests.clear()
+    shutil.rmtree(client.cache)
+    assert "are removed" in client.command(*order, "none").stdout
+    assert not Path(folder).exists()
+    assert not hub.requests
+
+
 @pytest.mark.usefixtures("cached")
 def test_broken_and_linked_from_elsewhere(client: Client, tmp_path: Path) -> None:
     """What a link in the cache means outside of it is somebody's own file, and stays."""

@@ -37,6 +37,10 @@ class TensorHeader:
     def numbers(self) -> int:
         return prod(self.shape)
 
+    @property
+    def is_floating(self) -> bool:
+        return self.dtype.startswith(("F", "BF"))
+
 
 def read_headers(files: Iterable[Path]) -> dict[str, TensorHeader]:
     """The tensors of several files together (the shards of one module), by name.

@@ -94,11 +94,16 @@ def existing_folder(name: str) -> Path | None:
 
 def snapshot_folder(repository: str, revision: str = "main") -> Path | None:
     """The folder of a downloaded repository in the Hugging Face cache, None if it is not there."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    root = Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    root = storage_folder(repository)
     commit = _commit(root / "refs" / revision) or revision
     return root / "snapshots" / commit if commit in folder_names(root / "snapshots") else None
+
+
+def storage_folder(repository: str) -> Path:
+    """Where the Hugging Face cache keeps all revisions of a repository, if it has any."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
 
 
 def _commit(reference: Path) -> str:

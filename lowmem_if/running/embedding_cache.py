@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from lowmem_if.planning.catalog import MAX_TOKENS
+from lowmem_if.planning.own_cache import cache_folder
 from lowmem_if.planning.plan import Step
 from lowmem_if.running.run_folder import library_versions
 from lowmem_if.weights.atomic import write_bytes
@@ -28,7 +29,7 @@ class EmbeddingCache:
     """The embeddings that one encoder, on one kind of device, makes of cleaned texts."""
 
     def __init__(self, encoder_identity: str, step: Step, folder: Path | None = None) -> None:
-        self.folder = folder or default_folder()
+        self.folder = folder or cache_folder("embeds")
         self._encoder = [
             encoder_identity,
             step.strategy,
@@ -71,10 +72,3 @@ class EmbeddingCache:
             total += status.st_size
             if total > _KEEP_BYTES:
                 file.unlink(missing_ok=True)
-
-
-def default_folder() -> Path:
-    """`embeds` in LOWMEM_IF_CACHE, else in the user's cache folder."""
-    own = os.environ.get("LOWMEM_IF_CACHE")
-    system = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return (Path(own) if own else Path(system) / "lowmem-if") / "embeds"

@@ -1,9 +1,12 @@
-"""Files that are either there whole or not there at all, whatever kills the process."""
+"""Files and folders that are either there whole or not there at all, whatever kills the process."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _PARTIAL = ".partial"
@@ -31,3 +34,31 @@ def remove_partials(folder: Path) -> None:
     """Delete what killed writers left behind in a folder and below it."""
     for partial in folder.rglob(f".*{_PARTIAL}"):
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, beside `folder`, which must not be there; it gets that name at the end.
+
+    On failure nothing is left. Whoever could fill the same folder meanwhile must be kept out.
+    """
+    partial = folder.with_name(f".{folder.name}{_PARTIAL}")
+    partial.mkdir()
+    try:
+        yield partial
+        partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder: to others it is there whole or, from the first moment, not at all."""
+    partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{_PARTIAL}")
+    folder.replace(partial)
+    shutil.rmtree(partial)
+
+
+def remove_partial_folders(folder: Path) -> None:
+    """Delete the half-filled and half-deleted folders that killed processes left in a folder."""
+    for partial in folder.glob(f".*{_PARTIAL}"):
+        shutil.rmtree(partial)

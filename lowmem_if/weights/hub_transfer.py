@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lowmem_if.errors import HubError
+from lowmem_if.planning.locations import storage_folder
 from lowmem_if.planning.units import GB, format_bytes
 from lowmem_if.weights.hub_errors import plain_words, retry_busy
 
@@ -103,7 +104,7 @@ class _File:
 
     @property
     def storage(self) -> Path:
-        return _storage(self.repository)
+        return storage_folder(self.repository)
 
     @property
     def snapshot(self) -> Path:
@@ -167,12 +168,6 @@ class _Meter:
 
     def __exit__(self, *_: object) -> None:
         return None
-
-
-def _storage(repository: str) -> Path:
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
 
 
 def _size(path: Path) -> int:
@@ -288,7 +283,7 @@ def _point(repo_files: RepoFiles) -> None:
     """Let the name that was asked for mean this commit, now that its files are complete."""
     if repo_files.asked == repo_files.revision:
         return
-    reference = _storage(repo_files.repository) / "refs" / repo_files.asked
+    reference = storage_folder(repo_files.repository) / "refs" / repo_files.asked
     if reference.is_file() and reference.read_text().strip() == repo_files.revision:
         return
     reference.parent.mkdir(parents=True, exist_ok=True)

@@ -21,9 +21,18 @@ import numpy
 
 from lowmem_if.errors import CascadeError, RequestError
 from lowmem_if.planning import catalog
+from lowmem_if.planning.headers import ITEM_BYTES
 from lowmem_if.planning.locations import DEMO_FOLDER
 from lowmem_if.planning.units import format_bytes
 from lowmem_if.weights.published import Network, networks
+from lowmem_if.weights.writing import (
+    NewTensor,
+    file_bytes,
+    free_bytes,
+    header_bytes,
+    index_file,
+    weight_file_names,
+)
 
 NOISE, ZEROS = "noise", "zeros"
 FILLS = (NOISE, ZEROS)
@@ -31,10 +40,11 @@ FILLS = (NOISE, ZEROS)
 SHARD_BYTES = 9_990_000_000
 """The published text encoder's first shard is 9.96 GB long; the libraries cut at 10 GB then."""
 
+_VARIANT = "fp16"
+
 _BLOCK = 4 * 2**20
 """Numbers made at once."""
 
-_ITEM_BYTES = {"F16": 2, "F32": 4}
 _NUMPY = {"F16": numpy.float16, "F32": numpy.float32}
 
 Report = Callable[[str, int, int], None]
@@ -42,26 +52,15 @@ Report = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class _Tensor:
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def size_bytes(self) -> int:
-        return prod(self.shape) * _ITEM_BYTES[self.dtype]
-
-
-@dataclass(frozen=True, slots=True)
 class _File:
     """One safetensors file to write."""
 
     path: Path
-    tensors: tuple[_Tensor, ...]
+    tensors: tuple[NewTensor, ...]
 
     @property
     def size_bytes(self) -> int:
-        return len(_header(self.tensors)) + sum(tensor.size_bytes for tensor in self.tensors)
+        return file_bytes(self.tensors)
 
 
 def synthesize(
@@ -119,12 +118,12 @@ def _write_all(wanted: list[Network], folder: Path, fill: str, report: Report) -
 
 def _plan_files(network: Network, folder: Path) -> Iterator[_File]:
     """The safetensors files of a network, as the repositories cut and name them."""
-    place, stem = folder / network.folder, _stem(network)
-    variant = "" if network.folder.endswith("watermarker") else ".fp16"
+    variant = "" if network.folder.endswith("watermarker") else _VARIANT
     shards = list(_shards(_tensors(network)))
-    for number, tensors in enumerate(shards, start=1):
-        part = f"-{number:05}-of-{len(shards):05}" if len(shards) > 1 else ""
-        yield _File(place / f"{stem}{variant}{part}.safetensors", tuple(tensors))
+    for name, tensors in zip(
+        weight_file_names(_stem(network), variant, len(shards)), shards, strict=True
+    ):
+        yield _File(folder / network.folder / name, tuple(tensors))
 
 
 def _stem(network: Network) -> str:
@@ -133,7 +132,7 @@ def _stem(network: Network) -> str:
     return "diffusion_pytorch_model" if is_diffusers else "model"
 
 
-def _tensors(network: Network) -> Iterator[_Tensor]:
+def _tensors(network: Network) -> Iterator[NewTensor]:
     """What the network stores, tied tensors once, in the repositories' number types."""
     seen: set[int] = set()
     for name, tensor in network.skeleton().state_dict(keep_vars=True).items():
@@ -142,11 +141,11 @@ def _tensors(network: Network) -> Iterator[_Tensor]:
         seen.add(id(tensor))
         # The fp16 text encoder was saved with transformers' own exception from fp16.
         single = name.endswith(".wo.weight") or network.folder.endswith("watermarker")
-        yield _Tensor(name, "F32" if single else "F16", tuple(tensor.shape))
+        yield NewTensor(name, "F32" if single else "F16", tuple(tensor.shape))
 
 
-def _shards(tensors: Iterator[_Tensor]) -> Iterator[list[_Tensor]]:
-    shard: list[_Tensor] = []
+def _shards(tensors: Iterator[NewTensor]) -> Iterator[list[NewTensor]]:
+    shard: list[NewTensor] = []
     size = 0
     for tensor in tensors:
         if shard and size + tensor.size_bytes > SHARD_BYTES:
@@ -162,8 +161,7 @@ def _is_whole(file: _File) -> bool:
 
 
 def _check_disk(folder: Path, needed: int) -> None:
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(existing).free
+    free = free_bytes(folder)
     if needed > free:
         raise CascadeError(
             f"{folder}: {format_bytes(needed)} are needed and {format_bytes(free)} are free on this "
@@ -183,13 +181,9 @@ def _write_config(network: Network, folder: Path) -> None:
         skeleton.config.save_pretrained(place)
     files = list(_plan_files(network, folder))
     if len(files) > 1:
-        where = {tensor.name: file.path.name for file in files for tensor in file.tensors}
-        index = {
-            "metadata": {"total_size": sum(t.size_bytes for f in files for t in f.tensors)},
-            "weight_map": where,
-        }
-        name = f"{_stem(network)}.safetensors.index.fp16.json"
-        (place / name).write_text(json.dumps(index, indent=1), encoding="utf-8")
+        shards = {file.path.name: file.tensors for file in files}
+        name, index = index_file(_stem(network), _VARIANT, shards)
+        (place / name).write_text(index, encoding="utf-8")
 
 
 def _small_folders(folder: Path, roots: set[str]) -> None:
@@ -213,7 +207,7 @@ def _write(file: _File, fill: str) -> Iterator[int]:
     """Write a file beside its place and move it there; yields the bytes as they come."""
     partial = file.path.with_name(f".{file.path.name}.partial")
     with partial.open("wb") as stream:
-        yield stream.write(_header(file.tensors))
+        yield stream.write(header_bytes(file.tensors))
         for tensor in file.tensors:
             if fill == NOISE:
                 yield from _write_noise(stream, tensor)
@@ -223,23 +217,7 @@ def _write(file: _File, fill: str) -> Iterator[int]:
     partial.replace(file.path)
 
 
-def _header(tensors: tuple[_Tensor, ...]) -> bytes:
-    """The safetensors header: length, then JSON padded to a multiple of eight bytes."""
-    table, offset = {}, 0
-    for tensor in tensors:
-        end = offset + tensor.size_bytes
-        table[tensor.name] = {
-            "dtype": tensor.dtype,
-            "shape": tensor.shape,
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    text = json.dumps({"__metadata__": {"format": "pt"}, **table}).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _write_noise(stream: IO[bytes], tensor: _Tensor) -> Iterator[int]:
+def _write_noise(stream: IO[bytes], tensor: NewTensor) -> Iterator[int]:
     """Numbers that keep signals at their size: 1 / fan-in variance, gains of one, biases of zero."""
     left = prod(tensor.shape)
     spread = prod(tensor.shape[1:]) ** -0.5 if len(tensor.shape) > 1 else 0.0
@@ -247,7 +225,7 @@ def _write_noise(stream: IO[bytes], tensor: _Tensor) -> Iterator[int]:
     block = _block(tensor.dtype, spread, centre)
     while left:
         count = min(left, _BLOCK)
-        yield stream.write(block[: count * _ITEM_BYTES[tensor.dtype]])
+        yield stream.write(block[: count * ITEM_BYTES[tensor.dtype]])
         left -= count
 
 
