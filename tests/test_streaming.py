@@ -24,8 +24,14 @@ from transformers.models.t5.modeling_t5 import T5Block
 from lowmem_if.errors import CheckpointError
 from lowmem_if.weights.arena import Arena
 from lowmem_if.weights.checkpoint import Checkpoint
+from lowmem_if.weights.converted import convert
 from lowmem_if.weights.lanes import CastLane, MappedLane
-from lowmem_if.weights.loading import load_clip_text, load_diffusers_model, load_text_encoder
+from lowmem_if.weights.loading import (
+    load_clip_text,
+    load_diffusers_model,
+    load_text_encoder,
+    stream_diffusers_model,
+)
 from lowmem_if.weights.skeletons import diffusers_skeleton, transformers_skeleton
 from lowmem_if.weights.streaming import Streamed
 
@@ -201,6 +207,25 @@ def test_memory_stays_at_the_window(tmp_path: Path) -> None:
     assert max(reading.ram_anon for reading in readings) - before.ram_anon < 200e6
     assert release_memory().ram_anon - before.ram_anon < 20e6
     assert read_memory().ram_file - before.ram_file < 20e6
+
+
+def test_a_bfloat16_copy_is_streamed_in_place_of_the_files(tiny: Path) -> None:
+    """With a copy in the cache nothing is cast any more, and the bits are those of casting."""
+    folder, call = tiny / "stage_1/unet", COMPONENTS["stage_1/unet"][1]
+    convert(folder)
+    whole = resident(folder, "bfloat16")
+    options = {"dtype": "bfloat16", "device": "cpu"}
+    with (
+        torch.no_grad(),
+        stream_diffusers_model(folder, UNet2DConditionModel, **options) as streamed,
+    ):
+        assert type(streamed._lane) is MappedLane
+        for number in range(PASSES):
+            assert torch.equal(call(streamed.module, number), call(whole, number))
+    with stream_diffusers_model(
+        folder, UNet2DConditionModel, dtype="float32", device="cpu"
+    ) as single:
+        assert type(single._lane) is CastLane
 
 
 # --- nothing is left behind -------------------------------------------------------------------------

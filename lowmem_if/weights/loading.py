@@ -22,6 +22,7 @@ from lowmem_if.errors import CheckpointError
 from lowmem_if.planning.component_files import file_names
 from lowmem_if.planning.configurations import read_config
 from lowmem_if.planning.strategies import QUANTISED
+from lowmem_if.weights import converted
 from lowmem_if.weights.checkpoint import Checkpoint
 from lowmem_if.weights.filling import fill
 from lowmem_if.weights.library_repairs import repaired_safety_checker
@@ -128,7 +129,7 @@ def stream_diffusers_model(
         skeleton = diffusers_skeleton(cls, config)
         return Streamed(
             skeleton,
-            Checkpoint.of_folder(folder),
+            _open(folder, dtype, device),
             DTYPES[dtype],
             device,
             resident_bytes=resident_bytes,
@@ -174,6 +175,12 @@ def _load_transformers(cls: Any, folder: Path, dtype: str, device: str) -> Any:
     config = cls.config_class(**read_config(folder / "config.json"))
     with _told(folder):
         return _filled(transformers_skeleton(cls, config), folder, DTYPES[dtype], device)
+
+
+def _open(folder: Path, dtype: str, device: str) -> Checkpoint:
+    """The weights of a network; on a CPU their bfloat16 copy, if that is what it computes in."""
+    copy = converted.find_converted(folder) if (dtype, device) == (converted.DTYPE, "cpu") else None
+    return Checkpoint.of_folder(copy or folder)
 
 
 def _filled(

@@ -4,8 +4,8 @@ A thread brings the units that are next by the order in which they last followed
 pass goes by the order of registration and is corrected as it goes. A pass that is the only one brings
 nothing twice: that the first unit follows the last one is learnt from the second pass.
 
-`resident_bytes` of the units, evenly strewn, never leave: at 0 everything streams, from the network's own
-size on nothing does. What is computed does not depend on any of this, to the last bit
+`resident_bytes` of the units, evenly strewn, never leave: at 0 everything streams, from the network's
+own size on nothing does. What is computed does not depend on any of this, to the last bit
 (`tests/test_streaming.py`).
 """
 
