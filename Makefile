@@ -6,13 +6,15 @@ TORCH ?= torch==2.13.0
 PROMPT ?= a red circle on a blue background
 SEED ?= 1
 OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
+# Its options: BENCH=--quick, BENCH="--only stage_1 --repeat 3" ...; "BENCH=--help" tells all.
+BENCH ?=
 
 OUT := $(OUT)
 
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check format train-demo clean
+.PHONY: demo test check format bench train-demo clean
 
 demo: $(READY) ## draw PROMPT with the bundled cascade and its 8-bit text encoder
 	@$(BIN)/lowmem-if generate "$$PROMPT" --cascade demo --seed $(SEED) --out "$(OUT)" \
@@ -34,6 +36,9 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/python docs/blocks.py
+
+bench: $(READY) ## ways of loading and running side by side, into bench/RESULTS.md (BENCH=--quick: minutes)
+	$(BIN)/python -m bench $(BENCH)
 
 train-demo: $(READY) ## train the bundled cascade again, into build/
 	$(BIN)/python -m training
