@@ -38,26 +38,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says; exit 1 if a row of ours failed."""
     options = _options(arguments)
     pairs = list(chosen(options.only, quick=options.quick))
-    folder = (options.cascade_folder or OUT / options.cascade).resolve()
-    _synthesize(options.cascade, folder, [subject for subject, _ in pairs])
+    OUT.mkdir(parents=True, exist_ok=True)
+    _synthesize(options.cascade, options.folder, [subject for subject, _ in pairs])
     kept = _earlier(options)
-    done = {(line["subject"], line["way"]) for line in kept if "failed" not in line}
+    done = {_row(line) for line in kept if "failed" not in line}
     todo = [pair for pair in pairs if not (options.missing and pair in done)]
     measured: list[results.Line] = []
     for repeat in range(options.repeat):  # round by round: a busy quarter of an hour hits all
         for number, (subject, way) in enumerate(todo, start=1):
             print(f"{repeat + 1}.{number}/{len(todo)} {subject}: {WAYS[way]}", flush=True)
             line = _context(options) | {"subject": subject, "way": way, "repeat": repeat}
-            steps = options.steps or SUBJECTS[subject].steps
+            steps = _steps(options, subject)
             case = Case(
-                options.cascade, subject, way, folder, OUT / "scratch", steps,
+                options.cascade, subject, way, options.folder, OUT / "scratch", steps,
                 device=options.device, dtype=options.dtype, cold=options.cold,
             )  # fmt: skip
             line |= {"steps_asked": steps} | run(case, options.threads, options.timeout)
             print("   ", _brief(line), flush=True)
             measured.append(line)
-            _write(options, _merged(kept, measured))
-    _write(options, _merged(kept, measured))
+            _keep(options, kept, measured)
     return int(any("failed" in line and line["way"] not in THEIRS for line in measured))
 
 
@@ -69,7 +68,6 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cascade", choices=("if-xl", "if-l", "if-m"))
     parser.add_argument(
         "--cascade-folder",
-        type=Path,
         default=os.environ.get("BENCH_CASCADE_FOLDER"),
         help="weights laid out like the cascade's; what lacks is synthesized "
         "(default: BENCH_CASCADE_FOLDER, or build/bench/CASCADE)",
@@ -92,11 +90,15 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--timeout", type=float, default=3600, help="seconds for a row")
     options = parser.parse_args(arguments)
     options.cascade = options.cascade or ("if-m" if options.quick else "if-xl")
-    if options.cascade_folder is not None:
-        options.cascade_folder = Path(options.cascade_folder)
+    options.run = datetime.now().astimezone().isoformat()
+    options.folder = Path(options.cascade_folder or OUT / options.cascade).resolve()
     if names := unknown(options.only):
         parser.error(f"--only: nothing is called {', '.join(names)}")
     return options
+
+
+def _steps(options: argparse.Namespace, subject: str) -> int:
+    return options.steps or SUBJECTS[subject].steps
 
 
 def _usable_cores() -> int:
@@ -174,6 +176,7 @@ def _synthesize(cascade: str, folder: Path, subjects: list[str]) -> None:
 def _context(options: argparse.Namespace) -> results.Line:
     """What a row was measured with."""
     return {
+        "run": options.run,
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
         "cascade": options.cascade,
         "machine": {
@@ -188,6 +191,8 @@ def _context(options: argparse.Namespace) -> results.Line:
         "device": options.device,
         "dtype": options.dtype,
         "cold": options.cold,
+        "folder": str(options.folder),
+        "threads_asked": options.threads,
     }
 
 
@@ -203,34 +208,42 @@ def _cpu_name() -> str:
 # --- the lines of all rows
 
 
-def _lines_file(options: argparse.Namespace) -> Path:
-    return OUT / f"{options.cascade}.jsonl"
-
-
 def _earlier(options: argparse.Namespace) -> list[results.Line]:
-    """Rows that may stand in one table with new ones; none if everything is measured again."""
+    """Rows measured with the same as new ones will be; none if everything is measured again.
+
+    The file keeps every line that was ever measured: of each row the last run's count.
+    """
     file = _lines_file(options)
     if not (options.only or options.missing) or not file.is_file():
         return []
     same = _context(options)
-    names = ("machine", "versions", "device", "dtype", "cold")
-    lines = [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if all(line[name] == same[name] for name in names)]
+    names = same.keys() - {"time", "load_average", "run"}
+    lines = [
+        line
+        for line in map(json.loads, file.read_text(encoding="utf-8").splitlines())
+        if all(line.get(name) == same[name] for name in names)
+        and line["steps_asked"] == _steps(options, line["subject"])
+    ]
+    last = {_row(line): line["run"] for line in lines}
+    return [line for line in lines if line["run"] == last[_row(line)]]
 
 
-def _merged(kept: list[results.Line], measured: list[results.Line]) -> list[results.Line]:
-    """New rows take the place of old ones."""
-    new = {(line["subject"], line["way"]) for line in measured}
-    return [line for line in kept if (line["subject"], line["way"]) not in new] + measured
+def _row(line: results.Line) -> tuple[str, str]:
+    return line["subject"], line["way"]
 
 
-def _write(options: argparse.Namespace, lines: list[results.Line]) -> None:
-    if not lines:
-        return
-    OUT.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    _lines_file(options).write_text(text, encoding="utf-8")
-    results.update(RESULTS, options.cascade, lines)
+def _keep(options: argparse.Namespace, kept: list[results.Line], new: list[results.Line]) -> None:
+    """Note the newest line; in the table new rows take the place of old ones."""
+    with _lines_file(options).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(new[-1]) + "\n")
+    rows = {_row(line) for line in new}
+    results.update(
+        RESULTS, options.cascade, [line for line in kept if _row(line) not in rows] + new
+    )
+
+
+def _lines_file(options: argparse.Namespace) -> Path:
+    return OUT / f"{options.cascade}.jsonl"
 
 
 if __name__ == "__main__":

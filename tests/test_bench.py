@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -74,6 +75,31 @@ def test_a_row_is_measured_in_a_child_and_written(tiny: Path, out: Path, tmp_pat
     assert "torch 2" in text
     assert str(tmp_path) not in text
     assert sorted(path.name for path in out.iterdir()) == ["errors.log", "if-m.jsonl"]
+
+
+def test_rows_stay_beside_new_ones_only_if_nothing_else_changed(
+    tiny: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another number of steps or other weights begin a new table; no line is ever lost."""
+    figures = {k: v for k, v in good("", 1, 1, 1).items() if k not in line("")}
+    monkeypatch.setattr(command, "run", lambda *_: figures)
+    other = shutil.copytree(tiny, tmp_path / "other")
+
+    def rows(way: str, *options: str, folder: Path = tiny) -> list[str]:
+        given = ["--quick", "--cascade-folder", str(folder), *options]
+        assert command.main([*given, "--only", f"stage_1/{way}"]) == 0
+        names = {name: way for way, name in WAYS.items()}
+        cells = [row.split(" | ")[0][2:] for row in (tmp_path / "RESULTS.md").open()]
+        return [names[cell] for cell in cells if cell in names]
+
+    assert rows("limit") == ["limit"]
+    assert rows("resident", "--repeat", "2") == ["limit", "resident"]
+    assert rows("limit") == ["limit", "resident"]
+    assert rows("resident", "--steps", "7") == ["resident"]
+    assert rows("resident", folder=other) == ["resident"]
+    assert rows("convert", "--missing") == ["limit", "resident", "convert"]
+    assert rows("convert", "--missing") == ["limit", "resident", "convert"]
+    assert len((out / "if-m.jsonl").read_text().splitlines()) == 7
 
 
 @pytest.mark.parametrize(
