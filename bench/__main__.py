@@ -24,7 +24,16 @@ from typing import Any
 import psutil
 
 from bench import results
-from bench.cases import CONVERT, SUBJECTS, THEIRS, WAYS, Case, chosen, missing_components, unknown
+from bench.cases import (
+    STREAMED_COPY,
+    SUBJECTS,
+    THEIRS,
+    WAYS,
+    Case,
+    chosen,
+    missing_components,
+    unknown,
+)
 from lowmem_if.running.scheduler import worker_environment
 
 ROOT = Path(__file__).parents[1]
@@ -57,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("   ", _brief(line), flush=True)
             measured.append(line)
             _keep(options, kept, measured)
+    _remove_copies()
     return int(any("failed" in line and line["way"] not in THEIRS for line in measured))
 
 
@@ -112,6 +122,8 @@ def _usable_cores() -> int:
 
 def run(case: Case, threads: int, timeout_s: float) -> dict[str, Any]:
     """Measure in a child; whatever becomes of it is the result."""
+    if case.way != STREAMED_COPY:  # our loader would take the copy wherever it finds one
+        _remove_copies()
     shutil.rmtree(case.scratch, ignore_errors=True)
     case.scratch.mkdir(parents=True)
     if hasattr(os, "sync"):
@@ -131,14 +143,16 @@ def run(case: Case, threads: int, timeout_s: float) -> dict[str, Any]:
         return _failed("ended", f"not done after {timeout_s:g} s")
     finally:
         shutil.rmtree(case.scratch, ignore_errors=True)
-        if case.way != CONVERT:  # the row behind it takes the copy
-            shutil.rmtree(OUT / "cache", ignore_errors=True)
     if done.returncode == -signal.SIGKILL:
         return _failed("memory", "the system killed the process")
     if done.returncode:
         return _failed("ended", f"exit status {done.returncode}")
     result: dict[str, Any] = json.loads(done.stdout)
     return result
+
+
+def _remove_copies() -> None:
+    shutil.rmtree(OUT / "cache", ignore_errors=True)
 
 
 def _failed(kind: str, text: str) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from lowmem_if.planning import catalog
 from lowmem_if.planning.component_files import usable_variant
 
 LIMIT, LIMIT_THREADS = "limit", "limit-threads"
-FROM_PRETRAINED, RESIDENT, CONVERT = "from_pretrained", "resident", "convert"
+FROM_PRETRAINED, RESIDENT = "from_pretrained", "resident"
+CONVERT, STREAMED_COPY = "convert", "streamed-0-bf16"
 
 WAYS = {
     LIMIT: "limit: the file's bytes read once into fresh memory, one thread",
@@ -28,7 +29,7 @@ WAYS = {
     "streamed-quarter": "ours, streamed, a quarter resident",
     "streamed-half": "ours, streamed, half of it resident",
     CONVERT: "ours, making the bfloat16 copy, once",
-    "streamed-0-bf16": "ours, streamed from the bfloat16 copy, none of it resident",
+    STREAMED_COPY: "ours, streamed from the bfloat16 copy, none of it resident",
 }
 """Name -> what the table calls it, in the table's order. The copy is used right after it was made."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,11 @@ from lowmem_if.weights.loading import (
     load_clip_text,
     load_diffusers_model,
     load_text_encoder,
+    stream_diffusers_model,
+    stream_text_encoder,
 )
 from lowmem_if.weights.skeletons import transformers_skeleton
+from lowmem_if.weights.streaming import Streamed
 
 TOKENS = 77
 PIXELS_OF_LATENT_SAMPLE = 2
@@ -46,10 +48,8 @@ def load_resident(case: Case) -> torch.nn.Module:
     )
 
 
-def stream(case: Case, weights: Path, resident_bytes: int) -> AbstractContextManager[Any]:
+def stream(case: Case, weights: Path, resident_bytes: int) -> Streamed:
     """The network with its weights left in the folder `weights`; `.module` is to be called."""
-    from lowmem_if.weights.loading import stream_diffusers_model, stream_text_encoder
-
     cls = network_class(case)
     options: Any = {"device": case.device, "resident_bytes": resident_bytes}
     if cls is UNet2DConditionModel:
@@ -59,10 +59,8 @@ def stream(case: Case, weights: Path, resident_bytes: int) -> AbstractContextMan
     return _stream_clip(weights, DTYPES[case.dtype], **options)
 
 
-def _stream_clip(weights: Path, dtype: torch.dtype, **options: Any) -> AbstractContextManager[Any]:
+def _stream_clip(weights: Path, dtype: torch.dtype, **options: Any) -> Streamed:
     """The package itself never streams it; here it stands for all that transformers builds."""
-    from lowmem_if.weights.streaming import Streamed
-
     config = CLIPTextModel.config_class(**read_config(weights / "config.json"))
     skeleton = transformers_skeleton(CLIPTextModel, config)
     return Streamed(

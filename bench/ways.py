@@ -21,10 +21,11 @@ from diffusers import IFPipeline, UNet2DConditionModel
 from diffusers.hooks import apply_group_offloading
 from transformers import BitsAndBytesConfig
 
-from bench.cases import CONVERT, LIMIT, LIMIT_THREADS, WAYS, Case
+from bench.cases import CONVERT, LIMIT, LIMIT_THREADS, STREAMED_COPY, WAYS, Case
 from bench.networks import load_resident, network_class, stream
 from lowmem_if.planning.component_files import weight_variant
 from lowmem_if.planning.headers import read_headers
+from lowmem_if.weights.converted import convert, remove_converted
 from lowmem_if.weights.loading import DTYPES
 
 PIECE_BYTES = 16 * 2**20
@@ -163,39 +164,37 @@ def _streamed(case: Case, *, share: float) -> Iterator[torch.nn.Module]:
         yield streamed.module
 
 
-def _remove_copy(case: Case) -> list[Path]:
-    from lowmem_if.weights.converted import remove_converted
-
+def _without_copy(case: Case) -> list[Path]:
     remove_converted(case.weights)
     return weight_files(case)
 
 
 @contextmanager
 def _convert(case: Case) -> Iterator[None]:
-    from lowmem_if.weights.converted import convert
-
     convert(case.weights)
     yield
 
 
-def _make_copy(case: Case) -> list[Path]:
-    """Link the copy's files and the configuration together to a folder like the network's own."""
-    from lowmem_if.weights.converted import convert
+def _with_copy(case: Case) -> list[Path]:
+    """Our loader finds a UNet's copy by itself; an encoder's is put where it loads from."""
+    copy = convert(case.weights)
+    files = [copy / name for name in weight_variant(copy).files]
+    if network_class(case) is not UNet2DConditionModel:
+        folder = _folder_of_copy(case)
+        folder.mkdir()
+        for file in [*copy.iterdir(), case.weights / "config.json"]:
+            (folder / file.name).symlink_to(file.resolve())
+    return files
 
-    copy, together = convert(case.weights), _links(case)
-    together.mkdir()
-    for file in [*copy.iterdir(), case.weights / "config.json"]:
-        (together / file.name).symlink_to(file.resolve())
-    return [copy / name for name in weight_variant(together).files]
 
-
-def _links(case: Case) -> Path:
+def _folder_of_copy(case: Case) -> Path:
     return case.scratch / case.weights.name
 
 
 @contextmanager
 def _streamed_copy(case: Case) -> Iterator[torch.nn.Module]:
-    with stream(case, _links(case), 0) as streamed:
+    is_unet = network_class(case) is UNet2DConditionModel
+    with stream(case, case.weights if is_unet else _folder_of_copy(case), 0) as streamed:
         yield streamed.module
 
 
@@ -212,8 +211,8 @@ BY_NAME: dict[str, Way] = {
     "streamed-0": Way(partial(_streamed, share=0)),
     "streamed-quarter": Way(partial(_streamed, share=1 / 4)),
     "streamed-half": Way(partial(_streamed, share=1 / 2)),
-    CONVERT: Way(_convert, _remove_copy),
-    "streamed-0-bf16": Way(_streamed_copy, _make_copy),
+    CONVERT: Way(_convert, _without_copy),
+    STREAMED_COPY: Way(_streamed_copy, _with_copy),
 }
 
 assert BY_NAME.keys() == WAYS.keys()
