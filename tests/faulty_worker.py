@@ -45,6 +45,11 @@ def killed_in_stage_1() -> None:
     BaseStage.draw = lambda self, *args: os.kill(os.getpid(), signal.SIGKILL)
 
 
+def touches_a_lost_page() -> None:
+    """A mapped file has become shorter, and stage 1 reads where it ended."""
+    BaseStage.draw = lambda self, *args: os.kill(os.getpid(), signal.SIGBUS)
+
+
 def bug() -> None:
     """Something of ours is wrong."""
 

@@ -53,6 +53,7 @@ def test_stage_1_draws_the_plain_pipelines_pixels(tiny: Path, tmp_path: Path) ->
         ("text_encoder=sequential_offload", "stage_1=sequential_offload"),
         ("stage_1=model_offload", "stage_2=model_offload", "upscaler=model_offload"),
         ("stage_2=sequential_offload", "upscaler=sequential_offload"),
+        ("text_encoder=stream", "stage_1=stream", "stage_2=stream", "upscaler=stream"),
     ],
 )
 def test_offload_changes_no_pixel(tiny: Path, tmp_path: Path, pins: tuple[str, ...]) -> None:

@@ -108,6 +108,18 @@ def test_a_worker_that_the_system_kills_is_a_known_event(
     assert len(run_here(plan, tmp_path / "run").images) == 1
 
 
+def test_a_file_lost_under_a_mapping_is_told_and_not_retried(
+    tiny: Path, tmp_path: Path, starts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGBUS takes the worker, not us: we say what it means and how to go on."""
+    inject(monkeypatch, "touches_a_lost_page", starts)
+    with pytest.raises(
+        WorkerDied, match=r"SIGBUS in stage_1 \(a weight file became shorter.*resume"
+    ):
+        run(plan_of(tiny, size=64), tmp_path / "run")
+    assert starts.read_text() == "x"
+
+
 def test_a_bug_is_never_retried(
     tiny: Path, tmp_path: Path, starts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

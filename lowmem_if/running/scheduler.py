@@ -153,8 +153,9 @@ def _let_work(folder: RunFolder, report: Report, lock: int) -> Event | None:
         return Event("out_of_memory", last.component, text=text, name=RAM)
     if code < 0:
         name = signal.Signals(-code).name
+        why = " (a weight file became shorter while it was in use)" if name == "SIGBUS" else ""
         raise WorkerDied(
-            f"the worker was ended by {name} in {last.component or 'its start'}: "
+            f"the worker was ended by {name} in {last.component or 'its start'}{why}: "
             f"continue with `lowmem-if resume {folder.path}`"
         )
     raise WorkerCrashed(folder.log_file.read_text(encoding="utf-8", errors="replace")[-8000:])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ TORCH_DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+
+
+_SEEKING = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,8 +228,8 @@ def _who(status: os.stat_result) -> tuple[int, int, int, int]:
 def _read_at(descriptor: int, target: memoryview, offset: int) -> int:
     if hasattr(os, "preadv"):
         return os.preadv(descriptor, [target], offset)
-    # Windows has no positioned read; its descriptors are opened once a checkpoint and not shared.
-    os.lseek(descriptor, offset, os.SEEK_SET)
-    data = os.read(descriptor, len(target))
+    with _SEEKING:  # Windows has no positioned read
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        data = os.read(descriptor, len(target))
     target[: len(data)] = data
     return len(data)

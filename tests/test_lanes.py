@@ -1,0 +1,173 @@
+"""The accelerator's way of streaming, with streams that only take notes: order, pinning, reuse."""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from test_streaming import COMPONENTS, resident, skeleton
+
+from lowmem_if.weights import staging
+from lowmem_if.weights.checkpoint import Checkpoint
+from lowmem_if.weights.lanes import DeviceLane
+from lowmem_if.weights.reading import Reader
+from lowmem_if.weights.staging import Staging
+from lowmem_if.weights.streaming import Streamed
+
+TIME = count()
+
+
+class Event:
+    """Done at once, but waited for only by whoever asks."""
+
+    def __init__(self) -> None:
+        self.made = next(TIME)
+        self.waited: list[int] = []
+
+    def synchronize(self) -> None:
+        self.waited.append(next(TIME))
+
+    def query(self) -> bool:
+        return False
+
+
+class Stream:
+    """Does everything at once and notes who waited for what."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.waited_for: list[Event] = []
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to leave."""
+
+    def record_event(self) -> Event:
+        self.events.append(Event())
+        return self.events[-1]
+
+    def wait_event(self, event: Event) -> None:
+        self.waited_for.append(event)
+
+    def synchronize(self) -> None:
+        """Everything has been done."""
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> tuple[Stream, Stream]:
+    """(the copying, the computing) stream of an accelerator that is the CPU."""
+    copying, computing = Stream(), Stream()
+    monkeypatch.setattr(staging, "copy_stream", lambda _device: copying)
+    monkeypatch.setattr(torch.accelerator, "current_stream", lambda _device: computing)
+    return copying, computing
+
+
+def on_device(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Streamed:
+    """A network that streams to the "accelerator" as on a real one."""
+
+    def lane(self: Streamed, *_: Any) -> DeviceLane:
+        largest = max(unit.size_bytes for unit in self._units)
+        return DeviceLane(self._checkpoint, 2 * largest, lambda _u: True, self._pause, "cpu")
+
+    monkeypatch.setattr(Streamed, "_make_lane", lane)
+    return Streamed(skeleton(folder), Checkpoint.of_folder(folder), torch.float32, "cpu")
+
+
+def test_an_accelerators_weights_are_the_resident_ones(
+    tiny: Path, streams: tuple[Stream, Stream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copied through staging buffers into an arena of two layers, three passes give the same bits."""
+    folder, call = tiny / "stage_1/unet", COMPONENTS["stage_1/unet"][1]
+    whole = resident(folder, "float32")
+    with torch.no_grad(), on_device(folder, monkeypatch) as streamed:
+        for number in range(3):
+            assert torch.equal(call(streamed.module, number), call(whole, number))
+
+
+def test_computing_waits_for_copies_and_copies_over_it_for_computing(
+    tiny: Path, streams: tuple[Stream, Stream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each layer's weights are waited for by event, and no part of the arena is written before that."""
+    copying, computing = streams
+    placed: dict[int, tuple[int, int]] = {}
+    bring, leave = DeviceLane.bring, DeviceLane.leave
+
+    def noted_bring(self: DeviceLane, unit: Any) -> None:
+        before = len(copying.waited_for)
+        offset, memory = self._rooms[unit]
+        assert offset is not None
+        bring(self, unit)
+        waited = copying.waited_for[before:]
+        for made, (start, end) in placed.items():
+            if start < offset + memory.numel() and offset < end:
+                assert made in [event.made for event in waited]
+
+    def noted_leave(self: DeviceLane, unit: Any) -> None:
+        offset, memory = self._rooms[unit]
+        leave(self, unit)
+        assert offset is not None
+        placed[computing.events[-1].made] = (offset, offset + memory.numel())
+
+    monkeypatch.setattr(DeviceLane, "bring", noted_bring)
+    monkeypatch.setattr(DeviceLane, "leave", noted_leave)
+    folder, call = tiny / "stage_1/unet", COMPONENTS["stage_1/unet"][1]
+    with torch.no_grad(), on_device(folder, monkeypatch) as streamed:
+        call(streamed.module, 1)
+        call(streamed.module, 2)
+        layers = len(streamed._units)
+    assert len(computing.waited_for) == 2 * layers
+    assert len(copying.waited_for) > layers
+
+
+def test_a_staging_buffer_is_not_filled_again_before_it_was_sent(
+    tiny: Path, streams: tuple[Stream, Stream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With buffers of 4 kB a tensor travels in many pieces; each waits for the last but one."""
+    copying, _ = streams
+    monkeypatch.setattr(staging, "STAGING_BYTES", 4096)
+    with Checkpoint.of_folder(tiny / "stage_1/unet") as checkpoint:
+        name = max(checkpoint, key=lambda key: checkpoint.stored(key).size_bytes)
+        out = torch.empty(checkpoint[name].shape)
+        Staging(Reader(checkpoint), "cpu").read(checkpoint.stored(name), out)
+        assert torch.equal(out, checkpoint[name].float())
+    pieces = -(-out.numel() * 4 // 4096)
+    assert len(copying.events) == pieces > 4
+    assert all(event.waited for event in copying.events[:-2])
+
+
+@pytest.mark.parametrize("words", ["CUDA out of memory", "failed to pin memory"])
+def test_where_memory_cannot_be_pinned_ordinary_memory_does(
+    streams: tuple[Stream, Stream], monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    """A refusal to pin, as under WSL, is answered by a buffer that is not pinned."""
+    real, asked = torch.empty, []
+
+    def empty(*args: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
+        asked.append(pin_memory)
+        if pin_memory:
+            raise RuntimeError(words)
+        return real(*args, **options)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    assert staging._host_buffer("cuda:0").numel() == staging.STAGING_BYTES
+    assert asked == [True, False]
+
+
+def test_a_network_of_none_of_its_own_weights_needs_no_lane(tiny: Path) -> None:
+    """With everything resident nothing streams, and closing is as clean."""
+    folder = tiny / "stage_1/unet"
+    with Streamed(
+        skeleton(folder),
+        Checkpoint.of_folder(folder),
+        torch.float32,
+        "cpu",
+        resident_bytes=10**12,
+    ) as streamed:
+        assert isinstance(streamed.module, UNet2DConditionModel)
+        assert streamed.streamed_bytes == 0
