@@ -161,7 +161,11 @@ def _failed(kind: str, text: str) -> dict[str, Any]:
 
 def environment(way: str, threads: int) -> dict[str, str]:
     """The libraries' ways get the environment as it is, ours the worker's; nobody goes online."""
-    outer = dict(os.environ) if way in THEIRS else worker_environment(os.environ)
+    outer = (
+        dict(os.environ)
+        if way in THEIRS
+        else worker_environment(os.environ, streams="streamed" in way)
+    )
     # The copies that ways of ours make are no user's.
     own = {"HF_HUB_OFFLINE": "1", "LOWMEM_IF_CACHE": str(OUT / "cache")}
     return outer | own | {"OMP_NUM_THREADS": str(threads)}

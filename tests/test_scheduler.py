@@ -17,7 +17,7 @@ import torch
 from runs import CPU, kinds, plan_of, run_here
 from safetensors.torch import load_file
 
-from lowmem_if.errors import LowmemError, OutOfMemory, RunFolderError
+from lowmem_if.errors import LowmemError, OutOfMemory, RunFolderError, WorkerDied
 from lowmem_if.planning.ladder import changed_pixels
 from lowmem_if.planning.plan import make_plan
 from lowmem_if.planning.request import Request

@@ -106,8 +106,8 @@ def test_a_laptop_without_room_streams(tiny: Path) -> None:
 def test_more_memory_keeps_more_in_place() -> None:
     """The resident part grows with the budget, and the predicted time falls, until all is resident."""
     steps = [
-        xl(replace(LAPTOP, ram_bytes=gigabytes * 10**9), size=64).step("stage_1")
-        for gigabytes in (2, 4, 6, 8, 12)
+        xl(replace(LAPTOP, ram_bytes=int(gigabytes * 10**9)), size=64).step("stage_1")
+        for gigabytes in (2.5, 4, 6, 8, 12)
     ]
     resident = [step.resident_bytes for step in steps[:-1]]
     assert resident == sorted(resident)

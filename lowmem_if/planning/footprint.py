@@ -29,8 +29,9 @@ VRAM_SAFETY_BYTES = 300_000_000
 _LARGEST_LAYER = 0.04
 """Of a module's bytes: what sequential offload holds on the device (I-XL 2.3 %, T5-XXL 2.8 %)."""
 
-_STREAM_WINDOW = 0.09
-"""Of a network: room for two of its largest layers (I-XL 6.6 %, x4 8 %) or blocks (T5-XXL 8.4 %)."""
+_STREAM_WINDOW, _CLIP_WINDOW = 0.09, 0.31
+"""Of a network: room for two of its largest layers (I-XL 6.6 %, x4 8 %) or blocks (T5-XXL 8.4 %); of the
+upscaler's CLIP for its embedding and the next layer."""
 
 _DISK_BYTES_PER_S, _CACHE_BYTES_PER_S = 0.47e9, 2.6e9
 """From a disk (FlexGen's fitted cost model of a cloud T4), and cast out of the page cache by one thread
@@ -48,7 +49,13 @@ _SMALL_ACTIVATION_BYTES = 50_000_000
 _HEAP_SLACK = 1.6
 """A CPU run's anonymous memory over its live tensors' bytes: freed activations stay in the heap."""
 
+_CPU_WORKSPACE = 0.06
+"""Of a UNet: oneDNN orders a convolution's weights anew at every call (I-XL: 0.5 GB, measured)."""
+
 _UNET_FACTOR = {catalog.STAGE_1: 30.4, catalog.STAGE_2: 60.0, catalog.UPSCALER: 10.4}
+_CPU_UNET_FACTOR = _UNET_FACTOR | {catalog.STAGE_2: 32.0, catalog.UPSCALER: 20.0}
+"""Measured in bfloat16, for a guided picture: II-L 0.7 to 1.1 GB above its weights, the x4 UNet 1.0 GB."""
+
 _UNET_SIDE = {catalog.STAGE_1: 64, catalog.STAGE_2: 256, catalog.UPSCALER: 256}
 _VAE_FACTOR, _VAE_SIDE = 6.0, 1024
 _VAE_TILED_SIDE = 256
@@ -121,7 +128,11 @@ def predict(part: Part, setting: Setting) -> Footprint:
     read = read or sum(module.file_bytes for module in part.modules)
     if setting.device == "cpu":
         ram = (
-            PROCESS_RAM_BYTES + weights + _upcast_bytes(part, setting) + int(_HEAP_SLACK * working)
+            PROCESS_RAM_BYTES
+            + weights
+            + _upcast_bytes(part, setting)
+            + int(_CPU_WORKSPACE * modules.get("unet", 0))
+            + int(_HEAP_SLACK * working)
         )
         return Footprint(0, ram, read)
     host = PROCESS_RAM_BYTES + ACCELERATOR_RAM_BYTES
@@ -161,11 +172,14 @@ def resident_choices(part: Part, setting: Setting) -> list[int]:
 
 
 def _streamed_weights(modules: dict[str, int], setting: Setting) -> int:
-    """In place of a component that streams: what stays of it, the window, its small networks whole."""
+    """In place of a component that streams: what stays of its largest network, and a window of each."""
+    shares = {"text_encoder": _CLIP_WINDOW} if setting.component == catalog.UPSCALER else {}
+    windows = {
+        name: min(size, max(int(shares.get(name, _STREAM_WINDOW) * size), _LEAST_WINDOW_BYTES))
+        for name, size in modules.items()
+    }
     large = max(modules, key=lambda name: modules[name])
-    window = max(int(_STREAM_WINDOW * modules[large]), min(_LEAST_WINDOW_BYTES, modules[large]))
-    rest = sum(size for name, size in modules.items() if name != large)
-    return rest + min(modules[large], setting.resident_bytes + window)
+    return sum(windows.values()) + min(modules[large] - windows[large], setting.resident_bytes)
 
 
 def headroom(device: str) -> tuple[int, int]:
@@ -184,6 +198,8 @@ def _on_device(setting: Setting, weights: int, activations: int) -> int:
 def _upcast_bytes(part: Part, setting: Setting) -> int:
     """The VAE always decodes in float32: 16-bit weights of it double, for that time or for good."""
     vae = next((m for m in part.modules if m.folder == "vae"), None)
+    if setting.strategy == STREAM:
+        return 0  # its layers are upcast as they come
     return 2 * vae.weights.parameters if vae and ITEM_BYTES[setting.storage] == 2 else 0
 
 
@@ -194,7 +210,8 @@ def _activation_bytes(module: Module, setting: Setting) -> int:
         return int(_VAE_FACTOR * module.channels * side**2 * ITEM_BYTES["float32"])
     if module.folder == "unet":
         side = _UNET_SIDE[setting.component]
-        factor = _UNET_FACTOR[setting.component]
+        factors = _CPU_UNET_FACTOR if setting.device == "cpu" else _UNET_FACTOR
+        factor = factors[setting.component]
         return int(factor * module.channels * side**2 * item * setting.batch)
     if setting.component == catalog.TEXT_ENCODER:
         return _TEXT_ACTIVATION_BYTES * setting.batch

@@ -53,18 +53,11 @@ class DrawingStage:
 
 def take_unet(folder: Path, step: Step, streams: ExitStack) -> Any:
     """The UNet of a folder, in memory or streaming; what streams is closed with `streams`."""
+    options: Any = {"dtype": step.storage_dtype, "device": loading_device(step)}
     if step.strategy != STREAM:
-        device = loading_device(step)
-        return load_diffusers_model(
-            folder, UNet2DConditionModel, dtype=step.storage_dtype, device=device
-        )
-    streamed = stream_diffusers_model(
-        folder,
-        UNet2DConditionModel,
-        dtype=step.storage_dtype,
-        device=step.device,
-        resident_bytes=step.resident_bytes,
-    )
+        return load_diffusers_model(folder, UNet2DConditionModel, **options)
+    options["resident_bytes"] = step.resident_bytes
+    streamed = stream_diffusers_model(folder, UNet2DConditionModel, **options)
     return streams.enter_context(streamed).module
 
 

@@ -8,18 +8,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionUpscalePipeline
 
-from lowmem_if.planning.configurations import UpscalerIndex, read_as
+from lowmem_if.planning.configurations import UpscalerIndex, read_as, read_config
 from lowmem_if.planning.plan import Step
+from lowmem_if.planning.strategies import STREAM
 from lowmem_if.stages.pipelines import DrawingStage, OnStep, loading_device, take_unet
 from lowmem_if.weights.loading import (
     load_clip_text,
     load_diffusers_model,
     load_scheduler,
     load_tokenizer,
+    stream_clip_text,
+    stream_diffusers_model,
 )
 
 
@@ -27,13 +31,10 @@ class Upscaler(DrawingStage):
     """The upscaler's UNet, VAE and text encoder in memory."""
 
     def __init__(self, root: Path, step: Step) -> None:
-        dtype, device = step.storage_dtype, loading_device(step)
-        # The decoder needs more precision than bfloat16 has; from float16 the pipeline upcasts it.
-        vae_dtype = "float32" if dtype == "bfloat16" else dtype
         with ExitStack() as streams:
             unet = take_unet(root / "unet", step, streams)
-            vae = load_diffusers_model(root / "vae", AutoencoderKL, dtype=vae_dtype, device=device)
-            text_encoder = load_clip_text(root / "text_encoder", dtype=dtype, device=device)
+            vae = _take_vae(root / "vae", step, streams)
+            text_encoder = _take_text_encoder(root / "text_encoder", step, streams)
             pipeline = StableDiffusionUpscalePipeline(
                 vae, text_encoder, load_tokenizer(root / "tokenizer"), unet,
                 load_scheduler(root / "low_res_scheduler"), load_scheduler(root / "scheduler"),
@@ -60,3 +61,24 @@ class Upscaler(DrawingStage):
             negative_prompt=[negative_prompt] * len(prompts),
             noise_level=self._sampling.noise_level,
         )
+
+
+def _take_vae(folder: Path, step: Step, streams: ExitStack) -> Any:
+    """The decoder needs more precision than 16 bits have; from float16 the pipeline upcasts it itself,
+    which weights that stream cannot follow."""
+    streaming, dtype = step.strategy == STREAM, step.storage_dtype
+    upcast = dtype == "float16" and read_config(folder / "config.json").get("force_upcast", True)
+    options: Any = {
+        "dtype": "float32" if dtype == "bfloat16" or (streaming and upcast) else dtype,
+        "device": loading_device(step),
+    }
+    if not streaming:
+        return load_diffusers_model(folder, AutoencoderKL, **options)
+    return streams.enter_context(stream_diffusers_model(folder, AutoencoderKL, **options)).module
+
+
+def _take_text_encoder(folder: Path, step: Step, streams: ExitStack) -> Any:
+    options: Any = {"dtype": step.storage_dtype, "device": loading_device(step)}
+    if step.strategy != STREAM:
+        return load_clip_text(folder, **options)
+    return streams.enter_context(stream_clip_text(folder, **options)).module

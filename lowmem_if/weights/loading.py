@@ -141,6 +141,15 @@ def load_clip_text(folder: Path, *, dtype: str, device: str) -> transformers.CLI
     return _load_transformers(transformers.CLIPTextModel, folder, dtype, device)
 
 
+def stream_clip_text(folder: Path, *, dtype: str, device: str) -> Streamed:
+    """The upscaler's own text encoder, layer by layer from its files."""
+    cls = transformers.CLIPTextModel
+    config = cls.config_class(**read_config(folder / "config.json"))
+    with _told(folder):
+        skeleton = transformers_skeleton(cls, config)
+        return Streamed(skeleton, Checkpoint.of_folder(folder), DTYPES[dtype], device)
+
+
 def load_safety_checker(folder: Path) -> Any:
     """IF's safety checker in float32 on the CPU, in evaluation mode."""
     return _load_transformers(repaired_safety_checker(), folder, "float32", "cpu")
