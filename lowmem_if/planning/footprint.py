@@ -54,7 +54,7 @@ _CPU_WORKSPACE = 0.06
 
 _UNET_FACTOR = {catalog.STAGE_1: 30.4, catalog.STAGE_2: 60.0, catalog.UPSCALER: 10.4}
 _CPU_UNET_FACTOR = _UNET_FACTOR | {catalog.STAGE_2: 32.0, catalog.UPSCALER: 20.0}
-"""Measured in bfloat16, for a guided picture: II-L 0.7 to 1.1 GB above its weights, the x4 UNet 1.0 GB."""
+"""Measured in bfloat16, for a guided picture: II-L 0.7 to 1.1 GB above its weights, x4 UNet 1.0 GB."""
 
 _UNET_SIDE = {catalog.STAGE_1: 64, catalog.STAGE_2: 256, catalog.UPSCALER: 256}
 _VAE_FACTOR, _VAE_SIDE = 6.0, 1024
