@@ -12,16 +12,15 @@ from transformers import CLIPTextModel, T5EncoderModel
 
 from bench.cases import Case
 from lowmem_if.planning.configurations import read_config
-from lowmem_if.weights.checkpoint import Checkpoint
 from lowmem_if.weights.loading import (
     DTYPES,
     load_clip_text,
     load_diffusers_model,
     load_text_encoder,
+    stream_clip_text,
     stream_diffusers_model,
     stream_text_encoder,
 )
-from lowmem_if.weights.skeletons import transformers_skeleton
 from lowmem_if.weights.streaming import Streamed
 
 TOKENS = 77
@@ -56,16 +55,7 @@ def stream(case: Case, weights: Path, resident_bytes: int) -> Streamed:
         return stream_diffusers_model(weights, cls, dtype=case.dtype, **options)
     if cls is T5EncoderModel:
         return stream_text_encoder(weights.parent, dtype=case.dtype, **options)
-    return _stream_clip(weights, DTYPES[case.dtype], **options)
-
-
-def _stream_clip(weights: Path, dtype: torch.dtype, **options: Any) -> Streamed:
-    """The package itself never streams it; here it stands for all that transformers builds."""
-    config = CLIPTextModel.config_class(**read_config(weights / "config.json"))
-    skeleton = transformers_skeleton(CLIPTextModel, config)
-    return Streamed(
-        skeleton, Checkpoint.of_folder(weights), dtype, options.pop("device"), **options
-    )
+    return stream_clip_text(weights, dtype=case.dtype, **options)
 
 
 def steps(case: Case) -> Callable[[torch.nn.Module, int], torch.Tensor]:
