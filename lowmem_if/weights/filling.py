@@ -1,14 +1,15 @@
 """A skeleton becomes a module: one tensor a thread on its way, cast or quantised as it comes.
 
-Nothing above the finished module is ever held but half a megabyte of scratch a thread; quantised weights
+Nothing above the finished module is ever held but three megabytes of scratch a thread; quantised weights
 pass as one whole tensor on an accelerator, and row by row on a CPU.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from threading import local
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 
 from lowmem_if.errors import CheckpointError
 from lowmem_if.weights.checkpoint import Checkpoint
-from lowmem_if.weights.reading import Reader
+from lowmem_if.weights.reading import BLOCK, Reader
 from lowmem_if.weights.skeletons import Slot, owner_of, place
 from lowmem_if.weights.staging import Staging
 
@@ -37,7 +38,7 @@ def fill(
 
     def reader() -> Any:
         if not hasattr(threads, "reader"):
-            reader = Reader(checkpoint)
+            reader = Reader(checkpoint, block=BLOCK)
             threads.reader = reader if device == "cpu" else Staging(reader, device)
         return threads.reader
 
@@ -45,7 +46,20 @@ def fill(
         make = _maker(module, slot)
         place(module, slot.names, make(slot, reader(), device))
 
-    _in_parallel(load, list(wanted), 1 if device != "cpu" else _threads())
+    with _torch_threads(
+        1
+    ):  # each loader for itself: sharing its small copies costs more than it gains
+        _in_parallel(load, list(wanted), 1 if device != "cpu" else _threads())
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _threads() -> int:
@@ -95,7 +109,7 @@ def _int8(slot: Slot, reader: Any, device: str) -> torch.Tensor:
     rows, width = slot.stored.shape
     codes = torch.empty((rows, width), dtype=torch.int8)
     scales = torch.empty(rows, dtype=torch.float32)
-    step = max(1, _ROW_NUMBERS // width)
+    step = max(1, BLOCK // width)
     block = torch.empty((step, width), dtype=slot.dtype)
     for row in range(0, rows, step):
         part = block[: min(step, rows - row)]
@@ -105,10 +119,6 @@ def _int8(slot: Slot, reader: Any, device: str) -> torch.Tensor:
         numbers *= (127.0 / scales[row : row + step])[:, None]
         codes[row : row + step] = numbers.round_()
     return _int8_parameter(codes, scales)
-
-
-_ROW_NUMBERS = 32_704
-"""Of a block of rows to quantise, for the same reason as in reading.py."""
 
 
 def _stored_int8(slot: Slot, reader: Any, device: str) -> torch.Tensor:
