@@ -141,9 +141,7 @@ def load_clip_text(folder: Path, *, dtype: str, device: str) -> transformers.CLI
     return _load_transformers(transformers.CLIPTextModel, folder, dtype, device)
 
 
-def stream_clip_text(
-    folder: Path, *, dtype: str, device: str, resident_bytes: int = 0
-) -> Streamed:
+def stream_clip_text(folder: Path, *, dtype: str, device: str, resident_bytes: int = 0) -> Streamed:
     """The upscaler's own text encoder, layer by layer from its files."""
     cls = transformers.CLIPTextModel
     config = cls.config_class(**read_config(folder / "config.json"))
