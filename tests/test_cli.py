@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -94,16 +95,34 @@ def test_bad_input_is_told_in_one_line(
 
 def test_a_budget_nothing_fits_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
     """DoesNotFit says component, needed and available bytes, and what would fit."""
-    arguments = ["plan", "x", "--cascade", "if-xl", "--profile", "laptop-cpu-8gb"]
+    arguments = ["plan", "x", "--cascade", "if-xl", "--profile", "laptop-cpu-8gb", "--ram", "2GB"]
     code, line = told(capsys, *arguments)
     assert code == 1
     assert "text encoder does not fit: it needs" in line
-    assert "GB of RAM and 6.0 GB are available; --cascade demo fits" in line
+    assert "GB of RAM and 2.0 GB are available; --cascade demo fits" in line
     assert main([*arguments, "--json"]) == 1
     answer = json.loads(capsys.readouterr().out)
     assert answer["fits"] is False
     assert answer["does_not_fit"]["component"] == "text_encoder"
-    assert answer["does_not_fit"]["available_bytes"] == 6 * 10**9
+    assert answer["does_not_fit"]["available_bytes"] == 2 * 10**9
+
+
+def test_the_plans_table_has_a_time_where_weights_stream(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The least that a streaming step takes is shown, for the others a dash; no column without one."""
+    arguments = ["plan", "x", "--cascade", "if-m", "--size", "64", "--profile"]
+    assert main([*arguments, "colab-free"]) == 0
+    assert "time" not in capsys.readouterr().out
+    assert main([*arguments, "laptop-cpu-8gb"]) == 0
+    heading, *rows = capsys.readouterr().out.splitlines()[1:]
+    assert "RAM peak" in heading
+    end = heading.index("time") + len("time")
+    cells = {
+        row[:end].split()[0]: re.split(r"\s{2,}", row[:end])[-1] for row in rows if row[0].isalpha()
+    }
+    assert cells["text"] == "over 24.6 s"
+    assert cells["stage"] == cells["finish"] == "-"
 
 
 def test_plan_json_has_the_documented_shape(capsys: pytest.CaptureFixture[str]) -> None:

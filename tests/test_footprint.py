@@ -28,6 +28,7 @@ from lowmem_if.planning.strategies import (
     RESIDENT,
     SEQUENTIAL_OFFLOAD,
     STRATEGIES,
+    STREAM,
 )
 
 MB = 10**6
@@ -189,10 +190,11 @@ def test_offloading_trades_vram_for_ram(cascade: str, component: str, dtype: str
 
 @settings(derandomize=True, database=None, deadline=None, max_examples=100)
 @given(cascades, components, floats, st.sampled_from(STRATEGIES))
-def test_a_cpu_takes_no_vram_and_an_offload_holds_all_weights_in_ram(
+def test_weights_are_on_the_card_in_ram_or_in_the_file(
     cascade: str, component: str, dtype: str, strategy: str
 ) -> None:
-    """On a CPU everything is in RAM; under an offload the weights are in RAM, beside the process."""
+    """On a CPU everything is in RAM; under an offload the weights are in RAM, beside the process; what
+    streams is neither there nor, but for a window, on the card."""
     weights = sum(stored_bytes(m.weights, dtype, dtype) for m in part(cascade, component).modules)
     on_cpu = predict(part(cascade, component), in_float(component, dtype, device="cpu"))
     assert on_cpu.vram_bytes == 0
@@ -201,6 +203,10 @@ def test_a_cpu_takes_no_vram_and_an_offload_holds_all_weights_in_ram(
     assert on_card.vram_bytes > 0
     if strategy == RESIDENT:
         assert on_card.vram_bytes > weights
+    elif strategy == STREAM:
+        resident = predict(part(cascade, component), in_float(component, dtype))
+        assert on_card.vram_bytes < resident.vram_bytes - weights / 2
+        assert on_card.ram_bytes < 1_200 * MB
     else:
         assert on_card.ram_bytes > weights
 

@@ -105,7 +105,7 @@ def test_pins_survive_being_written_down(pins: dict[str, Pin]) -> None:
 
 def test_strategies_stand_in_order_of_their_speed() -> None:
     """Fastest and simplest first."""
-    assert STRATEGIES == ("resident", "model_offload", "sequential_offload")
+    assert STRATEGIES == ("resident", "model_offload", "sequential_offload", "stream")
 
 
 def test_a_pin_that_breaks_off_is_refused() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from lowmem_if.errors import CheckpointError, DeviceError, RequestError
 from lowmem_if.planning import catalog
 from lowmem_if.planning.catalog import Part
-from lowmem_if.planning.footprint import Setting, resident_choices
+from lowmem_if.planning.footprint import Setting, bytes_a_pass, resident_choices
 from lowmem_if.planning.locations import Location
 from lowmem_if.planning.machine import Machine
 from lowmem_if.planning.strategies import (
@@ -64,11 +64,9 @@ def settings_for(
         for tiled in _tilings(component, prefer)
         for batch in _batches(component, prefer, images)
     ]
-    settings = [
-        replace(setting, resident_bytes=resident)
-        for setting in settings
-        for resident in (resident_choices(part, setting) if setting.strategy == STREAM else (0,))
-    ]
+    streams = [setting for setting in settings if setting.strategy == STREAM]
+    settings = [setting for setting in settings if setting.strategy != STREAM]
+    settings += _with_residents(streams, part, images)
     if machine.kind == "mps" and pin and pin.storage in QUANTISED:
         # bitsandbytes' int8 does not run on Apple GPUs; memory is one there, so the CPU does.
         settings = [replace(s, device="cpu", compute="float32") for s in settings]
@@ -77,6 +75,26 @@ def settings_for(
         settings.append(Setting(component, RESIDENT, "int8", "float32", 1, "cpu"))
         settings.append(Setting(component, STREAM, "float32", "float32", 1, "cpu"))
     return _that_files_allow(settings, location, pin)
+
+
+def _with_residents(streams: list[Setting], part: Part, images: int) -> list[Setting]:
+    """Streaming settings, each with what could stay in place; whose weights travel least come first.
+
+    Tiles come after all that does without. A larger batch saves passes, a larger resident part saves
+    bytes of each, and both take the same memory: neither alone is a measure of speed.
+    """
+
+    def travel(setting: Setting) -> tuple[bool, float]:
+        return setting.vae_tiling, -(-images // setting.batch) * bytes_a_pass(part, setting)
+
+    return sorted(
+        (
+            replace(setting, resident_bytes=resident)
+            for setting in streams
+            for resident in resident_choices(part, setting)
+        ),
+        key=travel,
+    )
 
 
 def _that_files_allow(

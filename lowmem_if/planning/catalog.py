@@ -64,12 +64,14 @@ class Module:
         weights: what it stores.
         channels: width of its first block (UNets and VAEs); activations grow with it.
         file_bytes: bytes of the files it is loaded from (the fp16 variant).
+        is_bfloat16: whether those files hold bfloat16 already.
     """
 
     folder: str
     weights: Weights
     file_bytes: int
     channels: int = 0
+    is_bfloat16: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,9 @@ _DISK_BYTES_PER_S, _CACHE_BYTES_PER_S = 0.47e9, 2.6e9
 """From a disk (FlexGen's fitted cost model of a cloud T4), and cast out of the page cache by one thread
 (measured); they stand in until `probe` measures a machine's own."""
 
+RESIDENT_GRAIN_BYTES = 10**8
+"""What of a streaming network stays is told to a tenth of a GB, and chosen no finer."""
+
 _LEAST_WINDOW_BYTES = 64 * 2**20
 _STAGING_BYTES = 2 * 32 * 2**20
 
@@ -150,13 +153,17 @@ def stream_seconds(part: Part, setting: Setting, passes: int, ram_left_bytes: in
     Args:
         ram_left_bytes: what the system may use to keep the file cached after the first pass.
     """
-    large = max(part.modules, key=lambda module: module.file_bytes)
-    whole = stored_bytes(large.weights, setting.storage, setting.compute)
-    share = 1 - min(setting.resident_bytes, whole) / whole
-    streamed = share * large.file_bytes
+    large, streamed = _largest(part), bytes_a_pass(part, setting)
     uncached = max(0.0, streamed - ram_left_bytes)
     again = uncached / _DISK_BYTES_PER_S + (streamed - uncached) / _CACHE_BYTES_PER_S
     return large.file_bytes / _DISK_BYTES_PER_S + (passes - 1) * again
+
+
+def bytes_a_pass(part: Part, setting: Setting) -> float:
+    """Of the files of a component that streams, the bytes that come anew in each of its passes."""
+    large = _largest(part)
+    whole = stored_bytes(large.weights, setting.storage, setting.compute)
+    return (1 - min(setting.resident_bytes, whole) / whole) * large.file_bytes
 
 
 def resident_choices(part: Part, setting: Setting) -> list[int]:
@@ -166,9 +173,13 @@ def resident_choices(part: Part, setting: Setting) -> list[int]:
     """
     if setting.component == catalog.TEXT_ENCODER:
         return [0]
-    large = max(part.modules, key=lambda module: module.file_bytes)
-    whole = stored_bytes(large.weights, setting.storage, setting.compute)
-    return [int(share * whole) for share in (0.75, 0.5, 0.25)] + [0]
+    whole = stored_bytes(_largest(part).weights, setting.storage, setting.compute)
+    grains = {int(share * whole) // RESIDENT_GRAIN_BYTES for share in (0.75, 0.5, 0.25, 0)}
+    return [grain * RESIDENT_GRAIN_BYTES for grain in sorted(grains, reverse=True)]
+
+
+def _largest(part: Part) -> Module:
+    return max(part.modules, key=lambda module: module.file_bytes)
 
 
 def _streamed_weights(modules: dict[str, int], setting: Setting) -> int:

@@ -54,6 +54,11 @@ def read_headers(files: Iterable[Path]) -> dict[str, TensorHeader]:
     return tensors
 
 
+def are_bfloat16(tensors: Iterable[TensorHeader]) -> bool:
+    """Whether every number that could be bfloat16 is."""
+    return all(tensor.dtype == "BF16" for tensor in tensors if tensor.is_floating)
+
+
 def read_header(file: Path) -> dict[str, TensorHeader]:
     """The tensors of one safetensors file, by name; the file's length is checked against them."""
     try:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from lowmem_if.planning import catalog
 from lowmem_if.planning.catalog import Part
-from lowmem_if.planning.footprint import Setting, predict
+from lowmem_if.planning.footprint import RESIDENT_GRAIN_BYTES, Setting, predict
 from lowmem_if.planning.machine import Machine, cpu_compute_dtype
 from lowmem_if.planning.plan import Prediction, Step
 from lowmem_if.planning.strategies import (
@@ -29,17 +29,18 @@ def cheaper(
     Smaller batch, tiled VAE, weights in RAM, leaf by leaf, from the file, at last the CPU.
 
     Args:
-        short_of: what ran out. Short of RAM, a rung must take less of it; short of VRAM, it must not
-            take more RAM than there is: the system's killer is worse than an exception.
+        short_of: what ran out. Short of RAM, a rung must take less of it; short of VRAM, it must take
+            no more of that, nor more RAM than there is: the system's killer is worse than an exception.
         pinned: the user chose where the weights live; only batch and tiles may change then.
     """
     short_of = RAM if step.device == "cpu" else short_of
     allowed_ram = machine.ram_bytes if short_of == VRAM else step.predicted.ram_bytes - 1
+    allowed_vram = step.predicted.vram_bytes if short_of == VRAM else machine.vram_bytes
     for setting in _rungs(step.setting, machine):
         if pinned and (setting.strategy, setting.device) != (step.strategy, step.device):
             return None
         footprint = predict(part, setting)
-        if footprint.ram_bytes <= allowed_ram:
+        if footprint.ram_bytes <= allowed_ram and footprint.vram_bytes <= allowed_vram:
             return replace(
                 step,
                 strategy=setting.strategy,
@@ -83,7 +84,8 @@ def _next(setting: Setting, machine: Machine) -> Setting | None:
     if setting.component == catalog.UPSCALER and not setting.vae_tiling:
         return replace(setting, vae_tiling=True)
     if setting.strategy == STREAM and setting.resident_bytes:
-        return replace(setting, resident_bytes=setting.resident_bytes // 2 // 10**8 * 10**8)
+        grains = setting.resident_bytes // 2 // RESIDENT_GRAIN_BYTES
+        return replace(setting, resident_bytes=grains * RESIDENT_GRAIN_BYTES)
     streams = setting.storage in FLOATS and setting.component != catalog.FINISH
     if setting.device == "cpu":
         stays = setting.strategy == RESIDENT

@@ -23,7 +23,7 @@ from lowmem_if.planning.component_files import (
     weight_variant,
 )
 from lowmem_if.planning.configurations import check_configurations, read_config
-from lowmem_if.planning.headers import TensorHeader, read_headers, unreadable
+from lowmem_if.planning.headers import TensorHeader, are_bfloat16, read_headers, unreadable
 from lowmem_if.planning.variants import lacks_vocabulary
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
@@ -210,11 +210,13 @@ def _measure(folder: Path, *, eight_bit: bool) -> Module:
     blocks = config.get("block_out_channels", [0])
     if not isinstance(blocks, list) or not isinstance(next(iter(blocks), None), int):
         raise CheckpointError(f"{folder / 'config.json'}: block_out_channels is no list of numbers")
+    tensors = read_headers(files)
     return Module(
         folder.name,
-        summarise(read_headers(files)),
+        summarise(tensors),
         sum(file.stat().st_size for file in files),
         channels=blocks[0],
+        is_bfloat16=are_bfloat16(tensors.values()),
     )
 
 

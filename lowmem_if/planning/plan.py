@@ -214,6 +214,8 @@ def _seconds(
         return None
     passes = sampling.count * -(-images // setting.batch) if sampling else 1
     left = machine.ram_bytes - chosen.footprint.ram_bytes
+    if machine.unified:
+        left -= chosen.footprint.vram_bytes
     return round(stream_seconds(part, setting, passes, left), 1)
 
 
@@ -251,11 +253,20 @@ def _reason(machine: Machine, part: Part, chosen: _Candidate, pin: Pin | None) -
         words.append("leaves move: slow")
     if setting.strategy == STREAM:
         words.append("layers come from the file at every pass")
+        if _casts_at_every_pass(part, setting):
+            words.append("they are cast each time unless `fetch --convert bf16` was run")
     if setting.storage == "float32" and compute_dtype(machine, part)[1]:
         words.append("small, so float32")
     elif setting.storage in QUANTISED:
         words.append("computes in " + setting.compute)
     return "; ".join(words)
+
+
+def _casts_at_every_pass(part: Part, setting: Setting) -> bool:
+    """Whether a bfloat16 copy of the UNet would spare a CPU work; if there is one is not looked up."""
+    unets = [module for module in part.modules if module.folder == "unet"]
+    on_cpu = (setting.device, setting.storage) == ("cpu", "bfloat16")
+    return on_cpu and any(not unet.is_bfloat16 for unet in unets)
 
 
 def _runner_up(candidates: list[_Candidate], chosen: _Candidate) -> str:

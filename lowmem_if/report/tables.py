@@ -55,11 +55,14 @@ def print_machine(machine: Machine, out: Console) -> None:
 def print_plan(plan: Plan, out: Console) -> None:
     """Every step with its strategy, its peaks and its reason."""
     _line(out, f"{plan.request.cascade} on {machine_line(plan.machine)}")
-    table = _table(out, "step", "strategy", "storage", "batch", "VRAM peak", "RAM peak", "why")
+    timed = ("time",) if any(step.predicted.seconds is not None for step in plan.steps) else ()
+    table = _table(
+        out, "step", "strategy", "storage", "batch", "VRAM peak", "RAM peak", *timed, "why"
+    )
     for step in plan.steps:
         table.add_row(
             *_step_cells(step), str(step.batch), _bytes(step.predicted.vram_bytes),
-            _bytes(step.predicted.ram_bytes), _why(step),
+            _bytes(step.predicted.ram_bytes), *[_least_time(step) for _ in timed], _why(step),
         )  # fmt: skip
     out.print(table)
     for note in plan.machine.notes:
@@ -88,6 +91,12 @@ def print_run(folder: RunFolder, out: Console) -> None:
 def _line(out: Console, text: str) -> None:
     """A line that is never broken, so that what it says to type can be copied."""
     out.print(Text(text), soft_wrap=True)
+
+
+def _least_time(step: Step) -> str:
+    """What is predicted of a step's time: how long its weights are under way, and it takes longer."""
+    seconds = step.predicted.seconds
+    return "-" if seconds is None else f"over {format_seconds(seconds)}"
 
 
 def _why(step: Step) -> str:

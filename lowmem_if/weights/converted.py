@@ -18,7 +18,7 @@ from pathlib import Path
 from lowmem_if.errors import CascadeError, CheckpointError
 from lowmem_if.planning import catalog
 from lowmem_if.planning.component_files import weight_variant
-from lowmem_if.planning.headers import read_headers, unreadable
+from lowmem_if.planning.headers import are_bfloat16, read_headers, unreadable
 from lowmem_if.planning.locations import Location, storage_folder
 from lowmem_if.planning.own_cache import cache_folder
 from lowmem_if.planning.units import format_bytes
@@ -139,8 +139,7 @@ def needs_conversion(module_folder: Path) -> bool:
     Raises:
         CheckpointError: a weight file is missing or broken.
     """
-    headers = read_headers(_sources(module_folder)).values()
-    return any(header.is_floating and header.dtype != "BF16" for header in headers)
+    return not are_bfloat16(read_headers(_sources(module_folder)).values())
 
 
 def streamed_networks(location: Location) -> dict[str, Path]:
