@@ -148,6 +148,8 @@ def test_streamed_equals_resident_bit_for_bit(
         with stream(folder, dtype, resident_bytes=budget) as streamed:
             assert type(streamed._lane) is lane
             assert (streamed.streamed_bytes == 0) == (share == 1)
+            wants = {n: p.requires_grad for n, p in whole.named_parameters()}
+            assert wants == {n: p.requires_grad for n, p in streamed.module.named_parameters()}
             for number in range(PASSES):
                 assert torch.equal(call(streamed.module, number), expected[number])
 

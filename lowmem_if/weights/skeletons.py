@@ -104,13 +104,22 @@ def place(module: torch.nn.Module, names: Iterable[str], tensor: torch.Tensor) -
     """Put a tensor, or a ready parameter, where the module has one of these names."""
     parameter = tensor
     if not isinstance(tensor, torch.nn.Parameter):
-        parameter = torch.nn.Parameter(tensor, requires_grad=False)
+        parameter = as_weight(tensor)
     for name in names:
         owner, leaf = owner_of(module, name)
         if leaf in owner._buffers:
             owner._buffers[leaf] = tensor
         else:
             owner._parameters[leaf] = parameter
+
+
+def as_weight(tensor: torch.Tensor) -> torch.nn.Parameter:
+    """The tensor as a parameter that asks for a gradient, as the libraries' do; none is ever taken.
+
+    Without it `torch.matmul` takes another way to the same product (it does not fold batches of strided
+    inputs), and pictures differ in their last bits from those of plain diffusers.
+    """
+    return torch.nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
 
 
 def move_buffers(module: torch.nn.Module, device: str) -> torch.nn.Module:

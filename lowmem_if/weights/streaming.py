@@ -24,7 +24,7 @@ from lowmem_if.planning.cgroups import tightest_group
 from lowmem_if.weights.checkpoint import Checkpoint
 from lowmem_if.weights.filling import fill
 from lowmem_if.weights.lanes import CastLane, DeviceLane, Lane, MappedLane
-from lowmem_if.weights.skeletons import Slot, move_buffers, owner_of, place, slots
+from lowmem_if.weights.skeletons import Slot, as_weight, move_buffers, owner_of, place, slots
 from lowmem_if.weights.units import Unit, split, spread
 
 WINDOW_UNITS = 2
@@ -208,7 +208,7 @@ class Streamed:
 
     def _put(self, unit: Unit, weights: list[torch.Tensor]) -> None:
         for slot, weight in zip(unit.slots, weights, strict=True):
-            parameter = torch.nn.Parameter(weight, requires_grad=False)
+            parameter = as_weight(weight)
             for owner, leaf in self._owners[slot]:
                 owner._parameters[leaf] = parameter
 
