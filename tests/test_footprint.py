@@ -20,13 +20,20 @@ from lowmem_if.planning.catalog import (
     Part,
     Weights,
 )
-from lowmem_if.planning.footprint import Setting, headroom, predict, stored_bytes
+from lowmem_if.planning.footprint import (
+    Setting,
+    headroom,
+    in_place_bytes,
+    predict,
+    resident_choices,
+    stored_bytes,
+    stream_seconds,
+)
 from lowmem_if.planning.strategies import (
     FLOATS,
     MODEL_OFFLOAD,
     QUANTISED,
     RESIDENT,
-    SEQUENTIAL_OFFLOAD,
     STRATEGIES,
     STREAM,
 )
@@ -177,11 +184,13 @@ def test_more_images_take_more(component: str) -> None:
 @pytest.mark.parametrize("component", COMPONENTS)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_offloading_trades_vram_for_ram(cascade: str, component: str, dtype: str) -> None:
-    """Moved leaf by leaf takes the least VRAM, module by module no more than resident, and more RAM."""
-    resident, model, leaves = (
+    """Leaf by leaf takes the least VRAM, streaming the least RAM, module by module no more than all."""
+    resident, model, leaves, streaming = (
         predict(part(cascade, component), in_float(component, dtype, strategy=strategy))
-        for strategy in (RESIDENT, MODEL_OFFLOAD, SEQUENTIAL_OFFLOAD)
+        for strategy in STRATEGIES
     )
+    assert leaves.vram_bytes < streaming.vram_bytes < resident.vram_bytes
+    assert streaming.ram_bytes < model.ram_bytes
     assert leaves.vram_bytes < model.vram_bytes <= resident.vram_bytes
     assert resident.ram_bytes < model.ram_bytes == leaves.ram_bytes
     if len(part(cascade, component).modules) > 1:
@@ -225,6 +234,82 @@ def test_more_weights_never_take_less(numbers: int, more: int, dtype: str, strat
         ]
         assert sizes[0].vram_bytes <= sizes[1].vram_bytes
         assert sizes[0].ram_bytes <= sizes[1].ram_bytes
+
+
+# --- streaming ----------------------------------------------------------------------------------
+
+streaming = st.sampled_from([TEXT_ENCODER, STAGE_1, STAGE_2, UPSCALER])
+devices = st.sampled_from(["cuda:0", "cpu"])
+resident = st.integers(0, 20 * 10**9)
+
+
+@settings(derandomize=True, database=None, deadline=None, max_examples=200)
+@given(cascades, streaming, floats, devices, resident, resident)
+def test_the_more_stays_the_more_it_takes_but_never_more_than_all(
+    cascade: str, component: str, dtype: str, device: str, one: int, other: int
+) -> None:
+    """Memory grows with what stays, from far under the resident component's up to no more than it."""
+    base = in_float(component, dtype, device=device)
+    less, more = (
+        replace(base, strategy=STREAM, resident_bytes=size) for size in sorted((one, other))
+    )
+    its = part(cascade, component)
+    assert in_place_bytes(its, less) <= in_place_bytes(its, more) <= in_place_bytes(its, base)
+    assert predict(its, less).vram_bytes <= predict(its, more).vram_bytes
+    assert predict(its, more).vram_bytes <= predict(its, base).vram_bytes
+    assert predict(its, less).ram_bytes <= predict(its, more).ram_bytes
+    if device == "cpu":
+        assert predict(its, more).ram_bytes <= predict(its, base).ram_bytes
+    nothing = replace(less, resident_bytes=0)
+    assert in_place_bytes(its, nothing) < 0.3 * in_place_bytes(its, base)
+    assert predict(its, nothing).read_bytes == predict(its, base).read_bytes
+
+
+@settings(derandomize=True, database=None, deadline=None, max_examples=200)
+@given(
+    cascades, streaming, floats, st.tuples(resident, resident), st.tuples(resident, resident),
+    st.tuples(st.integers(1, 500), st.integers(1, 500)),
+)  # fmt: skip
+def test_weights_travel_longer_the_less_stays_and_is_cached(
+    cascade: str,
+    component: str,
+    dtype: str,
+    stays: tuple[int, int],
+    left: tuple[int, int],
+    passes: tuple[int, int],
+) -> None:
+    """Seconds grow with the passes, and fall with what stays and with the memory left for the cache."""
+    its = part(cascade, component)
+
+    def seconds(stays: int, left: int, passes: int) -> float:
+        setting = in_float(component, dtype, strategy=STREAM, resident_bytes=stays)
+        return stream_seconds(its, setting, passes, left)
+
+    quick = seconds(max(stays), max(left), min(passes))
+    assert 0 < quick <= seconds(min(stays), max(left), min(passes))
+    assert quick <= seconds(max(stays), min(left), min(passes))
+    assert quick <= seconds(max(stays), max(left), max(passes))
+    # The first pass reads the file whatever stays, and is all there is if there is no other.
+    assert seconds(min(stays), min(left), 1) == seconds(max(stays), max(left), 1) <= quick
+
+
+@pytest.mark.parametrize("cascade", PUBLISHED)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_most_that_may_stay_is_offered_first_and_none_of_the_encoder(
+    cascade: str, dtype: str
+) -> None:
+    """Of a UNet up to three quarters; T5 needs each weight once, so it keeps nothing."""
+    for component in (STAGE_1, STAGE_2, UPSCALER):
+        its = part(cascade, component)
+        choices = resident_choices(its, in_float(component, dtype, strategy=STREAM))
+        assert choices == sorted(set(choices), reverse=True)
+        unet = stored_bytes(its.modules[0].weights, dtype, dtype)
+        assert (choices[0] // MB, choices[-1]) == (int(0.75 * unet) // 10**8 * 100, 0)
+    encoder = part(cascade, TEXT_ENCODER)
+    assert resident_choices(encoder, in_float(TEXT_ENCODER, dtype, strategy=STREAM)) == [0]
+
+
+# --- what is small, and what is left free -------------------------------------------------------
 
 
 def test_tiling_the_vae_takes_less() -> None:

@@ -8,12 +8,18 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from diffusers import IFPipeline, IFSuperResolutionPipeline, StableDiffusionUpscalePipeline
+from diffusers import (
+    AutoencoderKL,
+    IFPipeline,
+    IFSuperResolutionPipeline,
+    StableDiffusionUpscalePipeline,
+)
 from diffusers.pipelines.deepfloyd_if import IFSafetyChecker, fast27_timesteps
 from PIL import Image
-from runs import plan_of, run_here
+from runs import CPU, plan_of, run_here
 from safetensors.torch import load_file
 
+from lowmem_if.planning.plan import make_plan
 from lowmem_if.planning.request import Request
 from lowmem_if.running.run_folder import RunFolder
 
@@ -119,6 +125,25 @@ def test_without_guidance_no_negative_prompt_is_encoded(tiny: Path, tmp_path: Pa
     folder = run_here(plan_of(tiny, seed=3, guidance_scale=1.0), tmp_path / "run")
     assert len(list((folder.path / "embeds").iterdir())) == 1
     assert folder.images
+
+
+def test_pictures_drawn_together_are_decoded_one_by_one(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The upscaler's VAE, whose peak is the highest of all, takes what is planned for one picture."""
+    decoded = []
+    real = AutoencoderKL._decode
+
+    def count(self: AutoencoderKL, z: torch.Tensor, **options: Any) -> Any:
+        decoded.append(len(z))
+        return real(self, z, **options)
+
+    monkeypatch.setattr(AutoencoderKL, "_decode", count)
+    request = Request(PROMPTS[:2], cascade=str(tiny), seed=SEEDS[:2], steps=(1,))
+    plan = make_plan(CPU, request, prefer="balanced")
+    assert plan.step("upscaler").batch == 2
+    run_here(plan, tmp_path / "run")
+    assert decoded == [1, 1]
 
 
 def test_a_request_with_one_seed_draws_each_prompt_with_it() -> None:

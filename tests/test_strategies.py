@@ -34,6 +34,10 @@ def test_a_pin_is_a_strategy_with_or_without_a_number_type() -> None:
         "stage_1": Pin("sequential_offload", None),
         "text_encoder": Pin("resident", "int8"),
     }
+    assert parse_pins(["stage_2=stream", "upscaler=stream:bf16"]) == {
+        "stage_2": Pin("stream", None),
+        "upscaler": Pin("stream", "bfloat16"),
+    }
     assert parse_pins([]) == {}
 
 
@@ -82,7 +86,7 @@ def test_only_the_text_encoder_is_quantised(component: str, storage: str) -> Non
 @pytest.mark.parametrize("strategy", STRATEGIES[1:])
 @pytest.mark.parametrize("storage", QUANTISED)
 def test_quantised_weights_do_not_move(strategy: str, storage: str) -> None:
-    """bitsandbytes' weights cannot be offloaded; the error gives the pin that can be."""
+    """bitsandbytes' weights are not offloaded and do not stream; the error gives the pin that can be."""
     assert f"text_encoder=resident:{storage}" in refused(f"text_encoder={strategy}:{storage}")
 
 

@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from transformers import CLIPTextModel, T5EncoderModel
 from transformers.models.t5.modeling_t5 import T5Block
 
 from lowmem_if.errors import CheckpointError
+from lowmem_if.weights import streaming
 from lowmem_if.weights.arena import Arena
 from lowmem_if.weights.checkpoint import Checkpoint
 from lowmem_if.weights.converted import convert
@@ -242,6 +244,25 @@ def traces(folder: Path) -> list[str]:
     ]
     handles = [str(link.resolve()) for link in Path("/proc/self/fd").iterdir()]
     return threads + maps + [handle for handle in handles if str(folder) in handle]
+
+
+@pytest.mark.parametrize(("stored", "dtype"), [("float16", "float32"), ("float32", "float32")])
+def test_as_much_of_a_file_stays_cached_as_there_is_memory_for(
+    stored_as: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, stored: str, dtype: str
+) -> None:
+    """The cache holds the file's own numbers, whatever type they are computed in; half fits by half."""
+    folder = stored_as(stored) / "stage_1/unet"
+    with stream(folder, dtype) as streamed:
+        units = streamed._units
+    whole = sum(unit.file_bytes for unit in units)
+    assert whole == pytest.approx(weight_bytes(folder), rel=0.1)
+    monkeypatch.setattr(streaming, "tightest_group", lambda: None)
+    for share in (0, 0.5, 1):
+        available = int(share * whole) + 1000 + streaming._CACHE_RESERVE_BYTES
+        memory = SimpleNamespace(available=available)
+        monkeypatch.setattr(streaming.psutil, "virtual_memory", lambda memory=memory: memory)
+        cached = sum(unit.file_bytes for unit in streaming._cacheable(units, 1000))
+        assert share - 0.1 <= cached / whole <= share
 
 
 def hooks(module: torch.nn.Module) -> int:

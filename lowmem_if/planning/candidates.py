@@ -83,7 +83,8 @@ def _with_residents(streams: list[Setting], part: Part, images: int) -> list[Set
     """Streaming settings, each with what could stay in place; whose weights travel least come first.
 
     Tiles come after all that does without. A larger batch saves passes, a larger resident part saves
-    bytes of each, and both take the same memory: neither alone is a measure of speed.
+    bytes of each, and both take the same memory: neither alone is a measure of speed. How much of the
+    file can stay cached is not known here.
     """
 
     def travel(setting: Setting) -> tuple[bool, float]:

@@ -31,7 +31,8 @@ def cheaper(
     Args:
         short_of: what ran out. Short of RAM, a rung must take less of it; short of VRAM, it must take
             no more of that, nor more RAM than there is: the system's killer is worse than an exception.
-        pinned: the user chose where the weights live; only batch and tiles may change then.
+        pinned: the user chose where the weights live; only batch, tiles and how much of a streaming
+            component stays may change then.
     """
     short_of = RAM if step.device == "cpu" else short_of
     allowed_ram = machine.ram_bytes if short_of == VRAM else step.predicted.ram_bytes - 1

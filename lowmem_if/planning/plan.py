@@ -1,7 +1,8 @@
 """Machine + request -> plan: for each component where its weights live, in which type, and why.
 
 For each component the strategies are listed fastest and simplest first, their peaks predicted, those
-without room dropped, and the first that is left is taken. Pins of the user are never overridden.
+without room dropped, and the first that is left is taken; if that one streams, the quickest of the ways
+to stream. Pins of the user are never overridden.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ from lowmem_if.planning.units import format_bytes
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """Peaks in bytes, bytes read from disk, and time in seconds: of a streaming component at least what
-    its weights are under way, of others None, which is not predicted yet."""
+    its weights are under way; None of others and after memory ran out, which is not predicted yet."""
 
     vram_bytes: int
     ram_bytes: int
@@ -169,6 +170,8 @@ class _Candidate:
     footprint: Footprint
     short: tuple[str, int, int] | None
     """(resource, needed, available) where there is no room; None where there is."""
+    seconds: float | None
+    """That the weights of a streaming component travel, at least; not predicted for others yet."""
 
 
 def _choose(
@@ -179,25 +182,23 @@ def _choose(
     prefer: str,
     pin: Pin | None,
 ) -> Step:
-    part = location.cascade.parts[component]
-    settings = settings_for(
-        machine, location, component, prefer=prefer, pin=pin, images=len(request.tasks)
-    )
-    candidates = [_weigh(machine, part, setting) for setting in settings]
+    part, images = location.cascade.parts[component], len(request.tasks)
+    defaults = location.cascade.defaults.get(component)
+    sampling = request.sampling(component, defaults) if defaults else None
+    settings = settings_for(machine, location, component, prefer=prefer, pin=pin, images=images)
+    candidates = [_weigh(machine, part, setting, sampling, images) for setting in settings]
     fitting = [candidate for candidate in candidates if candidate.short is None]
     if not fitting:
         nearest = min((c for c in candidates if c.short), key=_overrun)
         assert nearest.short is not None
         raise _NoRoom(component, *nearest.short)
-    chosen, setting = fitting[0], fitting[0].setting
-    defaults = location.cascade.defaults.get(component)
-    sampling = request.sampling(component, defaults) if defaults else None
-    seconds = _seconds(machine, part, chosen, sampling, images=len(request.tasks))
+    chosen = _quickest(fitting)
+    setting = chosen.setting
     return Step(
         component, setting.strategy, setting.storage, setting.compute, setting.device, setting.batch,
         setting.vae_tiling,
         sampling,
-        Prediction(chosen.footprint.vram_bytes, chosen.footprint.ram_bytes, seconds,
+        Prediction(chosen.footprint.vram_bytes, chosen.footprint.ram_bytes, chosen.seconds,
                    chosen.footprint.read_bytes),
         _reason(machine, part, chosen, pin),
         _runner_up(candidates, chosen),
@@ -205,31 +206,46 @@ def _choose(
     )  # fmt: skip
 
 
-def _seconds(
-    machine: Machine, part: Part, chosen: _Candidate, sampling: Sampling | None, *, images: int
-) -> float | None:
-    """How long the weights of a streaming component travel, at least; not predicted for others yet."""
-    setting = chosen.setting
-    if setting.strategy != STREAM:
-        return None
-    passes = sampling.count * -(-images // setting.batch) if sampling else 1
-    left = machine.ram_bytes - chosen.footprint.ram_bytes
-    if machine.unified:
-        left -= chosen.footprint.vram_bytes
-    return round(stream_seconds(part, setting, passes, left), 1)
-
-
-def _weigh(machine: Machine, part: Part, setting: Setting) -> _Candidate:
+def _weigh(
+    machine: Machine, part: Part, setting: Setting, sampling: Sampling | None, images: int
+) -> _Candidate:
     footprint = predict(part, setting)
     vram_spare, ram_spare = headroom(setting.device)
+    shared = footprint.vram_bytes if machine.unified else 0
     needs = [("RAM", footprint.ram_bytes + ram_spare, machine.ram_bytes)]
     if setting.device != "cpu":
         needs.insert(0, ("VRAM", footprint.vram_bytes + vram_spare, machine.vram_bytes))
-    if machine.unified and setting.device != "cpu":
-        both = footprint.vram_bytes + footprint.ram_bytes + ram_spare
+    if shared:
+        both = shared + footprint.ram_bytes + ram_spare
         needs.append(("unified memory", both, machine.ram_bytes))
-    short = [need for need in needs if need[1] > need[2]]
-    return _Candidate(setting, footprint, max(short, key=lambda n: n[1] - n[2], default=None))
+    short = max(
+        (need for need in needs if need[1] > need[2]), key=lambda n: n[1] - n[2], default=None
+    )
+    if setting.strategy != STREAM or short:
+        return _Candidate(setting, footprint, short, None)
+    left = machine.ram_bytes - footprint.ram_bytes - shared
+    return _Candidate(setting, footprint, None, _seconds(part, setting, sampling, images, left))
+
+
+def _seconds(
+    part: Part, setting: Setting, sampling: Sampling | None, images: int, ram_left_bytes: int
+) -> float:
+    passes = sampling.count * -(-images // setting.batch) if sampling else 1
+    return round(stream_seconds(part, setting, passes, ram_left_bytes), 1)
+
+
+def _quickest(fitting: list[_Candidate]) -> _Candidate:
+    """The first; or of the ways to stream as it does, the one whose weights travel least.
+
+    What stays in place need not come again, but it takes the memory that would keep the file cached: as
+    float32 twice as much as the same weights take there.
+    """
+
+    def way(candidate: _Candidate) -> Setting:
+        return replace(candidate.setting, batch=1, resident_bytes=0)
+
+    alike = [candidate for candidate in fitting if way(candidate) == way(fitting[0])]
+    return min(alike, key=lambda candidate: candidate.seconds or 0.0)
 
 
 def _overrun(candidate: _Candidate) -> int:
@@ -252,7 +268,7 @@ def _reason(machine: Machine, part: Part, chosen: _Candidate, pin: Pin | None) -
     if setting.strategy == SEQUENTIAL_OFFLOAD:
         words.append("leaves move: slow")
     if setting.strategy == STREAM:
-        words.append("layers come from the file at every pass")
+        words.append(_streaming(setting))
         if _casts_at_every_pass(part, setting):
             words.append("they are cast each time unless `fetch --convert bf16` was run")
     if setting.storage == "float32" and compute_dtype(machine, part)[1]:
@@ -260,6 +276,14 @@ def _reason(machine: Machine, part: Part, chosen: _Candidate, pin: Pin | None) -
     elif setting.storage in QUANTISED:
         words.append("computes in " + setting.compute)
     return "; ".join(words)
+
+
+def _streaming(setting: Setting) -> str:
+    """What of a streaming component comes from its file, and how often."""
+    if setting.component == catalog.TEXT_ENCODER:
+        return "layers come from the file, once"
+    stay = f"{format_bytes(setting.resident_bytes)} stay, other " if setting.resident_bytes else ""
+    return stay + "layers come from the file at every pass"
 
 
 def _casts_at_every_pass(part: Part, setting: Setting) -> bool:
@@ -270,17 +294,14 @@ def _casts_at_every_pass(part: Part, setting: Setting) -> bool:
 
 
 def _runner_up(candidates: list[_Candidate], chosen: _Candidate) -> str:
-    place = candidates.index(chosen)
-    if place:
-        dropped = candidates[0]
-        assert dropped.short is not None
-        resource, needed, available = dropped.short
+    if short := candidates[0].short:
+        resource, needed, available = short
         return (
-            f"{dropped.setting}: needs {format_bytes(needed)} of {resource}, "
+            f"{candidates[0].setting}: needs {format_bytes(needed)} of {resource}, "
             f"{format_bytes(available)} available"
         )
-    later = [c for c in candidates[1:] if c.short is None]
-    return f"{later[0].setting}: fits too, slower" if later else ""
+    others = [c for c in candidates if c.short is None and c is not chosen]
+    return f"{others[0].setting}: fits too, slower" if others else ""
 
 
 def _nearest(machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pin]) -> str:

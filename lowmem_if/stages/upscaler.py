@@ -40,6 +40,7 @@ class Upscaler(DrawingStage):
                 load_scheduler(root / "low_res_scheduler"), load_scheduler(root / "scheduler"),
                 max_noise_level=read_as(root / "model_index.json", UpscalerIndex).max_noise_level,
             )  # fmt: skip
+            vae.enable_slicing()  # one picture of a batch at a time, as its memory is predicted
             if step.vae_tiling:
                 vae.enable_tiling()
             super().__init__(pipeline, [unet, vae, text_encoder], step, streams)

@@ -304,4 +304,5 @@ def _cacheable(units: list[Unit], window_bytes: int) -> set[Unit]:
     """
     group = tightest_group()
     available = min(psutil.virtual_memory().available, group.available_bytes if group else 1 << 62)
-    return spread(units, max(0, available - window_bytes - _CACHE_RESERVE_BYTES))
+    budget = max(0, available - window_bytes - _CACHE_RESERVE_BYTES)
+    return spread(units, budget, lambda unit: unit.file_bytes)

@@ -5,7 +5,7 @@ A unit is a layer that has weights of its own, or a whole block where a caller a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -19,7 +19,8 @@ from lowmem_if.weights.skeletons import Slot, owner_of
 class Unit:
     """Layers whose weights come before their forward and go after it.
 
-    Several modules only where they share a tied weight; `size_bytes` in the types they compute in.
+    Several modules only where they share a tied weight; `size_bytes` in the types they compute in,
+    `file_bytes` as they are stored.
     """
 
     modules: tuple[torch.nn.Module, ...]
@@ -28,6 +29,10 @@ class Unit:
     @property
     def size_bytes(self) -> int:
         return sum(aligned(size_of(slot)) for slot in self.slots)
+
+    @property
+    def file_bytes(self) -> int:
+        return sum(slot.stored.size_bytes for slot in self.slots)
 
 
 def size_of(slot: Slot) -> int:
@@ -68,20 +73,24 @@ def split(
     return units, always
 
 
-def spread(units: Sequence[Unit], budget_bytes: int) -> set[Unit]:
+def spread(
+    units: Sequence[Unit],
+    budget_bytes: int,
+    size: Callable[[Unit], int] = lambda unit: unit.size_bytes,
+) -> set[Unit]:
     """As many units as the budget holds, evenly strewn among the others.
 
     So each one that must come has the time that its neighbours take to compute (mmgp does this too).
     """
-    total = sum(unit.size_bytes for unit in units)
+    total = sum(map(size, units))
     if total <= budget_bytes:
         return set(units)
     chosen, taken, passed = set(), 0, 0
     for unit in units:
-        passed += unit.size_bytes
-        if taken + unit.size_bytes <= min(budget_bytes, passed * budget_bytes / total):
+        passed += size(unit)
+        if taken + size(unit) <= min(budget_bytes, passed * budget_bytes / total):
             chosen.add(unit)
-            taken += unit.size_bytes
+            taken += size(unit)
     return chosen
 
 
