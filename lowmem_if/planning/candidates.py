@@ -71,10 +71,8 @@ def settings_for(
         # bitsandbytes' int8 does not run on Apple GPUs; memory is one there, so the CPU does.
         settings = [replace(s, device="cpu", compute="float32") for s in settings]
     if component == catalog.TEXT_ENCODER and machine.kind != "cpu" and not pin:
-        # One pass in RAM takes seconds; it lets a card in that is too small for the encoder. Before the
-        # stream to the card, which has not run on a real one yet.
-        place = len(settings) - len(streams)
-        settings.insert(place, Setting(component, RESIDENT, "int8", "float32", 1, "cpu"))
+        # One pass in RAM takes seconds; it lets a card in that is too small for the encoder.
+        settings.append(Setting(component, RESIDENT, "int8", "float32", 1, "cpu"))
         settings.append(Setting(component, STREAM, "float32", "float32", 1, "cpu"))
     return _that_files_allow(settings, location, pin)
 
