@@ -46,9 +46,8 @@ def fill(
         make = _maker(module, slot)
         place(module, slot.names, make(slot, reader(), device))
 
-    with _torch_threads(
-        1
-    ):  # each loader for itself: sharing its small copies costs more than it gains
+    # Each loader for itself: sharing its small copies costs more than it gains.
+    with _torch_threads(1):
         _in_parallel(load, list(wanted), 1 if device != "cpu" else _threads())
 
 

@@ -4,7 +4,8 @@
 - `CastLane`: a CPU that computes in other types casts into memory that is used again and again.
 - `DeviceLane`: an accelerator gets copies through pinned buffers, beside its computing.
 
-`streaming.py` calls `bring` on a thread of its own, and everything else on the computing one.
+`streaming.py` calls `bring` on a thread of its own, `views` on the computing one, and `room` and `leave`
+on either, one at a time.
 """
 
 from __future__ import annotations

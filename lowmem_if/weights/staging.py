@@ -24,8 +24,8 @@ class Staging:
 
     def __init__(self, reader: Reader, device: str) -> None:
         self.reader = reader
-        self._buffers = [_host_buffer(device), _host_buffer(device)]
         self.stream: Any = copy_stream(device)
+        self._buffers = [_host_buffer(pinned=self.stream is not None) for _ in range(2)]
         self._sent: list[Any] = [None, None]
         self._turn = 0
 
@@ -66,8 +66,7 @@ def copy_stream(device: str) -> Any:
     return torch.Stream(device=device) if device.partition(":")[0] in ("cuda", "xpu") else None
 
 
-def _host_buffer(device: str) -> torch.Tensor:
-    pinned = copy_stream(device) is not None
+def _host_buffer(*, pinned: bool) -> torch.Tensor:
     try:
         return torch.empty(STAGING_BYTES, dtype=torch.uint8, pin_memory=pinned)
     except RuntimeError as error:
