@@ -21,6 +21,7 @@ from lowmem_if.planning.machine import Machine
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.planning.profiles import choose_machine
 from lowmem_if.planning.request import Request
+from lowmem_if.planning.seeds import parse_seeds
 from lowmem_if.planning.strategies import EXACT, parse_pins
 from lowmem_if.planning.units import format_bytes
 from lowmem_if.report.progress import RunProgress, bytes_progress
@@ -90,7 +91,9 @@ def _asking(action: Callable[[_Asked], None]) -> Callable[..., None]:
         ] = "",
         cascade: Cascade = catalog.DEMO,
         revision: Revision = "main",
-        seed: Annotated[str | None, typer.Option(help="One number, or one a prompt: 7,8.")] = None,
+        seed: Annotated[
+            str | None, typer.Option(help="One number, one a prompt: 7,8, or a series: 1..16.")
+        ] = None,
         images: Annotated[int, typer.Option(help="Pictures a prompt; seeds count up.")] = 1,
         size: Size = 1024,
         steps: Annotated[
@@ -119,7 +122,7 @@ def _asking(action: Callable[[_Asked], None]) -> Callable[..., None]:
             negative_prompt=negative_prompt,
             cascade=cascade,
             revision=revision,
-            seed=_numbers("seed", seed, int),
+            seed=None if seed is None else parse_seeds(seed, len(prompts)),
             images=images,
             size=size,
             steps=_numbers("steps", steps, int),

@@ -13,8 +13,8 @@ from lowmem_if.errors import RequestError
 from lowmem_if.planning import catalog
 from lowmem_if.planning.catalog import StageDefaults
 from lowmem_if.planning.locations import existing_folder
+from lowmem_if.planning.seeds import MAX_SEED, check_series
 
-_MAX_SEED = 2**63 - 1
 _MAX_STEPS = {catalog.STAGE_1: 1000, catalog.STAGE_2: 1000, catalog.UPSCALER: 999}
 """The schedulers have 1000 training timesteps; the upscaler's begins one later (`steps_offset`)."""
 _KINDS = {
@@ -68,6 +68,8 @@ class Request:
         prompts: one or more texts.
         seed: one number for each prompt; image k of a prompt gets seed + k. One number serves every
             prompt, None draws one. So a picture depends on its prompt and seed, not on its neighbours.
+            A series is as many numbers for each prompt, in the prompts' order, a picture each; a
+            `range` serves every prompt.
         images: pictures for each prompt.
         size: side of the finished pictures in pixels: 64, 256 or 1024.
         steps: denoising steps, one number for every stage or one for each; None: the cascade's own.
@@ -148,9 +150,10 @@ class Request:
     def tasks(self) -> tuple[ImageTask, ...]:
         """The images to draw, prompt by prompt."""
         seeds = self.seed or ()
+        series = len(seeds) // len(self.prompts)
         pairs = [
-            (prompt, seed + k)
-            for prompt, seed in zip(self.prompts, seeds, strict=True)
+            (self.prompts[n // series], seed + k)
+            for n, seed in enumerate(seeds)
             for k in range(self.images)
         ]
         return tuple(ImageTask(n, prompt, seed) for n, (prompt, seed) in enumerate(pairs))
@@ -167,13 +170,22 @@ class Request:
         object.__setattr__(self, name, value)
 
     def _checked_seeds(self) -> tuple[int, ...]:
-        seeds = _tuple(secrets.randbelow(2**31) if self.seed is None else self.seed)
-        seeds = tuple(_whole("seed", seed, 0, _MAX_SEED - self.images) for seed in seeds)
+        given = self.seed
+        if isinstance(given, range):
+            given = check_series(given) * len(self.prompts)
+        seeds = _tuple(secrets.randbelow(2**31) if given is None else given)
+        seeds = tuple(_whole("seed", seed, 0, MAX_SEED - self.images) for seed in seeds)
         if len(seeds) == 1:
             return seeds * len(self.prompts)
-        if len(seeds) != len(self.prompts):
+        if not seeds or len(seeds) % len(self.prompts):
             raise RequestError(
-                f"{len(seeds)} seeds for {len(self.prompts)} prompts: give one, or one for each"
+                f"{len(seeds)} seeds for {len(self.prompts)} prompts: give one, one for each, "
+                "or a series for all, like 1..4"
+            )
+        if len(seeds) > len(self.prompts) and self.images > 1:
+            raise RequestError(
+                f"a series of seeds gives one picture each: leave out images ({self.images}), "
+                "or give one seed"
             )
         return seeds
 
