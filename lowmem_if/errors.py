@@ -2,6 +2,7 @@
 
     LowmemError                one line: what happened, and what to do
     ├── RequestError           the request itself cannot be run (prompt, seed, size, steps, pin)
+    ├── BatchError             a file of prompts cannot be read, or some of its lines could not be used
     ├── ProfileError           a machine profile is unknown, unreadable or has a wrong key
     ├── CascadeError           no such cascade, or a folder that is none
     ├── CheckpointError        a file of the weights is missing, truncated, corrupt or of another shape
@@ -29,6 +30,10 @@ class RequestError(LowmemError):
     """The request cannot be run by anyone: an empty prompt, a negative seed, an unknown strategy."""
 
     exit_code = 2
+
+
+class BatchError(LowmemError):
+    """A file of prompts cannot be read, or some of its lines could not be used; names them."""
 
 
 class ProfileError(LowmemError):
