@@ -41,9 +41,9 @@ def test_seeds_are_read(text: str, prompts: int, seeds: tuple[int, ...]) -> None
         ("1,,2", "not a whole number"),
         ("1.5", "not a whole number"),
         ("4..1", "goes up"),
-        ("-3", "goes up"),
+        ("-3..2", "goes up"),
         (f"0..{10**18}", "too many"),
-        (f"{2**63}", "goes up"),
+        (f"0..{2**63}", "goes up"),
     ],
 )
 def test_what_is_no_seed_is_refused_in_one_line(text: str, words: str) -> None:

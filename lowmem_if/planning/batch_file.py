@@ -10,12 +10,13 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lowmem_if.errors import BatchError, RequestError
+from lowmem_if.errors import BatchError, PictureError, RequestError
+from lowmem_if.planning.lines import NAMES, Line
 from lowmem_if.planning.seeds import parse_seeds
 
 JSON_LINES, CSV, PLAIN = "JSON lines", "CSV", "plain prompts"
@@ -25,35 +26,6 @@ _SUFFIXES = {
 }  # fmt: skip
 _DELIMITERS = "\t;,"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line of a batch, and what it says of itself; None is what the options say for all lines.
-
-    Attributes:
-        seed: one number, or a series: a picture each.
-        images: pictures of this line; its seed counts up.
-        image, mask: picture files of the modes that need them; relative ones stand beside the file.
-    """
-
-    prompt: str = ""
-    negative_prompt: str | None = None
-    seed: tuple[int, ...] | None = None
-    images: int | None = None
-    size: int | None = None
-    mode: str | None = None
-    image: str | None = None
-    mask: str | None = None
-    strength: float | None = None
-
-    def values(self) -> dict[str, Any]:
-        """What the line says, without what it leaves open."""
-        values = {name: getattr(self, name) for name in NAMES}
-        return {name: value for name, value in values.items() if value is not None}
-
-
-NAMES = tuple(field.name for field in fields(Line))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +86,7 @@ def parse_batch(
             line = _line(take(), folder)
             check(line)
             lines.append(line)
-        except RequestError as error:
+        except (RequestError, PictureError) as error:
             bad.append(BadLine(number, str(error)))
     if not lines and not bad:
         raise BatchError("the batch is empty: write one prompt a line")
@@ -249,12 +221,12 @@ def _line(record: Mapping[str, Any], folder: Path | None) -> Line:
     if unknown := [str(name) for name in record if name not in NAMES]:
         raise RequestError(f"it says {', '.join(map(repr, unknown))}: use {', '.join(NAMES)}")
     values = {name: value for name, value in record.items() if value is not None}
-    seed = values.get("seed")
-    if isinstance(seed, str):
+    if isinstance(seed := values.get("seed"), str):
         values["seed"] = parse_seeds(seed, 1)
-    elif seed is not None:
-        values["seed"] = tuple(seed) if isinstance(seed, list) else (seed,)
     for name in ("image", "mask"):
-        if isinstance(values.get(name), str) and folder is not None:
-            values[name] = str(folder / Path(values[name]).expanduser())
+        path = values.get(name)
+        if not isinstance(path, str | None):
+            raise RequestError(f"{name} must be the path of a picture, not {path!r}")
+        if path is not None and folder is not None:
+            values[name] = str(folder / Path(path).expanduser())
     return Line(**values)

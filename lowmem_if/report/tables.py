@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shlex
 from typing import TextIO
 
@@ -24,8 +25,15 @@ _WIDE = 100
 def console(stream: TextIO | None) -> Console:
     """A console that never wraps at 80 columns only because there is no terminal."""
     stream = stream or io.StringIO()  # Python has none where the shell closed it
-    width = None if stream.isatty() else _PLAIN_WIDTH
-    return Console(file=stream, width=width, highlight=False, soft_wrap=False)
+    # A notebook's shell cell looks like a terminal to us and cannot draw what one can.
+    plain = not stream.isatty() or "JPY_PARENT_PID" in os.environ
+    return Console(
+        file=stream,
+        width=_PLAIN_WIDTH if plain else None,
+        force_terminal=False if plain else None,
+        highlight=False,
+        soft_wrap=False,
+    )
 
 
 def machine_line(machine: Machine) -> str:

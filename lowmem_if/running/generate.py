@@ -29,6 +29,7 @@ def generate(
     pins: Mapping[str, str] | None = None,
     prefer: str = EXACT,
     report: Report = ignore,
+    preview_every: int = 0,
     **request: Any,
 ) -> RunResult:
     """Draw pictures: measure the machine, plan, run.
@@ -42,6 +43,7 @@ def generate(
         pins: component -> `STRATEGY[:DTYPE]`, never overridden.
         prefer: `exact` or `balanced`.
         report: called with every `Event` of the run.
+        preview_every: steps after which a picture in the making is written; 0: never.
         request: the other fields of `Request`: `cascade`, `seed`, `images`, `size`, `steps`, ...
 
     Returns:
@@ -57,7 +59,7 @@ def generate(
     machine, profile_pins = choose_machine(profile, device=device, ram=ram, vram=vram)
     own_pins = parse_pins(f"{component}={choice}" for component, choice in (pins or {}).items())
     plan = make_plan(machine, asked, prefer=prefer, pins=profile_pins | own_pins)
-    return run(plan, path, report=report)
+    return run(plan, path, report=report, preview_every=preview_every)
 
 
 def with_begun_seed(path: Path, request: Request) -> Request:

@@ -4,7 +4,10 @@ run.json            format, versions, plan (with request and machine), status of
 embeds/             prompt embeddings
 stage_1/ stage_2/ stage_3/   NNNN.safetensors and NNNN.png of every image
 memory.jsonl        memory samples
+notices.jsonl       what the user should know of the pictures
 NNNN.png            finished images
+in_making/          if asked for: NNNN.png, the image as it looks after some steps
+gallery.html        of a batch, or if asked for: all images on a page; thumbs/ belongs to it
 worker.log          what the libraries had to say
 """
 
@@ -16,14 +19,14 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from lowmem_if.errors import RunFolderError
-from lowmem_if.planning.catalog import STAGE_1, STAGE_2, UPSCALER
+from lowmem_if.planning.catalog import FINISH, STAGE_1, STAGE_2, UPSCALER
 from lowmem_if.planning.plan import Plan, Step
 from lowmem_if.planning.request import ImageTask
 from lowmem_if.weights.atomic import is_partial, remove_partials, write_bytes
@@ -37,7 +40,6 @@ _RECORD_KEYS = {
     "plan": dict,
     "steps": dict,
     "weights": dict,
-    "notices": list,
     "log": list,
 }
 _PNG_END = b"IEND\xaeB`\x82"
@@ -50,6 +52,7 @@ class RunFolder:
         self.path = path
         self._record = record
         self.plan = Plan.from_json(record["plan"])
+        self._noticed = dict.fromkeys(_read_notices(self._notices_file))
 
     @staticmethod
     def for_plan(path: Path, plan: Plan) -> RunFolder:
@@ -72,7 +75,7 @@ class RunFolder:
             )
         steps = {step.component: {"status": "pending"} for step in plan.steps}
         record = {"format": FORMAT, "versions": library_versions(), "plan": plan.to_json(),
-                  "steps": steps, "weights": {}, "notices": [], "log": []}  # fmt: skip
+                  "steps": steps, "weights": {}, "log": []}  # fmt: skip
         folder = RunFolder(path, record)
         with folder.locked():
             if not (path / _RECORD).exists():
@@ -178,7 +181,7 @@ class RunFolder:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        return tuple(self._record["notices"])
+        return tuple(self._noticed)
 
     @property
     def log(self) -> tuple[str, ...]:
@@ -208,10 +211,13 @@ class RunFolder:
 
     def note(self, text: str) -> bool:
         """Keep a notice for the user; False if it is there already."""
-        if text in self._record["notices"]:
+        if text in self._noticed:
             return False
-        self._record["notices"].append(text)
-        self._save()
+        self._noticed[text] = None
+        # Thousands of pictures may have one each: they are added, not all written again. A line that a
+        # killed writer left unfinished must not take the next one along.
+        with writing(self.path), self._notices_file.open("ab") as stream:
+            stream.write(f"\n{json.dumps(text)}\n".encode())
         return True
 
     def check_weights(self, component: str, identity: str) -> None:
@@ -236,6 +242,23 @@ class RunFolder:
         self._record["log"].append(why)
         self._save()
 
+    def take_on(self, plan: Plan) -> None:
+        """Go on with another plan for more: its new steps, and the finishing, are to be done."""
+        steps = {step.component: {"status": "pending"} for step in plan.steps}
+        done = {name: step for name, step in self._record["steps"].items() if name != FINISH}
+        self.plan = plan
+        self._record["plan"] = plan.to_json()
+        self._record["steps"] = steps | done
+        self._save()
+
+    def inherit(self, source: RunFolder) -> None:
+        """Count as done, with what it took, what was done in the folder that results were copied from."""
+        for component, step in source._record["steps"].items():
+            if component != FINISH and component in self._record["steps"]:
+                self._record["steps"][component] = step
+                self._record["weights"][component] = source._record["weights"][component]
+        self._save()
+
     def embedding_file(self, text: str) -> Path:
         digest = hashlib.sha256(text.encode()).hexdigest()[:32]
         return self.path / "embeds" / f"{digest}.safetensors"
@@ -249,6 +272,13 @@ class RunFolder:
     def image_file(self, task: ImageTask) -> Path:
         return self.path / f"{task.name}.png"
 
+    def thumbnail_file(self, task: ImageTask) -> Path:
+        return self.path / "thumbs" / f"{task.name}.jpg"
+
+    def in_making_file(self, task: ImageTask) -> Path:
+        """What a picture looks like between two steps; gone once it is finished."""
+        return self.path / "in_making" / f"{task.name}.png"
+
     @property
     def images(self) -> tuple[Path, ...]:
         """The finished pictures that are here."""
@@ -258,6 +288,10 @@ class RunFolder:
     @property
     def memory_file(self) -> Path:
         return self.path / "memory.jsonl"
+
+    @property
+    def _notices_file(self) -> Path:
+        return self.path / "notices.jsonl"
 
     @property
     def log_file(self) -> Path:
@@ -281,6 +315,16 @@ def _checked(record: dict[str, Any]) -> dict[str, Any]:
     for step in record["plan"]["steps"]:
         record["steps"][step["component"]]["status"]
     return record
+
+
+def _read_notices(file: Path) -> Iterator[str]:
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return
+    for line in filter(None, lines):
+        with suppress(ValueError):  # a writer that was killed
+            yield json.loads(line)
 
 
 def is_whole_png(file: Path) -> bool:

@@ -14,6 +14,7 @@ from diffusers.pipelines import deepfloyd_if
 from lowmem_if.planning.plan import Step
 from lowmem_if.planning.request import Sampling
 from lowmem_if.planning.strategies import MODEL_OFFLOAD, RESIDENT, SEQUENTIAL_OFFLOAD, STREAM
+from lowmem_if.stages.previews import Watching, watched
 from lowmem_if.weights.loading import load_diffusers_model, stream_diffusers_model
 
 OnStep = Callable[[int], None]
@@ -28,22 +29,33 @@ class DrawingStage:
     ) -> None:
         assert step.sampling is not None
         self.modules = modules
+        self.watching: Watching | None = None
         self._pipeline, self._streams = pipeline, streams.pop_all()
         self._sampling = step.sampling
         place(pipeline, step)
 
     def _draw(self, seeds: Sequence[int], on_step: OnStep, **inputs: Any) -> torch.Tensor:
         """The pipeline's pictures as tensors on the CPU, one for each seed."""
-        pictures = self._pipeline(
-            guidance_scale=self._sampling.guidance_scale,
-            # One CPU generator an image: seeds mean the same on every device and in every batch.
-            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-            output_type="pt",
-            callback=lambda index, _timestep, _picture: on_step(index + 1),
-            **schedule(self._sampling),
-            **inputs,
-        ).images
+        with watched(self._pipeline.scheduler, self.watching, self._look):
+            pictures = self._pipeline(
+                guidance_scale=self._sampling.guidance_scale,
+                # One CPU generator an image: seeds mean the same on every device and in every batch.
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+                output_type="pt",
+                callback=lambda index, _timestep, _picture: on_step(index + 1),
+                **schedule(self._sampling),
+                **inputs,
+            ).images
         return pictures.cpu()
+
+    @property
+    def watchable(self) -> bool:
+        """Whether pictures in the making can be looked at."""
+        return True
+
+    def _look(self, guess: torch.Tensor) -> torch.Tensor:
+        """What a step's guess, in about [-1, 1], looks like in [0, 1]."""
+        return (guess / 2 + 0.5).clamp(0, 1)
 
     def close(self) -> None:
         let_go(self._pipeline)

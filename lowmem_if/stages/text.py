@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ from lowmem_if.weights.loading import load_text_encoder, load_tokenizer, stream_
 
 KNOWN_WORDS = "known_words.json"
 """Beside a tokenizer whose encoder was taught a small language only: kind of word -> its words."""
+
+_ONE_PASS = 64
+"""Prompts that go through the weights together where those stream: on the way one takes up to 4 MB
+(77 tokens of T5-XXL in float32, the bias of its attention, the result), all of them stay below the RAM
+that every plan leaves free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +78,18 @@ def _known_words(file: Path) -> dict[str, list[str]]:
     return read_as(file, dict[str, list[str]]) if file.is_file() else {}
 
 
+def _report_block(
+    on_step: Callable[[int, int], None], group: int, groups: int, done: int, total: int
+) -> None:
+    on_step(group * total + done, groups * total)
+
+
 class TextEncoder:
     """T5, in memory or streaming; freed by `close()`."""
 
     def __init__(self, root: Path, step: Step) -> None:
         self._step = step
+        self._on_block: Callable[[int, int], None] = lambda _done, _total: None
         with ExitStack() as streams:
             encoder, self.modules = self._take(root, streams)
             self._pipeline = IFPipeline(
@@ -99,7 +112,7 @@ class TextEncoder:
         streamed = streams.enter_context(
             stream_text_encoder(root, dtype=step.storage_dtype, device=step.device)
         )
-        return OnePassEncoder(streamed, self._on_block), [streamed.module]
+        return OnePassEncoder(streamed, lambda *blocks: self._on_block(*blocks)), [streamed.module]
 
     def encode(
         self, prompts: Sequence[str], on_step: Callable[[int, int], None]
@@ -108,11 +121,13 @@ class TextEncoder:
 
         Args:
             on_step: called with what is done and of how much: prompts, or blocks where weights stream
-                and all prompts come out together.
+                and many prompts come out together.
         """
-        self._report = on_step
         if self._step.strategy == STREAM:
-            yield from self._encode(list(prompts)).split(1)
+            groups = [prompts[k : k + _ONE_PASS] for k in range(0, len(prompts), _ONE_PASS)]
+            for number, group in enumerate(groups):
+                self._on_block = partial(_report_block, on_step, number, len(groups))
+                yield from self._encode(list(group)).split(1)
             return
         for number, prompt in enumerate(prompts, start=1):
             yield self._encode(prompt)
@@ -123,9 +138,6 @@ class TextEncoder:
             prompts, do_classifier_free_guidance=False, device=self._step.device, clean_caption=True
         )
         return embeddings.cpu()
-
-    def _on_block(self, done: int, total: int) -> None:
-        self._report(done, total)
 
     def close(self) -> None:
         let_go(self._pipeline)

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionUpscalePipeline
+from torch.nn.functional import avg_pool2d
 
 from lowmem_if.planning.configurations import UpscalerIndex, read_as, read_config
 from lowmem_if.planning.plan import Step
-from lowmem_if.planning.strategies import STREAM
+from lowmem_if.planning.strategies import RESIDENT, STREAM
 from lowmem_if.stages.pipelines import DrawingStage, OnStep, loading_device, take_unet
 from lowmem_if.weights.loading import (
     load_clip_text,
@@ -44,6 +45,7 @@ class Upscaler(DrawingStage):
             if step.vae_tiling:
                 vae.enable_tiling()
             super().__init__(pipeline, [unet, vae, text_encoder], step, streams)
+            self._strategy = step.strategy
 
     def draw(
         self,
@@ -62,6 +64,27 @@ class Upscaler(DrawingStage):
             negative_prompt=[negative_prompt] * len(prompts),
             noise_level=self._sampling.noise_level,
         )
+
+    @property
+    def watchable(self) -> bool:
+        """A look takes the VAE, which is only at hand where all networks stay on the device."""
+        return self._strategy == RESIDENT
+
+    def _look(self, guess: torch.Tensor) -> torch.Tensor:
+        """A quarter of the side is enough to look at, and takes a sixteenth of the VAE's work.
+
+        As the pipeline does it: the VAE decodes in float32, and weights come back from there the same.
+        """
+        vae = self._pipeline.vae
+        dtype = vae.dtype
+        upcast = dtype == torch.float16 and vae.config.force_upcast
+        if upcast:
+            vae.to(torch.float32)
+        small = avg_pool2d(guess.float(), 4) / vae.config.scaling_factor
+        picture: torch.Tensor = vae.decode(small.to(vae.dtype), return_dict=False)[0]
+        if upcast:
+            vae.to(dtype)
+        return super()._look(picture)
 
 
 def _take_vae(folder: Path, step: Step, streams: ExitStack) -> Any:
