@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from lowmem_if.planning.units import format_seconds
 from lowmem_if.running.events import Event
+from lowmem_if.running.fetching import BytesReport
 
 
 class RunProgress:
@@ -76,10 +77,6 @@ class RunProgress:
 
     def _say(self, words: str) -> None:
         (self._bars.console if self._bars else self._out).print(words, markup=False, soft_wrap=True)
-
-
-BytesReport = Callable[[str, int, int], None]
-"""Called with a file's name, the bytes done and the bytes in all."""
 
 
 @contextmanager
