@@ -1,4 +1,4 @@
-"""IF as the documentation of diffusers runs it where memory is short: load, run, del, gc, stage by stage.
+"""IF as the documentation of diffusers runs it where memory is short: load, run, del, gc, by stages.
 
     python -m bench.recipe JSON
 
@@ -104,9 +104,7 @@ def _call(pipe: Any, seed: int, sampling: dict[str, Any], **inputs: Any) -> torc
     pipe.set_progress_bar_config(disable=True)
     options = {name: value for name, value in sampling.items() if value is not None}
     generator = torch.Generator("cpu").manual_seed(seed)
-    picture: torch.Tensor = pipe(
-        generator=generator, output_type="pt", **options, **inputs
-    ).images
+    picture: torch.Tensor = pipe(generator=generator, output_type="pt", **options, **inputs).images
     del pipe
     gc.collect()
     return picture

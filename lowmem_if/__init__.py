@@ -26,6 +26,7 @@ from lowmem_if.planning.profiles import Profile, load_profile
 from lowmem_if.planning.request import Request
 from lowmem_if.planning.strategies import Pin, parse_pins
 from lowmem_if.running.events import Event
+from lowmem_if.running.fetching import Fetched, fetch
 from lowmem_if.running.generate import generate
 from lowmem_if.running.run_folder import RunFolder
 from lowmem_if.running.scheduler import RunResult, resume, run
@@ -36,6 +37,7 @@ __all__ = [
     "DeviceError",
     "DoesNotFit",
     "Event",
+    "Fetched",
     "HubError",
     "LowmemError",
     "Machine",
@@ -51,6 +53,7 @@ __all__ = [
     "RunResult",
     "Step",
     "WorkerDied",
+    "fetch",
     "generate",
     "load_profile",
     "make_plan",

@@ -16,7 +16,6 @@ import typer
 
 from lowmem_if.errors import DoesNotFit, LowmemError, RequestError
 from lowmem_if.planning import catalog
-from lowmem_if.planning.locations import locate
 from lowmem_if.planning.machine import Machine
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.planning.profiles import choose_machine
@@ -26,6 +25,7 @@ from lowmem_if.planning.strategies import EXACT, parse_pins
 from lowmem_if.planning.units import format_bytes
 from lowmem_if.report.progress import RunProgress, bytes_progress
 from lowmem_if.report.tables import console, print_machine, print_plan, print_run
+from lowmem_if.running.fetching import copy_for_streaming, fetch, remove_copies
 from lowmem_if.running.generate import new_folder, with_begun_seed
 from lowmem_if.running.run_folder import RunFolder, library_versions
 from lowmem_if.running.scheduler import RunResult, continue_run
@@ -253,70 +253,40 @@ def _fetch(
     quiet: Annotated[bool, typer.Option("--quiet")] = False,
 ) -> None:
     """Download the weights that a plan for this machine needs, and nothing else."""
-    from lowmem_if.weights import hub
-    from lowmem_if.weights.hub_cache import drop_broken
-
     if convert not in (None, _COPIES, _NO_COPIES):
         raise RequestError(f"unknown conversion {convert!r}: use {_COPIES} or {_NO_COPIES}")
     if convert == _NO_COPIES:
-        _remove_copies(cascade, revision)
+        freed = remove_copies(cascade, revision=revision)
+        copies = (
+            f"{format_bytes(freed)} of bfloat16 copies are" if freed else "no copy was there to be"
+        )
+        typer.echo(f"{cascade}: {copies} removed")
         return
-    machine, profile_pins = choose_machine(profile, device=device, ram=ram, vram=vram)
-    request = Request(("fetch",), cascade=cascade, revision=revision, size=size, seed=(0,))
-    published = catalog.PUBLISHED.get(cascade)
-    if published:
-        # Before the plan, which can only be made of files that are sound or not here at all.
-        for file in drop_broken(published, request.components, revision=revision):
-            _say(f"{file} is broken and is fetched anew")
-    plan = make_plan(machine, request, prefer=prefer, pins=profile_pins | parse_pins(pin or ()))
-    if published is None:
-        typer.echo(f"{cascade} is on this disk already")
+    with bytes_progress(console(sys.stderr), "downloading", quiet=quiet) as report:
+        here = fetch(
+            cascade, revision=revision, size=size, profile=profile, device=device, ram=ram,
+            vram=vram, pins=parse_pins(pin or ()), prefer=prefer, report=report, notice=_say,
+        )  # fmt: skip
+    if here.files:
+        typer.echo(f"{cascade}: {here.files} files, {here.total_bytes / 1e9:.2f} GB are here")
     else:
-        eight_bit = plan.steps[0].storage_dtype == "int8"
-        files = hub.list_files(
-            published, request.components, eight_bit=eight_bit, revision=revision
-        )
-        with bytes_progress(console(sys.stderr), "downloading", quiet=quiet) as report:
-            hub.fetch(files, report=lambda p: report(p.file, p.done_bytes, p.total_bytes))
-        total = sum(repository.total_bytes for repository in files)
-        typer.echo(
-            f"{cascade}: {sum(len(r.files) for r in files)} files, {total / 1e9:.2f} GB are here"
-        )
+        typer.echo(f"{cascade} is on this disk already")
     if convert:
-        _write_copies(request, quiet=quiet)
+        _write_copies(cascade, revision, size, quiet=quiet)
 
 
-def _write_copies(request: Request, *, quiet: bool) -> None:
-    """bfloat16 copies of what a CPU may stream for a request."""
-    from lowmem_if.weights.converted import (
-        convert,
-        copy_bytes,
-        needs_conversion,
-        streamed_networks,
-    )
+def _write_copies(cascade: str, revision: str, size: int, *, quiet: bool) -> None:
+    from lowmem_if.weights.converted import copy_bytes
 
-    location = locate(request.cascade, components=(), revision=request.revision)
-    for component, folder in streamed_networks(location).items():
-        if component not in request.components:
-            continue
-        name = component.replace("_", " ")
-        if not needs_conversion(folder):
-            typer.echo(f"{name}: its weights are bfloat16 on file already")
-            continue
-        with bytes_progress(console(sys.stderr), f"converting {name}:", quiet=quiet) as report:
-            copy = convert(folder, report=report)
-        typer.echo(f"{name}: {format_bytes(copy_bytes(copy))} in bfloat16 are in {copy}")
-
-
-def _remove_copies(cascade: str, revision: str) -> None:
-    from lowmem_if.weights.converted import remove_converted, streamed_networks
-
-    location = locate(cascade, components=(), revision=revision)
-    freed = sum(map(remove_converted, streamed_networks(location).values()))
-    removed = (
-        f"{format_bytes(freed)} of bfloat16 copies are" if freed else "no copy was there to be"
-    )
-    typer.echo(f"{cascade}: {removed} removed")
+    with bytes_progress(console(sys.stderr), "converting", quiet=quiet) as report:
+        copies = copy_for_streaming(cascade, revision=revision, size=size, report=report)
+    for component, copy in copies.items():
+        told = (
+            f"{format_bytes(copy_bytes(copy))} in bfloat16 are in {copy}"
+            if copy
+            else "its weights are bfloat16 on file already"
+        )
+        typer.echo(f"{component.replace('_', ' ')}: {told}")
 
 
 @app.command("synthesize")

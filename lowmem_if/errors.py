@@ -3,6 +3,7 @@
     LowmemError                one line: what happened, and what to do
     ├── RequestError           the request itself cannot be run (prompt, seed, size, steps, pin)
     ├── BatchError             a file of prompts cannot be read, or some of its lines could not be used
+    ├── PictureError           a picture of the user is none, is broken, or has a size no stage takes
     ├── ProfileError           a machine profile is unknown, unreadable or has a wrong key
     ├── CascadeError           no such cascade, or a folder that is none
     ├── CheckpointError        a file of the weights is missing, truncated, corrupt or of another shape
@@ -34,6 +35,10 @@ class RequestError(LowmemError):
 
 class BatchError(LowmemError):
     """A file of prompts cannot be read, or some of its lines could not be used; names them."""
+
+
+class PictureError(LowmemError):
+    """A picture that the user brings is missing, broken, or of a size that cannot be worked on."""
 
 
 class ProfileError(LowmemError):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from lowmem_if.errors import BatchError, RequestError
 from lowmem_if.planning.batch_file import (
@@ -16,10 +17,11 @@ from lowmem_if.planning.batch_file import (
     JSON_LINES,
     PLAIN,
     BatchFile,
-    Line,
     parse_batch,
     read_batch,
 )
+from lowmem_if.planning.lines import Line
+from lowmem_if.planning.pictures import look_at
 
 
 def check(line: Line) -> None:
@@ -70,16 +72,21 @@ def test_a_comma_makes_no_csv() -> None:
 # --- JSON lines
 
 
-def test_json_lines_say_what_is_their_own() -> None:
+def test_json_lines_say_what_is_their_own(tmp_path: Path) -> None:
     """Every field of a line; a bare string is a prompt; null is as good as nothing."""
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 6)).save(tmp_path / name)
     line = {
         "prompt": "a red circle", "negative_prompt": "blue", "seed": 7, "images": 2, "size": 64,
         "mode": "inpaint", "image": "a.png", "mask": "b.png", "strength": 0.5,
     }  # fmt: skip
-    batch = parsed(json.dumps(line) + '\n\n{"prompt": "x", "seed": null}\n"a string"')
-    assert batch.lines[0] == Line(**(line | {"seed": (7,)}))  # type: ignore[arg-type]
-    assert batch.lines[0].values() == line | {"seed": (7,)}
-    assert batch.lines[1:] == (Line("x"), Line("a string"))
+    text = json.dumps(line) + '\n\n{"prompt": "x", "seed": null}\n"a string"'
+    first, *others = parsed(text, folder=tmp_path).lines
+    assert first.image == look_at(tmp_path / "a.png")
+    pictures = {name: look_at(tmp_path / f"{line[name]}") for name in ("image", "mask")}
+    assert first.prompt == line.pop("prompt")
+    assert first.values() == line | pictures | {"seed": (7,), "strength": (0.5,)}
+    assert others == [Line("x"), Line("a string")]
 
 
 def test_a_line_may_hold_a_series_of_seeds() -> None:
@@ -183,10 +190,24 @@ def test_the_kind_goes_by_the_name_then_by_the_first_line(tmp_path: Path) -> Non
 def test_pictures_are_looked_for_beside_the_file(tmp_path: Path) -> None:
     """A relative name begins at the file's folder, an absolute one at the root."""
     file = tmp_path / "deep" / "a.jsonl"
-    file.parent.mkdir()
-    file.write_text('{"prompt": "x", "image": "in/a.png", "mask": "/b.png"}\n')
-    (line,) = read_batch(file, check).lines
-    assert (line.image, line.mask) == (str(file.parent / "in/a.png"), "/b.png")
+    (file.parent / "in").mkdir(parents=True)
+    Image.new("L", (8, 6)).save(file.parent / "in" / "a.png")
+    Image.new("L", (8, 6)).save(tmp_path / "b.png")
+    file.write_text(json.dumps({"image": "in/a.png", "mask": str(tmp_path / "b.png")}))
+    (line,) = read_batch(file, lambda _line: None).lines
+    assert line.image == look_at(file.parent / "in/a.png")
+    assert line.mask == look_at(tmp_path / "b.png")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [('"none.png"', "not there"), ("5", "path of a picture"), ("[]", "path of")]
+)
+def test_a_line_whose_picture_is_none_is_a_bad_line(value: str, words: str, tmp_path: Path) -> None:
+    """As bad as any other."""
+    batch = parsed(f'"good"\n{{"prompt": "x", "image": {value}}}', kind=JSON_LINES, folder=tmp_path)
+    assert prompts(batch) == ["good"]
+    assert batch.bad_lines[0].number == 2
+    assert words in batch.bad_lines[0].reason
 
 
 @pytest.mark.parametrize("content", ["", "\n \n", "\ufeff"])

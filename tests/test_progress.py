@@ -154,7 +154,7 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_terminal_gets_a_bar_with_the_time_left() -> None:
     """The bar goes away; the line of the end stays."""
     stream = io.StringIO()
-    console = Console(file=stream, width=100, force_terminal=True)
+    console = Console(file=stream, width=100, force_terminal=True, highlight=False)
     with RunProgress(console, quiet=False) as report:
         report(Event("started", STAGE_1, total=1))
         for done in range(1, 4):

@@ -87,6 +87,8 @@ class Setting:
     vae_tiling: bool = False
     resident_bytes: int = 0
     """Of a network that streams: weights that stay where they compute."""
+    area: float = 1.0
+    """Pixels of the picture over those of the square that the stage was made for."""
 
     def __str__(self) -> str:
         batch = f", batch {self.batch}" if self.batch > 1 else ""
@@ -218,12 +220,13 @@ def _activation_bytes(module: Module, setting: Setting) -> int:
     item = ITEM_BYTES[setting.compute]
     if module.folder == "vae":
         side = _VAE_TILED_SIDE if setting.vae_tiling else _VAE_SIDE
-        return int(_VAE_FACTOR * module.channels * side**2 * ITEM_BYTES["float32"])
+        area = 1.0 if setting.vae_tiling else setting.area
+        return int(_VAE_FACTOR * module.channels * side**2 * area * ITEM_BYTES["float32"])
     if module.folder == "unet":
         side = _UNET_SIDE[setting.component]
         factors = _CPU_UNET_FACTOR if setting.device == "cpu" else _UNET_FACTOR
         factor = factors[setting.component]
-        return int(factor * module.channels * side**2 * item * setting.batch)
+        return int(factor * module.channels * side**2 * setting.area * item * setting.batch)
     if setting.component == catalog.TEXT_ENCODER:
         return _TEXT_ACTIVATION_BYTES * setting.batch
     return _SMALL_ACTIVATION_BYTES

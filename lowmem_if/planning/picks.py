@@ -1,4 +1,4 @@
-"""Choose, then enlarge: what is asked for when pictures of a finished run are taken on to a larger size."""
+"""Choose, then enlarge: what is asked for when pictures of a finished run go on to a larger size."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _of_lines(request: Request, lines: list[Line]) -> Request:
     """What holds for all pictures stays; what is one picture's own goes into its line."""
     return replace(
         request,
-        prompts=(), lines=tuple(lines), seed=request.tasks[0].seed, images=1,
+        prompts=(), lines=tuple(lines), seed=(lines[0].seed or (0,))[:1], images=1,
         size=max(line.size or 0 for line in lines), negative_prompt="", style_prompt="",
         mode=TEXT, image=None, mask=None, strength=None,
     )  # fmt: skip

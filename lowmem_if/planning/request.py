@@ -2,62 +2,37 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import secrets
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from lowmem_if.errors import RequestError
 from lowmem_if.planning import catalog
 from lowmem_if.planning.catalog import StageDefaults
+from lowmem_if.planning.lines import Line
 from lowmem_if.planning.locations import existing_folder
-from lowmem_if.planning.seeds import MAX_SEED, check_series
+from lowmem_if.planning.modes import TEXT
+from lowmem_if.planning.pictures import Picture, look_at
+from lowmem_if.planning.seeds import MAX_SEED, MOST, check_series
+from lowmem_if.planning.tasks import ImageTask, Sampling
 
 _MAX_STEPS = {catalog.STAGE_1: 1000, catalog.STAGE_2: 1000, catalog.UPSCALER: 999}
 """The schedulers have 1000 training timesteps; the upscaler's begins one later (`steps_offset`)."""
 _KINDS = {
     "negative_prompt": str,
+    "style_prompt": str,
     "cascade": str,
     "revision": str,
     "watermark": bool,
     "safety_checker": bool,
 }
+_SEVERAL = ("seed", "steps", "guidance_scale", "strength", "aspect", "lines")
 _KIND_NAMES = {str: "text", bool: "True or False"}
-
-
-@dataclass(frozen=True, slots=True)
-class ImageTask:
-    """One image of a run: its number in the run folder, its prompt, and its seed."""
-
-    number: int
-    prompt: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.number:04}"
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How one stage draws, settled: nothing is left to a default.
-
-    `timesteps` names one of diffusers' lists and then decides the steps; `steps` counts them otherwise.
-    """
-
-    steps: int | None
-    timesteps: str | None
-    guidance_scale: float
-    noise_level: int | None
-
-    @property
-    def count(self) -> int:
-        """Denoising steps; the lists carry their length in their name."""
-        if self.timesteps:
-            return int(self.timesteps.lstrip("abcdefghijklmnopqrstuvwxyz"))
-        return self.steps or 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +51,19 @@ class Request:
         timesteps: one of diffusers' named lists, for stages 1 and 2, instead of `steps` there.
         guidance_scale: one number for every stage or one for each; 1 or less switches guidance off.
         watermark, safety_checker: whether the finished pictures get IF's mark and check.
+        mode: `text`, `vary` (draw a picture again), `inpaint` (a part of one) or `upscale`.
+        image, mask: the picture to begin with, and white where `inpaint` repaints; paths may be given.
+        strength: how much of `image` is noised away, above 0 up to 1: one number for both stages or one
+            for each; None: the mode's own.
+        style_prompt: for `vary`: how it is drawn, where the prompt says what; that may be empty then.
+        aspect: width and height, like (3, 2), of pictures from text alone; `size` is the shorter side.
+        noise_level: of stage 2, 0 to 999: how much of stage 1's detail it may replace.
+        lines: instead of `prompts`: a batch, each line with what is its own; the rest is as said here,
+            `seed` and `images` included. The pictures are numbered through.
 
     Raises:
         RequestError: a value that no cascade could run.
+        PictureError: a picture that cannot be used.
     """
 
     prompts: tuple[str, ...]
@@ -93,30 +78,52 @@ class Request:
     guidance_scale: tuple[float, ...] | None = None
     watermark: bool = True
     safety_checker: bool = True
+    mode: str = TEXT
+    image: Picture | None = None
+    mask: Picture | None = None
+    strength: tuple[float, ...] | None = None
+    style_prompt: str = ""
+    aspect: tuple[int, int] | None = None
+    noise_level: int | None = None
+    lines: tuple[Line, ...] = ()
 
     def __post_init__(self) -> None:
         self._settle("prompts", _tuple(self.prompts))
         self._settle(
             "cascade", str(self.cascade) if isinstance(self.cascade, Path) else self.cascade
         )
-        for name, kind in _KINDS.items():
-            if not isinstance(value := getattr(self, name), kind):
-                raise RequestError(f"{name} must be {_KIND_NAMES[kind]}, not {value!r}")
-        _check_prompts((*self.prompts, self.negative_prompt))
-        if not self.prompts or not all(prompt.strip() for prompt in self.prompts):
-            raise RequestError("the prompt is empty: say what the picture should show")
+        self._check_kinds()
         if _index(self.size) not in catalog.SIZES:
             raise RequestError(f"size {self.size!r} is not one of 64, 256 and 1024")
         if self.cascade not in catalog.CASCADES and (folder := existing_folder(self.cascade)):
             # A run may be continued from another folder than it was begun in.
             self._settle("cascade", str(folder))
         self._settle("size", int(self.size))
-        self._settle("images", _whole("images", self.images, 1, 100_000))
+        self._settle("images", _whole("images", self.images, 1, MOST))
         self._settle("seed", self._checked_seeds())
+        self._settle_pictures()
         if self.timesteps is not None and self.timesteps not in catalog.TIMESTEP_LISTS:
             known = ", ".join(catalog.TIMESTEP_LISTS)
             raise RequestError(f"unknown timesteps {self.timesteps!r}: use one of {known}")
         self._settle("steps", self._checked_steps())
+        self._settle_guidance()
+        self._check_lines()
+
+    def _check_kinds(self) -> None:
+        for name, kind in _KINDS.items():
+            if not isinstance(value := getattr(self, name), kind):
+                raise RequestError(f"{name} must be {_KIND_NAMES[kind]}, not {value!r}")
+        for name in _SEVERAL:
+            value = getattr(self, name)
+            if isinstance(value, Iterable) and not isinstance(value, str | bytes | range):
+                self._settle(name, tuple(value))
+        _check_prompts((*self.prompts, self.negative_prompt, self.style_prompt))
+        if not self.prompts and not self.lines:
+            raise RequestError("the prompt is empty: say what the picture should show")
+        if self.prompts and self.lines:
+            raise RequestError("prompts and lines exclude each other: give one of them")
+
+    def _settle_guidance(self) -> None:
         self._settle("guidance_scale", self._per_stage("guidance_scale", self.guidance_scale))
         for scale in self.guidance_scale or ():
             if (
@@ -125,6 +132,39 @@ class Request:
                 or not 0 <= scale < 1e3
             ):
                 raise RequestError(f"guidance scale {scale!r} is not a number from 0 to 1000")
+
+    def _check_lines(self) -> None:
+        """Every line on its own, and that they are not too many together."""
+        if len(self.lines) > MOST or (self.lines and len(self.tasks) > MOST):
+            raise RequestError(f"{MOST} pictures are the most in one run: make several of it")
+
+    def of_line(self, line: Line) -> Request:
+        """What is asked for by one line alone.
+
+        Raises:
+            RequestError, PictureError: nobody could draw it.
+        """
+        return replace(self, lines=(), prompts=(line.prompt,), **line.values())
+
+    def of_task(self, task: ImageTask) -> Request:
+        """What would have to be asked for to get one picture alone."""
+        return replace(
+            self, lines=(), prompts=(task.prompt,), negative_prompt=task.negative_prompt,
+            seed=(task.seed,), images=1, size=task.size, mode=task.mode, image=task.image,
+            mask=task.mask, strength=task.strength, style_prompt=task.style_prompt, aspect=task.aspect,
+        )  # fmt: skip
+
+    def _settle_pictures(self) -> None:
+        """What the modes beside text need, and what cannot be drawn told before it is planned."""
+        for name in ("image", "mask"):
+            if isinstance(path := getattr(self, name), str | Path):
+                self._settle(name, look_at(path))
+        self._settle("strength", self._checked_strength())
+        self._settle("aspect", _checked_aspect(self.aspect))
+        if self.noise_level is not None:
+            self._settle("noise_level", _whole("noise level", self.noise_level, 0, 999))
+        for prompt in self.prompts:
+            self._task(0, prompt, 0)
 
     def _checked_steps(self) -> tuple[int, ...] | None:
         given = self._per_stage("steps", self.steps)
@@ -144,11 +184,18 @@ class Request:
     @property
     def components(self) -> tuple[str, ...]:
         """The components this request needs, in the order in which they run."""
-        return (catalog.TEXT_ENCODER, *catalog.SIZES[self.size], catalog.FINISH)
+        tasks = self.tasks
+        needed = {stage for task in tasks for stage in task.stages} | {catalog.FINISH}
+        if any(task.needs_t5 for task in tasks):
+            needed.add(catalog.TEXT_ENCODER)
+        return tuple(component for component in catalog.COMPONENTS if component in needed)
 
     @property
     def tasks(self) -> tuple[ImageTask, ...]:
         """The images to draw, prompt by prompt."""
+        return _tasks_of_lines(self) if self.lines else tuple(self._numbered(0))
+
+    def _numbered(self, first: int) -> Iterator[ImageTask]:
         seeds = self.seed or ()
         series = len(seeds) // len(self.prompts)
         pairs = [
@@ -156,7 +203,14 @@ class Request:
             for n, seed in enumerate(seeds)
             for k in range(self.images)
         ]
-        return tuple(ImageTask(n, prompt, seed) for n, (prompt, seed) in enumerate(pairs))
+        for number, (prompt, seed) in enumerate(pairs, start=first):
+            yield self._task(number, prompt, seed)
+
+    def _task(self, number: int, prompt: str, seed: int) -> ImageTask:
+        return ImageTask(
+            number, prompt, seed, self.negative_prompt, self.size, self.mode,
+            self.image, self.mask, self.strength, self.style_prompt, self.aspect,
+        )  # fmt: skip
 
     def sampling(self, stage: str, defaults: StageDefaults) -> Sampling:
         """How `stage` draws: what was asked for, else the cascade's defaults."""
@@ -164,30 +218,46 @@ class Request:
         named = self.timesteps if stage != catalog.UPSCALER else None
         steps = None if named else (self.steps[k] if self.steps else defaults.steps)
         scale = self.guidance_scale[k] if self.guidance_scale else defaults.guidance_scale
-        return Sampling(steps, named, float(scale), defaults.noise_level)
+        noise_level = defaults.noise_level
+        if stage == catalog.STAGE_2 and self.noise_level is not None:
+            noise_level = self.noise_level
+        return Sampling(steps, named, float(scale), noise_level, defaults.strength)
 
     def _settle(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
     def _checked_seeds(self) -> tuple[int, ...]:
-        given = self.seed
+        given, prompts = self.seed, len(self.prompts) or 1  # each line is one
         if isinstance(given, range):
-            given = check_series(given) * len(self.prompts)
+            given = check_series(given) * prompts
         seeds = _tuple(secrets.randbelow(2**31) if given is None else given)
         seeds = tuple(_whole("seed", seed, 0, MAX_SEED - self.images) for seed in seeds)
         if len(seeds) == 1:
-            return seeds * len(self.prompts)
-        if not seeds or len(seeds) % len(self.prompts):
+            return seeds * prompts
+        if not seeds or len(seeds) % prompts:
             raise RequestError(
-                f"{len(seeds)} seeds for {len(self.prompts)} prompts: give one, one for each, "
+                f"{len(seeds)} seeds for {prompts} prompts: give one, one for each, "
                 "or a series for all, like 1..4"
             )
-        if len(seeds) > len(self.prompts) and self.images > 1:
+        if len(seeds) > prompts and self.images > 1:
             raise RequestError(
                 f"a series of seeds gives one picture each: leave out images ({self.images}), "
                 "or give one seed"
             )
         return seeds
+
+    def _checked_strength(self) -> tuple[float, ...] | None:
+        if self.strength is None:
+            return None
+        values = _tuple(self.strength)
+        if len(values) not in (1, 2):
+            raise RequestError(
+                f"{len(values)} values for strength: give one, or one for stage 1 and one for stage 2"
+            )
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+                raise RequestError(f"strength {value!r} is not a number above 0 and up to 1")
+        return float(values[0]), float(values[-1])
 
     def _per_stage(self, name: str, value: Any) -> tuple[Any, ...] | None:
         if value is None:
@@ -197,6 +267,31 @@ class Request:
         if len(values) not in (1, count):
             raise RequestError(f"{len(values)} values for {name}: give one, or one for each stage")
         return values * count if len(values) == 1 else values
+
+
+@lru_cache(
+    maxsize=8
+)  # thousands of lines take a moment, and a run asks for its tasks again and again
+def _tasks_of_lines(request: Request) -> tuple[ImageTask, ...]:
+    tasks: list[ImageTask] = []
+    for line in request.lines:
+        tasks += request.of_line(line)._numbered(len(tasks))
+    return tuple(tasks)
+
+
+def _checked_aspect(value: Any) -> tuple[int, int] | None:
+    """Width and height without common factors, of a pair or a text like `3:2`."""
+    if value is None:
+        return None
+    parts = value.split(":") if isinstance(value, str) else _tuple(value)
+    try:
+        width, height = (int(p) if isinstance(p, str) else operator.index(p) for p in parts)
+    except (ValueError, TypeError):
+        raise RequestError(f"aspect {value!r} is not like 3:2") from None
+    if not (0 < width < 10_000 and 0 < height < 10_000):
+        raise RequestError(f"aspect {value!r} is not like 3:2")
+    shared = math.gcd(width, height)
+    return width // shared, height // shared
 
 
 def _tuple(value: Any) -> tuple[Any, ...]:

@@ -19,6 +19,7 @@ class Pace:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._last: float | None = None
         self._begin(Event("started"))
 
     @property
@@ -68,7 +69,7 @@ class Pace:
         self._batch = event.batch
         self._done = self._total = 0
         self._steps: deque[float] = deque(maxlen=_REMEMBERED)
-        self._last: float | None = None
+        self._last = None
         self._loading: tuple[float, int, int] | None = None
 
     def _load(self, event: Event) -> None:

@@ -15,6 +15,7 @@ from lowmem_if.planning.catalog import TEXT_ENCODER
 from lowmem_if.planning.units import format_seconds
 from lowmem_if.report.pace import Pace
 from lowmem_if.running.events import Event
+from lowmem_if.running.fetching import BytesReport
 
 _LINE_EVERY_S = 30.0
 
@@ -117,10 +118,6 @@ def _left(pace: Pace) -> str:
 
 def _name(event: Event) -> str:
     return event.component.replace("_", " ")
-
-
-BytesReport = Callable[[str, int, int], None]
-"""Called with a file's name, the bytes done and the bytes in all."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Take chosen pictures of a finished run on to a larger size; what was drawn for them is not drawn again."""
+"""Take chosen pictures of a finished run on to a larger size; what they have is not drawn again."""
 
 from __future__ import annotations
 
@@ -71,7 +71,10 @@ def _taken_on(folder: RunFolder, plan: Plan, picks: Sequence[ImageTask]) -> RunF
 
 def _copy(source: RunFolder, old: ImageTask, target: RunFolder, new: ImageTask) -> None:
     """The embeddings and the stages' pictures of one image."""
-    pairs = [(source.embedding_file(text), target.embedding_file(text)) for text in old.texts]
+    pairs = [
+        (source.embedding_file(text), target.embedding_file(text))
+        for text in (old.words, old.negative_prompt)
+    ]
     for stage in old.stages:
         pairs.append((source.preview_file(stage, old), target.preview_file(stage, new)))
         pairs.append((source.tensor_file(stage, old), target.tensor_file(stage, new)))

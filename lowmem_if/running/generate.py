@@ -67,13 +67,15 @@ def with_begun_seed(path: Path, request: Request) -> Request:
     if not RunFolder.begun(path):
         return request
     begun = RunFolder.open(path).plan.request
-    same_number = len(begun.prompts) == len(request.prompts)
+    same_number = len(begun.prompts) == len(request.prompts) and bool(begun.lines) == bool(
+        request.lines
+    )
     return replace(request, seed=begun.seed) if same_number else request
 
 
 def new_folder(request: Request) -> Path:
     """A run folder named by the time and the first words of the prompt."""
-    words = "-".join(re.findall(r"\w+", request.prompts[0])[:6])[:40] or "run"
+    words = "-".join(re.findall(r"\w+", request.tasks[0].words)[:6])[:40] or "run"
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{words}"
     folder = Path("runs") / stem
     number = 1

@@ -5,7 +5,6 @@ It reads the prompt itself, with a small CLIP text encoder of its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch.nn.functional import avg_pool2d
 from lowmem_if.planning.configurations import UpscalerIndex, read_as, read_config
 from lowmem_if.planning.plan import Step
 from lowmem_if.planning.strategies import RESIDENT, STREAM
-from lowmem_if.stages.pipelines import DrawingStage, OnStep, loading_device, take_unet
+from lowmem_if.stages.pipelines import Batch, DrawingStage, loading_device, take_unet
 from lowmem_if.weights.loading import (
     load_clip_text,
     load_diffusers_model,
@@ -47,22 +46,15 @@ class Upscaler(DrawingStage):
             super().__init__(pipeline, [unet, vae, text_encoder], step, streams)
             self._strategy = step.strategy
 
-    def draw(
-        self,
-        pictures: torch.Tensor,
-        prompts: Sequence[str],
-        negative_prompt: str,
-        seeds: Sequence[int],
-        on_step: OnStep,
-    ) -> torch.Tensor:
-        """Pictures (n, 3, 1024, 1024) in [0, 1], from stage 2's (n, 3, 256, 256)."""
+    def draw(self, batch: Batch, pictures: torch.Tensor) -> torch.Tensor:
+        """Pictures (n, 3, 4 height, 4 width) in [0, 1], from (n, 3, height, width) in about [-1, 1]."""
         return self._draw(
-            seeds,
-            on_step,
+            batch,
+            StableDiffusionUpscalePipeline,
             image=pictures,
-            prompt=list(prompts),
-            negative_prompt=[negative_prompt] * len(prompts),
-            noise_level=self._sampling.noise_level,
+            prompt=[task.words for task in batch.tasks],
+            negative_prompt=[task.negative_prompt for task in batch.tasks],
+            noise_level=batch.sampling.noise_level,
         )
 
     @property
