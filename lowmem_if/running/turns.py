@@ -236,6 +236,8 @@ class _Turn:
                 )
 
         def draw(stage: Upscaler, batch: Batch) -> torch.Tensor:
+            if batch.tasks[0].is_enlarged_as_it_is:
+                return stage.draw_own(batch)
             return stage.draw(batch, self._pictures(catalog.STAGE_2, batch.tasks))
 
         self._draw_all(Upscaler, draw, lambda picture: picture)
@@ -265,7 +267,9 @@ class _Turn:
         """Tasks with what a pipeline needs to draw them together."""
         sampling = self._step.sampling_of(tasks[0])
         images, masks = (self._sources(tasks, kind) for kind in KINDS)
-        return Batch(tasks, sampling, self._on_step(tasks, sampling.count), images, masks)
+        tile = self._step.tile
+        total = sampling.count * tasks[0].parts(tile)
+        return Batch(tasks, sampling, self._on_step(tasks, total), images, masks, tile)
 
     def _sources(self, tasks: Sequence[ImageTask], kind: str) -> list[Image.Image]:
         files = [self._folder.source_file(task, kind) for task in tasks if getattr(task, kind)]

@@ -28,7 +28,8 @@ class Batch:
 
     Attributes:
         images, masks: what the tasks begin with, upright RGB and grey; empty where they have none.
-        on_step: called with the number of denoising steps done.
+        on_step: called with the number of denoising steps done, of all tiles.
+        tile: side of the tiles that the user's own pictures are enlarged in, 0: whole.
     """
 
     tasks: Sequence[ImageTask]
@@ -36,6 +37,7 @@ class Batch:
     on_step: OnStep
     images: Sequence[Image.Image] = ()
     masks: Sequence[Image.Image] = ()
+    tile: int = 0
 
     @property
     def mode(self) -> str:
