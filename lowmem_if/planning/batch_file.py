@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,10 @@ Check = Callable[[Line], object]
 """Raises a `RequestError` for a line that nobody could draw."""
 
 
+_Record = tuple[int, Callable[[], Mapping[str, Any]]]
+"""A line's number, and what reads it or says why it cannot be read."""
+
+
 def read_batch(file: Path, check: Check) -> BatchFile:
     """The lines of a file, JSON lines, CSV or plain prompts by its name, or else by its first line.
 
@@ -79,6 +83,16 @@ def parse_batch(
     encoding = "utf-16" if content.startswith(_UTF_16) else "utf-8-sig"
     text = content.decode(encoding, errors="surrogateescape")
     records = {JSON_LINES: _json_lines, CSV: _csv_rows, PLAIN: _prompts}[kind or _kind(text)](text)
+    return _sorted_out(records, check, folder)
+
+
+def parse_records(records: Iterable[str | Mapping[str, Any]], check: Check) -> BatchFile:
+    """Lines that are at hand, numbered from 1: prompts, or what a line of JSON may say."""
+    numbered = enumerate(records, start=1)
+    return _sorted_out(((n, partial(_as_record, record)) for n, record in numbered), check, None)
+
+
+def _sorted_out(records: Iterable[_Record], check: Check, folder: Path | None) -> BatchFile:
     lines: list[Line] = []
     bad: list[BadLine] = []
     for number, take in records:
@@ -91,10 +105,6 @@ def parse_batch(
     if not lines and not bad:
         raise BatchError("the batch is empty: write one prompt a line")
     return BatchFile(tuple(lines), tuple(bad))
-
-
-_Record = tuple[int, Callable[[], Mapping[str, Any]]]
-"""A line's number, and what reads it or says why it cannot be read."""
 
 
 def _kind(text: str) -> str:
@@ -131,9 +141,13 @@ def _json_record(line: str) -> Mapping[str, Any]:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"it is no JSON ({error})") from error
+    return _as_record(record)
+
+
+def _as_record(record: Any) -> Mapping[str, Any]:
     if isinstance(record, str):
         return {"prompt": record}
-    if not isinstance(record, dict):
+    if not isinstance(record, Mapping):
         raise RequestError('write an object, like {"prompt": "a red circle", "seed": 7}')
     return record
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -48,6 +49,7 @@ from lowmem_if.planning.strategies import (
     pin_texts,
 )
 from lowmem_if.planning.tasks import ImageTask, Sampling
+from lowmem_if.planning.tiling import TILES, UPSCALER_SIDE, WHOLE_AREA, aligned
 from lowmem_if.planning.units import format_bytes
 
 _FOR_ALL = (catalog.TEXT_ENCODER, catalog.FINISH)
@@ -82,6 +84,7 @@ class Step:
     vae_tiling: bool
     samplings: dict[str, Sampling]
     area: float
+    tile: int
     predicted: Prediction
     reason: str
     instead_of: str
@@ -91,7 +94,7 @@ class Step:
     def setting(self) -> Setting:
         return Setting(
             self.component, self.strategy, self.storage_dtype, self.compute_dtype,
-            self.batch, self.device, self.vae_tiling, self.resident_bytes, self.area,
+            self.batch, self.device, self.vae_tiling, self.resident_bytes, self.area, self.tile,
         )  # fmt: skip
 
     @property
@@ -202,7 +205,7 @@ def _choose(
     part = location.cascade.parts[component]
     tasks = [task for task in request.tasks if component in (*task.stages, *_FOR_ALL)]
     samplings = _samplings(request, location, component, tasks)
-    drawn = [samplings[task.mode].of(task, component) for task in tasks if samplings]
+    drawn = [(samplings[task.mode].of(task, component), task) for task in tasks if samplings]
     settings = settings_for(machine, location, component, prefer=prefer, pin=pin, images=len(tasks))
     settings = _in_shape(settings, component, tasks)
     candidates = [_weigh(machine, part, setting, drawn) for setting in settings]
@@ -218,6 +221,7 @@ def _choose(
         setting.vae_tiling,
         samplings,
         setting.area,
+        setting.tile,
         Prediction(chosen.footprint.vram_bytes, chosen.footprint.ram_bytes, chosen.seconds,
                    chosen.footprint.read_bytes),
         _reason(machine, part, chosen, pin),
@@ -238,12 +242,22 @@ def _samplings(
 
 
 def _in_shape(settings: list[Setting], component: str, tasks: list[ImageTask]) -> list[Setting]:
-    """The settings with the area of the largest picture."""
+    """The settings with the area of the largest picture, and tiles for the user's own."""
     area = max((task.area_in(component) for task in tasks), default=1.0)
-    return [replace(setting, area=area) for setting in settings]
+    settings = [replace(setting, area=area) for setting in settings]
+    own = [task for task in tasks if task.is_enlarged_as_it_is]
+    if component != catalog.UPSCALER or not own:
+        return settings
+    others = max((task.area for task in tasks if not task.is_enlarged_as_it_is), default=0.0)
+    least = ceil(UPSCALER_SIDE * others**0.5)  # what is never cut must have room too
+    sides = [side for side in TILES if side >= least] or [aligned(least)]
+    sides = [0, *sides] if area <= WHOLE_AREA else sides
+    return [replace(setting, tile=side) for side in sides for setting in settings]
 
 
-def _weigh(machine: Machine, part: Part, setting: Setting, drawn: list[Sampling]) -> _Candidate:
+def _weigh(
+    machine: Machine, part: Part, setting: Setting, drawn: list[tuple[Sampling, ImageTask]]
+) -> _Candidate:
     footprint = predict(part, setting)
     vram_spare, ram_spare = headroom(setting.device)
     shared = footprint.vram_bytes if machine.unified else 0
@@ -262,8 +276,11 @@ def _weigh(machine: Machine, part: Part, setting: Setting, drawn: list[Sampling]
     return _Candidate(setting, footprint, None, _seconds(part, setting, drawn, left))
 
 
-def _seconds(part: Part, setting: Setting, drawn: list[Sampling], ram_left_bytes: int) -> float:
-    passes = sum(s.count * -(-n // setting.batch) for s, n in Counter(drawn).items()) or 1
+def _seconds(
+    part: Part, setting: Setting, drawn: list[tuple[Sampling, ImageTask]], ram_left_bytes: int
+) -> float:
+    alike = Counter(sampling.count * task.parts(setting.tile) for sampling, task in drawn)
+    passes = sum(count * -(-number // setting.batch) for count, number in alike.items()) or 1
     return round(stream_seconds(part, setting, passes, ram_left_bytes), 1)
 
 
@@ -298,6 +315,8 @@ def _reason(machine: Machine, part: Part, chosen: _Candidate, pin: Pin | None) -
         return "on the CPU, where the pictures are"
     if setting.vae_tiling:
         words.append("VAE in tiles")
+    if setting.tile:
+        words.append(f"in tiles of {setting.tile} pixels")
     if setting.strategy == SEQUENTIAL_OFFLOAD:
         words.append("leaves move: slow")
     if setting.strategy == STREAM:

@@ -9,6 +9,7 @@ from lowmem_if.planning import catalog
 from lowmem_if.planning.catalog import IMAGE_STAGES, STAGE_1, STAGE_2, UPSCALER
 from lowmem_if.planning.modes import INPAINT, MODES, REDRAWN, TEXT, UPSCALE, VARY
 from lowmem_if.planning.pictures import Picture
+from lowmem_if.planning.tiling import UPSCALER_SIDE, boxes
 
 _SMALL_SIDE = 64
 """Pictures with a shorter side of up to this are what stage 2 enlarges; larger ones it never saw."""
@@ -16,10 +17,8 @@ _SMALL_SIDE = 64
 _LARGEST_ASPECT = 4.0
 """What a stage's memory is planned for; IF was trained on squares and draws worse long before."""
 
-UPSCALER_SIDE = 256
-"""Of the square that the upscaler makes 1024 pixels of in a cascade."""
-
-_FACTOR = 4
+FACTOR = 4
+"""What each stage behind the first multiplies the sides of a picture by."""
 _LARGEST_RESULT = 1024 * 1024 * 1024 // 4 // 3
 """Pixels of an enlarged picture: the most that Pillow opens again without a warning."""
 
@@ -79,6 +78,11 @@ class ImageTask:
         return catalog.SIZES[self.size]
 
     @property
+    def is_enlarged_as_it_is(self) -> bool:
+        """Whether the upscaler gets the user's own picture, which may be of any size."""
+        return self.stages == (UPSCALER,)
+
+    @property
     def needs_t5(self) -> bool:
         """Whether a stage reads its prompts through T5; the upscaler has an encoder of its own."""
         return bool({STAGE_1, STAGE_2} & set(self.stages))
@@ -100,9 +104,15 @@ class ImageTask:
         """What a component draws at once or holds of it, over the square that it was made for."""
         if component not in (*IMAGE_STAGES, catalog.FINISH):
             return 1.0
-        if self.image and self.stages == (UPSCALER,):
+        if self.image and self.is_enlarged_as_it_is:
             return self.image.width * self.image.height / UPSCALER_SIDE**2
         return self.area
+
+    def parts(self, tile: int) -> int:
+        """In how many tiles of that side the upscaler draws it; 1 of what is never cut."""
+        if self.image is None or not self.is_enlarged_as_it_is:
+            return 1
+        return len(boxes(self.image.width, self.image.height, tile))
 
     def drawn_with(self, other: ImageTask) -> bool:
         """Whether a stage can draw both at once: by one pipeline, in one shape."""
@@ -196,11 +206,11 @@ def _check_enlarging(task: ImageTask) -> None:
     if task.stages == (UPSCALER,) and task.size != max(catalog.SIZES):
         raise PictureError(
             f"{image.path} is {image.size}: stage 2 enlarges what is up to {_SMALL_SIDE} pixels; "
-            f"without a size the upscaler makes it {_FACTOR * image.width}x{_FACTOR * image.height}"
+            f"without a size the upscaler makes it {FACTOR * image.width}x{FACTOR * image.height}"
         )
-    if pixels * _FACTOR**2 > _LARGEST_RESULT:
-        side = int((_LARGEST_RESULT / _FACTOR**2) ** 0.5)
+    if pixels * FACTOR**2 > _LARGEST_RESULT:
+        side = int((_LARGEST_RESULT / FACTOR**2) ** 0.5)
         raise PictureError(
-            f"{image.path} is {image.size}, which would become {pixels * _FACTOR**2 / 1e6:.0f} million "
+            f"{image.path} is {image.size}, which would become {pixels * FACTOR**2 / 1e6:.0f} million "
             f"pixels: upscale takes up to some {side}x{side}"
         )

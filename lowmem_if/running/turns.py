@@ -255,6 +255,8 @@ class _Turn:
                 )
 
         def draw(stage: Upscaler, batch: Batch) -> torch.Tensor:
+            if batch.tasks[0].is_enlarged_as_it_is:
+                return stage.draw_own(batch)
             return stage.draw(batch, self._pictures(catalog.STAGE_2, batch.tasks))
 
         self._draw_all(Upscaler, draw, lambda picture: picture)
@@ -286,8 +288,10 @@ class _Turn:
         """Tasks with what a pipeline needs to draw them together."""
         sampling = self._step.sampling_of(tasks[0])
         images, masks = (self._sources(tasks, kind) for kind in KINDS)
-        on_step = self._on_step(tasks, sampling.count)
-        return Batch(tasks, sampling, on_step, images, masks, self._watching(tasks, sampling.count))
+        tile = self._step.tile
+        total = sampling.count * tasks[0].parts(tile)
+        watching = self._watching(tasks, total)
+        return Batch(tasks, sampling, self._on_step(tasks, total), images, masks, tile, watching)
 
     def _watching(self, tasks: Sequence[ImageTask], total: int) -> Watching | None:
         """What writes the pictures in the making, if they were asked for."""

@@ -29,7 +29,8 @@ class Batch:
 
     Attributes:
         images, masks: what the tasks begin with, upright RGB and grey; empty where they have none.
-        on_step: called with the number of denoising steps done.
+        on_step: called with the number of denoising steps done, of all tiles.
+        tile: side of the tiles that the user's own pictures are enlarged in, 0: whole.
         watching: who looks at the pictures in the making, if anybody does.
     """
 
@@ -38,6 +39,7 @@ class Batch:
     on_step: OnStep
     images: Sequence[Image.Image] = ()
     masks: Sequence[Image.Image] = ()
+    tile: int = 0
     watching: Watching | None = None
 
     @property

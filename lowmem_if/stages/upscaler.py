@@ -1,4 +1,4 @@
-"""The x4 upscaler, 256 to 1024 pixels, by `StableDiffusionUpscalePipeline`.
+"""The x4 upscaler, 256 to 1024 pixels, by `StableDiffusionUpscalePipeline`; other sizes in tiles.
 
 It reads the prompt itself, with a small CLIP text encoder of its own.
 """
@@ -6,17 +6,24 @@ It reads the prompt itself, with a small CLIP text encoder of its own.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from diffusers import AutoencoderKL, StableDiffusionUpscalePipeline
+from PIL import Image
 from torch.nn.functional import avg_pool2d
 
 from lowmem_if.planning.configurations import UpscalerIndex, read_as, read_config
 from lowmem_if.planning.plan import Step
 from lowmem_if.planning.strategies import RESIDENT, STREAM
+from lowmem_if.planning.tasks import FACTOR
+from lowmem_if.planning.tiling import Box
 from lowmem_if.stages.pipelines import Batch, DrawingStage, loading_device, take_unet
+from lowmem_if.stages.tiles import blended
 from lowmem_if.weights.loading import (
     load_clip_text,
     load_diffusers_model,
@@ -25,6 +32,8 @@ from lowmem_if.weights.loading import (
     stream_clip_text,
     stream_diffusers_model,
 )
+
+_SEEDS = 2**63
 
 
 class Upscaler(DrawingStage):
@@ -48,6 +57,32 @@ class Upscaler(DrawingStage):
 
     def draw(self, batch: Batch, pictures: torch.Tensor) -> torch.Tensor:
         """Pictures (n, 3, 4 height, 4 width) in [0, 1], from (n, 3, height, width) in about [-1, 1]."""
+        return self._enlarge(batch, pictures)
+
+    def draw_own(self, batch: Batch) -> torch.Tensor:
+        """The user's own pictures (n, 3, 4 height, 4 width) in [0, 1], in tiles of `batch.tile`."""
+        width, height = batch.images[0].size
+        enlarged = [
+            blended(
+                width, height, batch.tile, factor=FACTOR, draw=partial(self._tile, batch, number)
+            )
+            for number in range(len(batch.tasks))
+        ]
+        return torch.stack(enlarged)[:, :, : FACTOR * height, : FACTOR * width].contiguous()
+
+    def _tile(self, batch: Batch, number: int, tile: int, box: Box) -> torch.Tensor:
+        """A tile of the picture `number`, each from a seed of its own, the first from the task's."""
+        task, image = batch.tasks[number], batch.images[number]
+        done = tile * batch.sampling.count
+        alone = replace(
+            batch,
+            tasks=[replace(task, seed=(task.seed + tile) % _SEEDS)],
+            on_step=lambda step: batch.on_step(done + step),
+            watching=None,  # a tile alone is no picture to look at
+        )
+        return self._enlarge(alone, [_part_of(image, box)])[0]
+
+    def _enlarge(self, batch: Batch, pictures: Any) -> torch.Tensor:
         return self._draw(
             batch,
             StableDiffusionUpscalePipeline,
@@ -77,6 +112,16 @@ class Upscaler(DrawingStage):
         if upcast:
             vae.to(dtype)
         return super()._look(picture)
+
+
+def _part_of(image: Image.Image, box: Box) -> Image.Image:
+    """A part of a picture; where it reaches beyond, the last pixels go on."""
+    right, lower = min(box.right, image.width), min(box.lower, image.height)
+    part = image.crop((box.left, box.upper, right, lower))
+    if (right, lower) == (box.right, box.lower):
+        return part
+    missing = ((0, box.lower - lower), (0, box.right - right), (0, 0))
+    return Image.fromarray(numpy.pad(numpy.asarray(part), missing, mode="edge"))
 
 
 def _take_vae(folder: Path, step: Step, streams: ExitStack) -> Any:
