@@ -59,7 +59,7 @@ def read_batch(file: Path, check: Check) -> BatchFile:
     """The lines of a file, JSON lines, CSV or plain prompts by its name, or else by its first line.
 
     Raises:
-        BatchError: the file cannot be read, is empty, or its header row makes no sense.
+        BatchError: the file cannot be read, or its header row makes no sense.
     """
     try:
         content = file.read_bytes()
@@ -102,8 +102,6 @@ def _sorted_out(records: Iterable[_Record], check: Check, folder: Path | None) -
             lines.append(line)
         except (RequestError, PictureError) as error:
             bad.append(BadLine(number, str(error)))
-    if not lines and not bad:
-        raise BatchError("the batch is empty: write one prompt a line")
     return BatchFile(tuple(lines), tuple(bad))
 
 

@@ -48,6 +48,8 @@ def _common(values: dict[str, Any]) -> Request:
 
 
 def _asked(common: Request, batch: BatchFile) -> tuple[Request, tuple[BadLine, ...]]:
+    if not batch.lines and not batch.bad_lines:
+        raise BatchError("the batch is empty: write one prompt a line")
     if not batch.lines:
         others = f" (and {len(batch.bad_lines) - 1} more)" if batch.bad_lines[1:] else ""
         raise BatchError(f"no line can be used: {batch.bad_lines[0]}{others}")
