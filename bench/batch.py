@@ -181,7 +181,7 @@ def _ours(texts: tuple[str, ...], size: int, threads: int) -> tuple[Took, int, l
     stage = catalog.SIZES[size][-1]
     tensors = [load_tensor(folder.tensor_file(stage, task)) for task in folder.plan.request.tasks]
     return (
-        seconds,
+        took,
         peak,
         [fingerprint([tensor])["hash"] for tensor in tensors if tensor is not None],
     )

@@ -2,9 +2,9 @@
 
     python -m bench.recipe JSON
 
-Reads a `Drawing` as JSON; prints the seconds of each picture (clock and CPU), peak anonymous memory, and a fingerprint
-of every picture. It differs from the documented calls only where those fail today (the safety checker's
-missing attribute), and computes in float32, as ours do with networks this small.
+Reads a `Drawing` as JSON; prints the seconds of each picture (clock and CPU), peak anonymous memory, and
+a fingerprint of every picture. It differs from the documented calls only where those fail today (the
+safety checker's missing attribute), and computes in float32, as ours do with networks this small.
 """
 
 from __future__ import annotations
