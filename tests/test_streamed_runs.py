@@ -87,6 +87,27 @@ def test_progress_of_streaming_t5_counts_blocks(tiny: Path, tmp_path: Path) -> N
     assert [event.done for event in told] == list(range(1, told[0].total + 1))
 
 
+def test_more_prompts_than_wait_together_take_several_passes(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The embeddings stay the same bits, and the progress counts the blocks of all passes."""
+    texts = tuple(f"a red circle and {number} stars" for number in range(5))
+    plan = plan_of(tiny, texts, size=64, pins=["text_encoder=stream"])
+    once = run_here(plan, tmp_path / "once")
+    (tmp_path / "cache").rename(tmp_path / "cache-of-before")
+    monkeypatch.setattr("lowmem_if.stages.one_pass.TEXTS_A_PASS", 2)
+    events = []
+    thrice = run_here(plan, tmp_path / "thrice", events.append)
+    for text in texts:
+        left, right = once.embedding_file(text), thrice.embedding_file(text)
+        assert left.read_bytes() == right.read_bytes()
+    told = [e for e in events if e.kind == "drawing" and e.component == catalog.TEXT_ENCODER]
+    assert [event.done for event in told] == list(range(1, told[0].total + 1))
+    with Checkpoint.of_folder(tiny / "stage_1" / "text_encoder") as checkpoint:
+        blocks = {name.split(".")[2] for name in checkpoint if name.startswith("encoder.block.")}
+    assert told[0].total == 3 * len(blocks)
+
+
 # --- plans ------------------------------------------------------------------------------------------
 
 

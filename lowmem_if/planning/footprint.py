@@ -46,6 +46,12 @@ _STAGING_BYTES = 2 * 32 * 2**20
 _TEXT_ACTIVATION_BYTES = 25_000_000
 """For one prompt of 77 tokens through T5-XXL."""
 
+TEXTS_A_PASS = 256
+"""Prompts that go through a text encoder together while its weights stream by."""
+
+_TEXTS_WAITING_BYTES = 170_000_000
+"""Their hidden states, 77 x 4096 numbers of 16 bits each."""
+
 _SMALL_ACTIVATION_BYTES = 50_000_000
 """Of the safety checker and the picture it looks at."""
 
@@ -225,5 +231,6 @@ def _activation_bytes(module: Module, setting: Setting) -> int:
         factor = factors[setting.component]
         return int(factor * module.channels * side**2 * item * setting.batch)
     if setting.component == catalog.TEXT_ENCODER:
-        return _TEXT_ACTIVATION_BYTES * setting.batch
+        waiting = _TEXTS_WAITING_BYTES if setting.strategy == STREAM else 0
+        return _TEXT_ACTIVATION_BYTES * setting.batch + waiting
     return _SMALL_ACTIVATION_BYTES
