@@ -93,9 +93,9 @@ def by_hand(
     """The mode as the documentation of diffusers calls it, a fresh seed each stage."""
     shared, original = texts(tiny), Image.open(image).convert("RGB")
     own = {"mask_image": Image.open(mask)} if mask else {}
-    first_class, second_class, steps, noise_level = {
-        VARY: (IFImg2ImgPipeline, IFImg2ImgSuperResolutionPipeline, 50, 250),
-        INPAINT: (IFInpaintingPipeline, IFInpaintingSuperResolutionPipeline, 100, 0),
+    first_class, second_class, noise_level = {
+        VARY: (IFImg2ImgPipeline, IFImg2ImgSuperResolutionPipeline, 250),
+        INPAINT: (IFInpaintingPipeline, IFInpaintingSuperResolutionPipeline, 0),
     }[mode]
     first = load(first_class, tiny / "stage_1")
     second = load(second_class, tiny / "stage_2")
@@ -291,8 +291,8 @@ def test_a_killed_run_needs_nothing_but_its_folder(
     tiny: Path,
     tmp_path: Path,
     sources: dict[str, Path],
-    killable: Killable,
-    mode: str,  # noqa: F811
+    killable: Killable,  # noqa: F811
+    mode: str,
 ) -> None:
     """SIGKILL at any event and the user's pictures gone or changed: the same bytes as unbroken."""
     plan = plan_of(tiny, PROMPT, images=2, size=1024 if mode == UPSCALE else 256, steps=4,
@@ -301,7 +301,7 @@ def test_a_killed_run_needs_nothing_but_its_folder(
     RunFolder.for_plan(whole, plan)
     code, events = killable.work(whole)
     assert code == 0
-    cuts = list(range(2, len(events), max(1, len(events) // 8)))
+    cuts = list(range(2, len(events), max(1, len(events) // 5)))
     paths = [tmp_path / f"killed-{last}" for last in cuts]
     for path in paths:
         RunFolder.for_plan(path, plan)
@@ -314,7 +314,7 @@ def test_a_killed_run_needs_nothing_but_its_folder(
         assert code == 0
         assert results(path) == results(whole)
         count += 1
-    assert count >= 8
+    assert count >= 4
 
 
 def test_a_mode_loads_each_network_once(
