@@ -15,6 +15,7 @@ from lowmem_if.errors import (
     HubError,
     LowmemError,
     OutOfMemory,
+    PictureError,
     ProfileError,
     RequestError,
     RunFolderError,
@@ -27,7 +28,7 @@ from lowmem_if.planning.request import Request
 from lowmem_if.planning.strategies import Pin, parse_pins
 from lowmem_if.running.events import Event
 from lowmem_if.running.fetching import Fetched, fetch
-from lowmem_if.running.generate import generate
+from lowmem_if.running.generate import generate, inpaint, upscale, vary
 from lowmem_if.running.run_folder import RunFolder
 from lowmem_if.running.scheduler import RunResult, resume, run
 
@@ -42,6 +43,7 @@ __all__ = [
     "LowmemError",
     "Machine",
     "OutOfMemory",
+    "PictureError",
     "Pin",
     "Plan",
     "Profile",
@@ -55,10 +57,13 @@ __all__ = [
     "WorkerDied",
     "fetch",
     "generate",
+    "inpaint",
     "load_profile",
     "make_plan",
     "parse_pins",
     "probe",
     "resume",
     "run",
+    "upscale",
+    "vary",
 ]

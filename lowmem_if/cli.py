@@ -7,17 +7,29 @@ import json
 import platform
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from lowmem_if import cli_options
+from lowmem_if.cli_options import (
+    Asked,
+    Device,
+    Json,
+    Pins,
+    Prefer,
+    ProfileName,
+    Ram,
+    Revision,
+    Size,
+    Vram,
+    asking,
+)
 from lowmem_if.errors import DoesNotFit, LowmemError, RequestError
 from lowmem_if.planning import catalog
-from lowmem_if.planning.machine import Machine
-from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.planning.profiles import choose_machine
 from lowmem_if.planning.request import Request
 from lowmem_if.planning.strategies import EXACT, parse_pins
@@ -44,118 +56,8 @@ _COPIES, _NO_COPIES = "bf16", "none"
 _BUG = 3
 _INTERRUPTED = 130
 
-Cascade = Annotated[
-    str,
-    typer.Option(help=f"One of {', '.join(catalog.CASCADES)}, or a folder in diffusers layout."),
-]
-Pins = Annotated[
-    list[str] | None, typer.Option("--pin", help="COMPONENT=STRATEGY[:DTYPE]; never overridden.")
-]
-Prefer = Annotated[str, typer.Option(help="exact: change no pixel; balanced: may quantise, batch.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps or xpu.")]
-Ram = Annotated[str | None, typer.Option(help="RAM to use at most, like 8GB.")]
-Vram = Annotated[str | None, typer.Option(help="VRAM to use at most, like 7.5GiB.")]
-ProfileName = Annotated[str | None, typer.Option(help="Plan for a machine profile: name or file.")]
-Size = Annotated[int, typer.Option(help="Side of the picture: 64, 256 or 1024.")]
-Revision = Annotated[str, typer.Option(help="Branch, tag or commit of the weights' repositories.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What the options of `generate` and `plan` say."""
-
-    request: Request
-    seeded: bool
-    machine: Callable[[], tuple[Machine, dict[str, Any]]]
-    pins: dict[str, Any]
-    prefer: str
-    out: Path | None
-    as_json: bool
-    quiet: bool
-
-    def plan(self) -> Plan:
-        machine, profile_pins = self.machine()
-        pins = profile_pins | self.pins
-        return make_plan(machine, self.request, prefer=self.prefer, pins=pins)
-
-
-def _asking(action: Callable[[_Asked], None]) -> Callable[..., None]:
-    """A command with all the options of a request, which calls `action` with what they say."""
-
-    def command(
-        prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...")],
-        negative_prompt: Annotated[
-            str, typer.Option(help="What the picture should not show.")
-        ] = "",
-        cascade: Cascade = catalog.DEMO,
-        revision: Revision = "main",
-        seed: Annotated[str | None, typer.Option(help="One number, or one a prompt: 7,8.")] = None,
-        images: Annotated[int, typer.Option(help="Pictures a prompt; seeds count up.")] = 1,
-        size: Size = 1024,
-        steps: Annotated[
-            str | None, typer.Option(help="One number, or one a stage: 50,30,40.")
-        ] = None,
-        timesteps: Annotated[
-            str | None, typer.Option(help=f"For stages 1, 2: {', '.join(catalog.TIMESTEP_LISTS)}.")
-        ] = None,
-        guidance_scale: Annotated[
-            str | None, typer.Option(help="One number, or one a stage: 7,4,9.")
-        ] = None,
-        out: Annotated[Path | None, typer.Option(help="Run folder; begun ones go on.")] = None,
-        device: Device = "auto",
-        ram: Ram = None,
-        vram: Vram = None,
-        profile: ProfileName = None,
-        pin: Pins = None,
-        prefer: Prefer = EXACT,
-        no_watermark: Annotated[bool, typer.Option("--no-watermark")] = False,
-        no_safety_checker: Annotated[bool, typer.Option("--no-safety-checker")] = False,
-        as_json: Json = False,
-        quiet: Annotated[bool, typer.Option("--quiet", help="One line a step.")] = False,
-    ) -> None:
-        request = Request(
-            tuple(prompts),
-            negative_prompt=negative_prompt,
-            cascade=cascade,
-            revision=revision,
-            seed=_numbers("seed", seed, int),
-            images=images,
-            size=size,
-            steps=_numbers("steps", steps, int),
-            timesteps=timesteps,
-            guidance_scale=_numbers("guidance scale", guidance_scale, float),
-            watermark=not no_watermark,
-            safety_checker=not no_safety_checker,
-        )
-        action(
-            _Asked(
-                request,
-                seed is not None,
-                lambda: choose_machine(profile, device=device, ram=ram, vram=vram),
-                parse_pins(pin or ()),
-                prefer,
-                out,
-                as_json,
-                quiet,
-            )
-        )
-
-    command.__doc__ = action.__doc__
-    return command
-
-
-def _numbers(name: str, text: str | None, kind: type[Any]) -> tuple[Any, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        what = "whole number" if kind is int else "number"
-        raise RequestError(f"{name} {text!r} is not a {what}, or several with commas") from None
-
-
-def _generate(asked: _Asked) -> None:
+def _generate(asked: Asked) -> None:
     """Draw pictures; the run folder can be continued if anything stops it."""
     path = asked.out or new_folder(asked.request)
     if not asked.seeded:
@@ -170,7 +72,7 @@ def _generate(asked: _Asked) -> None:
     _print_result(result, as_json=asked.as_json)
 
 
-def _plan(asked: _Asked) -> None:
+def _plan(asked: Asked) -> None:
     """Say what would run where, with which peaks and why; run nothing."""
     try:
         plan = asked.plan()
@@ -184,8 +86,26 @@ def _plan(asked: _Asked) -> None:
         print_plan(plan, console(sys.stdout))
 
 
-app.command("generate")(_asking(_generate))
-app.command("plan")(_asking(_plan))
+def _vary(asked: Asked) -> None:
+    """Draw a picture again, by a text or in a style, as far as --strength says."""
+    _generate(asked)
+
+
+def _inpaint(asked: Asked) -> None:
+    """Draw again what is white in a mask of the picture's size; the rest is left."""
+    _generate(asked)
+
+
+def _upscale(asked: Asked) -> None:
+    """Enlarge a picture four times: by stage 2 up to 64 pixels, by the upscaler at any size."""
+    _generate(asked)
+
+
+app.command("generate")(asking(_generate))
+app.command("vary")(asking(_vary, cli_options.vary))
+app.command("inpaint")(asking(_inpaint, cli_options.inpaint))
+app.command("upscale")(asking(_upscale, cli_options.upscale))
+app.command("plan")(asking(_plan, cli_options.any_mode))
 
 
 @app.command("probe")
@@ -344,7 +264,7 @@ def _run_json(folder: RunFolder) -> dict[str, Any]:
     }
 
 
-def _unfit(asked: _Asked, error: DoesNotFit) -> dict[str, Any]:
+def _unfit(asked: Asked, error: DoesNotFit) -> dict[str, Any]:
     machine, _ = asked.machine()
     return {
         "fits": False,

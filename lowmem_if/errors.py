@@ -2,6 +2,7 @@
 
     LowmemError                one line: what happened, and what to do
     ├── RequestError           the request itself cannot be run (prompt, seed, size, steps, pin)
+    ├── PictureError           a picture of the user is none, is broken, or has a size no stage takes
     ├── ProfileError           a machine profile is unknown, unreadable or has a wrong key
     ├── CascadeError           no such cascade, or a folder that is none
     ├── CheckpointError        a file of the weights is missing, truncated, corrupt or of another shape
@@ -29,6 +30,10 @@ class RequestError(LowmemError):
     """The request cannot be run by anyone: an empty prompt, a negative seed, an unknown strategy."""
 
     exit_code = 2
+
+
+class PictureError(LowmemError):
+    """A picture that the user brings is missing, broken, or of a size that cannot be worked on."""
 
 
 class ProfileError(LowmemError):

@@ -99,6 +99,7 @@ class StageDefaults:
     steps: int
     guidance_scale: float
     noise_level: int | None = None
+    strength: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

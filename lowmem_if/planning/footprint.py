@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from lowmem_if.planning import catalog
 from lowmem_if.planning.catalog import Module, Part, Weights
 from lowmem_if.planning.strategies import MODEL_OFFLOAD, QUANTISED, RESIDENT, STREAM
+from lowmem_if.planning.tiling import UPSCALER_SIDE
 
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
@@ -55,6 +56,9 @@ _TEXTS_WAITING_BYTES = 170_000_000
 _SMALL_ACTIVATION_BYTES = 50_000_000
 """Of the safety checker and the picture it looks at."""
 
+_RESULT_BYTES = 3 * 3 * 4 * 1024**2
+"""Three copies of a square picture's float32 numbers."""
+
 _HEAP_SLACK = 1.6
 """A CPU run's anonymous memory over its live tensors' bytes: freed activations stay in the heap."""
 
@@ -93,12 +97,22 @@ class Setting:
     vae_tiling: bool = False
     resident_bytes: int = 0
     """Of a network that streams: weights that stay where they compute."""
+    area: float = 1.0
+    """Pixels of the picture over those of the square that the stage was made for."""
+    tile: int = 0
+    """Side of the tiles that the user's own pictures are enlarged in; 0: whole."""
 
     def __str__(self) -> str:
         batch = f", batch {self.batch}" if self.batch > 1 else ""
         tiled = ", tiled VAE" if self.vae_tiling else ""
         resident = f", {self.resident_bytes / 1e9:.1f} GB resident" if self.resident_bytes else ""
-        return f"{self.strategy} {self.storage}{resident}{batch}{tiled}".replace("_", " ")
+        parts = f", tiles of {self.tile}" if self.tile else ""
+        return f"{self.strategy} {self.storage}{resident}{batch}{tiled}{parts}".replace("_", " ")
+
+    @property
+    def drawn_area(self) -> float:
+        """Of what is drawn at once, over the square that the stage was made for."""
+        return min(self.area, (self.tile / UPSCALER_SIDE) ** 2) if self.tile else self.area
 
 
 def stored_bytes(weights: Weights, storage: str, compute: str) -> int:
@@ -142,9 +156,10 @@ def predict(part: Part, setting: Setting) -> Footprint:
             + _upcast_bytes(part, setting)
             + int(_CPU_WORKSPACE * modules.get("unet", 0))
             + int(_HEAP_SLACK * working)
+            + _result_bytes(setting)
         )
         return Footprint(0, ram, read)
-    host = PROCESS_RAM_BYTES + ACCELERATOR_RAM_BYTES
+    host = PROCESS_RAM_BYTES + ACCELERATOR_RAM_BYTES + _result_bytes(setting)
     if setting.strategy in (RESIDENT, STREAM):
         staging = _STAGING_BYTES if setting.strategy == STREAM else int(_LARGEST_LAYER * weights)
         return Footprint(weights + _upcast_bytes(part, setting) + working, host + staging, read)
@@ -199,6 +214,12 @@ def _streamed_weights(modules: dict[str, int], setting: Setting) -> int:
     return sum(windows.values()) + min(modules[large] - windows[large], setting.resident_bytes)
 
 
+def _result_bytes(setting: Setting) -> int:
+    """Of a finished picture larger than 1024 x 1024: its numbers, and their copies for writing them."""
+    large = setting.component in (catalog.UPSCALER, catalog.FINISH)
+    return int(_RESULT_BYTES * max(0.0, setting.area - 1)) if large else 0
+
+
 def headroom(device: str) -> tuple[int, int]:
     """Bytes to leave free of (VRAM, RAM): workspaces that no prediction sees, and safety."""
     vram = 0 if device == "cpu" else VRAM_WORKSPACE_BYTES + VRAM_SAFETY_BYTES
@@ -224,12 +245,13 @@ def _activation_bytes(module: Module, setting: Setting) -> int:
     item = ITEM_BYTES[setting.compute]
     if module.folder == "vae":
         side = _VAE_TILED_SIDE if setting.vae_tiling else _VAE_SIDE
-        return int(_VAE_FACTOR * module.channels * side**2 * ITEM_BYTES["float32"])
+        area = 1.0 if setting.vae_tiling else setting.drawn_area
+        return int(_VAE_FACTOR * module.channels * side**2 * area * ITEM_BYTES["float32"])
     if module.folder == "unet":
         side = _UNET_SIDE[setting.component]
         factors = _CPU_UNET_FACTOR if setting.device == "cpu" else _UNET_FACTOR
         factor = factors[setting.component]
-        return int(factor * module.channels * side**2 * item * setting.batch)
+        return int(factor * module.channels * side**2 * setting.drawn_area * item * setting.batch)
     if setting.component == catalog.TEXT_ENCODER:
         waiting = _TEXTS_WAITING_BYTES if setting.strategy == STREAM else 0
         return _TEXT_ACTIVATION_BYTES * setting.batch + waiting

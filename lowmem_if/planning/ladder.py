@@ -17,6 +17,7 @@ from lowmem_if.planning.strategies import (
     SEQUENTIAL_OFFLOAD,
     STREAM,
 )
+from lowmem_if.planning.tiling import TILES
 
 RAM, VRAM = "RAM", "VRAM"
 
@@ -51,6 +52,7 @@ def cheaper(
                 batch=setting.batch,
                 vae_tiling=setting.vae_tiling,
                 resident_bytes=setting.resident_bytes,
+                tile=setting.tile,
                 predicted=Prediction(
                     footprint.vram_bytes, footprint.ram_bytes, None, footprint.read_bytes
                 ),
@@ -64,6 +66,8 @@ def changed_pixels(before: Step, after: Step) -> str:
     """Why the cheaper step draws other pixels; empty if only where weights live has changed."""
     if after.vae_tiling and not before.vae_tiling:
         return "the VAE now works in tiles"
+    if after.tile != before.tile:
+        return f"it now draws in tiles of {after.tile} pixels"
     if after.compute_dtype != before.compute_dtype:
         return f"it now computes in {after.compute_dtype}"
     if after.batch != before.batch:
@@ -82,6 +86,8 @@ def _rungs(setting: Setting, machine: Machine) -> Iterator[Setting]:
 def _next(setting: Setting, machine: Machine) -> Setting | None:
     if setting.batch > 1:
         return replace(setting, batch=setting.batch // 2)
+    if setting.tile > min(TILES):
+        return replace(setting, tile=max(t for t in TILES if t < setting.tile))
     if setting.component == catalog.UPSCALER and not setting.vae_tiling:
         return replace(setting, vae_tiling=True)
     if setting.strategy == STREAM and setting.resident_bytes:

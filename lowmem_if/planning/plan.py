@@ -7,8 +7,10 @@ to stream. Pins of the user are never overridden.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -33,7 +35,8 @@ from lowmem_if.planning.footprint import (
 )
 from lowmem_if.planning.locations import Location, locate
 from lowmem_if.planning.machine import Machine
-from lowmem_if.planning.request import Request, Sampling
+from lowmem_if.planning.modes import defaults_for
+from lowmem_if.planning.request import Request
 from lowmem_if.planning.strategies import (
     BALANCED,
     EXACT,
@@ -45,7 +48,11 @@ from lowmem_if.planning.strategies import (
     parse_pin,
     pin_texts,
 )
+from lowmem_if.planning.tasks import ImageTask, Sampling
+from lowmem_if.planning.tiling import TILES, UPSCALER_SIDE, WHOLE_AREA, aligned
 from lowmem_if.planning.units import format_bytes
+
+_FOR_ALL = (catalog.TEXT_ENCODER, catalog.FINISH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +70,9 @@ class Prediction:
 class Step:
     """One component's turn: how its weights live, how it draws, what it will take, and why so.
 
-    `instead_of` is the runner-up: what was dropped for want of room, or what would be next.
+    `samplings` are those of the modes it draws in; `area` is the largest picture's pixels over those of
+    the square that the stage was made for. `instead_of` is the runner-up: what was dropped for want of
+    room, or what would be next.
     """
 
     component: str
@@ -73,7 +82,9 @@ class Step:
     device: str
     batch: int
     vae_tiling: bool
-    sampling: Sampling | None
+    samplings: dict[str, Sampling]
+    area: float
+    tile: int
     predicted: Prediction
     reason: str
     instead_of: str
@@ -83,8 +94,17 @@ class Step:
     def setting(self) -> Setting:
         return Setting(
             self.component, self.strategy, self.storage_dtype, self.compute_dtype,
-            self.batch, self.device, self.vae_tiling, self.resident_bytes,
+            self.batch, self.device, self.vae_tiling, self.resident_bytes, self.area, self.tile,
         )  # fmt: skip
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """Of a run in one mode the only one; None of a component that draws nothing."""
+        return next(iter(self.samplings.values()), None)
+
+    def sampling_of(self, task: ImageTask) -> Sampling:
+        """How this component draws a picture."""
+        return self.samplings[task.mode].of(task, self.component)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,11 +202,13 @@ def _choose(
     prefer: str,
     pin: Pin | None,
 ) -> Step:
-    part, images = location.cascade.parts[component], len(request.tasks)
-    defaults = location.cascade.defaults.get(component)
-    sampling = request.sampling(component, defaults) if defaults else None
-    settings = settings_for(machine, location, component, prefer=prefer, pin=pin, images=images)
-    candidates = [_weigh(machine, part, setting, sampling, images) for setting in settings]
+    part = location.cascade.parts[component]
+    tasks = [task for task in request.tasks if component in (*task.stages, *_FOR_ALL)]
+    samplings = _samplings(request, location, component, tasks)
+    drawn = [(samplings[task.mode].of(task, component), task) for task in tasks if samplings]
+    settings = settings_for(machine, location, component, prefer=prefer, pin=pin, images=len(tasks))
+    settings = _in_shape(settings, component, tasks)
+    candidates = [_weigh(machine, part, setting, drawn) for setting in settings]
     fitting = [candidate for candidate in candidates if candidate.short is None]
     if not fitting:
         nearest = min((c for c in candidates if c.short), key=_overrun)
@@ -197,7 +219,9 @@ def _choose(
     return Step(
         component, setting.strategy, setting.storage, setting.compute, setting.device, setting.batch,
         setting.vae_tiling,
-        sampling,
+        samplings,
+        setting.area,
+        setting.tile,
         Prediction(chosen.footprint.vram_bytes, chosen.footprint.ram_bytes, chosen.seconds,
                    chosen.footprint.read_bytes),
         _reason(machine, part, chosen, pin),
@@ -206,8 +230,33 @@ def _choose(
     )  # fmt: skip
 
 
+def _samplings(
+    request: Request, location: Location, component: str, tasks: list[ImageTask]
+) -> dict[str, Sampling]:
+    """How a component draws in each mode of its pictures; empty of one that draws nothing."""
+    found = {}
+    for mode in dict.fromkeys(task.mode for task in tasks):
+        if defaults := defaults_for(location.cascade, mode, component):
+            found[mode] = request.sampling(component, defaults)
+    return found
+
+
+def _in_shape(settings: list[Setting], component: str, tasks: list[ImageTask]) -> list[Setting]:
+    """The settings with the area of the largest picture, and tiles for the user's own."""
+    area = max((task.area_in(component) for task in tasks), default=1.0)
+    settings = [replace(setting, area=area) for setting in settings]
+    own = [task for task in tasks if task.is_enlarged_as_it_is]
+    if component != catalog.UPSCALER or not own:
+        return settings
+    others = max((task.area for task in tasks if not task.is_enlarged_as_it_is), default=0.0)
+    least = ceil(UPSCALER_SIDE * others**0.5)  # what is never cut must have room too
+    sides = [side for side in TILES if side >= least] or [aligned(least)]
+    sides = [0, *sides] if area <= WHOLE_AREA else sides
+    return [replace(setting, tile=side) for side in sides for setting in settings]
+
+
 def _weigh(
-    machine: Machine, part: Part, setting: Setting, sampling: Sampling | None, images: int
+    machine: Machine, part: Part, setting: Setting, drawn: list[tuple[Sampling, ImageTask]]
 ) -> _Candidate:
     footprint = predict(part, setting)
     vram_spare, ram_spare = headroom(setting.device)
@@ -224,13 +273,14 @@ def _weigh(
     if setting.strategy != STREAM or short:
         return _Candidate(setting, footprint, short, None)
     left = machine.ram_bytes - footprint.ram_bytes - shared
-    return _Candidate(setting, footprint, None, _seconds(part, setting, sampling, images, left))
+    return _Candidate(setting, footprint, None, _seconds(part, setting, drawn, left))
 
 
 def _seconds(
-    part: Part, setting: Setting, sampling: Sampling | None, images: int, ram_left_bytes: int
+    part: Part, setting: Setting, drawn: list[tuple[Sampling, ImageTask]], ram_left_bytes: int
 ) -> float:
-    passes = sampling.count * -(-images // setting.batch) if sampling else 1
+    alike = Counter(sampling.count * task.parts(setting.tile) for sampling, task in drawn)
+    passes = sum(count * -(-number // setting.batch) for count, number in alike.items()) or 1
     return round(stream_seconds(part, setting, passes, ram_left_bytes), 1)
 
 
@@ -265,6 +315,8 @@ def _reason(machine: Machine, part: Part, chosen: _Candidate, pin: Pin | None) -
         return "on the CPU, where the pictures are"
     if setting.vae_tiling:
         words.append("VAE in tiles")
+    if setting.tile:
+        words.append(f"in tiles of {setting.tile} pixels")
     if setting.strategy == SEQUENTIAL_OFFLOAD:
         words.append("leaves move: slow")
     if setting.strategy == STREAM:

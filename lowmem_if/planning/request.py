@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import secrets
 from collections.abc import Iterable
@@ -13,51 +14,22 @@ from lowmem_if.errors import RequestError
 from lowmem_if.planning import catalog
 from lowmem_if.planning.catalog import StageDefaults
 from lowmem_if.planning.locations import existing_folder
+from lowmem_if.planning.modes import TEXT
+from lowmem_if.planning.pictures import Picture, look_at
+from lowmem_if.planning.tasks import ImageTask, Sampling
 
 _MAX_SEED = 2**63 - 1
 _MAX_STEPS = {catalog.STAGE_1: 1000, catalog.STAGE_2: 1000, catalog.UPSCALER: 999}
 """The schedulers have 1000 training timesteps; the upscaler's begins one later (`steps_offset`)."""
 _KINDS = {
     "negative_prompt": str,
+    "style_prompt": str,
     "cascade": str,
     "revision": str,
     "watermark": bool,
     "safety_checker": bool,
 }
 _KIND_NAMES = {str: "text", bool: "True or False"}
-
-
-@dataclass(frozen=True, slots=True)
-class ImageTask:
-    """One image of a run: its number in the run folder, its prompt, and its seed."""
-
-    number: int
-    prompt: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.number:04}"
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How one stage draws, settled: nothing is left to a default.
-
-    `timesteps` names one of diffusers' lists and then decides the steps; `steps` counts them otherwise.
-    """
-
-    steps: int | None
-    timesteps: str | None
-    guidance_scale: float
-    noise_level: int | None
-
-    @property
-    def count(self) -> int:
-        """Denoising steps; the lists carry their length in their name."""
-        if self.timesteps:
-            return int(self.timesteps.lstrip("abcdefghijklmnopqrstuvwxyz"))
-        return self.steps or 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +46,17 @@ class Request:
         timesteps: one of diffusers' named lists, for stages 1 and 2, instead of `steps` there.
         guidance_scale: one number for every stage or one for each; 1 or less switches guidance off.
         watermark, safety_checker: whether the finished pictures get IF's mark and check.
+        mode: `text`, `vary` (draw a picture again), `inpaint` (a part of one) or `upscale`.
+        image, mask: the picture to begin with, and white where `inpaint` repaints; paths may be given.
+        strength: how much of `image` is noised away, above 0 up to 1: one number for both stages or one
+            for each; None: the mode's own.
+        style_prompt: for `vary`: how it is drawn, where the prompt says what; that may be empty then.
+        aspect: width and height, like (3, 2), of pictures from text alone; `size` is the shorter side.
+        noise_level: of stage 2, 0 to 999: how much of stage 1's detail it may replace.
 
     Raises:
         RequestError: a value that no cascade could run.
+        PictureError: a picture that cannot be used.
     """
 
     prompts: tuple[str, ...]
@@ -91,6 +71,13 @@ class Request:
     guidance_scale: tuple[float, ...] | None = None
     watermark: bool = True
     safety_checker: bool = True
+    mode: str = TEXT
+    image: Picture | None = None
+    mask: Picture | None = None
+    strength: tuple[float, ...] | None = None
+    style_prompt: str = ""
+    aspect: tuple[int, int] | None = None
+    noise_level: int | None = None
 
     def __post_init__(self) -> None:
         self._settle("prompts", _tuple(self.prompts))
@@ -100,8 +87,8 @@ class Request:
         for name, kind in _KINDS.items():
             if not isinstance(value := getattr(self, name), kind):
                 raise RequestError(f"{name} must be {_KIND_NAMES[kind]}, not {value!r}")
-        _check_prompts((*self.prompts, self.negative_prompt))
-        if not self.prompts or not all(prompt.strip() for prompt in self.prompts):
+        _check_prompts((*self.prompts, self.negative_prompt, self.style_prompt))
+        if not self.prompts:
             raise RequestError("the prompt is empty: say what the picture should show")
         if _index(self.size) not in catalog.SIZES:
             raise RequestError(f"size {self.size!r} is not one of 64, 256 and 1024")
@@ -111,6 +98,7 @@ class Request:
         self._settle("size", int(self.size))
         self._settle("images", _whole("images", self.images, 1, 100_000))
         self._settle("seed", self._checked_seeds())
+        self._settle_pictures()
         if self.timesteps is not None and self.timesteps not in catalog.TIMESTEP_LISTS:
             known = ", ".join(catalog.TIMESTEP_LISTS)
             raise RequestError(f"unknown timesteps {self.timesteps!r}: use one of {known}")
@@ -123,6 +111,18 @@ class Request:
                 or not 0 <= scale < 1e3
             ):
                 raise RequestError(f"guidance scale {scale!r} is not a number from 0 to 1000")
+
+    def _settle_pictures(self) -> None:
+        """What the modes beside text need, and what cannot be drawn told before it is planned."""
+        for name in ("image", "mask"):
+            if isinstance(path := getattr(self, name), str | Path):
+                self._settle(name, look_at(path))
+        self._settle("strength", self._checked_strength())
+        self._settle("aspect", _checked_aspect(self.aspect))
+        if self.noise_level is not None:
+            self._settle("noise_level", _whole("noise level", self.noise_level, 0, 999))
+        for prompt in self.prompts:
+            self._task(0, prompt, 0)
 
     def _checked_steps(self) -> tuple[int, ...] | None:
         given = self._per_stage("steps", self.steps)
@@ -142,7 +142,11 @@ class Request:
     @property
     def components(self) -> tuple[str, ...]:
         """The components this request needs, in the order in which they run."""
-        return (catalog.TEXT_ENCODER, *catalog.SIZES[self.size], catalog.FINISH)
+        tasks = self.tasks
+        needed = {stage for task in tasks for stage in task.stages} | {catalog.FINISH}
+        if any(task.needs_t5 for task in tasks):
+            needed.add(catalog.TEXT_ENCODER)
+        return tuple(component for component in catalog.COMPONENTS if component in needed)
 
     @property
     def tasks(self) -> tuple[ImageTask, ...]:
@@ -153,7 +157,13 @@ class Request:
             for prompt, seed in zip(self.prompts, seeds, strict=True)
             for k in range(self.images)
         ]
-        return tuple(ImageTask(n, prompt, seed) for n, (prompt, seed) in enumerate(pairs))
+        return tuple(self._task(n, prompt, seed) for n, (prompt, seed) in enumerate(pairs))
+
+    def _task(self, number: int, prompt: str, seed: int) -> ImageTask:
+        return ImageTask(
+            number, prompt, seed, self.negative_prompt, self.size, self.mode,
+            self.image, self.mask, self.strength, self.style_prompt, self.aspect,
+        )  # fmt: skip
 
     def sampling(self, stage: str, defaults: StageDefaults) -> Sampling:
         """How `stage` draws: what was asked for, else the cascade's defaults."""
@@ -161,7 +171,13 @@ class Request:
         named = self.timesteps if stage != catalog.UPSCALER else None
         steps = None if named else (self.steps[k] if self.steps else defaults.steps)
         scale = self.guidance_scale[k] if self.guidance_scale else defaults.guidance_scale
-        return Sampling(steps, named, float(scale), defaults.noise_level)
+        noise_level = defaults.noise_level
+        if stage == catalog.STAGE_2 and self.noise_level is not None:
+            noise_level = self.noise_level
+        strength = defaults.strength
+        if self.strength and strength is not None:
+            strength = self.strength[k]
+        return Sampling(steps, named, float(scale), noise_level, strength)
 
     def _settle(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -177,6 +193,19 @@ class Request:
             )
         return seeds
 
+    def _checked_strength(self) -> tuple[float, ...] | None:
+        if self.strength is None:
+            return None
+        values = _tuple(self.strength)
+        if len(values) not in (1, 2):
+            raise RequestError(
+                f"{len(values)} values for strength: give one, or one for stage 1 and one for stage 2"
+            )
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+                raise RequestError(f"strength {value!r} is not a number above 0 and up to 1")
+        return float(values[0]), float(values[-1])
+
     def _per_stage(self, name: str, value: Any) -> tuple[Any, ...] | None:
         if value is None:
             return None
@@ -185,6 +214,21 @@ class Request:
         if len(values) not in (1, count):
             raise RequestError(f"{len(values)} values for {name}: give one, or one for each stage")
         return values * count if len(values) == 1 else values
+
+
+def _checked_aspect(value: Any) -> tuple[int, int] | None:
+    """Width and height without common factors, of a pair or a text like `3:2`."""
+    if value is None:
+        return None
+    parts = value.split(":") if isinstance(value, str) else _tuple(value)
+    try:
+        width, height = (int(p) if isinstance(p, str) else operator.index(p) for p in parts)
+    except (ValueError, TypeError):
+        raise RequestError(f"aspect {value!r} is not like 3:2") from None
+    if not (0 < width < 10_000 and 0 < height < 10_000):
+        raise RequestError(f"aspect {value!r} is not like 3:2")
+    shared = math.gcd(width, height)
+    return width // shared, height // shared
 
 
 def _tuple(value: Any) -> tuple[Any, ...]:

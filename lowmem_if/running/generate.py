@@ -1,4 +1,4 @@
-"""From a prompt to pictures in one call."""
+"""From a prompt, or a picture and a prompt, to pictures in one call."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lowmem_if.planning.modes import INPAINT, UPSCALE, VARY
 from lowmem_if.planning.plan import make_plan
 from lowmem_if.planning.profiles import choose_machine
 from lowmem_if.planning.request import Request
@@ -60,6 +61,52 @@ def generate(
     return run(plan, path, report=report)
 
 
+def vary(image: str | Path, prompts: str | Sequence[str] = "", **options: Any) -> RunResult:
+    """Draw a picture again, by a text or in a style; `options` are those of `generate`.
+
+    Args:
+        image: a picture file; the result has its proportions.
+        prompts: what it shows then; may be empty beside `style_prompt`.
+        options: among them `strength` and `style_prompt`, see `Request`.
+
+    Raises:
+        LowmemError: as `generate`, and `PictureError` for a picture that cannot be used.
+    """
+    return generate(prompts, mode=VARY, image=image, **options)
+
+
+def inpaint(
+    image: str | Path, mask: str | Path, prompts: str | Sequence[str], **options: Any
+) -> RunResult:
+    """Draw a part of a picture again; `options` are those of `generate`.
+
+    Args:
+        image: a picture file; the result has its proportions.
+        mask: a picture of the same size, white where to repaint.
+        prompts: what the whole picture shows then.
+        options: among them `strength`, see `Request`.
+
+    Raises:
+        LowmemError: as `generate`, and `PictureError` for pictures that cannot be used.
+    """
+    return generate(prompts, mode=INPAINT, image=image, mask=mask, **options)
+
+
+def upscale(image: str | Path, prompts: str | Sequence[str] = "", **options: Any) -> RunResult:
+    """Enlarge a picture; `options` are those of `generate`.
+
+    Args:
+        image: a picture file. With a shorter side of up to 64 pixels stage 2 makes 256 of it and the
+            upscaler 1024, or stage 2 alone with `size=256`; a larger one the upscaler makes four times
+            as large, in tiles where it must.
+        prompts: what it shows, which helps; may be empty.
+
+    Raises:
+        LowmemError: as `generate`, and `PictureError` for a picture that cannot be used.
+    """
+    return generate(prompts, mode=UPSCALE, image=image, **options)
+
+
 def with_begun_seed(path: Path, request: Request) -> Request:
     """The request with the seed that was drawn when the run in `path` was begun, if one was."""
     if not RunFolder.begun(path):
@@ -71,7 +118,7 @@ def with_begun_seed(path: Path, request: Request) -> Request:
 
 def new_folder(request: Request) -> Path:
     """A run folder named by the time and the first words of the prompt."""
-    words = "-".join(re.findall(r"\w+", request.prompts[0])[:6])[:40] or "run"
+    words = "-".join(re.findall(r"\w+", request.prompts[0])[:6])[:40] or request.mode
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{words}"
     folder = Path("runs") / stem
     number = 1

@@ -1,6 +1,7 @@
 """The run folder: the only state of a run. Everything in it is written whole or not at all.
 
 run.json            format, versions, plan (with request and machine), status of every step
+sources/            the user's pictures that the run begins with
 embeds/             prompt embeddings
 stage_1/ stage_2/ stage_3/   NNNN.safetensors and NNNN.png of every image
 memory.jsonl        memory samples
@@ -25,11 +26,12 @@ from typing import Any
 from lowmem_if.errors import RunFolderError
 from lowmem_if.planning.catalog import STAGE_1, STAGE_2, UPSCALER
 from lowmem_if.planning.plan import Plan, Step
-from lowmem_if.planning.request import ImageTask
+from lowmem_if.planning.tasks import ImageTask
+from lowmem_if.running.sources import KINDS, source_bytes, source_name
 from lowmem_if.weights.atomic import is_partial, remove_partials, write_bytes
 
 FORMAT = 1
-_RECORD, _LOCK = "run.json", ".lock"
+_RECORD, _LOCK, _SOURCES = "run.json", ".lock", "sources"
 _STAGE_FOLDERS = {STAGE_1: "stage_1", STAGE_2: "stage_2", UPSCALER: "stage_3"}
 _LIBRARIES = ("lowmem-if", "torch", "diffusers", "transformers", "bitsandbytes")
 _RECORD_KEYS = {
@@ -65,7 +67,7 @@ class RunFolder:
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
             names = {entry.name for entry in path.iterdir() if not is_partial(entry)}
-            strangers = sorted(names - {_LOCK})
+            strangers = sorted(names - {_LOCK, _SOURCES})
         if strangers:
             raise RunFolderError(
                 f"{path} holds other files ({strangers[0]}): give --out a new or empty folder"
@@ -76,6 +78,7 @@ class RunFolder:
         folder = RunFolder(path, record)
         with folder.locked():
             if not (path / _RECORD).exists():
+                folder._keep_sources()
                 folder._save()
                 return folder
         return RunFolder.for_plan(path, plan)  # somebody else was quicker
@@ -236,6 +239,10 @@ class RunFolder:
         self._record["log"].append(why)
         self._save()
 
+    def source_file(self, task: ImageTask, kind: str) -> Path:
+        """The picture that a task begins with, or its mask."""
+        return self.path / _SOURCES / source_name(getattr(task, kind), kind)
+
     def embedding_file(self, text: str) -> Path:
         digest = hashlib.sha256(text.encode()).hexdigest()[:32]
         return self.path / "embeds" / f"{digest}.safetensors"
@@ -267,6 +274,17 @@ class RunFolder:
         """Write a file of this folder atomically; a full disk is a `RunFolderError`."""
         with writing(self.path):
             write_bytes(file, content)
+
+    def _keep_sources(self) -> None:
+        """Copy every picture of the request, each once; a broken one ends the run before it begins."""
+        for task in self.plan.request.tasks:
+            for kind in KINDS:
+                if getattr(task, kind) is None or (file := self.source_file(task, kind)).exists():
+                    continue
+                content = source_bytes(task, kind)
+                with writing(self.path):
+                    file.parent.mkdir(exist_ok=True)
+                self.write(file, content)
 
     def _save(self) -> None:
         text = json.dumps(self._record, ensure_ascii=False, indent=1)

@@ -12,25 +12,30 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from lowmem_if.errors import CascadeError, DeviceError, RunFolderError
 from lowmem_if.planning import catalog
 from lowmem_if.planning.footprint import in_place_bytes
 from lowmem_if.planning.locations import Location, locate
+from lowmem_if.planning.modes import UPSCALE
 from lowmem_if.planning.plan import Step
-from lowmem_if.planning.request import ImageTask
+from lowmem_if.planning.tasks import ImageTask
 from lowmem_if.planning.units import shorten
 from lowmem_if.running.embedding_cache import EmbeddingCache
 from lowmem_if.running.events import Event, Report
 from lowmem_if.running.recorder import Recorder
 from lowmem_if.running.run_folder import RunFolder, is_whole_png
+from lowmem_if.running.sources import KINDS, read_source
 from lowmem_if.stages.base import BaseStage
 from lowmem_if.stages.finish import Finisher, to_image, to_unit_range
 from lowmem_if.stages.lifetime import C, alive
+from lowmem_if.stages.pipelines import Batch
 from lowmem_if.stages.super_resolution import SuperResolutionStage
 from lowmem_if.stages.text import CleanedText, TextCleaner, TextEncoder, cut_off
 from lowmem_if.stages.upscaler import Upscaler
@@ -38,6 +43,8 @@ from lowmem_if.weights.identity import identity
 from lowmem_if.weights.loading import load_tokenizer
 from lowmem_if.weights.memory import Release, wake
 from lowmem_if.weights.tensor_files import load_tensor, tensor_bytes
+
+_READ_T5 = {catalog.STAGE_1, catalog.STAGE_2}
 
 
 def work(folder: RunFolder, report: Report) -> None:
@@ -60,29 +67,49 @@ def work(folder: RunFolder, report: Report) -> None:
 def _todo(folder: RunFolder) -> set[str]:
     """The components that must have a turn: not done, or done and then lost while still needed."""
     request = folder.plan.request
-    stages = catalog.SIZES[request.size]
-    needs_text = {catalog.STAGE_1, catalog.STAGE_2}
     todo = {component for component in request.components if not folder.is_done(component)}
     if len(folder.images) < len(request.tasks):
         todo.add(catalog.FINISH)
-    follower = catalog.FINISH
-    for stage in reversed(stages):
-        files = [folder.tensor_file(stage, task) for task in request.tasks]
-        if follower in todo and any(load_tensor(file) is None for file in files):
+    for stage in reversed(catalog.IMAGE_STAGES):
+        tasks = [task for task in request.tasks if stage in task.stages]
+        needed = [task for task in tasks if _follower(task, stage) in todo]
+        if any(load_tensor(folder.tensor_file(stage, task)) is None for task in needed):
             todo.add(stage)
-        follower = stage
     texts = [folder.embedding_file(text) for text in texts_of(folder)]
-    if needs_text & todo and any(load_tensor(file) is None for file in texts):
+    if _READ_T5 & todo and any(load_tensor(file) is None for file in texts):
         todo.add(catalog.TEXT_ENCODER)
     return todo
 
 
+def _follower(task: ImageTask, stage: str) -> str:
+    """The component that takes a picture on after `stage`."""
+    return dict(pairwise((*task.stages, catalog.FINISH)))[stage]
+
+
 def texts_of(folder: RunFolder) -> list[str]:
-    """Every text that a stage of the run needs an embedding of, once."""
-    guided = any(s.sampling and s.sampling.guidance_scale > 1 for s in folder.plan.steps)
-    request = folder.plan.request
-    negative = [request.negative_prompt] if guided else []
-    return list(dict.fromkeys([*request.prompts, *negative]))
+    """Every text that a stage of the run needs an embedding of, once; negative ones come last."""
+    positive, negative = [], []
+    for task in folder.plan.request.tasks:
+        steps = [folder.plan.step(stage) for stage in task.stages if stage in _READ_T5]
+        if steps:
+            positive.append(task.words)
+        if any(step.sampling_of(task).guidance_scale > 1 for step in steps):
+            negative.append(task.negative_prompt)
+    return list(dict.fromkeys([*positive, *negative]))
+
+
+def micro_batches(tasks: Sequence[ImageTask], size: int) -> list[list[ImageTask]]:
+    """Neighbours that a stage can draw at once, up to `size` of them.
+
+    They are cut by image number, so that a continued run cuts them the same way.
+    """
+    batches: list[list[ImageTask]] = []
+    for task in tasks:
+        if batches and len(batches[-1]) < size and batches[-1][0].drawn_with(task):
+            batches[-1].append(task)
+        else:
+            batches.append([task])
+    return batches
 
 
 class _Turn:
@@ -91,6 +118,7 @@ class _Turn:
     def __init__(self, folder: RunFolder, step: Step, location: Location, report: Report) -> None:
         self._folder, self._step, self._report = folder, step, report
         self._request = folder.plan.request
+        self._tasks = [task for task in self._request.tasks if step.component in task.stages]
         self._root = _root(location, step)
         self._part = location.cascade.parts[step.component]
         self._recorder = Recorder(step, folder.memory_file, report)
@@ -102,7 +130,7 @@ class _Turn:
         _check_device(self._step)
         wake(self._step.device)
         self._folder.check_weights(component, self._weights)
-        self._report(Event("started", component, total=len(self._request.tasks)))
+        self._report(Event("started", component, total=len(self._tasks or self._request.tasks)))
         turns = {
             catalog.TEXT_ENCODER: self._encode,
             catalog.STAGE_1: self._draw_first,
@@ -184,87 +212,92 @@ class _Turn:
             self._notice(f"this cascade never learnt {', '.join(unknown)}; it knows {language}")
 
     def _draw_first(self) -> None:
-        def draw(stage: BaseStage, tasks: Sequence[ImageTask]) -> torch.Tensor:
-            return stage.draw(*self._embeds(tasks), _seeds(tasks), self._on_step(tasks))
+        def draw(stage: BaseStage, batch: Batch) -> torch.Tensor:
+            return stage.draw(batch, *self._embeds(batch))
 
         self._draw_all(BaseStage, draw, to_unit_range)
 
     def _enlarge(self) -> None:
-        def draw(stage: SuperResolutionStage, tasks: Sequence[ImageTask]) -> torch.Tensor:
-            pictures = self._pictures(catalog.STAGE_1, tasks)
-            return stage.draw(pictures, *self._embeds(tasks), _seeds(tasks), self._on_step(tasks))
+        def draw(stage: SuperResolutionStage, batch: Batch) -> torch.Tensor:
+            own = batch.mode == UPSCALE
+            pictures = list(batch.images) if own else self._pictures(catalog.STAGE_1, batch.tasks)
+            return stage.draw(batch, pictures, *self._embeds(batch))
 
         self._draw_all(SuperResolutionStage, draw, to_unit_range)
 
     def _upscale(self) -> None:
         tokenizer = load_tokenizer(self._root / "tokenizer")
-        for text in dict.fromkeys([*self._request.prompts, self._request.negative_prompt]):
+        texts = [text for task in self._tasks for text in (task.words, task.negative_prompt)]
+        for text in dict.fromkeys(texts):
             if cut := cut_off(tokenizer, text):
                 self._notice(
                     f"{shorten(text, 40)!r} is too long for the upscaler's own encoder, "
                     f"which does without: {cut!r}"
                 )
 
-        def draw(stage: Upscaler, tasks: Sequence[ImageTask]) -> torch.Tensor:
-            return stage.draw(
-                self._pictures(catalog.STAGE_2, tasks),
-                [task.prompt for task in tasks],
-                self._request.negative_prompt,
-                _seeds(tasks),
-                self._on_step(tasks),
-            )
+        def draw(stage: Upscaler, batch: Batch) -> torch.Tensor:
+            if batch.tasks[0].is_enlarged_as_it_is:
+                return stage.draw_own(batch)
+            return stage.draw(batch, self._pictures(catalog.STAGE_2, batch.tasks))
 
         self._draw_all(Upscaler, draw, lambda picture: picture)
 
     def _draw_all(
         self,
         make: Callable[..., C],
-        draw: Callable[[C, Sequence[ImageTask]], torch.Tensor],
+        draw: Callable[[C, Batch], torch.Tensor],
         show: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:
-        """Draw what is not on disk yet, a micro-batch at a time, and keep each picture at once.
-
-        Micro-batches are cut by image number, so that a continued run cuts them the same way.
-        """
-        stage, size = self._step.component, self._step.batch
-        tasks = self._request.tasks
-        batches = [tasks[k : k + size] for k in range(0, len(tasks), size)]
+        """Draw what is not on disk yet, a micro-batch at a time, and keep each picture at once."""
+        stage = self._step.component
+        batches = micro_batches(self._tasks, self._step.batch)
         undone = [b for b in batches if any(self._picture(stage, task) is None for task in b)]
         if not undone:
             return
         with self._loaded(make) as component:
-            for batch in undone:
-                for task, picture in zip(batch, draw(component, batch), strict=True):
+            for tasks in undone:
+                for task, picture in zip(tasks, draw(component, self._batch(tasks)), strict=True):
                     # The preview first: with its tensor there a picture counts as drawn.
                     image = to_image(show(picture))
                     self._folder.write(self._folder.preview_file(stage, task), _png(image))
                     self._folder.write(self._folder.tensor_file(stage, task), tensor_bytes(picture))
                     self._report(Event("saved", stage, number=task.number))
 
+    def _batch(self, tasks: Sequence[ImageTask]) -> Batch:
+        """Tasks with what a pipeline needs to draw them together."""
+        sampling = self._step.sampling_of(tasks[0])
+        images, masks = (self._sources(tasks, kind) for kind in KINDS)
+        tile = self._step.tile
+        total = sampling.count * tasks[0].parts(tile)
+        return Batch(tasks, sampling, self._on_step(tasks, total), images, masks, tile)
+
+    def _sources(self, tasks: Sequence[ImageTask], kind: str) -> list[Image.Image]:
+        files = [self._folder.source_file(task, kind) for task in tasks if getattr(task, kind)]
+        return [read_source(file) for file in files]
+
     def _finish(self) -> None:
         request = self._request
         undone = [t for t in request.tasks if not is_whole_png(self._folder.image_file(t))]
         if not undone:
             return
-        stage = catalog.SIZES[request.size][-1]
-        show = to_unit_range if stage != catalog.UPSCALER else (lambda picture: picture)
         make = partial(Finisher, check=request.safety_checker, mark=request.watermark)
         with self._loaded(make) as finisher:
             for task in undone:
-                finished = finisher.finish(show(self._pictures(stage, [task])[0]))
+                picture = self._pictures(task.stages[-1], [task])[0]
+                shown = picture if task.stages[-1] == catalog.UPSCALER else to_unit_range(picture)
+                finished = finisher.finish(shown)
                 if finished.flagged:
                     self._notice(f"the safety checker blackened image {task.name}")
                 content = _png(finished.image, self._description(task))
                 self._folder.write(self._folder.image_file(task), content)
                 self._report(Event("saved", catalog.FINISH, number=task.number))
 
-    def _embeds(self, tasks: Sequence[ImageTask]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(prompts', negative prompt's) embeddings, each (n, 77, width); None without guidance."""
-        embeds = torch.cat([self._embedding(task.prompt) for task in tasks])
-        assert self._step.sampling is not None
-        if self._step.sampling.guidance_scale <= 1:
+    def _embeds(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(prompts', negative prompts') embeddings, each (n, 77, width); None without guidance."""
+        embeds = torch.cat([self._embedding(task.words) for task in batch.tasks])
+        if batch.sampling.guidance_scale <= 1:
             return embeds, None
-        return embeds, self._embedding(self._request.negative_prompt).repeat(len(tasks), 1, 1)
+        return embeds, torch.cat([self._embedding(task.negative_prompt) for task in batch.tasks])
 
     def _embedding(self, text: str) -> torch.Tensor:
         return _there(load_tensor(file := self._folder.embedding_file(text)), file)
@@ -276,10 +309,7 @@ class _Turn:
     def _picture(self, stage: str, task: ImageTask) -> torch.Tensor | None:
         return load_tensor(self._folder.tensor_file(stage, task))
 
-    def _on_step(self, tasks: Sequence[ImageTask]) -> Callable[[int], None]:
-        sampling = self._step.sampling
-        assert sampling is not None
-        total = sampling.count
+    def _on_step(self, tasks: Sequence[ImageTask], total: int) -> Callable[[int], None]:
         number = tasks[0].number
         return lambda done: self._report(
             Event("drawing", self._step.component, number=number, done=done, total=total)
@@ -312,10 +342,6 @@ def _there(tensor: torch.Tensor | None, file: Path) -> torch.Tensor:
     if tensor is None:
         raise RunFolderError(f"{file} is gone or broken: `lowmem-if resume` makes it again")
     return tensor
-
-
-def _seeds(tasks: Sequence[ImageTask]) -> list[int]:
-    return [task.seed for task in tasks]
 
 
 def _root(location: Location, step: Step) -> Path:

@@ -1,16 +1,16 @@
-"""Stage 1: the base UNet that draws 64 pixel pictures from embeddings, by `IFPipeline`."""
+"""Stage 1: the base UNet that draws 64 pixel pictures from embeddings, by diffusers' own pipelines."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from diffusers import IFPipeline
+from diffusers import IFImg2ImgPipeline, IFInpaintingPipeline, IFPipeline
 
+from lowmem_if.planning.modes import INPAINT, VARY
 from lowmem_if.planning.plan import Step
-from lowmem_if.stages.pipelines import DrawingStage, OnStep, take_unet
+from lowmem_if.stages.pipelines import Batch, DrawingStage, take_unet
 from lowmem_if.weights.loading import load_scheduler
 
 
@@ -27,13 +27,16 @@ class BaseStage(DrawingStage):
             super().__init__(pipeline, [unet], step, streams)
 
     def draw(
-        self,
-        embeds: torch.Tensor,
-        negative_embeds: torch.Tensor | None,
-        seeds: Sequence[int],
-        on_step: OnStep,
+        self, batch: Batch, embeds: torch.Tensor, negative_embeds: torch.Tensor | None
     ) -> torch.Tensor:
-        """Pictures (n, 3, 64, 64) in about [-1, 1], from embeddings (n, 77, width)."""
-        return self._draw(
-            seeds, on_step, prompt_embeds=embeds, negative_prompt_embeds=negative_embeds
-        )
+        """Pictures (n, 3, 64, 64) in about [-1, 1], from embeddings (n, 77, width).
+
+        The shorter side is 64 pixels; the longer one as the batch's pictures have it.
+        """
+        texts = {"prompt_embeds": embeds, "negative_prompt_embeds": negative_embeds}
+        images, masks = list(batch.images), list(batch.masks)
+        if batch.mode == VARY:
+            return self._draw(batch, IFImg2ImgPipeline, image=images, **texts)
+        if batch.mode == INPAINT:
+            return self._draw(batch, IFInpaintingPipeline, image=images, mask_image=masks, **texts)
+        return self._draw(batch, IFPipeline, **self._shape(batch.tasks[0]), **texts)

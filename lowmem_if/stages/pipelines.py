@@ -4,20 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.pipelines import deepfloyd_if
+from PIL import Image
 
 from lowmem_if.planning.plan import Step
-from lowmem_if.planning.request import Sampling
 from lowmem_if.planning.strategies import MODEL_OFFLOAD, RESIDENT, SEQUENTIAL_OFFLOAD, STREAM
+from lowmem_if.planning.tasks import ImageTask, Sampling
 from lowmem_if.weights.loading import load_diffusers_model, stream_diffusers_model
 
 OnStep = Callable[[int], None]
 """Called with the number of denoising steps done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Pictures that one call of a pipeline draws: of one mode, one strength and one shape.
+
+    Attributes:
+        images, masks: what the tasks begin with, upright RGB and grey; empty where they have none.
+        on_step: called with the number of denoising steps done, of all tiles.
+        tile: side of the tiles that the user's own pictures are enlarged in, 0: whole.
+    """
+
+    tasks: Sequence[ImageTask]
+    sampling: Sampling
+    on_step: OnStep
+    images: Sequence[Image.Image] = ()
+    masks: Sequence[Image.Image] = ()
+    tile: int = 0
+
+    @property
+    def mode(self) -> str:
+        return self.tasks[0].mode
+
+    @property
+    def seeds(self) -> list[int]:
+        return [task.seed for task in self.tasks]
 
 
 class DrawingStage:
@@ -26,29 +54,52 @@ class DrawingStage:
     def __init__(
         self, pipeline: Any, modules: list[torch.nn.Module], step: Step, streams: ExitStack
     ) -> None:
-        assert step.sampling is not None
         self.modules = modules
         self._pipeline, self._streams = pipeline, streams.pop_all()
-        self._sampling = step.sampling
+        self._others: dict[type[Any], Any] = {}
         place(pipeline, step)
 
-    def _draw(self, seeds: Sequence[int], on_step: OnStep, **inputs: Any) -> torch.Tensor:
-        """The pipeline's pictures as tensors on the CPU, one for each seed."""
-        pictures = self._pipeline(
-            guidance_scale=self._sampling.guidance_scale,
+    def _draw(self, batch: Batch, kind: type[Any], **inputs: Any) -> torch.Tensor:
+        """The pictures as tensors on the CPU, one for each task, drawn by a pipeline of class `kind`."""
+        pictures = self._as(kind)(
+            guidance_scale=batch.sampling.guidance_scale,
             # One CPU generator an image: seeds mean the same on every device and in every batch.
-            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in batch.seeds],
             output_type="pt",
-            callback=lambda index, _timestep, _picture: on_step(index + 1),
-            **schedule(self._sampling),
+            callback=lambda index, _timestep, _picture: batch.on_step(index + 1),
+            **schedule(batch.sampling),
             **inputs,
         ).images
         return pictures.cpu()
 
+    def _as(self, kind: type[Any]) -> Any:
+        """The stage's networks as another pipeline; they are loaded, placed and hooked only once."""
+        if kind is type(self._pipeline):
+            return self._pipeline
+        if kind not in self._others:
+            other = kind(**self._pipeline.components, requires_safety_checker=False)
+            other.set_progress_bar_config(disable=True)
+            self._others[kind] = other
+        return self._others[kind]
+
+    def _shape(self, task: ImageTask) -> dict[str, int]:
+        """The pipeline's arguments for a picture that is no square; none for a square."""
+        width, height = task.proportions
+        if width == height:
+            return {}
+        side = self._pipeline.unet.config.sample_size
+        # As diffusers' img2img pipelines size a picture: its longer side in whole eights.
+        longer = round(side / 8 * max(width, height) / min(width, height)) * 8
+        return (
+            {"width": longer, "height": side}
+            if width > height
+            else {"width": side, "height": longer}
+        )
+
     def close(self) -> None:
         let_go(self._pipeline)
         self._streams.close()
-        self._pipeline, self.modules = None, []
+        self._pipeline, self._others, self.modules = None, {}, []
 
 
 def take_unet(folder: Path, step: Step, streams: ExitStack) -> Any:
@@ -82,7 +133,8 @@ def let_go(pipeline: Any) -> None:
 
 
 def schedule(sampling: Sampling) -> dict[str, Any]:
-    """The pipeline arguments for the number or the list of timesteps."""
+    """The pipeline arguments for the number or the list of timesteps, and how many of them are done."""
+    strength = {} if sampling.strength is None else {"strength": sampling.strength}
     if sampling.timesteps:
-        return {"timesteps": getattr(deepfloyd_if, f"{sampling.timesteps}_timesteps")}
-    return {"num_inference_steps": sampling.steps}
+        return strength | {"timesteps": getattr(deepfloyd_if, f"{sampling.timesteps}_timesteps")}
+    return strength | {"num_inference_steps": sampling.steps}

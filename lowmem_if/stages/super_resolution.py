@@ -1,16 +1,21 @@
-"""Stage 2: the UNet that enlarges 64 to 256 pixels, by `IFSuperResolutionPipeline`."""
+"""Stage 2: the UNet that enlarges 64 to 256 pixels, by diffusers' own super-resolution pipelines."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from diffusers import IFSuperResolutionPipeline
+from diffusers import (
+    IFImg2ImgSuperResolutionPipeline,
+    IFInpaintingSuperResolutionPipeline,
+    IFSuperResolutionPipeline,
+)
+from PIL import Image
 
+from lowmem_if.planning.modes import INPAINT, VARY
 from lowmem_if.planning.plan import Step
-from lowmem_if.stages.pipelines import DrawingStage, OnStep, take_unet
+from lowmem_if.stages.pipelines import Batch, DrawingStage, take_unet
 from lowmem_if.weights.loading import load_scheduler
 
 
@@ -29,18 +34,26 @@ class SuperResolutionStage(DrawingStage):
 
     def draw(
         self,
-        pictures: torch.Tensor,
+        batch: Batch,
+        pictures: torch.Tensor | list[Image.Image],
         embeds: torch.Tensor,
         negative_embeds: torch.Tensor | None,
-        seeds: Sequence[int],
-        on_step: OnStep,
     ) -> torch.Tensor:
-        """Pictures (n, 3, 256, 256) in about [-1, 1], from stage 1's (n, 3, 64, 64)."""
-        return self._draw(
-            seeds,
-            on_step,
-            image=pictures,
-            prompt_embeds=embeds,
-            negative_prompt_embeds=negative_embeds,
-            noise_level=self._sampling.noise_level,
-        )
+        """Pictures (n, 3, 256, 256) in about [-1, 1], from stage 1's (n, 3, 64, 64) or the user's own.
+
+        The shorter side is 256 pixels; the longer one as the batch's pictures have it.
+        """
+        inputs = {
+            "image": pictures,
+            "prompt_embeds": embeds,
+            "negative_prompt_embeds": negative_embeds,
+            "noise_level": batch.sampling.noise_level,
+        }
+        originals, masks = list(batch.images), list(batch.masks)
+        if batch.mode == VARY:
+            kind = IFImg2ImgSuperResolutionPipeline
+            return self._draw(batch, kind, original_image=originals, **inputs)
+        if batch.mode == INPAINT:
+            kind = IFInpaintingSuperResolutionPipeline
+            return self._draw(batch, kind, original_image=originals, mask_image=masks, **inputs)
+        return self._draw(batch, IFSuperResolutionPipeline, **self._shape(batch.tasks[0]), **inputs)

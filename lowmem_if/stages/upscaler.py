@@ -1,22 +1,28 @@
-"""The x4 upscaler, 256 to 1024 pixels, by `StableDiffusionUpscalePipeline`.
+"""The x4 upscaler, 256 to 1024 pixels, by `StableDiffusionUpscalePipeline`; other sizes in tiles.
 
 It reads the prompt itself, with a small CLIP text encoder of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from diffusers import AutoencoderKL, StableDiffusionUpscalePipeline
+from PIL import Image
 
 from lowmem_if.planning.configurations import UpscalerIndex, read_as, read_config
 from lowmem_if.planning.plan import Step
 from lowmem_if.planning.strategies import STREAM
-from lowmem_if.stages.pipelines import DrawingStage, OnStep, loading_device, take_unet
+from lowmem_if.planning.tasks import FACTOR
+from lowmem_if.planning.tiling import Box
+from lowmem_if.stages.pipelines import Batch, DrawingStage, loading_device, take_unet
+from lowmem_if.stages.tiles import blended
 from lowmem_if.weights.loading import (
     load_clip_text,
     load_diffusers_model,
@@ -25,6 +31,8 @@ from lowmem_if.weights.loading import (
     stream_clip_text,
     stream_diffusers_model,
 )
+
+_SEEDS = 2**63
 
 
 class Upscaler(DrawingStage):
@@ -45,23 +53,51 @@ class Upscaler(DrawingStage):
                 vae.enable_tiling()
             super().__init__(pipeline, [unet, vae, text_encoder], step, streams)
 
-    def draw(
-        self,
-        pictures: torch.Tensor,
-        prompts: Sequence[str],
-        negative_prompt: str,
-        seeds: Sequence[int],
-        on_step: OnStep,
-    ) -> torch.Tensor:
-        """Pictures (n, 3, 1024, 1024) in [0, 1], from stage 2's (n, 3, 256, 256)."""
-        return self._draw(
-            seeds,
-            on_step,
-            image=pictures,
-            prompt=list(prompts),
-            negative_prompt=[negative_prompt] * len(prompts),
-            noise_level=self._sampling.noise_level,
+    def draw(self, batch: Batch, pictures: torch.Tensor) -> torch.Tensor:
+        """Pictures (n, 3, 4 height, 4 width) in [0, 1], from (n, 3, height, width) in about [-1, 1]."""
+        return self._enlarge(batch, pictures)
+
+    def draw_own(self, batch: Batch) -> torch.Tensor:
+        """The user's own pictures (n, 3, 4 height, 4 width) in [0, 1], in tiles of `batch.tile`."""
+        width, height = batch.images[0].size
+        enlarged = [
+            blended(
+                width, height, batch.tile, factor=FACTOR, draw=partial(self._tile, batch, number)
+            )
+            for number in range(len(batch.tasks))
+        ]
+        return torch.stack(enlarged)[:, :, : FACTOR * height, : FACTOR * width].contiguous()
+
+    def _tile(self, batch: Batch, number: int, tile: int, box: Box) -> torch.Tensor:
+        """A tile of the picture `number`, each from a seed of its own, the first from the task's."""
+        task, image = batch.tasks[number], batch.images[number]
+        done = tile * batch.sampling.count
+        alone = replace(
+            batch,
+            tasks=[replace(task, seed=(task.seed + tile) % _SEEDS)],
+            on_step=lambda step: batch.on_step(done + step),
         )
+        return self._enlarge(alone, [_part_of(image, box)])[0]
+
+    def _enlarge(self, batch: Batch, pictures: Any) -> torch.Tensor:
+        return self._draw(
+            batch,
+            StableDiffusionUpscalePipeline,
+            image=pictures,
+            prompt=[task.words for task in batch.tasks],
+            negative_prompt=[task.negative_prompt for task in batch.tasks],
+            noise_level=batch.sampling.noise_level,
+        )
+
+
+def _part_of(image: Image.Image, box: Box) -> Image.Image:
+    """A part of a picture; where it reaches beyond, the last pixels go on."""
+    right, lower = min(box.right, image.width), min(box.lower, image.height)
+    part = image.crop((box.left, box.upper, right, lower))
+    if (right, lower) == (box.right, box.lower):
+        return part
+    missing = ((0, box.lower - lower), (0, box.right - right), (0, 0))
+    return Image.fromarray(numpy.pad(numpy.asarray(part), missing, mode="edge"))
 
 
 def _take_vae(folder: Path, step: Step, streams: ExitStack) -> Any:

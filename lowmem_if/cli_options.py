@@ -1,0 +1,228 @@
+"""The options of a request on the command line, and what they say: the same for every mode."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from lowmem_if.errors import RequestError
+from lowmem_if.planning import catalog
+from lowmem_if.planning.machine import Machine
+from lowmem_if.planning.modes import INPAINT, MODES, TEXT, UPSCALE, VARY
+from lowmem_if.planning.plan import Plan, make_plan
+from lowmem_if.planning.profiles import choose_machine
+from lowmem_if.planning.request import Request
+from lowmem_if.planning.strategies import EXACT, parse_pins
+
+Cascade = Annotated[
+    str,
+    typer.Option(help=f"One of {', '.join(catalog.CASCADES)}, or a folder in diffusers layout."),
+]
+Pins = Annotated[
+    list[str] | None, typer.Option("--pin", help="COMPONENT=STRATEGY[:DTYPE]; never overridden.")
+]
+Prefer = Annotated[str, typer.Option(help="exact: change no pixel; balanced: may quantise, batch.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps or xpu.")]
+Ram = Annotated[str | None, typer.Option(help="RAM to use at most, like 8GB.")]
+Vram = Annotated[str | None, typer.Option(help="VRAM to use at most, like 7.5GiB.")]
+ProfileName = Annotated[str | None, typer.Option(help="Plan for a machine profile: name or file.")]
+Size = Annotated[int, typer.Option(help="Side of the picture: 64, 256 or 1024.")]
+Revision = Annotated[str, typer.Option(help="Branch, tag or commit of the weights' repositories.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Prompts = Annotated[list[str], typer.Argument(metavar="PROMPT...")]
+PromptsOrNone = Annotated[list[str] | None, typer.Argument(metavar="[PROMPT...]")]
+Image = Annotated[Path, typer.Argument(metavar="IMAGE")]
+Mask = Annotated[Path, typer.Argument(metavar="MASK", help="White where to repaint.")]
+Strength = Annotated[
+    str | None,
+    typer.Option(
+        help="How much is noised away, above 0 to 1: one number, or one for each of 0.7,0.8."
+    ),
+]
+StylePrompt = Annotated[str, typer.Option(help="How to draw it; PROMPT says what is there.")]
+Aspect = Annotated[str | None, typer.Option(help="Of pictures that are no squares, like 3:2.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the options of a command that draws say."""
+
+    request: Request
+    seeded: bool
+    machine: Callable[[], tuple[Machine, dict[str, Any]]]
+    pins: dict[str, Any]
+    prefer: str
+    out: Path | None
+    as_json: bool
+    quiet: bool
+
+    def plan(self) -> Plan:
+        """The plan for the machine that the options mean.
+
+        Raises:
+            LowmemError: as `make_plan` and `choose_machine`.
+        """
+        machine, profile_pins = self.machine()
+        pins = profile_pins | self.pins
+        return make_plan(machine, self.request, prefer=self.prefer, pins=pins)
+
+
+Opening = Callable[..., dict[str, Any]]
+"""What stands first on a command line, of one mode, as values of a `Request`."""
+
+
+def text(prompts: Prompts, aspect: Aspect = None) -> dict[str, Any]:
+    return {"prompts": tuple(prompts), "aspect": aspect}
+
+
+def vary(
+    image: Image,
+    prompts: PromptsOrNone = None,
+    strength: Strength = None,
+    style_prompt: StylePrompt = "",
+) -> dict[str, Any]:
+    return {
+        "mode": VARY,
+        "image": image,
+        "prompts": tuple(prompts or [""]),
+        "strength": numbers("strength", strength, float),
+        "style_prompt": style_prompt,
+    }
+
+
+def inpaint(
+    image: Image, mask: Mask, prompts: Prompts, strength: Strength = None
+) -> dict[str, Any]:
+    return {
+        "mode": INPAINT,
+        "image": image,
+        "mask": mask,
+        "prompts": tuple(prompts),
+        "strength": numbers("strength", strength, float),
+    }
+
+
+def upscale(image: Image, prompts: PromptsOrNone = None) -> dict[str, Any]:
+    return {"mode": UPSCALE, "image": image, "prompts": tuple(prompts or [""])}
+
+
+def any_mode(
+    prompts: PromptsOrNone = None,
+    mode: Annotated[str, typer.Option(help=f"One of {', '.join(MODES)}.")] = TEXT,
+    image: Annotated[Path | None, typer.Option(help="The picture to begin with.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="White where to repaint.")] = None,
+    strength: Strength = None,
+    style_prompt: StylePrompt = "",
+    aspect: Aspect = None,
+) -> dict[str, Any]:
+    return {
+        "mode": mode,
+        "image": image,
+        "mask": mask,
+        "prompts": tuple(prompts or [""]),
+        "strength": numbers("strength", strength, float),
+        "style_prompt": style_prompt,
+        "aspect": aspect,
+    }
+
+
+def asking(action: Callable[[Asked], None], opening: Opening = text) -> Callable[..., None]:
+    """A command with an opening and all the options of a request, which calls `action` with them."""
+    first, others = (_parameters(function) for function in (opening, _asked))
+    del others["opening"]
+
+    def command(**given: Any) -> None:
+        own = opening(**{name: given.pop(name) for name in first})
+        action(_asked(own, **given))
+
+    parameters = first | others
+    command.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+    command.__annotations__ = {name: p.annotation for name, p in parameters.items()}
+    command.__doc__ = action.__doc__
+    return command
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """A function's parameters with their annotations as they are meant, for typer to read."""
+    hints = get_type_hints(function, include_extras=True)
+    return {
+        name: parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, parameter in inspect.signature(function).parameters.items()
+    }
+
+
+def _asked(
+    opening: dict[str, Any],
+    negative_prompt: Annotated[str, typer.Option(help="What the picture should not show.")] = "",
+    cascade: Cascade = catalog.DEMO,
+    revision: Revision = "main",
+    seed: Annotated[str | None, typer.Option(help="One number, or one a prompt: 7,8.")] = None,
+    images: Annotated[int, typer.Option(help="Pictures a prompt; seeds count up.")] = 1,
+    size: Size = 1024,
+    steps: Annotated[str | None, typer.Option(help="One number, or one a stage: 50,30,40.")] = None,
+    timesteps: Annotated[
+        str | None, typer.Option(help=f"For stages 1, 2: {', '.join(catalog.TIMESTEP_LISTS)}.")
+    ] = None,
+    guidance_scale: Annotated[
+        str | None, typer.Option(help="One number, or one a stage: 7,4,9.")
+    ] = None,
+    noise_level: Annotated[
+        int | None, typer.Option(help="Of stage 2, 0 to 999: more lets it draw more anew.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; begun ones go on.")] = None,
+    device: Device = "auto",
+    ram: Ram = None,
+    vram: Vram = None,
+    profile: ProfileName = None,
+    pin: Pins = None,
+    prefer: Prefer = EXACT,
+    no_watermark: Annotated[bool, typer.Option("--no-watermark")] = False,
+    no_safety_checker: Annotated[bool, typer.Option("--no-safety-checker")] = False,
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="One line a step.")] = False,
+) -> Asked:
+    request = Request(
+        **opening,
+        negative_prompt=negative_prompt,
+        cascade=cascade,
+        revision=revision,
+        seed=numbers("seed", seed, int),
+        images=images,
+        size=size,
+        steps=numbers("steps", steps, int),
+        timesteps=timesteps,
+        guidance_scale=numbers("guidance scale", guidance_scale, float),
+        noise_level=noise_level,
+        watermark=not no_watermark,
+        safety_checker=not no_safety_checker,
+    )
+    return Asked(
+        request,
+        seed is not None,
+        lambda: choose_machine(profile, device=device, ram=ram, vram=vram),
+        parse_pins(pin or ()),
+        prefer,
+        out,
+        as_json,
+        quiet,
+    )
+
+
+def numbers(name: str, text: str | None, kind: type[Any]) -> tuple[Any, ...] | None:
+    """One number or several with commas, None of no text.
+
+    Raises:
+        RequestError: it is something else.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        what = "whole number" if kind is int else "number"
+        raise RequestError(f"{name} {text!r} is not a {what}, or several with commas") from None
