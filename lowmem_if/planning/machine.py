@@ -14,8 +14,12 @@ import psutil
 from lowmem_if.errors import DeviceError
 from lowmem_if.planning.accelerator import Accelerator, looks_present, read_accelerator
 from lowmem_if.planning.cgroups import tightest_group
+from lowmem_if.planning.rates import Rates, assumed
 
 DEVICE_KINDS = ("cpu", "cuda", "mps", "xpu")
+LEAST_PINNED_BYTES = 128 * 2**20
+"""What streaming pins: two buffers of 32 MiB, which the allocator may round up."""
+
 _DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d+)?")
 
 
@@ -35,6 +39,10 @@ class Machine:
         compute_dtype, compute_dtype_reason: what the large networks compute in, and why.
         capability: CUDA compute capability, (0, 0) elsewhere and where it is not known.
         notes: readings that were limited or distrusted, in words.
+        rates: its constants, calibrated or published; None where there are none of its own.
+        spills_vram: the driver lends RAM where VRAM runs out, many times slower, and nothing fails
+            (Windows): so more is left free.
+        pinned_bytes: how much memory can be pinned for transfers; None: enough (WSL: next to nothing).
     """
 
     name: str
@@ -49,6 +57,17 @@ class Machine:
     compute_dtype_reason: str
     capability: tuple[int, int] = (0, 0)
     notes: tuple[str, ...] = ()
+    rates: Rates | None = None
+    spills_vram: bool = False
+    pinned_bytes: int | None = None
+
+    @property
+    def speeds(self) -> Rates:
+        """Its own constants, else those assumed for its class; unpinned transfers where none can pin."""
+        own = self.rates or assumed(self.kind, self.capability)
+        if self.pinned_bytes is not None and self.pinned_bytes < LEAST_PINNED_BYTES:
+            return replace(own, bus_bytes=own.pageable_bytes)
+        return own
 
     @property
     def multiplies_int8(self) -> bool:

@@ -21,6 +21,7 @@ from lowmem_if.errors import OutOfMemory, WorkerDied
 from lowmem_if.planning.ladder import RAM, changed_pixels, cheaper
 from lowmem_if.planning.locations import locate
 from lowmem_if.planning.plan import Plan, Step
+from lowmem_if.planning.seconds import job_of
 from lowmem_if.planning.strategies import STREAM
 from lowmem_if.running.events import Event, Report, ignore
 from lowmem_if.running.run_folder import RunFolder, writing
@@ -119,9 +120,8 @@ def _next_rung(folder: RunFolder, short: Event) -> Step:
     step = folder.plan.step(component)
     location = locate(request.cascade, components=request.components, revision=request.revision)
     pinned = component in folder.plan.pins
-    lower = cheaper(
-        step, machine, location.cascade.parts[component], short_of=short.name, pinned=pinned
-    )
+    part, job = location.cascade.parts[component], job_of(request, step.sampling)
+    lower = cheaper(step, machine, part, job, short_of=short.name, pinned=pinned)
     if lower is None:
         left = "your pin allows nothing cheaper" if pinned else "nothing cheaper is left"
         raise OutOfMemory(
