@@ -194,10 +194,20 @@ def _probe(
     ram: Ram = None,
     vram: Vram = None,
     no_accelerator: Annotated[bool, typer.Option("--no-accelerator")] = False,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate", help="Measure disk, bus and arithmetic first, in half a minute."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Say what this machine has, what may be used, and why."""
     machine, _ = choose_machine(device="cpu" if no_accelerator else device, ram=ram, vram=vram)
+    if calibrate:
+        from lowmem_if.running.calibrating import calibrate as measure
+
+        machine = replace(machine, rates=measure(machine, lambda what: _say(f"measuring: {what}")))
     if as_json:
         _print_json(asdict(machine))
     else:

@@ -20,6 +20,7 @@ from lowmem_if.planning.locations import locate
 from lowmem_if.planning.machine import Machine
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.planning.request import Request
+from lowmem_if.planning.seconds import job_of
 from lowmem_if.planning.strategies import STREAM, parse_pins
 from lowmem_if.weights.checkpoint import Checkpoint, Stored
 
@@ -152,11 +153,16 @@ def test_the_ladder_comes_to_streaming_and_ends(
 ) -> None:
     """From a resident start every rung takes less of what ran out; the last one streams."""
     rich = replace(machine, ram_bytes=64 * 10**9, vram_bytes=48 * 10**9)
-    pins = ["text_encoder=resident:float16"] if machine is CARD else []
-    step = xl(rich, *pins).step(component)
+    pins = ["text_encoder=resident" + (":float16" if machine is CARD else "")]
+    rich_plan = xl(rich, *pins)
+    step = rich_plan.step(component)
     part = locate("if-xl").cascade.parts[component]
     seen = []
-    while (lower := cheaper(step, rich, part, short_of=short_of)) is not None:
+    while (
+        lower := cheaper(
+            step, rich, part, job_of(rich_plan.request, step.sampling), short_of=short_of
+        )
+    ) is not None:
         seen.append(lower)
         if short_of == RAM or step.device == "cpu":
             assert lower.predicted.ram_bytes < step.predicted.ram_bytes

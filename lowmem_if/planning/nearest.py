@@ -27,10 +27,8 @@ def nearest(
     changed = next(_changed(machine, request, prefer, pins, fits), None)
     more = _more_memory(machine, request, prefer, pins, fits)
     if changed is None:
-        return "nothing smaller fits either: " + (
-            f"{more} would do" if more else "free some memory or raise --ram or --vram"
-        )
-    return f"{changed} fits" + (f"; so would {more} as it is" if more else "")
+        return f"nothing smaller fits either: free {more or 'memory'}, or raise --ram or --vram"
+    return f"{changed}; so would it with {more}" if more else changed
 
 
 def _changed(
@@ -54,7 +52,7 @@ def _changed(
                     yield _words(request, other, prefer, preference, dropped=pins != own_pins)
     on_cpu = _on_the_cpu(machine)
     if on_cpu and fits(on_cpu, request, prefer, pins):
-        yield "--device cpu"
+        yield "--device cpu fits"
 
 
 def _steps(request: Request) -> tuple[int, ...] | None:
@@ -62,14 +60,12 @@ def _steps(request: Request) -> tuple[int, ...] | None:
     return None if request.timesteps else request.steps
 
 
-def _words(
-    request: Request, other: Request, prefer: str, preference: str, *, dropped: bool
-) -> str:
+def _words(request: Request, other: Request, prefer: str, preference: str, *, dropped: bool) -> str:
     words = [f"--cascade {other.cascade}"] if other.cascade != request.cascade else []
     words += [f"--size {other.size}"] if other.size != request.size else []
     words += [f"--prefer {preference}"] if preference != prefer else []
     words = words or ["it"]
-    return " ".join(words) + (" without the pins" if dropped else "")
+    return " ".join(words) + " fits" + (" without the pins" if dropped else "")
 
 
 def _on_the_cpu(machine: Machine) -> Machine | None:
@@ -102,7 +98,7 @@ def _more_memory(
                 vram_bytes=machine.vram_bytes + vram * size,
             )
 
-        more = _least(lambda size: fits(with_more(size), request, prefer, pins))  # noqa: B023
+        more = _least(lambda size: fits(with_more(size), request, prefer, pins))
         if more:
             what = "memory" if machine.unified else " and ".join(["RAM"] * ram + ["VRAM"] * vram)
             each = " each" if ram and vram and not machine.unified else ""

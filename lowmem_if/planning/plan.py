@@ -8,7 +8,7 @@ Pins of the user are never overridden.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -46,7 +46,6 @@ from lowmem_if.planning.strategies import (
     pin_texts,
 )
 from lowmem_if.planning.units import format_bytes, format_seconds
-
 
 SPILL_BYTES = 400_000_000
 """More VRAM to leave free where the driver would lend RAM instead of failing (ComfyUI keeps 600 MB free

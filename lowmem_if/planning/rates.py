@@ -101,7 +101,7 @@ def assumed(kind: str, capability: tuple[int, int] = (0, 0)) -> Rates:
         kind: `cpu`, `cuda`, `xpu` or `mps`.
         capability: CUDA compute capability; before 7.0 nothing multiplies matrices in float16.
     """
-    paces = _CPU_PACES
+    paces: tuple[Pace, ...] = _CPU_PACES
     if kind != CPU:
         old = kind == "cuda" and (0, 0) < capability < (7, 0)
         half, single = _ACCELERATOR_TFLOPS["old" if old else kind]

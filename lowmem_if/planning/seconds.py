@@ -9,6 +9,7 @@ accelerator while others compute. On a CPU who casts takes cores from who comput
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from lowmem_if.planning import catalog
 from lowmem_if.planning.catalog import Module, Part
@@ -34,6 +35,9 @@ _QUANTISED_BYTES = 1.0e9
 _STREAMED_COMPUTE = 1.07
 """Layers that are waited for and put in place: I-XL from files used as they are took 19.9 s a step, and
 18.5 resident (bench/RESULTS.md)."""
+
+_COPIES = 2
+"""Copying a file out of the cache is so much faster than casting it: 5.1 to 2.6 GB/s (docs/log.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,11 +174,18 @@ class _Work:
 
     def _one_pass(self, compute: float, bytes_: float, uncached: float) -> float:
         compute *= _STREAMED_COMPUTE
-        disk, cast = uncached / self.rates.disk_bytes, bytes_ / self.rates.cached_bytes
+        disk = uncached / self.rates.disk_bytes
         if self._place == CPU:
-            return max(compute + cast, disk)
+            return max(compute + bytes_ / self._cast_bytes(), disk)
         bus = bytes_ / self.rates.bus_bytes if self._crosses else 0.0
-        return max(compute, disk + (bytes_ - uncached) / self.rates.cached_bytes, bus)
+        return max(compute, disk + (bytes_ - uncached) / self._cast_bytes(), bus)
+
+    def _cast_bytes(self) -> float:
+        """Of a cached file, a second; what holds the right type already is copied, or used in place."""
+        on_file = "bfloat16" if self._large.is_bfloat16 else "float16"
+        if on_file != self.setting.storage:
+            return self.rates.cached_bytes
+        return inf if self._place == CPU else _COPIES * self.rates.cached_bytes
 
     def pictures(self) -> float:
         """What comes once for each picture: the autoencoder, and a file."""
