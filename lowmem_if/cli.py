@@ -8,6 +8,7 @@ import platform
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +22,7 @@ from lowmem_if.planning.machine import Machine
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.planning.profiles import choose_machine
 from lowmem_if.planning.request import Request
-from lowmem_if.planning.strategies import EXACT, parse_pins
+from lowmem_if.planning.strategies import BALANCED, EXACT, parse_pins
 from lowmem_if.planning.units import format_bytes
 from lowmem_if.report.progress import RunProgress, bytes_progress
 from lowmem_if.report.tables import console, print_machine, print_plan, print_run
@@ -177,11 +178,24 @@ def _plan(asked: _Asked) -> None:
     except DoesNotFit as error:
         if asked.as_json:
             _print_json(_unfit(asked, error))
+        else:
+            _print_balanced(asked)
         raise
     if asked.as_json:
         _print_json(plan.to_json())
     else:
         print_plan(plan, console(sys.stdout))
+
+
+def _print_balanced(asked: _Asked) -> None:
+    """What would run under `balanced`, where nothing does that changes no pixel."""
+    if asked.prefer != EXACT:
+        return
+    with suppress(DoesNotFit):
+        plan = replace(asked, prefer=BALANCED).plan()
+        out = console(sys.stdout)
+        out.print(f"with --prefer {BALANCED}:")
+        print_plan(plan, out)
 
 
 app.command("generate")(_asking(_generate))

@@ -1,7 +1,7 @@
 """The constants that were measured on this machine: where they are kept, and whether they still hold.
 
-`running/calibrating.py` measures, `running/rehearsal.py` adds what it saw. They hold for the machine, its
-driver and torch as they were then; anything else is no calibration.
+`running/calibrating.py` measures, `running/rehearsal.py` adds what it saw. They hold for the machine,
+its driver and torch as they were then; anything else is no calibration.
 """
 
 from __future__ import annotations
