@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from lowmem_if.errors import RequestError
 from lowmem_if.planning import catalog
 from lowmem_if.planning.footprint import in_place_bytes, predict, resident_choices
+from lowmem_if.planning.jobs import jobs_of
 from lowmem_if.planning.ladder import RAM, VRAM, changed_pixels, cheaper
 from lowmem_if.planning.locations import locate
 from lowmem_if.planning.machine import Machine
@@ -173,11 +174,13 @@ def test_the_ladder_comes_to_streaming_and_ends(
 ) -> None:
     """From a resident start every rung takes less of what ran out; the last one streams."""
     rich = replace(machine, ram_bytes=64 * 10**9, vram_bytes=48 * 10**9)
-    pins = ["text_encoder=resident:float16"] if machine is CARD else []
-    step = xl(rich, *pins).step(component)
-    part = locate("if-xl").cascade.parts[component]
+    pins = ["text_encoder=resident" + (":float16" if machine is CARD else "")]
+    rich_plan = xl(rich, *pins)
+    step = rich_plan.step(component)
+    cascade = locate("if-xl").cascade
+    part, jobs = cascade.parts[component], jobs_of(rich_plan.request, cascade, component)
     seen = []
-    while (lower := cheaper(step, rich, part, short_of=short_of)) is not None:
+    while (lower := cheaper(step, rich, part, jobs, short_of=short_of)) is not None:
         seen.append(lower)
         if short_of == RAM or step.device == "cpu":
             assert lower.predicted.ram_bytes < step.predicted.ram_bytes
