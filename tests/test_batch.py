@@ -314,7 +314,7 @@ def test_thousands_of_prompts_stream_through_the_encoder_in_groups(
     tiny: Path, tmp_path: Path
 ) -> None:
     """Where its weights stream, no more than some prompts are on the way at once, and all come out."""
-    lines = [f"a red circle number {n}" for n in range(130)]
+    lines = [f"a red circle number {n}" for n in range(300)]
     request, _ = request_of(lines, cascade=str(tiny), seed=1, steps=1, size=64)
     pins = {TEXT_ENCODER: lm.Pin("stream")}
     events: list[Event] = []

@@ -221,7 +221,10 @@ class Request:
         noise_level = defaults.noise_level
         if stage == catalog.STAGE_2 and self.noise_level is not None:
             noise_level = self.noise_level
-        return Sampling(steps, named, float(scale), noise_level, defaults.strength)
+        strength = defaults.strength
+        if self.strength and strength is not None:
+            strength = self.strength[k]
+        return Sampling(steps, named, float(scale), noise_level, strength)
 
     def _settle(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

@@ -65,8 +65,9 @@ def read_source(file: Path) -> Image.Image:
 
 def _decoded(image: Any, kind: str) -> Image.Image:
     """Upright, flattened and in 8 bits."""
-    flat = _flat(_shallow(_smaller(image)), kind)
-    return ImageOps.exif_transpose(flat)
+    upright = ImageOps.exif_transpose(_flat(_shallow(_smaller(image)), kind))
+    upright.info.clear()  # places, profiles, transparency that is none any more
+    return upright
 
 
 def _smaller(image: Any) -> Any:
@@ -93,8 +94,7 @@ def _shallow(image: Any) -> Any:
             f"{levels.max()}, and white is {white}: save it as 8 bits"
         )
     grey = Image.fromarray((levels * (255 / white) + 0.5).astype(numpy.uint8))
-    grey.info = image.info
-    return grey
+    return _turned_as(grey, image)
 
 
 def _flat(image: Any, kind: str) -> Any:
@@ -104,9 +104,14 @@ def _flat(image: Any, kind: str) -> Any:
         return image.convert(mode)
     ground = Image.new("RGBA", image.size, "white" if kind == IMAGE else "black")
     ground.alpha_composite(image.convert("RGBA"))
-    flat = ground.convert(mode)
-    flat.info = image.info
-    return flat
+    return _turned_as(ground.convert(mode), image)
+
+
+def _turned_as(picture: Image.Image, other: Any) -> Image.Image:
+    """The picture with what the other says of its orientation."""
+    if exif := other.info.get("exif"):
+        picture.info["exif"] = exif
+    return picture
 
 
 def _has_alpha(image: Any) -> bool:
