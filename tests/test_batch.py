@@ -302,8 +302,7 @@ def test_five_thousand_lines_cost_five_times_what_a_thousand_do(
         peaks[count] = max(seen) - before
         folder = RunFolder.open(tmp_path / f"run-{count}")
         assert folder.complete
-        assert len(folder.notices) == count + 1  # blackened; and that the tiny one knows no numbers
-    print(took, peaks)
+        assert len(folder.notices) == count
     for name in took[1000]:
         assert took[5000][name] < 9 * took[1000][name] + 0.5, (name, took)
     assert sum(took[5000].values()) < 300
