@@ -22,7 +22,7 @@ from test_resume import killable as killable
 
 import lowmem_if as lm
 from lowmem_if.cli import main
-from lowmem_if.errors import BatchError, RequestError
+from lowmem_if.errors import BatchError, RequestError, RunFolderError
 from lowmem_if.planning.batch_request import request_of
 from lowmem_if.planning.catalog import FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
 from lowmem_if.planning.lines import Line
@@ -214,6 +214,9 @@ def test_a_batch_begun_without_a_seed_goes_on_with_it(tiny: Path, tmp_path: Path
     first = lm.batch([RED], **options)
     again = lm.batch([RED], **options)
     assert again.run.images == first.run.images
+    with pytest.raises(RunFolderError, match="another request") as caught:
+        lm.batch([BLUE] * 1000, **options)
+    assert len(str(caught.value)) < 1000
     with pytest.raises(BatchError, match="the batch is empty"):
         lm.batch([], **options)
 

@@ -11,10 +11,10 @@ from lowmem_if.planning.batch_file import BadLine
 from lowmem_if.planning.batch_request import read_request, request_of
 from lowmem_if.planning.plan import make_plan
 from lowmem_if.planning.profiles import choose_machine
-from lowmem_if.planning.strategies import EXACT, parse_pins
+from lowmem_if.planning.strategies import EXACT
 from lowmem_if.running.continuation import continued
 from lowmem_if.running.events import Report, ignore
-from lowmem_if.running.generate import new_folder, with_begun_seed
+from lowmem_if.running.generate import begun, checked_pins
 from lowmem_if.running.run_folder import RunFolder
 from lowmem_if.running.scheduler import RunResult, continue_run, run
 
@@ -54,16 +54,13 @@ def batch(
             they are in the result.
         LowmemError: as `generate`.
     """
-    reads = isinstance(source, str | Path)
-    asked, bad_lines = (
-        read_request(Path(source), **request) if reads else request_of(source, **request)  # type: ignore[arg-type]
-    )
-    path = Path(out) if out is not None else new_folder(asked)
-    if request.get("seed") is None:
-        asked = with_begun_seed(path, asked)
+    if isinstance(source, str | Path):
+        asked, bad_lines = read_request(Path(source), **request)
+    else:
+        asked, bad_lines = request_of(source, **request)
+    path, asked = begun(asked, out, seeded=request.get("seed") is not None)
     machine, profile_pins = choose_machine(profile, device=device, ram=ram, vram=vram)
-    own_pins = parse_pins(f"{component}={choice}" for component, choice in (pins or {}).items())
-    plan = make_plan(machine, asked, prefer=prefer, pins=profile_pins | own_pins)
+    plan = make_plan(machine, asked, prefer=prefer, pins=profile_pins | checked_pins(pins))
     return BatchResult(run(plan, path, report=report, preview_every=preview_every), bad_lines)
 
 

@@ -118,8 +118,9 @@ def _own_settings(request: Request) -> Iterator[tuple[str, Any]]:
 
 
 def _figure(folder: RunFolder, task: ImageTask) -> str:
+    largest = " disabled" if task.size == max(catalog.SIZES) else ""
     return (
-        f"<figure><label><input type=checkbox value={task.number}>{task.name}</label>"
+        f"<figure><label><input type=checkbox value={task.number}{largest}> {task.name}</label>"
         f"{_picture(folder, task)}<figcaption><p dir=auto>{escape(task.prompt)}</p>"
         f"{''.join(f'<p class=small dir=auto>{escape(line)}</p>' for line in _about(task))}"
         "</figcaption></figure>"
@@ -156,7 +157,7 @@ def _image(folder: RunFolder, target: Path, shown: Path) -> str:
     link, source = (file.relative_to(folder.path).as_posix() for file in (target, shown))
     # The time in the address: a page that is loaded again shows the new picture under the old name.
     fresh = f"{source}?{shown.stat().st_mtime_ns // 10**6}"
-    return f'<a href="{link}"><img loading=lazy src="{fresh}" alt=""></a>'
+    return f'<a href="{link}"><img loading=lazy src="{fresh}" alt="{shown.stem}"></a>'
 
 
 def _choosing(folder: RunFolder) -> str:

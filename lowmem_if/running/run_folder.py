@@ -30,6 +30,7 @@ from lowmem_if.errors import RunFolderError
 from lowmem_if.planning.catalog import FINISH, STAGE_1, STAGE_2, UPSCALER
 from lowmem_if.planning.plan import Plan, Step
 from lowmem_if.planning.tasks import ImageTask
+from lowmem_if.planning.units import shorten
 from lowmem_if.running.sources import KINDS, source_bytes, source_name
 from lowmem_if.weights.atomic import is_partial, remove_partials, write_bytes
 
@@ -380,7 +381,9 @@ def _first_difference(old: Any, new: Any) -> str:
     if names is None:
         return f"{old or 'nothing'} instead of {new or 'nothing'}"
     name = next(name for name in names if getattr(old, name) != getattr(new, name))
-    return f"{name} {getattr(old, name)!r} instead of {getattr(new, name)!r}"
+    # A batch has thousands of lines, and an error has one.
+    told = [shorten(repr(getattr(value, name)), 200) for value in (old, new)]
+    return f"{name} {told[0]} instead of {told[1]}"
 
 
 def _try_lock(descriptor: int) -> bool:
