@@ -55,7 +55,7 @@ def _now() -> Took:
 
 _SHAPES = ("circle", "square", "triangle", "star")
 _COLOURS = ("red", "green", "blue", "yellow")
-_GROUNDS = ("white", "black", "grey", "orange")
+_GROUNDS = ("white", "black", "purple", "orange")
 
 _TEXT = """## A batch of {images} prompts: seconds a picture
 
