@@ -17,6 +17,7 @@ from lowmem_if.planning.modes import INPAINT, MODES, TEXT, UPSCALE, VARY
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.planning.profiles import choose_machine
 from lowmem_if.planning.request import Request
+from lowmem_if.planning.samplers import DDPM, SCHEDULERS
 from lowmem_if.planning.strategies import EXACT, parse_pins
 
 Cascade = Annotated[
@@ -174,6 +175,12 @@ def _asked(
     noise_level: Annotated[
         int | None, typer.Option(help="Of stage 2, 0 to 999: more lets it draw more anew.")
     ] = None,
+    scheduler: Annotated[
+        str, typer.Option(help=f"Of stages 1, 2: {' or '.join(SCHEDULERS)} (for few steps).")
+    ] = DDPM,
+    thresholding: Annotated[
+        str | None, typer.Option(help="Of stages 1, 2: ratio, and largest value: 0.95,1.5.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; begun ones go on.")] = None,
     device: Device = "auto",
     ram: Ram = None,
@@ -198,6 +205,8 @@ def _asked(
         timesteps=timesteps,
         guidance_scale=numbers("guidance scale", guidance_scale, float),
         noise_level=noise_level,
+        scheduler=scheduler,
+        thresholding=numbers("thresholding", thresholding, float),
         watermark=not no_watermark,
         safety_checker=not no_safety_checker,
     )

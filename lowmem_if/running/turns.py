@@ -92,7 +92,7 @@ def texts_of(folder: RunFolder) -> list[str]:
     for task in folder.plan.request.tasks:
         steps = [folder.plan.step(stage) for stage in task.stages if stage in _READ_T5]
         if steps:
-            positive.append(task.words)
+            positive += [task.words, task.style_prompt] if task.is_styled else [task.words]
         if any(step.sampling_of(task).guidance_scale > 1 for step in steps):
             negative.append(task.negative_prompt)
     return list(dict.fromkeys([*positive, *negative]))
@@ -269,7 +269,13 @@ class _Turn:
         images, masks = (self._sources(tasks, kind) for kind in KINDS)
         tile = self._step.tile
         total = sampling.count * tasks[0].parts(tile)
-        return Batch(tasks, sampling, self._on_step(tasks, total), images, masks, tile)
+        on_step = self._on_step(tasks, total)
+        return Batch(tasks, sampling, on_step, images, masks, tile, self._style(tasks))
+
+    def _style(self, tasks: Sequence[ImageTask]) -> torch.Tensor | None:
+        if self._step.component not in _READ_T5 or not tasks[0].is_styled:
+            return None
+        return torch.cat([self._embedding(task.style_prompt) for task in tasks])
 
     def _sources(self, tasks: Sequence[ImageTask], kind: str) -> list[Image.Image]:
         files = [self._folder.source_file(task, kind) for task in tasks if getattr(task, kind)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from PIL import Image
 from lowmem_if.planning.plan import Step
 from lowmem_if.planning.strategies import MODEL_OFFLOAD, RESIDENT, SEQUENTIAL_OFFLOAD, STREAM
 from lowmem_if.planning.tasks import ImageTask, Sampling
+from lowmem_if.stages.style import styled
 from lowmem_if.weights.loading import load_diffusers_model, stream_diffusers_model
 
 OnStep = Callable[[int], None]
@@ -29,6 +30,7 @@ class Batch:
     Attributes:
         images, masks: what the tasks begin with, upright RGB and grey; empty where they have none.
         on_step: called with the number of denoising steps done, of all tiles.
+        style: embeddings (n, 77, width) of the styles to draw in, None for none.
         tile: side of the tiles that the user's own pictures are enlarged in, 0: whole.
     """
 
@@ -38,6 +40,7 @@ class Batch:
     images: Sequence[Image.Image] = ()
     masks: Sequence[Image.Image] = ()
     tile: int = 0
+    style: torch.Tensor | None = None
 
     @property
     def mode(self) -> str:
@@ -61,15 +64,17 @@ class DrawingStage:
 
     def _draw(self, batch: Batch, kind: type[Any], **inputs: Any) -> torch.Tensor:
         """The pictures as tensors on the CPU, one for each task, drawn by a pipeline of class `kind`."""
-        pictures = self._as(kind)(
-            guidance_scale=batch.sampling.guidance_scale,
-            # One CPU generator an image: seeds mean the same on every device and in every batch.
-            generator=[torch.Generator("cpu").manual_seed(seed) for seed in batch.seeds],
-            output_type="pt",
-            callback=lambda index, _timestep, _picture: batch.on_step(index + 1),
-            **schedule(batch.sampling),
-            **inputs,
-        ).images
+        pipeline = self._as(kind)
+        with nullcontext() if batch.style is None else styled(pipeline.unet, batch.style):
+            pictures = pipeline(
+                guidance_scale=batch.sampling.guidance_scale,
+                # One CPU generator an image: seeds mean the same on every device, in every batch.
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in batch.seeds],
+                output_type="pt",
+                callback=lambda index, _timestep, _picture: batch.on_step(index + 1),
+                **schedule(batch.sampling),
+                **inputs,
+            ).images
         return pictures.cpu()
 
     def _as(self, kind: type[Any]) -> Any:
