@@ -113,7 +113,7 @@ def upscale(image: Image, prompts: PromptsOrNone = None) -> dict[str, Any]:
 
 
 def any_mode(
-    prompts: PromptsOrNone = None,
+    prompts: Prompts,
     mode: Annotated[str, typer.Option(help=f"One of {', '.join(MODES)}.")] = TEXT,
     image: Annotated[Path | None, typer.Option(help="The picture to begin with.")] = None,
     mask: Annotated[Path | None, typer.Option(help="White where to repaint.")] = None,
@@ -125,7 +125,7 @@ def any_mode(
         "mode": mode,
         "image": image,
         "mask": mask,
-        "prompts": tuple(prompts or [""]),
+        "prompts": tuple(prompts),
         "strength": numbers("strength", strength, float),
         "style_prompt": style_prompt,
         "aspect": aspect,
