@@ -15,7 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pairs = list(chosen(options.only, quick=options.quick))
     OUT.mkdir(parents=True, exist_ok=True)
     _synthesize(options.cascade, options.folder, [subject for subject, _ in pairs])
-    kept = _earlier(options)
+    kept = _earlier(options, {subject for subject, _ in pairs})
     done = {_row(line) for line in kept if "failed" not in line}
     todo = [pair for pair in pairs if not (options.missing and pair in done)]
     measured: list[results.Line] = []
@@ -226,8 +226,8 @@ def _cpu_name() -> str:
 # --- the lines of all rows
 
 
-def _earlier(options: argparse.Namespace) -> list[results.Line]:
-    """Rows measured with the same as new ones will be; none if everything is measured again.
+def _earlier(options: argparse.Namespace, subjects: Collection[str]) -> list[results.Line]:
+    """Rows that may stand beside those of `subjects` to be measured; none if all are measured again.
 
     The file keeps every line that was ever measured: of each row the last run's count.
     """
@@ -240,7 +240,14 @@ def _earlier(options: argparse.Namespace) -> list[results.Line]:
         line
         for line in map(json.loads, file.read_text(encoding="utf-8").splitlines())
         if all(line.get(name) == same[name] for name in names)
-        and line["steps_asked"] == _steps(options, line["subject"])
+    ]
+    # Rows of one network are compared step by step; what takes no steps goes with any number.
+    steps = {line["subject"]: line["steps_asked"] for line in lines if "steps" in line}
+    steps |= {subject: _steps(options, subject) for subject in subjects}
+    lines = [
+        line
+        for line in lines
+        if "steps" not in line or line["steps_asked"] == steps[line["subject"]]
     ]
     last = {_row(line): line["run"] for line in lines}
     return [line for line in lines if line["run"] == last[_row(line)]]

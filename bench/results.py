@@ -94,11 +94,12 @@ def table(lines: Sequence[Line]) -> str:
     computed = _succeeded([line for rows in by_way.values() for line in rows if "output" in line])
     reference = next(iter(baseline or computed), None)
     sizes = next((line for line in lines if "file_bytes" in line), None)
+    counted = next((line for line in lines if "steps" in line), lines[0])
     text = ""
     if sizes:
         text = (
             f"{format_bytes(sizes['file_bytes'])} on file, {format_bytes(sizes['weight_bytes'])} "
-            f"in {lines[0]['dtype']}; steps: {lines[0]['steps_asked']}.\n\n"
+            f"in {lines[0]['dtype']}; steps: {counted['steps_asked']}.\n\n"
         )
     text += _row(COLUMNS) + _row(["---", *["---:"] * 5, "---", "---:"])
     for way, rows in by_way.items():

@@ -17,11 +17,18 @@ os.environ["HF_HUB_CACHE"] = tempfile.gettempdir() + "/no-weights-here"
 
 from lowmem_if import DoesNotFit, Plan, Request, load_profile, make_plan
 from lowmem_if.cli import app
-from lowmem_if.planning.catalog import PUBLISHED
+from lowmem_if.planning.catalog import PUBLISHED, SIZES
 from lowmem_if.planning.profiles import profile_names
 
 README = Path(__file__).parents[1] / "README.md"
-SHORT = {"text_encoder": "T5", "stage_1": "I", "stage_2": "II", "upscaler": "x4"}
+WAYS = {
+    "resident": "R",
+    "stream": "S",
+    "model_offload": "M",
+    "sequential_offload": "Q",
+    "int8": "8",
+    "nf4": "4",
+}
 
 
 def commands() -> str:
@@ -35,35 +42,48 @@ def commands() -> str:
 
 
 def profiles() -> str:
-    """What the planner says of every shipped profile and published cascade."""
-    lines = [f"| profile | {' | '.join(PUBLISHED)} |", "|---" * (len(PUBLISHED) + 1) + "|"]
+    """The matrix: what the planner says of every shipped profile, published cascade and size."""
+    columns = [(cascade, size) for cascade in PUBLISHED for size in sorted(SIZES, reverse=True)]
+    headings = [f"{cascade} {size}" for cascade, size in columns]
+    lines = [f"| profile | {' | '.join(headings)} |", "|---" * (len(columns) + 1) + "|"]
     for name in profile_names():
-        cells = [_cell(name, cascade) for cascade in PUBLISHED]
+        cells = [_cell(name, cascade, size) for cascade, size in columns]
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _cell(profile: str, cascade: str) -> str:
+def _cell(profile: str, cascade: str, size: int) -> str:
+    """Ways, peaks and time under `exact`, else under `balanced`, else what is short."""
     loaded = load_profile(profile)
-    request = Request(("a red circle",), cascade=cascade, seed=(0,))
-    for prefer in ("exact", "balanced"):
+    request = Request(("a red circle",), cascade=cascade, size=size, seed=(0,))
+    for mark, prefer in (("", "exact"), ("*", "balanced")):
         try:
             plan = make_plan(loaded.machine, request, prefer=prefer, pins=loaded.pins)
         except DoesNotFit as error:
             short = error
             continue
-        return _ways(plan) + (" (`--prefer balanced`)" if prefer == "balanced" else "")
-    return f"no: {short.component.replace('_', ' ')} needs {short.needed_bytes / 1e9:.1f} GB"
+        return f"{_ways(plan)}{mark} {_peaks(plan)} {_time(plan.seconds)}"
+    return f"no: {short.component.replace('_', ' ')}, {short.needed_bytes / 1e9:.1f} GB"
 
 
 def _ways(plan: Plan) -> str:
-    """How each component lives: its storage, and what is not plain residence on the device."""
-    words = []
-    for step in plan.steps[:-1]:
-        way = "" if step.strategy == "resident" else " " + step.strategy.split("_")[0]
-        place = " on the CPU" if step.device == "cpu" != plan.machine.device else ""
-        words.append(f"{SHORT[step.component]} {step.storage_dtype}{way}{place}")
-    return ", ".join(words)
+    """One sign a component: how its weights live, small where a CPU helps an accelerator out."""
+    signs = [WAYS.get(step.storage_dtype) or WAYS[step.strategy] for step in plan.steps[:-1]]
+    helps = [step.device == "cpu" != plan.machine.device for step in plan.steps[:-1]]
+    word = "".join(s.lower() if h else s for s, h in zip(signs, helps, strict=True))
+    return f"`{word}`"
+
+
+def _peaks(plan: Plan) -> str:
+    kinds = ("vram_bytes", "ram_bytes") if plan.machine.kind != "cpu" else ("ram_bytes",)
+    highest = [max(getattr(step.predicted, kind) for step in plan.steps) for kind in kinds]
+    return "+".join(f"{size / 1e9:.1f}" for size in highest)
+
+
+def _time(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def main() -> int:

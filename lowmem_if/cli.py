@@ -8,6 +8,7 @@ import platform
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,7 +33,7 @@ from lowmem_if.errors import DoesNotFit, LowmemError, RequestError
 from lowmem_if.planning import catalog
 from lowmem_if.planning.profiles import choose_machine
 from lowmem_if.planning.request import Request
-from lowmem_if.planning.strategies import EXACT, parse_pins
+from lowmem_if.planning.strategies import BALANCED, EXACT, parse_pins
 from lowmem_if.planning.units import format_bytes
 from lowmem_if.report.progress import RunProgress, bytes_progress
 from lowmem_if.report.tables import console, print_machine, print_plan, print_run
@@ -79,11 +80,24 @@ def _plan(asked: Asked) -> None:
     except DoesNotFit as error:
         if asked.as_json:
             _print_json(_unfit(asked, error))
+        else:
+            _print_balanced(asked)
         raise
     if asked.as_json:
         _print_json(plan.to_json())
     else:
         print_plan(plan, console(sys.stdout))
+
+
+def _print_balanced(asked: Asked) -> None:
+    """What would run under `balanced`, where nothing does that changes no pixel."""
+    if asked.prefer != EXACT:
+        return
+    with suppress(DoesNotFit):
+        plan = replace(asked, prefer=BALANCED).plan()
+        out = console(sys.stdout)
+        out.print(f"with --prefer {BALANCED}:")
+        print_plan(plan, out)
 
 
 def _vary(asked: Asked) -> None:
@@ -114,10 +128,20 @@ def _probe(
     ram: Ram = None,
     vram: Vram = None,
     no_accelerator: Annotated[bool, typer.Option("--no-accelerator")] = False,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate", help="Measure disk, bus and arithmetic first, in half a minute."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Say what this machine has, what may be used, and why."""
     machine, _ = choose_machine(device="cpu" if no_accelerator else device, ram=ram, vram=vram)
+    if calibrate:
+        from lowmem_if.running.calibrating import calibrate as measure
+
+        machine = replace(machine, rates=measure(machine, lambda what: _say(f"measuring: {what}")))
     if as_json:
         _print_json(asdict(machine))
     else:

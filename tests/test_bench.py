@@ -97,6 +97,25 @@ def test_rows_stay_beside_new_ones_only_if_nothing_else_changed(
     assert len((out / "if-m.jsonl").read_text().splitlines()) == 7
 
 
+def test_networks_may_differ_in_their_number_of_steps(
+    tiny: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of one network are compared; those of another stay, and so do rows that take no steps."""
+    figures = {k: v for k, v in good("", 1, 1, 1).items() if k not in line("")}
+    still = {k: v for k, v in figures.items() if k not in ("steps", "output")}
+
+    def measure(*names: str, figures: Any) -> int:
+        monkeypatch.setattr(command, "run", lambda *_: figures)
+        given = ["--quick", "--cascade-folder", str(tiny)]
+        command.main([*given, "--only", *names])
+        cells = [row.split(" | ")[0][2:] for row in (tmp_path / "RESULTS.md").open()]
+        return sum(cell in WAYS.values() for cell in cells)
+
+    assert measure("stage_1/limit", "--steps", "5", figures=still) == 1
+    assert measure("upscaler-text/resident", "--steps", "9", figures=figures) == 2
+    assert measure("stage_1/resident", figures=figures) == 3
+
+
 @pytest.mark.parametrize(
     ("child", "told"),
     [

@@ -27,7 +27,6 @@ from lowmem_if.planning.footprint import (
     predict,
     resident_choices,
     stored_bytes,
-    stream_seconds,
 )
 from lowmem_if.planning.strategies import (
     FLOATS,
@@ -265,34 +264,6 @@ def test_the_more_stays_the_more_it_takes_but_never_more_than_all(
     assert predict(its, nothing).read_bytes == predict(its, base).read_bytes
 
 
-@settings(derandomize=True, database=None, deadline=None, max_examples=200)
-@given(
-    cascades, streaming, floats, st.tuples(resident, resident), st.tuples(resident, resident),
-    st.tuples(st.integers(1, 500), st.integers(1, 500)),
-)  # fmt: skip
-def test_weights_travel_longer_the_less_stays_and_is_cached(
-    cascade: str,
-    component: str,
-    dtype: str,
-    stays: tuple[int, int],
-    left: tuple[int, int],
-    passes: tuple[int, int],
-) -> None:
-    """Seconds grow with the passes, and fall with what stays and with the memory left for the cache."""
-    its = part(cascade, component)
-
-    def seconds(stays: int, left: int, passes: int) -> float:
-        setting = in_float(component, dtype, strategy=STREAM, resident_bytes=stays)
-        return stream_seconds(its, setting, passes, left)
-
-    quick = seconds(max(stays), max(left), min(passes))
-    assert 0 < quick <= seconds(min(stays), max(left), min(passes))
-    assert quick <= seconds(max(stays), min(left), min(passes))
-    assert quick <= seconds(max(stays), max(left), max(passes))
-    # The first pass reads the file whatever stays, and is all there is if there is no other.
-    assert seconds(min(stays), min(left), 1) == seconds(max(stays), max(left), 1) <= quick
-
-
 @pytest.mark.parametrize("cascade", PUBLISHED)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_most_that_may_stay_is_offered_first_and_none_of_the_encoder(
@@ -304,7 +275,7 @@ def test_most_that_may_stay_is_offered_first_and_none_of_the_encoder(
         choices = resident_choices(its, in_float(component, dtype, strategy=STREAM))
         assert choices == sorted(set(choices), reverse=True)
         unet = stored_bytes(its.modules[0].weights, dtype, dtype)
-        assert (choices[0] // MB, choices[-1]) == (int(0.75 * unet) // 10**8 * 100, 0)
+        assert (choices[0] // MB, choices[-1]) == (int(0.875 * unet) // 10**8 * 100, 0)
     encoder = part(cascade, TEXT_ENCODER)
     assert resident_choices(encoder, in_float(TEXT_ENCODER, dtype, strategy=STREAM)) == [0]
 

@@ -34,14 +34,16 @@ from lowmem_if.planning.footprint import (
     headroom,
     predict,
     resident_choices,
-    stream_seconds,
 )
+from lowmem_if.planning.jobs import Job, jobs_of
 from lowmem_if.planning.ladder import RAM, VRAM, cheaper
 from lowmem_if.planning.locations import locate
 from lowmem_if.planning.machine import Machine, accelerator_compute_dtype, cpu_compute_dtype
 from lowmem_if.planning.plan import Plan, Step, make_plan
 from lowmem_if.planning.profiles import load_profile, profile_names
-from lowmem_if.planning.request import Request
+from lowmem_if.planning.rates import ANY, Pace, assumed
+from lowmem_if.planning.request import Request, Sampling
+from lowmem_if.planning.seconds import predict_seconds
 from lowmem_if.planning.strategies import (
     FLOATS,
     MODEL_OFFLOAD,
@@ -56,6 +58,8 @@ from lowmem_if.planning.strategies import (
 )
 
 GB = 10**9
+
+JOBS = (Job(texts=2, images=1, sampling=Sampling(10, None, 7.0, None)),)
 
 BASE = Machine(
     name="made up",
@@ -186,7 +190,7 @@ def test_the_machines_of_these_tests_are_worth_testing() -> None:
     count()
     assert min(seen["planned"], seen["refused"]) > 30, seen
     assert seen["planned with pins"] > 15, seen
-    for word in ("cuda:0", "xpu:0", "mps", "cpu", RESIDENT, SEQUENTIAL_OFFLOAD, STREAM):
+    for word in ("cuda:0", "xpu:0", "mps", "cpu", RESIDENT, STREAM):
         assert seen[word] > 20, seen
     assert seen["partly resident"] > 20, seen
     assert seen[MODEL_OFFLOAD] > 5, seen
@@ -237,17 +241,10 @@ def test_a_budget_is_used_to_its_last_byte(machine: Machine, request: Request, p
         return [each.setting for each in again.steps] if again else None
 
     same = [each.setting for each in plan.steps]
-    again = settings_with(ram, vram)
-    assert again is not None
-    assert [way(setting) for setting in again] == [way(setting) for setting in same]
+    assert settings_with(ram, vram) is not None
     assert settings_with(ram - 1, vram) != same
     if vram:
         assert settings_with(ram, vram - 1) != same
-
-
-def way(setting: Setting) -> Setting:
-    """A setting without what of a stream is weighed anew against the memory that is left."""
-    return replace(setting, batch=1, resident_bytes=0) if setting.strategy == STREAM else setting
 
 
 @thorough
@@ -255,7 +252,7 @@ def way(setting: Setting) -> Setting:
 def test_a_plan_has_a_settled_step_for_each_component(
     machine: Machine, request: Request, prefer: str
 ) -> None:
-    """Steps come in running order; each has known words and a reason, a time only if it streams."""
+    """Steps come in running order; each has known words, a reason and a time."""
     plan = try_plan(machine, request, prefer=prefer)
     if plan is None:
         return
@@ -269,17 +266,9 @@ def test_a_plan_has_a_settled_step_for_each_component(
         assert each.device in (machine.device, "cpu")
         assert 1 <= each.batch <= max(1, len(request.tasks))
         assert each.reason
-        if each.strategy == STREAM:
-            assert each.predicted.seconds is not None
-            assert each.predicted.seconds > 0
-        else:
-            assert (each.predicted.seconds, each.resident_bytes) == (None, 0)
+        assert each.predicted.seconds > 0
+        assert each.strategy == STREAM or each.resident_bytes == 0
         assert (each.sampling is not None) == (each.component in catalog.IMAGE_STAGES)
-
-
-def rank(each: Step, machine: Machine) -> tuple[bool, int]:
-    """How slow a step is: another device than the machine's first, then its strategy."""
-    return each.device != machine.device, STRATEGIES.index(each.strategy)
 
 
 @thorough
@@ -287,7 +276,7 @@ def rank(each: Step, machine: Machine) -> tuple[bool, int]:
 def test_more_memory_is_never_slower(
     machine: Machine, request: Request, prefer: str, more_vram: float, more_ram: float
 ) -> None:
-    """More VRAM and RAM fit what fitted, and never by a slower strategy or in more time."""
+    """More VRAM and RAM fit what fitted, and no step takes longer for it."""
     larger = replace(machine, ram_bytes=machine.ram_bytes + int(more_ram * GB))
     if machine.kind != "cpu":
         larger = replace(larger, vram_bytes=machine.vram_bytes + int(more_vram * GB))
@@ -295,35 +284,21 @@ def test_more_memory_is_never_slower(
     if before is None:
         return
     after = make_plan(larger, request, prefer=prefer)
+    assert after.seconds <= before.seconds
     for small, large in zip(before.steps, after.steps, strict=True):
-        assert rank(large, larger) <= rank(small, machine)
-        same = (large.device, large.strategy, large.storage_dtype)
-        if same != (small.device, small.strategy, small.storage_dtype):
-            continue
-        if large.strategy != STREAM:
-            assert large.batch >= small.batch
-        else:
-            assert seconds(large) <= seconds(small)
-
-
-def seconds(each: Step) -> float:
-    """What is predicted of a streaming step's time."""
-    assert each.predicted.seconds is not None
-    return each.predicted.seconds
+        assert large.predicted.seconds <= small.predicted.seconds
 
 
 @pytest.mark.parametrize("features", [(), ("avx512_bf16",)])
 @pytest.mark.parametrize("prefer", PREFERENCES)
-def test_no_larger_memory_ever_slows_a_stream(features: tuple[str, ...], prefer: str) -> None:
-    """From 2 to 20 GB on a CPU, every 100 MB more keep or shorten the way of the weights."""
+def test_no_larger_memory_ever_slows_a_step(features: tuple[str, ...], prefer: str) -> None:
+    """From 2 to 20 GB on a CPU, every 100 MB more keep or shorten the time of each step."""
     before: Plan | None = None
     for tenths in range(20, 200):
         machine = cpu(tenths / 10, *features)
         plan = try_plan(machine, ask("if-xl", images=2, size=256), prefer=prefer)
         for small, large in zip(*(p.steps if p else () for p in (before, plan)), strict=False):
-            assert rank(large, machine) <= rank(small, machine), (tenths, small, large)
-            if large.strategy == small.strategy == STREAM:
-                assert seconds(large) <= seconds(small), (tenths, small, large)
+            assert large.predicted.seconds <= small.predicted.seconds, (tenths, small, large)
         before = plan
 
 
@@ -340,7 +315,7 @@ def test_no_larger_card_is_ever_slower(cascade: str, prefer: str, kind: str, ram
         assert plan or not before
         if plan and before:
             for small, large in zip(before.steps, plan.steps, strict=True):
-                assert rank(large, machine) <= rank(small, machine), (tenths, small, large)
+                assert large.predicted.seconds <= small.predicted.seconds, (tenths, small, large)
         before = plan
 
 
@@ -486,11 +461,11 @@ def test_the_text_encoder_is_8bit_on_an_accelerator(kind: str, prefer: str, vram
 
 @pytest.mark.parametrize("prefer", PREFERENCES)
 def test_apple_has_no_8bit_kernels(prefer: str) -> None:
-    """On Apple the encoder is float16, resident or streaming; 8-bit it only works on the CPU."""
+    """On Apple the encoder streams in float16, or on the CPU: 8 bits only work there."""
     for machine, device, strategy, storage in (
-        (card(40, 64, "mps"), "mps", RESIDENT, "float16"),
+        (card(40, 64, "mps"), "mps", STREAM, "float16"),
         (card(10, 12, "mps"), "mps", STREAM, "float16"),
-        (card(1.6, 12, "mps"), "cpu", RESIDENT, "int8"),
+        (card(1.6, 12, "mps"), "cpu", STREAM, "float32"),
     ):
         encoder = step(make_plan(machine, ask("if-m", size=64), prefer=prefer), TEXT_ENCODER)
         assert (encoder.device, encoder.strategy, encoder.storage_dtype) == (
@@ -501,9 +476,8 @@ def test_apple_has_no_8bit_kernels(prefer: str) -> None:
 def test_only_balanced_quantises_on_a_cpu() -> None:
     """On a CPU the encoder streams in the machine's type under exact and may be 8-bit under balanced."""
     roomy, tight = cpu(64, "avx512_bf16"), cpu(9.5, "avx512_bf16")
-    for prefer in PREFERENCES:
-        encoder = step(make_plan(roomy, ask(), prefer=prefer), TEXT_ENCODER)
-        assert encoder.storage_dtype == "bfloat16"
+    encoder = step(make_plan(roomy, ask()), TEXT_ENCODER)
+    assert (encoder.strategy, encoder.storage_dtype) == (STREAM, "bfloat16")
     exact = step(make_plan(tight, ask("if-l")), TEXT_ENCODER)
     assert (exact.strategy, exact.storage_dtype) == (STREAM, "bfloat16")
     encoder = step(make_plan(tight, ask("if-l"), prefer="balanced"), TEXT_ENCODER)
@@ -512,11 +486,13 @@ def test_only_balanced_quantises_on_a_cpu() -> None:
 
 
 def test_only_balanced_takes_nf4() -> None:
-    """On a card with room for 4 bits and not for 8, balanced quantises and exact does not."""
-    machine = card(7.5, 12)
+    """On a card with room for 4 bits and not for 8, behind a slow bus, balanced quantises; otherwise
+    the encoder streams once, which takes no longer than loading it."""
+    slow = replace(assumed("cuda"), disk_bytes=1e10, fill_bytes=5e9, bus_bytes=1e9)
+    machine = replace(card(7.5, 12), rates=slow)
     assert step(make_plan(machine, ask(), prefer="balanced"), TEXT_ENCODER).storage_dtype == "nf4"
-    exact = step(make_plan(machine, ask()), TEXT_ENCODER)
-    assert (exact.storage_dtype, exact.strategy) == ("float16", STREAM)
+    for plan in (make_plan(machine, ask()), make_plan(card(7.5, 12), ask(), prefer="balanced")):
+        assert step(plan, TEXT_ENCODER).storage_dtype != "nf4"
 
 
 @thorough
@@ -604,8 +580,8 @@ NF4 = Pin(RESIDENT, "float16")
     [
         (10, 16, RESIDENT),
         (10, 4, RESIDENT),
-        (7, 16, SEQUENTIAL_OFFLOAD),
-        (3, 16, SEQUENTIAL_OFFLOAD),
+        (7, 16, STREAM),
+        (3, 16, STREAM),
         (7, 4, STREAM),
         (3, 4, STREAM),
     ],
@@ -613,7 +589,8 @@ NF4 = Pin(RESIDENT, "float16")
 def test_stage_1_leaves_the_card_as_memory_gets_short(
     vram: float, ram: float, strategy: str
 ) -> None:
-    """I-XL is resident where it fits, else moves leaf by leaf from RAM, else streams from its file."""
+    """I-XL is resident where it fits; else as much as fits stays and the rest streams, which hides
+    behind computing, as leaves that move from RAM do not."""
     assert step(make_plan(card(vram, ram), ask(size=64)), STAGE_1).strategy == strategy
 
 
@@ -640,7 +617,7 @@ def test_a_card_too_small_for_the_encoder_leaves_it_to_the_cpu() -> None:
     where the RAM holds them, else streaming there."""
     for vram, ram, device, strategy, storage in (
         (6, 12, "cuda:0", STREAM, "float16"),
-        (1.6, 12, "cpu", RESIDENT, "int8"),
+        (1.6, 12, "cpu", STREAM, "float32"),
         (1.6, 4, "cpu", STREAM, "float32"),
     ):
         encoder = step(make_plan(card(vram, ram), ask("if-m", size=64)), TEXT_ENCODER)
@@ -654,7 +631,8 @@ def test_a_choice_says_what_it_was_preferred_to() -> None:
     """A step that came second names the first choice with what it needed and what there was."""
     stage = step(make_plan(card(7, 16), ask(size=64)), STAGE_1)
     assert re.fullmatch(
-        r"resident float16: needs \d+\.\d GB of VRAM, 7\.0 GB available", stage.instead_of
+        r"resident float16: 1 min \d+ s, but needs \d+\.\d GB of VRAM, 7\.0 GB available",
+        stage.instead_of,
     )
 
 
@@ -662,7 +640,7 @@ def test_a_roomy_choice_says_how_much_is_left_and_what_would_fit_too() -> None:
     """A first choice tells its spare memory, and the next one that fits."""
     stage = step(make_plan(card(24, 32), ask(size=64)), STAGE_1)
     assert "VRAM to spare" in stage.reason
-    assert stage.instead_of.startswith("sequential offload float16: fits too")
+    assert re.fullmatch(r"stream float16, 7\.5 GB resident: 1 min \d+ s", stage.instead_of)
 
 
 @thorough
@@ -696,12 +674,12 @@ def test_what_stays_of_a_stream_is_told_apart_in_words() -> None:
 
 @pytest.mark.parametrize(
     ("component", "ram", "batch", "resident"),
-    [(STAGE_1, 6, 8, False), (STAGE_1, 9, 8, True), (STAGE_2, 4, 1, True)],
+    [(STAGE_1, 4, 4, False), (STAGE_1, 9, 8, True), (STAGE_2, 4, 1, True)],
 )
 def test_a_stream_takes_the_batch_and_the_residents_that_spare_most_reading(
     component: str, ram: float, batch: int, resident: bool
 ) -> None:
-    """Eight images share passes in stage 1; in stage 2, where each takes more memory than a quarter of
+    """Images share passes in stage 1; in stage 2, where each takes more memory than a quarter of
     the weights, they come one by one and most weights stay."""
     request = ask(images=8)
     stage = step(make_plan(cpu(ram, "avx512_bf16"), request, prefer="balanced"), component)
@@ -718,8 +696,8 @@ def test_what_streams_is_the_quickest_way_to_stream_that_fits(
         plan = make_plan(machine, request, prefer=prefer, pins=pins)
     except (DoesNotFit, DeviceError, RequestError):
         return
-    parts = locate(request.cascade, components=request.components).cascade.parts
-    images = len(request.tasks)
+    cascade = locate(request.cascade, components=request.components).cascade
+    parts, images = cascade.parts, len(request.tasks)
     for each in plan.steps:
         if each.strategy != STREAM:
             continue
@@ -735,17 +713,25 @@ def test_what_streams_is_the_quickest_way_to_stream_that_fits(
                 left -= need.vram_bytes if machine.unified else 0
                 if left < ram_spare or need.vram_bytes > max(0, machine.vram_bytes - vram_spare):
                     continue
-                passes = sampling.count * -(-images // batch) if sampling else 1
-                tried.append(stream_seconds(part, other, passes, left))
-        assert seconds(each) == pytest.approx(min(tried), abs=0.06)
+                jobs = jobs_of(request, cascade, each.component)
+                tried.append(
+                    predict_seconds(
+                        part, other, jobs, machine.speeds, left, unified=machine.unified
+                    )
+                )
+        assert each.predicted.seconds == min(tried)
 
 
 def test_what_stays_in_place_does_not_push_the_file_out_of_the_cache() -> None:
-    """In float32 weights take twice what their file does: at 12 GB it is better cached than kept."""
-    plain, roomy = (step(make_plan(cpu(ram), ask(size=64)), STAGE_1) for ram in (12, 16))
-    assert (plain.strategy, plain.resident_bytes) == (STREAM, 0)
-    assert roomy.resident_bytes > 0
-    assert seconds(roomy) < seconds(plain)
+    """In float32 weights take twice what their file does: at 12 GB most of it is better cached than
+    kept, where reading is what a step waits for."""
+    quick = replace(assumed("cpu"), paces=(Pace("cpu", "float32", ANY, 1e15),))
+    plain, roomy = (
+        step(make_plan(replace(cpu(ram), rates=quick), ask(size=64)), STAGE_1) for ram in (12, 16)
+    )
+    assert plain.strategy == STREAM
+    assert plain.resident_bytes < 3 * GB < roomy.resident_bytes
+    assert roomy.predicted.seconds < plain.predicted.seconds
     # As it is on file, what stays takes no more than it would in the cache.
     assert step(make_plan(cpu(8, "avx512_bf16"), ask(size=64)), STAGE_1).resident_bytes > 0
 
@@ -756,7 +742,7 @@ def test_on_apple_what_is_on_the_gpu_leaves_less_for_the_files_cache() -> None:
         step(make_plan(card(6, 8, kind), ask(size=64)), STAGE_1) for kind in ("mps", "cuda")
     )
     assert apple.setting == replace(nvidia.setting, device="mps")
-    assert seconds(apple) > seconds(nvidia)
+    assert apple.predicted.seconds > nvidia.predicted.seconds
 
 
 def test_the_encoder_comes_once_for_all_prompts() -> None:
@@ -766,15 +752,19 @@ def test_the_encoder_comes_once_for_all_prompts() -> None:
         for prompts in (("a",), tuple("abcdefgh"))
     )
     assert (one.strategy, one.resident_bytes) == (STREAM, 0)
-    assert one == many
+    assert replace(one, predicted=many.predicted) == many
+    assert many.predicted.seconds < 8 * one.predicted.seconds
     assert one.reason.endswith("layers come from the file, once")
 
 
 def test_streaming_says_what_stays_and_what_there_was_no_room_for() -> None:
     """The reason tells what stays, the runner-up what of RAM a resident network needs."""
     stage = step(make_plan(cpu(8, "avx512_bf16"), ask(size=64)), STAGE_1)
-    assert "4.3 GB stay, other layers come from the file at every pass" in stage.reason
-    assert stage.instead_of == "resident bfloat16: needs 10.1 GB of RAM, 8.0 GB available"
+    assert "5.3 GB stay, other layers come from the file at every pass" in stage.reason
+    assert re.fullmatch(
+        r"resident bfloat16: \d+ min \d+ s, but needs 10\.1 GB of RAM, 8\.0 GB available",
+        stage.instead_of,
+    )
     small = step(make_plan(cpu(2.5, "avx512_bf16"), ask(size=64)), STAGE_1)
     assert "to spare; layers come from the file at every pass" in small.reason
 
@@ -782,13 +772,13 @@ def test_streaming_says_what_stays_and_what_there_was_no_room_for() -> None:
 def test_a_pinned_stream_names_the_next_that_fits() -> None:
     """What the quickest of the pinned ways was taken instead of had no room, or is slower."""
     pins = {STAGE_1: Pin(STREAM)}
-    roomy, large, small = (
-        step(make_plan(cpu(ram), ask(size=64), pins=pins), STAGE_1) for ram in (64, 16, 12)
+    roomy, large = (step(make_plan(cpu(ram), ask(size=64), pins=pins), STAGE_1) for ram in (64, 12))
+    assert re.fullmatch(r"stream float32, 12\.9 GB resident: 1 h \d+ min", roomy.instead_of)
+    assert re.fullmatch(
+        r"stream float32, 15\.0 GB resident: 1 h \d+ min, but needs 18\.\d GB of RAM, "
+        r"12\.0 GB available",
+        large.instead_of,
     )
-    assert roomy.instead_of == "stream float32, 8.6 GB resident: fits too, slower"
-    kept = "stream float32, 12.9 GB resident: needs 16.7 GB of RAM"
-    assert large.instead_of == f"{kept}, 16.0 GB available"
-    assert (small.resident_bytes, small.instead_of) == (0, f"{kept}, 12.0 GB available")
     encoder = step(make_plan(cpu(8), ask(size=64), pins={TEXT_ENCODER: Pin(STREAM)}), TEXT_ENCODER)
     assert (encoder.reason.split(";")[0], encoder.instead_of) == ("pinned", "")
 
@@ -842,7 +832,10 @@ def test_only_balanced_tiles_the_vae() -> None:
     assert tiled.vae_tiling
     error = refusal(card(3.5, 32), ask("if-m"))
     assert error is not None
-    assert (error.component, error.nearest) == (UPSCALER, "--prefer balanced fits")
+    assert (error.component, error.nearest) == (
+        UPSCALER,
+        "--prefer balanced fits; so would it with 0.4 GB more VRAM",
+    )
 
 
 def test_a_setting_that_lacks_both_tells_the_greater_lack() -> None:
@@ -949,7 +942,7 @@ def test_a_pin_without_room_is_not_overridden() -> None:
     with pytest.raises(DoesNotFit) as caught:
         make_plan(card(7, 16), ask(size=64), pins={STAGE_1: Pin(RESIDENT)})
     assert caught.value.component == STAGE_1
-    assert caught.value.nearest == "it fits without the pins"
+    assert caught.value.nearest.startswith("it fits without the pins; so would it with")
 
 
 def test_a_pin_of_a_component_that_does_not_run_is_no_matter() -> None:
@@ -1036,10 +1029,10 @@ def test_a_smaller_preference_is_proposed_before_a_smaller_cascade() -> None:
     """What keeps the cascade is nearer than what gives it up."""
     with pytest.raises(DoesNotFit) as caught:
         make_plan(cpu(5), ask("if-l"))
-    assert caught.value.nearest == "--prefer balanced fits"
+    assert caught.value.nearest.startswith("--prefer balanced fits; so would it with")
     with pytest.raises(DoesNotFit) as caught:
         make_plan(cpu(3.7), ask("if-xl"), prefer="balanced")
-    assert caught.value.nearest == "--cascade if-l fits"
+    assert caught.value.nearest.startswith("--cascade if-l fits; so would it with")
 
 
 def test_where_nothing_fits_the_refusal_says_so() -> None:
@@ -1077,7 +1070,7 @@ def test_the_demo_is_proposed_where_only_it_fits() -> None:
     """The bundled cascade fits nearly everywhere, streams need a few GB for activations alone."""
     with pytest.raises(DoesNotFit) as caught:
         make_plan(cpu(2), ask("if-m"), prefer="balanced")
-    assert caught.value.nearest == "--cascade demo fits"
+    assert caught.value.nearest.startswith("--cascade demo fits; so would it with")
 
 
 # --- cascades on this disk ----------------------------------------------------------------------
@@ -1204,7 +1197,7 @@ def ladder(first: Step, machine: Machine, request: Request, *, short_of: str = V
     """A step and all the cheaper ones below it."""
     part = locate(request.cascade, components=request.components).cascade.parts[first.component]
     rungs = [first]
-    while lower := cheaper(rungs[-1], machine, part, short_of=short_of):
+    while lower := cheaper(rungs[-1], machine, part, JOBS, short_of=short_of):
         rungs.append(lower)
         assert len(rungs) < 20, "the ladder has no end"
     return rungs
@@ -1246,7 +1239,7 @@ def test_every_ladder_ends_and_every_rung_differs(
             assert lower.strategy == STREAM or lower.resident_bytes == 0
             assert (lower.component, lower.sampling) == (first.component, first.sampling)
             assert "RAM ran out with" in lower.reason
-            assert lower.predicted.seconds is None
+            assert lower.predicted.seconds > 0
 
 
 def test_the_ladder_of_the_upscaler_has_every_rung() -> None:
@@ -1273,7 +1266,8 @@ def test_the_ladder_of_the_upscaler_has_every_rung() -> None:
 def test_short_of_ram_moving_leaves_become_a_stream_to_the_card() -> None:
     """Offloaded weights fill the RAM; from the file they need not be there."""
     machine, request = card(6, 16), ask(size=64)
-    first = step(make_plan(machine, request), STAGE_1)
+    pins = {STAGE_1: Pin(SEQUENTIAL_OFFLOAD)}
+    first = step(make_plan(machine, request, pins=pins), STAGE_1)
     rungs = ladder(first, machine, request, short_of=RAM)
     assert [(rung.strategy, rung.device) for rung in rungs] == [
         (SEQUENTIAL_OFFLOAD, "cuda:0"), (STREAM, "cuda:0"),
@@ -1327,16 +1321,16 @@ def test_short_of_ram_no_rung_takes_more_of_it() -> None:
     machine, request = card(16, 12), ask("if-xl")
     stage = step(make_plan(machine, request), STAGE_1)
     part = locate("if-xl").cascade.parts[STAGE_1]
-    lower = cheaper(stage, machine, part, short_of=RAM)
+    lower = cheaper(stage, machine, part, JOBS, short_of=RAM)
     assert lower is not None
     assert (lower.strategy, lower.device) == (STREAM, "cuda:0")
     assert lower.predicted.ram_bytes < stage.predicted.ram_bytes
-    assert cheaper(lower, machine, part, short_of=RAM) is None
-    below = cheaper(stage, machine, part, short_of=VRAM)
+    assert cheaper(lower, machine, part, JOBS, short_of=RAM) is None
+    below = cheaper(stage, machine, part, JOBS, short_of=VRAM)
     assert below is not None
     assert below.strategy == SEQUENTIAL_OFFLOAD
     for short_of in (RAM, VRAM):
-        assert cheaper(stage, machine, part, short_of=short_of, pinned=True) is None
+        assert cheaper(stage, machine, part, JOBS, short_of=short_of, pinned=True) is None
 
 
 def test_a_pinned_stream_may_keep_less_in_place_but_stays_a_stream() -> None:
@@ -1345,12 +1339,12 @@ def test_a_pinned_stream_may_keep_less_in_place_but_stays_a_stream() -> None:
     rung = step(make_plan(machine, request, pins={STAGE_1: Pin(STREAM)}), STAGE_1)
     part = locate("if-xl").cascade.parts[STAGE_1]
     while rung.resident_bytes:
-        lower = cheaper(rung, machine, part, pinned=True)
+        lower = cheaper(rung, machine, part, JOBS, pinned=True)
         assert lower is not None
         assert (lower.strategy, lower.device) == (STREAM, "cuda:0")
         assert lower.resident_bytes < rung.resident_bytes
         rung = lower
-    assert cheaper(rung, machine, part, pinned=True) is None
+    assert cheaper(rung, machine, part, JOBS, pinned=True) is None
 
 
 def test_a_pinned_8bit_encoder_runs_on_the_cpu_beside_an_apple_gpu() -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from lowmem_if.errors import RequestError
 from lowmem_if.planning import catalog
 from lowmem_if.planning.footprint import in_place_bytes, predict, resident_choices
+from lowmem_if.planning.jobs import jobs_of
 from lowmem_if.planning.ladder import RAM, VRAM, changed_pixels, cheaper
 from lowmem_if.planning.locations import locate
 from lowmem_if.planning.machine import Machine
@@ -87,6 +88,27 @@ def test_progress_of_streaming_t5_counts_blocks(tiny: Path, tmp_path: Path) -> N
     assert [event.done for event in told] == list(range(1, told[0].total + 1))
 
 
+def test_more_prompts_than_wait_together_take_several_passes(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The embeddings stay the same bits, and the progress counts the blocks of all passes."""
+    texts = tuple(f"a red circle and {number} stars" for number in range(5))
+    plan = plan_of(tiny, texts, size=64, pins=["text_encoder=stream"])
+    once = run_here(plan, tmp_path / "once")
+    (tmp_path / "cache").rename(tmp_path / "cache-of-before")
+    monkeypatch.setattr("lowmem_if.stages.one_pass.TEXTS_A_PASS", 2)
+    events = []
+    thrice = run_here(plan, tmp_path / "thrice", events.append)
+    for text in texts:
+        left, right = once.embedding_file(text), thrice.embedding_file(text)
+        assert left.read_bytes() == right.read_bytes()
+    told = [e for e in events if e.kind == "drawing" and e.component == catalog.TEXT_ENCODER]
+    assert [event.done for event in told] == list(range(1, told[0].total + 1))
+    with Checkpoint.of_folder(tiny / "stage_1" / "text_encoder") as checkpoint:
+        blocks = {name.split(".")[2] for name in checkpoint if name.startswith("encoder.block.")}
+    assert told[0].total == 3 * len(blocks)
+
+
 # --- plans ------------------------------------------------------------------------------------------
 
 
@@ -152,11 +174,13 @@ def test_the_ladder_comes_to_streaming_and_ends(
 ) -> None:
     """From a resident start every rung takes less of what ran out; the last one streams."""
     rich = replace(machine, ram_bytes=64 * 10**9, vram_bytes=48 * 10**9)
-    pins = ["text_encoder=resident:float16"] if machine is CARD else []
-    step = xl(rich, *pins).step(component)
-    part = locate("if-xl").cascade.parts[component]
+    pins = ["text_encoder=resident" + (":float16" if machine is CARD else "")]
+    rich_plan = xl(rich, *pins)
+    step = rich_plan.step(component)
+    cascade = locate("if-xl").cascade
+    part, jobs = cascade.parts[component], jobs_of(rich_plan.request, cascade, component)
     seen = []
-    while (lower := cheaper(step, rich, part, short_of=short_of)) is not None:
+    while (lower := cheaper(step, rich, part, jobs, short_of=short_of)) is not None:
         seen.append(lower)
         if short_of == RAM or step.device == "cpu":
             assert lower.predicted.ram_bytes < step.predicted.ram_bytes

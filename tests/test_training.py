@@ -20,6 +20,7 @@ from lowmem_if.planning.locations import DEMO_FOLDER
 from training import architectures, loop
 from training.architectures import picture_scheduler
 from training.diffusion import PixelDiffusion
+from training.evaluate import sharpness
 from training.judge import both_colours_right, mark
 from training.optimiser import Optimiser
 from training.scenes import (
@@ -52,6 +53,15 @@ def test_one_eighth_of_the_triples_is_held_out_and_never_trained_on() -> None:
         for scene in scenes_of(300, held_out=expected):
             triples = [is_held_out(t.shape, t.colour, scene.ground) for t in scene.things]
             assert any(triples) == expected
+
+
+def test_sharpness_falls_with_blur_and_not_with_place() -> None:
+    """What is drawn sharply beside its place is sharp; the same picture blurred is not."""
+    truth = render(scenes_of(3), 64)
+    blurred = torch.nn.functional.avg_pool2d(truth, 3, 1, 1, count_include_pad=False)
+    assert sharpness(truth, truth) == 1.0
+    assert sharpness(truth.roll(1, 3), truth) == pytest.approx(1.0, abs=0.1)
+    assert sharpness(blurred, truth) < 0.7
 
 
 def test_a_window_is_the_very_piece_of_the_whole_picture() -> None:

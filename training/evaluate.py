@@ -54,11 +54,30 @@ def psnr(pictures: torch.Tensor, truth: torch.Tensor) -> float:
 
 
 def edge_psnr(pictures: torch.Tensor, truth: torch.Tensor) -> float:
-    """Decibels within a few pixels of the true edges only: sharpness is decided there."""
+    """Decibels within a few pixels of the true edges only: whether they are where they should be."""
+    band = _edge_band(truth).expand_as(truth)
+    return (-10 * torch.log10((pictures - truth)[band].square().mean() / 4)).item()
+
+
+def sharpness(pictures: torch.Tensor, truth: torch.Tensor) -> float:
+    """Energy of the gradients near the true edges, over the truth's: 1 as sharp, less is blurred.
+
+    An edge of a given contrast has the less of it the wider it is; where it lies does not matter.
+    """
+    band = _edge_band(truth)[:, :, 1:, 1:]
+
+    def energy(images: torch.Tensor) -> torch.Tensor:
+        down, right = images.diff(dim=2)[:, :, :, 1:], images.diff(dim=3)[:, :, 1:]
+        return ((down.square() + right.square()) * band).sum()
+
+    return (energy(pictures) / energy(truth)).item()
+
+
+def _edge_band(truth: torch.Tensor) -> torch.Tensor:
+    """(n, 1, side, side), true within a few pixels of an edge."""
     reach = (EDGE_REACH, 1, EDGE_REACH // 2)
     spread = functional.max_pool2d(truth, *reach) + functional.max_pool2d(-truth, *reach)
-    band = (spread.amax(1, keepdim=True) > EDGE_CONTRAST).expand_as(truth)
-    return (-10 * torch.log10((pictures - truth)[band].square().mean() / 4)).item()
+    return spread.amax(1, keepdim=True) > EDGE_CONTRAST
 
 
 def _share(values: list[bool]) -> float:
@@ -122,6 +141,7 @@ def _beside(truth: torch.Tensor, ways: dict[str, torch.Tensor]) -> Found:
     for way, pictures in ways.items():
         found[f"{way}psnr"] = psnr(pictures, truth)
         found[f"{way}edges"] = edge_psnr(pictures, truth)
+        found[f"{way}sharpness"] = sharpness(pictures, truth)
     return found, torch.stack([*ways.values(), truth], 1).flatten(0, 1)
 
 

@@ -34,18 +34,22 @@ _STREAM_WINDOW, _CLIP_WINDOW = 0.09, 0.31
 """Of a network: room for two of its largest layers (I-XL 6.6 %, x4 8 %) or blocks (T5-XXL 8.4 %); of the
 upscaler's CLIP for its embedding and the next layer."""
 
-_DISK_BYTES_PER_S, _CACHE_BYTES_PER_S = 0.47e9, 2.6e9
-"""From a disk (FlexGen's fitted cost model of a cloud T4), and cast out of the page cache by one thread
-(measured); they stand in until `probe` measures a machine's own."""
-
 RESIDENT_GRAIN_BYTES = 10**8
 """What of a streaming network stays is told to a tenth of a GB, and chosen no finer."""
+
+_RESIDENT_SHARES = tuple(eighths / 8 for eighths in range(8))
 
 _LEAST_WINDOW_BYTES = 64 * 2**20
 _STAGING_BYTES = 2 * 32 * 2**20
 
 _TEXT_ACTIVATION_BYTES = 25_000_000
 """For one prompt of 77 tokens through T5-XXL."""
+
+TEXTS_A_PASS = 256
+"""Prompts that go through a text encoder together while its weights stream by."""
+
+_TEXTS_WAITING_BYTES = 170_000_000
+"""Their hidden states, 77 x 4096 numbers of 16 bits each."""
 
 _SMALL_ACTIVATION_BYTES = 50_000_000
 """Of the safety checker and the picture it looks at."""
@@ -162,18 +166,6 @@ def predict(part: Part, setting: Setting) -> Footprint:
     return Footprint(max(alone), host + weights, read)
 
 
-def stream_seconds(part: Part, setting: Setting, passes: int, ram_left_bytes: int) -> float:
-    """Seconds at least that the weights of a streaming component are under way, in all its passes.
-
-    Args:
-        ram_left_bytes: what the system may use to keep the file cached after the first pass.
-    """
-    large, streamed = _largest(part), bytes_a_pass(part, setting)
-    uncached = max(0.0, streamed - ram_left_bytes)
-    again = uncached / _DISK_BYTES_PER_S + (streamed - uncached) / _CACHE_BYTES_PER_S
-    return large.file_bytes / _DISK_BYTES_PER_S + (passes - 1) * again
-
-
 def bytes_a_pass(part: Part, setting: Setting) -> float:
     """Of the files of a component that streams, the bytes that come anew in each of its passes."""
     large = _largest(part)
@@ -189,7 +181,7 @@ def resident_choices(part: Part, setting: Setting) -> list[int]:
     if setting.component == catalog.TEXT_ENCODER:
         return [0]
     whole = stored_bytes(_largest(part).weights, setting.storage, setting.compute)
-    grains = {int(share * whole) // RESIDENT_GRAIN_BYTES for share in (0.75, 0.5, 0.25, 0)}
+    grains = {int(share * whole) // RESIDENT_GRAIN_BYTES for share in _RESIDENT_SHARES}
     return [grain * RESIDENT_GRAIN_BYTES for grain in sorted(grains, reverse=True)]
 
 
@@ -247,5 +239,6 @@ def _activation_bytes(module: Module, setting: Setting) -> int:
         factor = factors[setting.component]
         return int(factor * module.channels * side**2 * setting.drawn_area * item * setting.batch)
     if setting.component == catalog.TEXT_ENCODER:
-        return _TEXT_ACTIVATION_BYTES * setting.batch
+        waiting = _TEXTS_WAITING_BYTES if setting.strategy == STREAM else 0
+        return _TEXT_ACTIVATION_BYTES * setting.batch + waiting
     return _SMALL_ACTIVATION_BYTES

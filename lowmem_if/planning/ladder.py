@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from lowmem_if.planning import catalog
 from lowmem_if.planning.catalog import Part
-from lowmem_if.planning.footprint import RESIDENT_GRAIN_BYTES, Setting, predict
+from lowmem_if.planning.footprint import RESIDENT_GRAIN_BYTES, Footprint, Setting, predict
+from lowmem_if.planning.jobs import Job
 from lowmem_if.planning.machine import Machine, cpu_compute_dtype
 from lowmem_if.planning.plan import Prediction, Step
+from lowmem_if.planning.seconds import predict_seconds
 from lowmem_if.planning.strategies import (
     FLOATS,
     MODEL_OFFLOAD,
@@ -23,13 +25,20 @@ RAM, VRAM = "RAM", "VRAM"
 
 
 def cheaper(
-    step: Step, machine: Machine, part: Part, *, short_of: str = VRAM, pinned: bool = False
+    step: Step,
+    machine: Machine,
+    part: Part,
+    jobs: Sequence[Job],
+    *,
+    short_of: str = VRAM,
+    pinned: bool = False,
 ) -> Step | None:
     """The next rung down the ladder after memory ran out; None at the bottom.
 
     Smaller batch, tiled VAE, weights in RAM, leaf by leaf, from the file, at last the CPU.
 
     Args:
+        jobs: what the component has to do, for the seconds of the rung.
         short_of: what ran out. Short of RAM, a rung must take less of it; short of VRAM, it must take
             no more of that, nor more RAM than there is: the system's killer is worse than an exception.
         pinned: the user chose where the weights live; only batch, tiles and how much of a streaming
@@ -53,13 +62,20 @@ def cheaper(
                 vae_tiling=setting.vae_tiling,
                 resident_bytes=setting.resident_bytes,
                 tile=setting.tile,
-                predicted=Prediction(
-                    footprint.vram_bytes, footprint.ram_bytes, None, footprint.read_bytes
-                ),
+                predicted=_predicted(machine, part, setting, jobs, footprint),
                 reason=f"{short_of} ran out with {step.setting} on {step.device}",
                 instead_of=str(step.setting),
             )
     return None
+
+
+def _predicted(
+    machine: Machine, part: Part, setting: Setting, jobs: Sequence[Job], footprint: Footprint
+) -> Prediction:
+    shared = footprint.vram_bytes if machine.unified else 0
+    left = machine.ram_bytes - footprint.ram_bytes - shared
+    seconds = predict_seconds(part, setting, jobs, machine.speeds, left, unified=machine.unified)
+    return Prediction(footprint.vram_bytes, footprint.ram_bytes, seconds, footprint.read_bytes)
 
 
 def changed_pixels(before: Step, after: Step) -> str:

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import shutil
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,9 +14,14 @@ import psutil
 
 from lowmem_if.errors import DeviceError
 from lowmem_if.planning.accelerator import Accelerator, looks_present, read_accelerator
+from lowmem_if.planning.calibration import identity, read_calibration
 from lowmem_if.planning.cgroups import tightest_group
+from lowmem_if.planning.rates import Rates, assumed
 
 DEVICE_KINDS = ("cpu", "cuda", "mps", "xpu")
+LEAST_PINNED_BYTES = 128 * 2**20
+"""What streaming pins: two buffers of 32 MiB, which the allocator may round up."""
+
 _DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d+)?")
 
 
@@ -35,6 +41,10 @@ class Machine:
         compute_dtype, compute_dtype_reason: what the large networks compute in, and why.
         capability: CUDA compute capability, (0, 0) elsewhere and where it is not known.
         notes: readings that were limited or distrusted, in words.
+        rates: its constants, calibrated or published; None where there are none of its own.
+        spills_vram: the driver lends RAM where VRAM runs out, many times slower, and nothing fails
+            (Windows): so more is left free.
+        pinned_bytes: how much memory can be pinned for transfers; None: enough (WSL: next to nothing).
     """
 
     name: str
@@ -49,6 +59,17 @@ class Machine:
     compute_dtype_reason: str
     capability: tuple[int, int] = (0, 0)
     notes: tuple[str, ...] = ()
+    rates: Rates | None = None
+    spills_vram: bool = False
+    pinned_bytes: int | None = None
+
+    @property
+    def speeds(self) -> Rates:
+        """Its own constants, else those assumed for its class; unpinned transfers where none can pin."""
+        own = self.rates or assumed(self.kind, self.capability)
+        if self.pinned_bytes is not None and self.pinned_bytes < LEAST_PINNED_BYTES:
+            return replace(own, bus_bytes=own.pageable_bytes)
+        return own
 
     @property
     def multiplies_int8(self) -> bool:
@@ -88,10 +109,16 @@ def probe(
     machine = _read_cpu(root)
     if device != "cpu" and looks_present(root):
         found = read_accelerator(device)
-        machine = _with_accelerator(machine, found) if found else machine
+        machine = _with_accelerator(machine, found, root) if found else machine
     elif device not in ("auto", "cpu"):
         raise DeviceError(f"there is no {device} device here; use --device cpu or auto")
+    machine = replace(machine, rates=_calibrated(machine, root))
     return with_budget(machine, ram_bytes=ram_bytes, vram_bytes=vram_bytes)
+
+
+def _calibrated(machine: Machine, root: Path) -> Rates | None:
+    accelerator = "" if machine.kind == "cpu" else machine.device_name
+    return read_calibration(machine.device, identity(accelerator, root))
 
 
 def with_budget(
@@ -137,15 +164,14 @@ def accelerator_compute_dtype(kind: str, capability: tuple[int, int]) -> tuple[s
 
 
 def _read_cpu(root: Path) -> Machine:
-    memory = psutil.virtual_memory()
-    total, available = memory.total, min(memory.available, memory.total)
-    notes: tuple[str, ...] = ()
-    if memory.available > memory.total:
-        notes = (f"the system reports {memory.available} of {memory.total} bytes of RAM available",)
+    total, available, notes = _read_ram()
     if group := tightest_group(root):
-        if group.available_bytes < available:
+        if group.available_bytes < available or not total:
             notes += (f"RAM limited to {group.limit_bytes / 1e9:.1f} GB by {group.folder}",)
-        total, available = min(total, group.limit_bytes), min(available, group.available_bytes)
+        total = min(total or group.limit_bytes, group.limit_bytes)
+        available = min(available or group.available_bytes, group.available_bytes)
+    disk_free, disk_note = _disk_free()
+    notes += (disk_note,) if disk_note else ()
     dtype, reason = cpu_compute_dtype(_cpu_features(root))
     return Machine(
         name="this machine",
@@ -155,17 +181,38 @@ def _read_cpu(root: Path) -> Machine:
         vram_total_bytes=0,
         ram_bytes=available,
         ram_total_bytes=total,
-        disk_free_bytes=_disk_free(),
+        disk_free_bytes=disk_free,
         compute_dtype=dtype,
         compute_dtype_reason=reason,
         notes=notes,
     )
 
 
-def _with_accelerator(machine: Machine, found: Accelerator) -> Machine:
+def _read_ram() -> tuple[int, int, tuple[str, ...]]:
+    """(total, available, notes) by the system; what it does not tell is 0, and what it tells wrong is
+    cut to what can be.
+    """
+    try:
+        memory = psutil.virtual_memory()
+        total, available = int(memory.total), int(memory.available)
+    except (OSError, RuntimeError, ValueError, psutil.Error) as error:
+        return 0, 0, (f"RAM cannot be read ({error}): give what may be used with --ram",)
+    if 0 <= available <= total:
+        return total, available, ()
+    note = f"the system reports {available} of {total} bytes of RAM available"
+    return max(0, total), max(0, min(available, total)), (note,)
+
+
+def _with_accelerator(machine: Machine, found: Accelerator, root: Path) -> Machine:
     kind = found.device.partition(":")[0]
     dtype, reason = accelerator_compute_dtype(kind, found.capability)
     free, notes = found.free_bytes, machine.notes
+    spills = kind == "cuda" and sys.platform == "win32"
+    walled = kind == "cuda" and _is_wsl(root)
+    if spills:
+        notes += ("Windows lends RAM where VRAM runs out, many times slower: more is left free",)
+    if walled:
+        notes += ("WSL pins next to no memory: transfers are planned at the unpinned rate",)
     if not 0 < free <= found.total_bytes:
         free = max(0, min(free, found.total_bytes))
         notes += (f"{found.device} reports {found.free_bytes} of {found.total_bytes} bytes free",)
@@ -181,7 +228,17 @@ def _with_accelerator(machine: Machine, found: Accelerator) -> Machine:
         compute_dtype_reason=reason,
         capability=found.capability,
         notes=notes,
+        spills_vram=spills,
+        pinned_bytes=0 if walled else None,
     )
+
+
+def _is_wsl(root: Path) -> bool:
+    """Whether this Linux runs inside Windows, whose kernel says so."""
+    try:
+        return "microsoft" in (root / "proc/version").read_text(errors="replace").lower()
+    except OSError:
+        return False
 
 
 def _cpu_features(root: Path) -> frozenset[str]:
@@ -194,11 +251,19 @@ def _cpu_features(root: Path) -> frozenset[str]:
     return frozenset(flags.group(1).split()) if flags else frozenset()
 
 
-def _disk_free() -> int:
-    """Free bytes where the Hugging Face cache is or will be."""
+def weights_folder() -> Path:
+    """Where the Hugging Face cache is or will be: the nearest of its parents that is there."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     folder = Path(HF_HUB_CACHE)
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return folder
+
+
+def _disk_free() -> tuple[int, str]:
+    """Free bytes for weights, and a note where that cannot be read."""
+    try:
+        return shutil.disk_usage(weights_folder()).free, ""
+    except OSError as error:
+        return 0, f"free disk space cannot be read ({error.strerror or error})"

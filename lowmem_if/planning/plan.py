@@ -1,14 +1,13 @@
 """Machine + request -> plan: for each component where its weights live, in which type, and why.
 
-For each component the strategies are listed fastest and simplest first, their peaks predicted, those
-without room dropped, and the first that is left is taken; if that one streams, the quickest of the ways
-to stream. Pins of the user are never overridden.
+For each component every way to run it is listed, the simpler first; its peaks and seconds are predicted,
+what has no room is dropped, and the quickest of the rest is taken, of equally quick ones the simpler.
+Pins of the user are never overridden.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
@@ -31,14 +30,14 @@ from lowmem_if.planning.footprint import (
     Setting,
     headroom,
     predict,
-    stream_seconds,
 )
+from lowmem_if.planning.jobs import Job, jobs_of, samplings_of, tasks_of
 from lowmem_if.planning.locations import Location, locate
 from lowmem_if.planning.machine import Machine
-from lowmem_if.planning.modes import defaults_for
+from lowmem_if.planning.nearest import nearest
 from lowmem_if.planning.request import Request
+from lowmem_if.planning.seconds import predict_seconds
 from lowmem_if.planning.strategies import (
-    BALANCED,
     EXACT,
     PREFERENCES,
     QUANTISED,
@@ -50,19 +49,20 @@ from lowmem_if.planning.strategies import (
 )
 from lowmem_if.planning.tasks import ImageTask, Sampling
 from lowmem_if.planning.tiling import TILES, UPSCALER_SIDE, WHOLE_AREA, aligned
-from lowmem_if.planning.units import format_bytes
+from lowmem_if.planning.units import format_bytes, format_seconds
 
-_FOR_ALL = (catalog.TEXT_ENCODER, catalog.FINISH)
+SPILL_BYTES = 400_000_000
+"""More VRAM to leave free where the driver would lend RAM instead of failing (ComfyUI keeps 600 MB free
+on Windows for it)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Peaks in bytes, bytes read from disk, and time in seconds: of a streaming component at least what
-    its weights are under way; None of others and after memory ran out, which is not predicted yet."""
+    """Peaks in bytes, the time in seconds, and bytes read from disk."""
 
     vram_bytes: int
     ram_bytes: int
-    seconds: float | None
+    seconds: float
     read_bytes: int
 
 
@@ -121,6 +121,11 @@ class Plan:
     steps: tuple[Step, ...]
     download_bytes: int
 
+    @property
+    def seconds(self) -> float:
+        """Of the whole run, the worker's start included."""
+        return self.machine.speeds.start_s + sum(step.predicted.seconds for step in self.steps)
+
     def step(self, component: str) -> Step:
         """The step of one component."""
         return next(step for step in self.steps if step.component == component)
@@ -170,7 +175,7 @@ def make_plan(
             for component in request.components
         )
     except _NoRoom as short:
-        raise short.told(_nearest(machine, request, prefer, pins)) from None
+        raise short.told(nearest(machine, request, prefer, pins, _fits)) from None
     return Plan(machine, request, prefer, pin_texts(pins), steps, _download_bytes(location, steps))
 
 
@@ -190,8 +195,7 @@ class _Candidate:
     footprint: Footprint
     short: tuple[str, int, int] | None
     """(resource, needed, available) where there is no room; None where there is."""
-    seconds: float | None
-    """That the weights of a streaming component travel, at least; not predicted for others yet."""
+    seconds: float
 
 
 def _choose(
@@ -203,42 +207,30 @@ def _choose(
     pin: Pin | None,
 ) -> Step:
     part = location.cascade.parts[component]
-    tasks = [task for task in request.tasks if component in (*task.stages, *_FOR_ALL)]
-    samplings = _samplings(request, location, component, tasks)
-    drawn = [(samplings[task.mode].of(task, component), task) for task in tasks if samplings]
+    tasks = tasks_of(request, component)
+    jobs = jobs_of(request, location.cascade, component)
     settings = settings_for(machine, location, component, prefer=prefer, pin=pin, images=len(tasks))
     settings = _in_shape(settings, component, tasks)
-    candidates = [_weigh(machine, part, setting, drawn) for setting in settings]
+    candidates = [_weigh(machine, part, setting, jobs) for setting in settings]
     fitting = [candidate for candidate in candidates if candidate.short is None]
     if not fitting:
-        nearest = min((c for c in candidates if c.short), key=_overrun)
-        assert nearest.short is not None
-        raise _NoRoom(component, *nearest.short)
-    chosen = _quickest(fitting)
+        closest = min((c for c in candidates if c.short), key=_overrun)
+        assert closest.short is not None
+        raise _NoRoom(component, *closest.short)
+    chosen = min(fitting, key=lambda candidate: candidate.seconds)
     setting = chosen.setting
     return Step(
         component, setting.strategy, setting.storage, setting.compute, setting.device, setting.batch,
         setting.vae_tiling,
-        samplings,
+        samplings_of(request, location.cascade, component),
         setting.area,
         setting.tile,
         Prediction(chosen.footprint.vram_bytes, chosen.footprint.ram_bytes, chosen.seconds,
                    chosen.footprint.read_bytes),
         _reason(machine, part, chosen, pin),
-        _runner_up(candidates, chosen),
+        _runner_up(machine, candidates, chosen),
         setting.resident_bytes,
     )  # fmt: skip
-
-
-def _samplings(
-    request: Request, location: Location, component: str, tasks: list[ImageTask]
-) -> dict[str, Sampling]:
-    """How a component draws in each mode of its pictures; empty of one that draws nothing."""
-    found = {}
-    for mode in dict.fromkeys(task.mode for task in tasks):
-        if defaults := defaults_for(location.cascade, mode, component):
-            found[mode] = request.sampling(component, defaults)
-    return found
 
 
 def _in_shape(settings: list[Setting], component: str, tasks: list[ImageTask]) -> list[Setting]:
@@ -255,11 +247,10 @@ def _in_shape(settings: list[Setting], component: str, tasks: list[ImageTask]) -
     return [replace(setting, tile=side) for side in sides for setting in settings]
 
 
-def _weigh(
-    machine: Machine, part: Part, setting: Setting, drawn: list[tuple[Sampling, ImageTask]]
-) -> _Candidate:
+def _weigh(machine: Machine, part: Part, setting: Setting, jobs: Sequence[Job]) -> _Candidate:
     footprint = predict(part, setting)
     vram_spare, ram_spare = headroom(setting.device)
+    vram_spare += SPILL_BYTES if machine.spills_vram else 0
     shared = footprint.vram_bytes if machine.unified else 0
     needs = [("RAM", footprint.ram_bytes + ram_spare, machine.ram_bytes)]
     if setting.device != "cpu":
@@ -270,32 +261,9 @@ def _weigh(
     short = max(
         (need for need in needs if need[1] > need[2]), key=lambda n: n[1] - n[2], default=None
     )
-    if setting.strategy != STREAM or short:
-        return _Candidate(setting, footprint, short, None)
     left = machine.ram_bytes - footprint.ram_bytes - shared
-    return _Candidate(setting, footprint, None, _seconds(part, setting, drawn, left))
-
-
-def _seconds(
-    part: Part, setting: Setting, drawn: list[tuple[Sampling, ImageTask]], ram_left_bytes: int
-) -> float:
-    alike = Counter(sampling.count * task.parts(setting.tile) for sampling, task in drawn)
-    passes = sum(count * -(-number // setting.batch) for count, number in alike.items()) or 1
-    return round(stream_seconds(part, setting, passes, ram_left_bytes), 1)
-
-
-def _quickest(fitting: list[_Candidate]) -> _Candidate:
-    """The first; or of the ways to stream as it does, the one whose weights travel least.
-
-    What stays in place need not come again, but it takes the memory that would keep the file cached: as
-    float32 twice as much as the same weights take there.
-    """
-
-    def way(candidate: _Candidate) -> Setting:
-        return replace(candidate.setting, batch=1, resident_bytes=0)
-
-    alike = [candidate for candidate in fitting if way(candidate) == way(fitting[0])]
-    return min(alike, key=lambda candidate: candidate.seconds or 0.0)
+    seconds = predict_seconds(part, setting, jobs, machine.speeds, left, unified=machine.unified)
+    return _Candidate(setting, footprint, short, seconds)
 
 
 def _overrun(candidate: _Candidate) -> int:
@@ -345,38 +313,42 @@ def _casts_at_every_pass(part: Part, setting: Setting) -> bool:
     return on_cpu and any(not unet.is_bfloat16 for unet in unets)
 
 
-def _runner_up(candidates: list[_Candidate], chosen: _Candidate) -> str:
-    if short := candidates[0].short:
-        resource, needed, available = short
+def _runner_up(machine: Machine, candidates: list[_Candidate], chosen: _Candidate) -> str:
+    """The quickest of what had no room, if that is quicker; else the next quickest that fits."""
+    others = [c for c in candidates if _way(c.setting) != _way(chosen.setting)]
+    others = others or [c for c in candidates if str(c.setting) != str(chosen.setting)]
+    quicker = [c for c in others if c.short and c.seconds < chosen.seconds]
+    if quicker:
+        best = min(quicker, key=lambda c: c.seconds)
+        assert best.short is not None
+        resource, needed, available = best.short
         return (
-            f"{candidates[0].setting}: needs {format_bytes(needed)} of {resource}, "
-            f"{format_bytes(available)} available"
+            f"{_named(machine, best)}: {format_seconds(best.seconds)}, but needs "
+            f"{format_bytes(needed)} of {resource}, {format_bytes(available)} available"
         )
-    others = [c for c in candidates if c.short is None and c is not chosen]
-    return f"{others[0].setting}: fits too, slower" if others else ""
+    fitting = [c for c in others if c.short is None]
+    if not fitting:
+        return ""
+    best = min(fitting, key=lambda c: c.seconds)
+    slower = best.seconds > chosen.seconds
+    return f"{_named(machine, best)}: {format_seconds(best.seconds)}" + ("" if slower else ", too")
 
 
-def _nearest(machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pin]) -> str:
-    """What would fit instead, found by planning it: other preferences, then smaller cascades."""
-    names = list(catalog.CASCADES)
-    smaller = names[names.index(request.cascade) + 1 :] if request.cascade in names else []
-    for cascade in (request.cascade, *smaller):
-        for own_pins in (pins, {}) if pins else ({},):
-            for preference in (prefer, BALANCED) if prefer == EXACT else (prefer,):
-                if _fits(machine, replace(request, cascade=cascade), preference, own_pins):
-                    words = [f"--cascade {cascade}"] if cascade != request.cascade else []
-                    words += [f"--prefer {preference}"] if preference != prefer else []
-                    words += ["it"] if not words else []
-                    return (
-                        " ".join(words)
-                        + " fits"
-                        + (" without the pins" if pins != own_pins else "")
-                    )
-    return "nothing smaller fits either: free some memory or raise --ram or --vram"
+def _way(setting: Setting) -> tuple[str, str, str]:
+    return setting.strategy, setting.storage, setting.device
 
 
-def _fits(machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pin]) -> bool:
+def _named(machine: Machine, candidate: _Candidate) -> str:
+    setting = candidate.setting
+    place = " on the CPU" if setting.device == "cpu" != machine.device else ""
+    return f"{setting}{place}"
+
+
+def _fits(
+    machine: Machine, request: Request, prefer: str = EXACT, pins: Mapping[str, Pin] | None = None
+) -> bool:
     """Whether a plan could be made; what cannot even be found or used does not fit."""
+    pins = pins or {}
     try:
         location = locate(request.cascade, components=request.components, revision=request.revision)
         for component in request.components:

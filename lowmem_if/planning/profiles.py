@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +18,7 @@ from lowmem_if.planning.machine import (
     probe,
     with_budget,
 )
+from lowmem_if.planning.rates import ACCELERATOR, ANY, CPU, Pace, Rates, assumed
 from lowmem_if.planning.strategies import Pin, parse_pin
 from lowmem_if.planning.units import parse_bytes
 
@@ -49,6 +50,43 @@ def _size(value: object) -> object:
 _Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
 
 
+class _Rates(BaseModel):
+    """Published or estimated constants; what is left out is what is assumed for the class of device."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    source: str
+    float16_tflops: float | None = Field(None, gt=0)
+    float32_tflops: float | None = Field(None, gt=0)
+    cpu_float32_gflops: float | None = Field(None, gt=0)
+    cpu_bfloat16_gflops: float | None = Field(None, gt=0)
+    disk: _Size | None = None
+    bus: _Size | None = None
+
+    def over(self, assumed: Rates) -> Rates:
+        """These constants, and the assumed ones for what they leave open."""
+        given = {
+            (ACCELERATOR, "float16"): _times(self.float16_tflops, 1e12),
+            (ACCELERATOR, "bfloat16"): _times(self.float16_tflops, 1e12),
+            (ACCELERATOR, "float32"): _times(self.float32_tflops, 1e12),
+            (CPU, "float32"): _times(self.cpu_float32_gflops, 1e9),
+            (CPU, "bfloat16"): _times(self.cpu_bfloat16_gflops, 1e9),
+        }
+        paces = tuple(Pace(*where, ANY, pace) for where, pace in given.items() if pace)
+        bus = self.bus or assumed.bus_bytes
+        faster = replace(
+            assumed,
+            disk_bytes=self.disk or assumed.disk_bytes,
+            bus_bytes=bus,
+            pageable_bytes=bus / 2,
+        )
+        return faster.with_paces(paces, self.source)
+
+
+def _times(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
+
+
 class _File(BaseModel):
     """The keys of a profile file, with their types."""
 
@@ -65,6 +103,9 @@ class _File(BaseModel):
     disk_free: _Size
     compute_capability: list[int] = Field(default=[0, 0], min_length=2, max_length=2)
     cpu_features: list[str] = []
+    spills_vram: bool = False
+    pinned: _Size | None = None
+    rates: _Rates | None = None
     pins: dict[str, str] = {}
 
     @model_validator(mode="after")
@@ -167,6 +208,8 @@ def _machine(name: str, content: _File) -> Machine:
         major, minor = content.compute_capability
         dtype, reason = accelerator_compute_dtype(content.device, (major, minor))
     total = content.vram_total or 0
+    capability = (content.compute_capability[0], content.compute_capability[1])
+    rates = content.rates.over(assumed(content.device, capability)) if content.rates else None
     return Machine(
         name=name,
         device=f"{content.device}:0" if content.device in ("cuda", "xpu") else content.device,
@@ -178,5 +221,8 @@ def _machine(name: str, content: _File) -> Machine:
         disk_free_bytes=content.disk_free,
         compute_dtype=dtype,
         compute_dtype_reason=reason,
-        capability=(content.compute_capability[0], content.compute_capability[1]),
+        capability=capability,
+        rates=rates,
+        spills_vram=content.spills_vram,
+        pinned_bytes=content.pinned,
     )

@@ -18,6 +18,7 @@ from typing import Any
 
 from lowmem_if import errors
 from lowmem_if.errors import OutOfMemory, WorkerDied
+from lowmem_if.planning.jobs import jobs_of
 from lowmem_if.planning.ladder import RAM, changed_pixels, cheaper
 from lowmem_if.planning.locations import locate
 from lowmem_if.planning.plan import Plan, Step
@@ -119,9 +120,8 @@ def _next_rung(folder: RunFolder, short: Event) -> Step:
     step = folder.plan.step(component)
     location = locate(request.cascade, components=request.components, revision=request.revision)
     pinned = component in folder.plan.pins
-    lower = cheaper(
-        step, machine, location.cascade.parts[component], short_of=short.name, pinned=pinned
-    )
+    part, jobs = location.cascade.parts[component], jobs_of(request, location.cascade, component)
+    lower = cheaper(step, machine, part, jobs, short_of=short.name, pinned=pinned)
     if lower is None:
         left = "your pin allows nothing cheaper" if pinned else "nothing cheaper is left"
         raise OutOfMemory(

@@ -1,58 +1,73 @@
 """T5 for many prompts in one pass over its weights: each block does all of them while it is there.
 
 Prompts go through a block one by one, so that an embedding does not depend on its neighbours to the
-last bit. Of a prompt on its way some 2 MB are held (hidden states and the bias of its attention).
+last bit. Between blocks a prompt is its hidden states alone: 77 x 4096 numbers of T5-XXL, 0.6 MB.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from transformers.masking_utils import create_bidirectional_mask
 
+from lowmem_if.planning.footprint import TEXTS_A_PASS
 from lowmem_if.weights.streaming import Streamed
 
 
-class OnePassEncoder:
-    """Stands in for `T5EncoderModel` in a pipeline: the same numbers, block by block.
+def encode_in_one_pass(
+    streamed: Streamed,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    on_block: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Iterator[torch.Tensor]:
+    """The embedding (1, 77, width) of each prompt: transformers' `T5Stack.forward`, inside out.
 
     Args:
-        streamed: the encoder, its blocks coming and going as wholes.
+        streamed: a `T5EncoderModel`, its blocks coming and going as wholes.
+        input_ids, attention_mask: (n, 77) of n prompts, where the encoder computes. More than
+            `TEXTS_A_PASS`, whose states would fill the memory that streaming saves, take several passes.
         on_block: called with the number of blocks done and of all.
     """
+    stack: Any = streamed.module.encoder
+    passes = list(
+        zip(input_ids.split(TEXTS_A_PASS), attention_mask.split(TEXTS_A_PASS), strict=True)
+    )
+    for number, (ids, mask) in enumerate(passes):
+        blocks = len(stack.block)
+        tell = _counting_on(on_block, number * blocks, len(passes) * blocks)
+        yield from _one_pass(streamed, stack, ids, mask, tell)
 
-    def __init__(
-        self, streamed: Streamed, on_block: Callable[[int, int], None] = lambda _done, _total: None
-    ) -> None:
-        self._streamed, self._on_block = streamed, on_block
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the embeddings, which the pipelines ask for."""
-        dtype: torch.dtype = self._streamed.module.dtype
-        return dtype
+def _counting_on(
+    on_block: Callable[[int, int], None], before: int, total: int
+) -> Callable[[int], None]:
+    return lambda done: on_block(before + done, total)
 
-    def __call__(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor
-    ) -> tuple[torch.Tensor]:
-        """Hidden states (n, 77, width) of n prompts: transformers' `T5Stack.forward`, inside out."""
-        stack: Any = self._streamed.module.encoder
-        hold = self._streamed.holding
-        with hold(stack.embed_tokens):
-            hidden = [stack.embed_tokens(ids) for ids in input_ids.split(1)]
-        masks = [
-            create_bidirectional_mask(
-                config=stack.config, inputs_embeds=states, attention_mask=mask
-            )
-            for states, mask in zip(hidden, attention_mask.split(1), strict=True)
-        ]
-        biases: list[Any] = [None] * len(hidden)
-        for done, block in enumerate(stack.block, start=1):
-            with hold(block):
-                for number, states in enumerate(hidden):
-                    hidden[number], biases[number], _ = block(states, masks[number], biases[number])
-            self._on_block(done, len(stack.block))
-        with hold(stack.final_layer_norm):
-            return (torch.cat([stack.final_layer_norm(states) for states in hidden]),)
+
+def _one_pass(
+    streamed: Streamed,
+    stack: Any,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    on_block: Callable[[int], None],
+) -> Iterator[torch.Tensor]:
+    with streamed.holding(stack.embed_tokens):
+        hidden = stack.embed_tokens(input_ids)
+    masks = [
+        create_bidirectional_mask(
+            config=stack.config, inputs_embeds=hidden[:1], attention_mask=mask
+        )
+        for mask in attention_mask.split(1)
+    ]
+    bias = None  # of positions alone: the first block makes it, for all prompts and blocks
+    for done, block in enumerate(stack.block, start=1):
+        with streamed.holding(block):
+            for states, mask in zip(hidden.split(1), masks, strict=True):
+                new, bias, _ = block(states, mask, bias)
+                states.copy_(new)
+        on_block(done)
+    with streamed.holding(stack.final_layer_norm):
+        for states in hidden.split(1):
+            yield stack.final_layer_norm(states)

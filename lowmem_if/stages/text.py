@@ -16,9 +16,10 @@ from lowmem_if.planning.catalog import MAX_TOKENS
 from lowmem_if.planning.configurations import read_as
 from lowmem_if.planning.plan import Step
 from lowmem_if.planning.strategies import STREAM
-from lowmem_if.stages.one_pass import OnePassEncoder
+from lowmem_if.stages.one_pass import encode_in_one_pass
 from lowmem_if.stages.pipelines import let_go, loading_device, place
 from lowmem_if.weights.loading import load_text_encoder, load_tokenizer, stream_text_encoder
+from lowmem_if.weights.streaming import Streamed
 
 KNOWN_WORDS = "known_words.json"
 """Beside a tokenizer whose encoder was taught a small language only: kind of word -> its words."""
@@ -77,8 +78,10 @@ class TextEncoder:
 
     def __init__(self, root: Path, step: Step) -> None:
         self._step = step
+        self._streamed: Streamed | None = None
         with ExitStack() as streams:
-            encoder, self.modules = self._take(root, streams)
+            encoder = self._take(root, streams)
+            self.modules = [encoder]
             self._pipeline = IFPipeline(
                 load_tokenizer(root / "tokenizer"), encoder, None, None, None, None, None,
                 requires_safety_checker=False,
@@ -86,20 +89,19 @@ class TextEncoder:
             place(self._pipeline, step)
             self._streams = streams.pop_all()
 
-    def _take(self, root: Path, streams: ExitStack) -> tuple[Any, list[torch.nn.Module]]:
+    def _take(self, root: Path, streams: ExitStack) -> torch.nn.Module:
         step = self._step
         if step.strategy != STREAM:
-            encoder = load_text_encoder(
+            return load_text_encoder(
                 root,
                 storage=step.storage_dtype,
                 compute=step.compute_dtype,
                 device=loading_device(step),
             )
-            return encoder, [encoder]
-        streamed = streams.enter_context(
+        self._streamed = streams.enter_context(
             stream_text_encoder(root, dtype=step.storage_dtype, device=step.device)
         )
-        return OnePassEncoder(streamed, self._on_block), [streamed.module]
+        return self._streamed.module
 
     def encode(
         self, prompts: Sequence[str], on_step: Callable[[int, int], None]
@@ -108,26 +110,39 @@ class TextEncoder:
 
         Args:
             on_step: called with what is done and of how much: prompts, or blocks where weights stream
-                and all prompts come out together.
+                and all prompts go through together.
         """
-        self._report = on_step
-        if self._step.strategy == STREAM:
-            yield from self._encode(list(prompts)).split(1)
+        if self._streamed:
+            yield from self._encode_together(self._streamed, list(prompts), on_step)
             return
         for number, prompt in enumerate(prompts, start=1):
-            yield self._encode(prompt)
+            embedding, _ = self._pipeline.encode_prompt(
+                prompt,
+                do_classifier_free_guidance=False,
+                device=self._step.device,
+                clean_caption=True,
+            )
+            yield embedding.cpu()
             on_step(number, len(prompts))
 
-    def _encode(self, prompts: str | list[str]) -> torch.Tensor:
-        embeddings, _ = self._pipeline.encode_prompt(
-            prompts, do_classifier_free_guidance=False, device=self._step.device, clean_caption=True
-        )
-        return embeddings.cpu()
-
-    def _on_block(self, done: int, total: int) -> None:
-        self._report(done, total)
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def _encode_together(
+        self, streamed: Streamed, prompts: list[str], on_step: Callable[[int, int], None]
+    ) -> Iterator[torch.Tensor]:
+        """As `encode_prompt` does it for each, but for all at once."""
+        tokens = self._pipeline.tokenizer(
+            self._pipeline._text_preprocessing(prompts, clean_caption=True),
+            padding="max_length",
+            max_length=MAX_TOKENS,
+            truncation=True,
+            return_tensors="pt",
+        ).to(self._step.device)
+        for embedding in encode_in_one_pass(
+            streamed, tokens.input_ids, tokens.attention_mask, on_step
+        ):
+            yield embedding.cpu()
 
     def close(self) -> None:
         let_go(self._pipeline)
         self._streams.close()
-        self._pipeline, self.modules = None, []
+        self._pipeline, self._streamed, self.modules = None, None, []

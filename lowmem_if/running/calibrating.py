@@ -1,0 +1,281 @@
+"""Measure what a machine does in a second, in some twenty seconds, for the cost model.
+
+Disk and cache are measured with a weight file of our own that our own reader reads and casts; the bus
+with copies; computing with the kinds of layers that each component spends its time in, at its sizes.
+Each measurement has its share of time and ends with it, however slow the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lowmem_if.errors import DeviceError
+from lowmem_if.planning import catalog
+from lowmem_if.planning.calibration import calibration_bytes, calibration_file, identity
+from lowmem_if.planning.machine import Machine, weights_folder
+from lowmem_if.planning.rates import ACCELERATOR, ANY, CPU, Pace, Rates
+from lowmem_if.weights.atomic import write_bytes
+from lowmem_if.weights.checkpoint import Checkpoint
+from lowmem_if.weights.loading import DTYPES
+from lowmem_if.weights.memory import wake
+from lowmem_if.weights.reading import BLOCK, Reader
+from lowmem_if.weights.writing import NewTensor, header_bytes
+
+_FILE_BYTES = 256 * 2**20
+_PIECES = 16
+_SHARE_S = 1.2
+"""Seconds that one measurement may go on; the last piece of work in it is finished."""
+_LAUNCHES = 1500
+"""Kernels that one pass of IF's UNets starts, about."""
+_VAE = "vae"
+
+Report = Callable[[str], None]
+Work = Callable[[], object]
+
+
+def calibrate(machine: Machine, report: Report = lambda _what: None) -> Rates:
+    """Measure the machine's constants and keep them for the plans to come.
+
+    Raises:
+        DeviceError: the constants cannot be kept.
+    """
+    device = machine.device
+    wake(device)
+    assumed = machine.speeds
+    with torch.no_grad(), _weight_file(report) as file:
+        report("reading and casting")
+        disk, cached, fill = _reading(file, DTYPES[_cpu_dtype(machine)])
+        bus = pageable = fill
+        if device not in ("cpu", "mps"):
+            report("the bus")
+            bus, pageable = _bus(device)
+        rates = Rates(
+            disk_bytes=disk,
+            cached_bytes=cached,
+            fill_bytes=fill,
+            bus_bytes=bus,
+            pageable_bytes=pageable,
+            launch_s=_launch_seconds(device),
+            start_s=assumed.start_s,
+            paces=tuple(_paces(machine, report)),
+            origin=f"measured here on {time.strftime('%Y-%m-%d')}",
+        )
+    keep(machine, rates)
+    return rates
+
+
+def keep(machine: Machine, rates: Rates) -> None:
+    """Write constants beside the embeddings, whole or not at all.
+
+    Raises:
+        DeviceError: the folder cannot be written.
+    """
+    file = calibration_file(machine.device)
+    accelerator = "" if machine.kind == "cpu" else machine.device_name
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(file, calibration_bytes(identity(accelerator), rates))
+    except OSError as error:
+        raise DeviceError(
+            f"{file.parent} cannot be written ({error.strerror or error}): "
+            "set LOWMEM_IF_CACHE to another folder"
+        ) from error
+
+
+def _cpu_dtype(machine: Machine) -> str:
+    return machine.compute_dtype if machine.kind == "cpu" else "float32"
+
+
+# --- files
+
+
+@contextmanager
+def _weight_file(report: Report) -> Iterator[Path]:
+    """A float16 weight file of noise where weights are kept, gone afterwards."""
+    report("writing a file to read")
+    with tempfile.TemporaryDirectory(prefix=".lowmem-if-", dir=_scratch()) as folder:
+        file = Path(folder) / "model.safetensors"
+        tensors = [NewTensor(str(n), "F16", (_FILE_BYTES // _PIECES // 2,)) for n in range(_PIECES)]
+        with file.open("wb") as stream:
+            stream.write(header_bytes(tensors))
+            for _ in tensors:  # noise: a disk may compress, and denormal numbers are slow to cast
+                stream.write(torch.randn(_FILE_BYTES // _PIECES // 2).half().numpy().tobytes())
+            stream.flush()
+            os.fsync(stream.fileno())
+        yield file
+
+
+def _scratch() -> Path:
+    """Where weights are kept if that can be written and has room, else where temporary files go."""
+    folder = weights_folder()
+    probe = folder / f".lowmem-if-{secrets.token_hex(4)}"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError:
+        return Path(tempfile.gettempdir())
+    return folder
+
+
+def _reading(file: Path, dtype: torch.dtype) -> tuple[float, float, float]:
+    """(cold, cached, cached into fresh memory): bytes a second of the file, the last of the result."""
+    with Checkpoint((file,)) as checkpoint:
+        names = [str(number) for number in range(_PIECES)]
+        reader, count = Reader(checkpoint, block=BLOCK), _FILE_BYTES // _PIECES // 2
+        again, fresh = torch.empty(count, dtype=dtype), []
+
+        def cold(name: str) -> None:
+            reader.read(checkpoint.stored(name), raw)
+
+        def cast(name: str) -> None:
+            reader.read(checkpoint.stored(name), again)
+
+        def fill(name: str) -> None:
+            fresh.append(torch.empty(count, dtype=dtype))
+            reader.read(checkpoint.stored(name), fresh[-1])
+
+        raw = torch.empty(count, dtype=torch.float16)
+        _forget(file)
+        sizes = [count * 2, count * 2, count * dtype.itemsize]
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as our loaders' threads read
+        try:
+            disk, cached, filled = (
+                size * done / seconds
+                for size, (done, seconds) in zip(
+                    sizes, [_each(names, work) for work in (cold, cast, fill)], strict=True
+                )
+            )
+        finally:
+            torch.set_num_threads(threads)
+        return disk, cached, filled
+
+
+def _each(names: list[str], work: Callable[[str], None]) -> tuple[int, float]:
+    """(pieces, seconds) of work on pieces, until its time is over."""
+    begun = time.perf_counter()
+    for done, name in enumerate(names, start=1):
+        work(name)
+        if time.perf_counter() - begun > 2 * _SHARE_S:
+            return done, time.perf_counter() - begun
+    return len(names), time.perf_counter() - begun
+
+
+def _forget(file: Path) -> None:
+    """Ask the system to drop the file from its cache; where it cannot be asked, the disk looks fast."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    with file.open("rb") as opened:
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+# --- computing
+
+
+def _bus(device: str) -> tuple[float, float]:
+    """Bytes a second to an accelerator from (pinned, pageable) memory; the same where none can pin."""
+    size = 64 * 2**20
+    target = torch.empty(size, dtype=torch.uint8, device=device)
+    plain = torch.ones(size, dtype=torch.uint8)
+    pageable = size / _seconds(lambda: target.copy_(plain), device)
+    try:
+        pinned = plain.pin_memory()
+    except RuntimeError:
+        return pageable, pageable
+    return size / _seconds(lambda: target.copy_(pinned, non_blocking=True), device), pageable
+
+
+def _launch_seconds(device: str) -> float:
+    """What a pass takes if nothing in it takes any time."""
+    numbers = torch.ones(1, 8, device=device)
+    layers = torch.nn.Sequential(*[torch.nn.Linear(8, 8) for _ in range(100)]).to(device)
+    return _seconds(lambda: layers(numbers), device) / 100 * _LAUNCHES
+
+
+def _paces(machine: Machine, report: Report) -> Iterator[Pace]:
+    """Of every component in the type it computes in, on the accelerator and on the CPU."""
+    device, dtype = machine.device, machine.compute_dtype
+    place = CPU if machine.kind == "cpu" else ACCELERATOR
+    for component, blocks in _BLOCKS.items():
+        report(f"computing: {component.replace('_', ' ')}")
+        own = "float32" if component == _VAE else dtype
+        yield Pace(place, own, component, _pace(blocks, device, own))
+    for where, on, kind in {
+        (place, device, dtype),
+        (place, device, "float32"),
+        (CPU, "cpu", "float32"),
+    }:
+        report(f"computing: {kind} on {where}")
+        yield Pace(where, kind, ANY, _pace(_BLOCKS[catalog.STAGE_1], on, kind))
+
+
+def _pace(blocks: tuple[_Block, ...], device: str, dtype: str) -> float:
+    """Operations a second over all blocks, each weighing what it does in the network."""
+    operations = seconds = 0.0
+    for block in blocks:
+        taken = _seconds(block.work(device, DTYPES[dtype]), device, _SHARE_S / len(blocks))
+        operations += block.share
+        seconds += block.share * taken / block.flops
+    return operations / seconds
+
+
+def _seconds(work: Work, device: str, share_s: float = _SHARE_S / 4) -> float:
+    """Of one piece of work: the quickest, for what else the machine does only ever slows it."""
+    best, begun = float("inf"), time.perf_counter()
+    while best == float("inf") or time.perf_counter() - begun < share_s:
+        start = time.perf_counter()
+        work()
+        if device != "cpu":
+            torch.accelerator.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """A layer of the kind that a component spends its time in; `share` of its operations."""
+
+    width: int
+    side: int
+    share: float
+    pictures: int = 2
+
+    @property
+    def flops(self) -> float:
+        if not self.side:
+            return 2.0 * catalog.MAX_TOKENS * self.width**2
+        return 2.0 * 9 * self.width**2 * self.side**2 * self.pictures
+
+    def work(self, device: str, dtype: torch.dtype) -> Work:
+        """Norm, activation and convolution over a picture; a side of 0: the linear layers of a text."""
+        if not self.side:
+            words = torch.randn(1, catalog.MAX_TOKENS, self.width, device=device, dtype=dtype)
+            linear = torch.nn.Linear(self.width, self.width, bias=False, device=device, dtype=dtype)
+            return lambda: linear(words)
+        picture = torch.randn(
+            self.pictures, self.width, self.side, self.side, device=device, dtype=dtype
+        )
+        layers = torch.nn.Sequential(
+            torch.nn.GroupNorm(32, self.width),
+            torch.nn.SiLU(),
+            torch.nn.Conv2d(self.width, self.width, 3, padding=1),
+        ).to(device, dtype)
+        return lambda: picture + layers(picture)
+
+
+_BLOCKS: dict[str, tuple[_Block, ...]] = {
+    catalog.TEXT_ENCODER: (_Block(4096, 0, 1.0),),
+    catalog.STAGE_1: (_Block(320, 64, 0.4), _Block(640, 32, 0.3), _Block(1280, 8, 0.3)),
+    catalog.STAGE_2: (_Block(128, 256, 0.5), _Block(512, 64, 0.3), _Block(768, 16, 0.2)),
+    catalog.UPSCALER: (_Block(256, 256, 0.5), _Block(512, 64, 0.5)),
+    _VAE: (_Block(128, 512, 0.5, 1), _Block(512, 128, 0.5, 1)),
+}
