@@ -10,6 +10,8 @@ import numpy
 import pytest
 import torch
 from diffusers import (
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
     IFImg2ImgPipeline,
     IFImg2ImgSuperResolutionPipeline,
     IFInpaintingPipeline,
@@ -251,6 +253,104 @@ def test_pictures_drawn_together_share_mode_and_shape(
     gap = (tensor(folder, "stage_1") - tensor(alone, "stage_1")).abs().max()
     assert gap < 1e-3
     assert not torch.equal(tensor(folder, "stage_1", 0), tensor(folder, "stage_1", 1))
+
+
+@pytest.mark.parametrize("thresholding", [None, (0.6,), (0.6, 1.2)])
+@pytest.mark.parametrize("scheduler", ["ddpm", "dpmsolver++"])
+def test_the_scheduler_and_its_thresholding_are_those_of_diffusers(
+    tiny: Path, tmp_path: Path, scheduler: str, thresholding: tuple[float, ...] | None
+) -> None:
+    """As one sets them by hand, `from_config` of the pipeline's own; the upscaler's is left alone."""
+    plan = plan_of(tiny, PROMPT, seed=SEED, steps=5, negative_prompt=NEGATIVE,
+                   scheduler=scheduler, thresholding=thresholding)  # fmt: skip
+    first, second = (
+        load(IFPipeline, tiny / "stage_1"),
+        load(IFSuperResolutionPipeline, tiny / "stage_2"),
+    )
+    names = ("dynamic_thresholding_ratio", "sample_max_value")
+    own = dict(zip(names, thresholding or (), strict=False))
+    for pipeline in (first, second):
+        config = pipeline.scheduler.config
+        if scheduler == "ddpm":
+            pipeline.scheduler = DDPMScheduler.from_config(config, **own)
+        else:
+            pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
+                config, lambda_min_clipped=-5.1, **own
+            )
+    shared = texts(tiny) | {"num_inference_steps": 5, "output_type": "pt"}
+    small = first(**shared, generator=seeded()).images
+    middle = second(image=small, **shared, noise_level=250, generator=seeded()).images
+    large = upscaled(tiny, middle, steps=5)
+    folder = run_here(plan, tmp_path / "run")
+    assert_same(folder, {"stage_1": small[0], "stage_2": middle[0], "stage_3": large})
+    assert small.isfinite().all()
+
+
+class StyledByHand:
+    """DeepFloyd's mixing as two calls of the UNet, one for each text, in place of one."""
+
+    def __init__(self, unet: Any, style: torch.Tensor) -> None:
+        self._unet, self._style = unet, style
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._unet, name)
+
+    def __call__(self, sample: Any, t: Any, encoder_hidden_states: Any, **given: Any) -> Any:
+        negative = encoder_hidden_states[:1]
+        whole = torch.cat([negative, self._style])
+        real = self._unet.add_embedding.forward
+        self._unet.add_embedding.forward = lambda _texts: real(whole)
+        try:
+            prompt, own = (
+                self._unet(sample, t, encoder_hidden_states=torch.cat([negative, text]), **given)[0]
+                for text in (encoder_hidden_states[1:], self._style)
+            )
+        finally:
+            self._unet.add_embedding.forward = real
+        prompt[1, :3] = 0.85 * prompt[1, :3] + 0.15 * own[1, :3]
+        return (prompt,)
+
+
+@pytest.mark.parametrize("pins", [[], STREAMING], ids=["resident", "streamed"])
+def test_a_style_is_mixed_in_as_deepfloyds_package_does_it(
+    tiny: Path, tmp_path: Path, sources: dict[str, Path], pins: list[str]
+) -> None:
+    """A picture of three through the UNet is that of two calls with two; only sums are ordered anew."""
+    style = "a green square"
+    plan = plan_of(tiny, PROMPT, seed=SEED, steps=4, size=256, style_prompt=style, pins=pins,
+                   **of_mode(VARY, sources))  # fmt: skip
+    folder = run_here(plan, tmp_path / "run")
+    original, shared = Image.open(sources["image"]).convert("RGB"), texts(tiny)
+    first, second = (
+        load(IFImg2ImgPipeline, tiny / "stage_1"),
+        load(IFImg2ImgSuperResolutionPipeline, tiny / "stage_2"),
+    )
+    for pipeline in (first, second):
+        pipeline.unet = StyledByHand(pipeline.unet, texts(tiny, style)["prompt_embeds"])
+    small = first(
+        image=original, **shared, num_inference_steps=4, generator=seeded(), output_type="pt"
+    ).images
+    middle = second(
+        image=small, original_image=original, **shared, num_inference_steps=4,
+        generator=seeded(), output_type="pt",
+    ).images  # fmt: skip
+    for stage, expected in (("stage_1", small[0]), ("stage_2", middle[0])):
+        assert torch.allclose(tensor(folder, stage), expected, atol=2e-4), stage
+    plain = run_here(plan_of(tiny, PROMPT, seed=SEED, steps=4, size=64, **of_mode(VARY, sources)),
+                     tmp_path / "plain")  # fmt: skip
+    assert not torch.allclose(tensor(folder, "stage_1"), tensor(plain, "stage_1"), atol=1e-2)
+
+
+def test_a_style_alone_is_a_prompt(tiny: Path, tmp_path: Path, sources: dict[str, Path]) -> None:
+    """Without a prompt both texts are the style's, and nothing is mixed."""
+    own = of_mode(VARY, sources)
+    alone = plan_of(tiny, "", style_prompt=PROMPT, seed=SEED, steps=4, size=64, **own)
+    plain = plan_of(tiny, PROMPT, seed=SEED, steps=4, size=64, **own)
+    ours, theirs = (
+        tensor(run_here(plan, tmp_path / name), "stage_1")
+        for name, plan in (("alone", alone), ("plain", plain))
+    )
+    assert torch.equal(ours, theirs)
 
 
 # --- inpainting leaves what the mask leaves ---------------------------------------------------------

@@ -100,21 +100,16 @@ def test_the_outside_at_1024_is_no_further_from_the_input_than_the_round_trip(
     assert gaps[0] <= 1.05 * gaps[1]
 
 
-@pytest.mark.parametrize("size", [256, 1024])
-def test_upscaling_beats_bicubic(tmp_path: Path, size: int) -> None:
-    """A picture made four times smaller comes back nearer to the truth than by interpolation."""
-    truth = render([OTHER], size)[0]
-    side = size // FACTOR
+def test_upscaling_a_picture_made_smaller_beats_bicubic(tmp_path: Path) -> None:
+    """A quarter of 1024 pixels comes back nearer to the truth than by interpolation."""
+    truth = render([OTHER], 1024)[0]
+    side = 1024 // FACTOR
     small = functional.interpolate(truth[None], (side, side), mode="area")[0]
     file = to_file(small, tmp_path / "small.png")
-    options = {"size": size} if size == 256 else {}
-    result = lm.upscale(
-        file, plain_caption(OTHER), seed=1, watermark=False, out=tmp_path / "run", **options
-    )
+    result = lm.upscale(file, plain_caption(OTHER), seed=1, watermark=False, out=tmp_path / "run")
     enlarged = read_picture(result.images[0])
-    plain = functional.interpolate(small[None], (size, size), mode="bicubic")[0].clamp(-1, 1)
-    ours, bicubic = (psnr(picture, truth) for picture in (enlarged, plain))
-    assert ours > bicubic
+    plain = functional.interpolate(small[None], (1024, 1024), mode="bicubic")[0].clamp(-1, 1)
+    assert psnr(enlarged, truth) > psnr(plain, truth)
 
 
 def psnr(picture: torch.Tensor, truth: torch.Tensor) -> float:
