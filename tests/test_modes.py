@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,15 @@ from test_resume import Killable, killable, results  # noqa: F401  a fixture
 
 import lowmem_if as lm
 from lowmem_if.planning import catalog
+from lowmem_if.planning.ladder import RAM, changed_pixels, cheaper
+from lowmem_if.planning.locations import locate
 from lowmem_if.planning.modes import INPAINT, UPSCALE, VARY
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.planning.request import Request
+from lowmem_if.running.events import Event
 from lowmem_if.running.run_folder import RunFolder
 from lowmem_if.stages.super_resolution import SuperResolutionStage
+from lowmem_if.stages.tiles import blended
 
 PROMPT, NEGATIVE, SEED = "a red circle on white", "black", 3
 STREAMING = [f"{name}=stream" for name in ("text_encoder", "stage_1", "stage_2", "upscaler")]
@@ -217,6 +223,74 @@ def test_a_larger_picture_goes_through_the_upscaler_alone(
     folder = run_here(plan, tmp_path / "run")
     assert_same(folder, {"stage_3": upscaled(tiny, Image.open(image))})
     assert Image.open(folder.images[0]).size == (4 * width, 4 * height)
+
+
+@pytest.mark.parametrize(("width", "height"), [(81, 67), (3, 200), (300, 66)])
+def test_sides_that_the_upscaler_cannot_have_are_filled_up_and_cropped(
+    tiny: Path, tmp_path: Path, width: int, height: int
+) -> None:
+    """The result is four times the picture, to the pixel."""
+    image = noise(tmp_path / "own.png", width, height)
+    plan = plan_of(tiny, "", steps=1, **of_mode(UPSCALE, {"image": image}))
+    folder = run_here(plan, tmp_path / "run")
+    assert Image.open(folder.images[0]).size == (4 * width, 4 * height)
+
+
+def test_tiles_are_the_pipelines_own_pictures_blended(tiny: Path, tmp_path: Path) -> None:
+    """Each tile is what the pipeline makes of it alone; where only one covers, the picture is that."""
+    image = noise(tmp_path / "own.png", 100, 80)
+    plan = plan_of(tiny, PROMPT, seed=SEED, **of_mode(UPSCALE, {"image": image}))
+    steps = tuple(
+        replace(step, tile=64) if step.component == catalog.UPSCALER else step
+        for step in plan.steps
+    )
+    events: list[Event] = []
+    folder = run_here(replace(plan, steps=steps), tmp_path / "run", events.append)
+    whole = tensor(folder, "stage_3")
+    assert whole.shape == (3, 320, 400)
+    corner = upscaled(tiny, Image.open(image).crop((0, 0, 64, 64)))
+    assert torch.equal(whole[:, : 4 * 16, : 4 * 36], corner[:, : 4 * 16, : 4 * 36])
+    done = [e.done for e in events if (e.kind, e.component) == ("drawing", catalog.UPSCALER)]
+    assert done == list(range(1, 2 * 4 + 1))
+
+
+def test_tiles_of_the_truth_make_the_truth() -> None:
+    """Blending weighs to one everywhere: tiles that agree leave no seam."""
+    picture = torch.rand(3, 4 * 72, 4 * 132)
+    made = blended(132, 72, 64, factor=4, draw=lambda _number, box: picture[
+        :, 4 * box.upper : 4 * box.lower, 4 * box.left : 4 * box.right
+    ])  # fmt: skip
+    assert torch.allclose(made, picture, atol=1e-6)
+
+
+def test_a_picture_that_does_not_fit_whole_is_cut_no_smaller_than_it_must(
+    tiny: Path, tmp_path: Path
+) -> None:
+    """The largest tiles with room are planned, and the reason says so; short of RAM they get smaller."""
+    image = noise(tmp_path / "own.png", 800, 600)
+    request = Request((PROMPT,), cascade="if-m", seed=(1,), **of_mode(UPSCALE, {"image": image}))
+    machine = replace(CPU, ram_bytes=24 * 10**9)
+    large = make_plan(machine, request).step(catalog.UPSCALER)
+    assert large.tile == 256
+    assert "in tiles of 256 pixels" in large.reason
+    small = make_plan(replace(machine, ram_bytes=4 * 10**9), request).step(catalog.UPSCALER)
+    assert 0 < small.tile < 256
+    assert small.predicted.ram_bytes < 4 * 10**9
+    part = locate("if-m").cascade.parts[catalog.UPSCALER]
+    lower = cheaper(large, machine, part, short_of=RAM)
+    assert lower is not None
+    assert lower.tile == 128
+    assert "tiles of 128" in changed_pixels(large, lower)
+
+
+def test_a_finished_picture_does_not_tell_where_its_source_lay(
+    tiny: Path, tmp_path: Path, sources: dict[str, Path]
+) -> None:
+    """Its metadata names the file, not the folders of whoever drew it."""
+    folder = run_here(plan_of(tiny, PROMPT, size=64, steps=4, **of_mode(INPAINT, sources)),
+                      tmp_path / "run")  # fmt: skip
+    request = json.loads(Image.open(folder.images[0]).text["request"])
+    assert [request[kind]["path"] for kind in ("image", "mask")] == ["own.png", "mask.png"]
 
 
 def test_a_text_in_another_aspect_is_the_pipelines_width_and_height(

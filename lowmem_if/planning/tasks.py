@@ -81,9 +81,10 @@ class ImageTask:
     def stages(self) -> tuple[str, ...]:
         """The components that draw this picture, in order."""
         if self.mode == UPSCALE and self.image:
-            if min(self.image.width, self.image.height) > _SMALL_SIDE:
-                return (UPSCALER,)
-            return catalog.SIZES[self.size][1:]
+            # The upscaler takes whatever stage 2 never saw, long strips among it.
+            small = min(self.image.width, self.image.height) <= _SMALL_SIDE
+            strip = self.image.aspect > _LARGEST_ASPECT
+            return catalog.SIZES[self.size][1:] if small and not strip else (UPSCALER,)
         return catalog.SIZES[self.size]
 
     @property
@@ -217,7 +218,7 @@ def _check_enlarging(task: ImageTask) -> None:
     pixels = image.width * image.height
     if task.stages == (UPSCALER,) and task.size != max(catalog.SIZES):
         raise PictureError(
-            f"{image.path} is {image.size}: stage 2 enlarges what is up to {_SMALL_SIDE} pixels; "
+            f"{image.path} is {image.size}: stage 2 enlarges up to {_SMALL_SIDE} pixels, no strips; "
             f"without a size the upscaler makes it {FACTOR * image.width}x{FACTOR * image.height}"
         )
     if pixels * FACTOR**2 > _LARGEST_RESULT:

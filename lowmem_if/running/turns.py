@@ -328,6 +328,8 @@ class _Turn:
     def _description(self, task: ImageTask) -> dict[str, object]:
         """What a finished picture says about itself; nothing in it changes when a run is continued."""
         plan = self._folder.plan.to_json()
+        for source in filter(None, (plan["request"][kind] for kind in KINDS)):
+            source["path"] = Path(source["path"]).name  # where it lay is nobody's business
         return {
             "prompt": task.prompt,
             "seed": task.seed,
