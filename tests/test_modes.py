@@ -30,6 +30,7 @@ from test_resume import Killable, killable, results  # noqa: F401  a fixture
 
 import lowmem_if as lm
 from lowmem_if.planning import catalog
+from lowmem_if.planning.jobs import jobs_of
 from lowmem_if.planning.ladder import RAM, changed_pixels, cheaper
 from lowmem_if.planning.locations import locate
 from lowmem_if.planning.modes import INPAINT, UPSCALE, VARY
@@ -276,8 +277,9 @@ def test_a_picture_that_does_not_fit_whole_is_cut_no_smaller_than_it_must(
     small = make_plan(replace(machine, ram_bytes=4 * 10**9), request).step(catalog.UPSCALER)
     assert 0 < small.tile < 256
     assert small.predicted.ram_bytes < 4 * 10**9
-    part = locate("if-m").cascade.parts[catalog.UPSCALER]
-    lower = cheaper(large, machine, part, short_of=RAM)
+    cascade = locate("if-m").cascade
+    jobs = jobs_of(request, cascade, catalog.UPSCALER)
+    lower = cheaper(large, machine, cascade.parts[catalog.UPSCALER], jobs, short_of=RAM)
     assert lower is not None
     assert lower.tile == 128
     assert "tiles of 128" in changed_pixels(large, lower)
