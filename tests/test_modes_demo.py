@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import numpy
@@ -11,11 +12,14 @@ from PIL import Image
 from torch.nn import functional
 
 import lowmem_if as lm
+from lowmem_if.cli import main
 from lowmem_if.planning.tasks import FACTOR
+from lowmem_if.running.run_folder import RunFolder
 from training.judge import look, mark
 from training.pictures import read_picture
 from training.scenes import Scene, Thing, plain_caption, render
 
+ROOT = Path(__file__).parents[1]
 CIRCLE = Thing("circle", "red", "", "", 0.5, 0.5, 0.22)
 OWN = Scene("blue", (CIRCLE,))
 OTHER = Scene("yellow", (Thing("star", "green", "", "", 0.5, 0.5, 0.22),))
@@ -115,3 +119,30 @@ def test_upscaling_a_picture_made_smaller_beats_bicubic(tmp_path: Path) -> None:
 def psnr(picture: torch.Tensor, truth: torch.Tensor) -> float:
     """In decibels, of pictures in [-1, 1]."""
     return float(10 * torch.log10(4 / (picture - truth).square().mean()))
+
+
+def readme_commands() -> list[list[str]]:
+    """The lines of README.md that begin with a picture."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = (
+        line.split("lowmem-if ", 1)[-1] for line in text.splitlines() if line.startswith("    ")
+    )
+    return [shlex.split(line) for line in lines if line.startswith(("vary", "inpaint", "upscale"))]
+
+
+@pytest.mark.parametrize("command", readme_commands(), ids=lambda command: command[0])
+def test_the_commands_of_the_readme_draw_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    """As they stand there, but small and with a step or two."""
+    monkeypatch.chdir(ROOT)
+    less = ["--steps", "2"] if command[0] == "upscale" else ["--steps", "2", "--size", "64"]
+    assert main([*command, *less, "--device", "cpu", "--out", str(tmp_path / "run")]) == 0
+    assert len(RunFolder.open(tmp_path / "run").images) == 1
+
+
+def test_the_readme_shows_every_mode() -> None:
+    """Each has a command of its own, and a picture that is there and small."""
+    assert [command[0] for command in readme_commands()] == ["vary", "inpaint", "vary", "upscale"]
+    for name in ("vary", "inpaint", "style", "upscale"):
+        assert 0 < (ROOT / "docs" / f"{name}.png").stat().st_size < 60_000
