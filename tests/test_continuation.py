@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from runs import CPU, kinds, plan_of, run_here
 from safetensors.torch import load_file
 
@@ -101,6 +102,19 @@ def test_pictures_can_be_taken_on_twice(source: RunFolder, large: Path, tmp_path
     assert_same(folder.path, 0, large, 3, "stage_2", "stage_3")
     later = continued(middle.reload(), [1], 256, CPU)
     assert kinds(finish(later), "saved") == [STAGE_2, FINISH]
+
+
+def test_pictures_of_the_user_go_along(tiny: Path, tmp_path: Path) -> None:
+    """A varied picture goes on in a new folder when the picture it began with is long gone."""
+    own = tmp_path / "own.png"
+    Image.linear_gradient("L").resize((48, 48)).convert("RGB").save(own)
+    asked = {"mode": "vary", "image": own, "strength": 0.5, "seed": 5}
+    whole = run_here(plan_of(tiny, size=256, **asked), tmp_path / "whole").path
+    source = run_here(plan_of(tiny, size=64, **asked), tmp_path / "small")
+    own.unlink()
+    folder = continued(source, [0], 256, CPU, tmp_path / "chosen")
+    assert kinds(finish(folder), "started") == [STAGE_2, FINISH]
+    assert_same(folder.path, 0, whole, 0, "stage_1", "stage_2")
 
 
 def test_a_run_killed_before_it_was_taken_on_is_the_old_one(source: RunFolder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,6 +17,7 @@ from lowmem_if.running import gallery
 from lowmem_if.running.events import Event
 from lowmem_if.running.gallery import GalleryKeeper, write_gallery
 from lowmem_if.running.run_folder import RunFolder
+from lowmem_if.running.scheduler import resume
 
 STRANGE = "</script><b>a 'red' \"circle\"</b> & دائرة 🟥 {braces} <img src=x onerror=alert(1)>"
 VOID = {"meta", "input", "img"}
@@ -157,3 +159,15 @@ def test_a_page_can_be_had_of_any_run(
     assert main(["gallery", str(folder.path)]) == 0
     assert capsys.readouterr().out.strip() == str(folder.path / "gallery.html")
     assert main(["gallery", str(tmp_path)]) == 1
+
+
+def test_a_finished_batch_is_read_back_without_writing(tiny: Path, tmp_path: Path) -> None:
+    """A page as new as the run is left alone, one that is older is written."""
+    folder = run_here(plan_of(tiny, size=64), tmp_path / "run")
+    page = write_gallery(folder)
+    made = page.stat().st_mtime_ns
+    resume(folder.path)
+    assert page.stat().st_mtime_ns == made
+    os.utime(page, ns=(0, 0))
+    resume(folder.path)
+    assert page.stat().st_mtime_ns > made

@@ -126,6 +126,8 @@ class Request:
         _check_prompts((*self.prompts, self.negative_prompt, self.style_prompt))
         if not self.prompts and not self.lines:
             raise RequestError("the prompt is empty: say what the picture should show")
+        if not all(isinstance(line, Line) for line in self.lines):
+            raise RequestError("lines must be of the class Line; `batch` makes them of tables")
         if self.prompts and self.lines:
             raise RequestError("prompts and lines exclude each other: give one of them")
 

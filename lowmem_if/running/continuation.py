@@ -7,12 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from lowmem_if.errors import RunFolderError
+from lowmem_if.planning.catalog import IMAGE_STAGES, TEXT_ENCODER
 from lowmem_if.planning.machine import Machine
 from lowmem_if.planning.picks import alone, among_others, picked
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.planning.strategies import parse_pin
 from lowmem_if.planning.tasks import ImageTask
 from lowmem_if.running.run_folder import RunFolder, writing
+from lowmem_if.running.sources import KINDS
+from lowmem_if.weights.atomic import write_bytes
 
 
 def continued(
@@ -44,11 +47,13 @@ def continued(
     plan = _keeping(source.plan, make_plan(machine, asked, prefer=source.plan.prefer, pins=pins))
     if out is None:
         return _taken_on(source, plan, picks)
+    _copy_sources(source, picks, out)
     folder = RunFolder.for_plan(out, plan)
     with folder.locked():
         for task, old in zip(folder.plan.request.tasks, picks, strict=True):
             _copy(source, old, folder, task)
-        folder.inherit(source)
+        drawn = {stage for task in picks for stage in task.stages}
+        folder.inherit(source, [TEXT_ENCODER, *(s for s in IMAGE_STAGES if s in drawn)])
     return folder.reload()
 
 
@@ -67,6 +72,17 @@ def _taken_on(folder: RunFolder, plan: Plan, picks: Sequence[ImageTask]) -> RunF
                 folder.image_file(task).unlink(missing_ok=True)
         folder.take_on(plan)
     return folder.reload()
+
+
+def _copy_sources(source: RunFolder, picks: Sequence[ImageTask], out: Path) -> None:
+    """The user's own pictures, which may be gone from where they were, into an empty folder."""
+    files = [source.source_file(t, kind) for t in picks for kind in KINDS if getattr(t, kind)]
+    with writing(out):
+        if not files or (out.is_dir() and any(out.iterdir())):
+            return
+        (out / files[0].parent.name).mkdir(parents=True, exist_ok=True)
+        for file in files:
+            write_bytes(out / file.parent.name / file.name, file.read_bytes())
 
 
 def _copy(source: RunFolder, old: ImageTask, target: RunFolder, new: ImageTask) -> None:

@@ -68,6 +68,15 @@ def has_gallery(folder: RunFolder) -> bool:
     return bool(folder.plan.request.lines) or (folder.path / GALLERY).is_file()
 
 
+def is_stale(folder: RunFolder) -> bool:
+    """Whether the page is not there, or the run went on after it was written."""
+    try:
+        written = (folder.path / GALLERY).stat().st_mtime_ns
+    except FileNotFoundError:
+        return True
+    return written < folder.changed_ns
+
+
 def _make_thumbnail(folder: RunFolder, task: ImageTask) -> None:
     """Make the thumbnail of a large finished picture, unless it is there and no older."""
     picture, thumbnail = folder.image_file(task), folder.thumbnail_file(task)

@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import metadata
@@ -166,6 +166,11 @@ class RunFolder:
         return RunFolder.open(self.path)
 
     @property
+    def changed_ns(self) -> int:
+        """When the record was last written, in nanoseconds since the epoch."""
+        return (self.path / _RECORD).stat().st_mtime_ns
+
+    @property
     def complete(self) -> bool:
         done = all(step["status"] == "done" for step in self._record["steps"].values())
         return done and len(self.images) == len(self.plan.request.tasks)
@@ -256,11 +261,11 @@ class RunFolder:
         self._record["steps"] = steps | done
         self._save()
 
-    def inherit(self, source: RunFolder) -> None:
-        """Count as done, with what it took, what was done where results were copied from."""
-        for component, step in source._record["steps"].items():
-            if component != FINISH and component in self._record["steps"]:
-                self._record["steps"][component] = step
+    def inherit(self, source: RunFolder, components: Iterable[str]) -> None:
+        """Count these as done, with what they took where their results were copied from."""
+        for component in components:
+            if component in self._record["steps"] and not self.is_done(component):
+                self._record["steps"][component] = source._record["steps"][component]
                 if identity := source._record["weights"].get(component):
                     self._record["weights"][component] = identity
         self._save()

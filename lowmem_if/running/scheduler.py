@@ -24,7 +24,7 @@ from lowmem_if.planning.locations import locate
 from lowmem_if.planning.plan import Plan, Step
 from lowmem_if.planning.strategies import STREAM
 from lowmem_if.running.events import Event, Report, ignore
-from lowmem_if.running.gallery import GalleryKeeper, has_gallery
+from lowmem_if.running.gallery import GalleryKeeper, has_gallery, is_stale
 from lowmem_if.running.run_folder import RunFolder, writing
 
 WORKER = ("-P", "-m", "lowmem_if.running.worker")
@@ -90,7 +90,7 @@ def continue_run(
         with folder.locked() as lock:
             _work(folder.reload(), keeper or report, lock, preview_every)
         folder = folder.reload()
-    if keeper:
+    if keeper and is_stale(folder):
         keeper.write()
     steps = tuple(
         StepResult(step, folder.measured(step.component) or {}) for step in folder.plan.steps
