@@ -25,7 +25,7 @@ from lowmem_if.planning.request import Request
 from lowmem_if.planning.strategies import BALANCED, EXACT, parse_pins
 from lowmem_if.planning.units import format_bytes
 from lowmem_if.report.progress import RunProgress, bytes_progress
-from lowmem_if.report.tables import console, print_machine, print_plan, print_run
+from lowmem_if.report.tables import console, print_machine, print_plan, print_rehearsal, print_run
 from lowmem_if.running.generate import new_folder, with_begun_seed
 from lowmem_if.running.run_folder import RunFolder, library_versions
 from lowmem_if.running.scheduler import RunResult, continue_run
@@ -338,6 +338,41 @@ def _remove_copies(cascade: str, revision: str) -> None:
         f"{format_bytes(freed)} of bfloat16 copies are" if freed else "no copy was there to be"
     )
     typer.echo(f"{cascade}: {removed} removed")
+
+
+@app.command("rehearse")
+def _rehearse(
+    cascade: Annotated[str, typer.Argument(metavar="CASCADE")],
+    folder: Annotated[
+        Path | None, typer.Option(help="Keep the made-up weights here for the next time.")
+    ] = None,
+    size: Size = 1024,
+    steps: Annotated[int, typer.Option(min=2, max=50, help="Of each stage.")] = 3,
+    device: Device = "auto",
+    ram: Ram = None,
+    vram: Vram = None,
+    pin: Pins = None,
+    prefer: Prefer = EXACT,
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="One line a step.")] = False,
+) -> None:
+    """Run a few steps of everything with made-up weights; say what the real thing will take."""
+    from lowmem_if.running.calibrating import keep
+    from lowmem_if.running.rehearsal import rehearse
+
+    machine, _ = choose_machine(device=device, ram=ram, vram=vram)
+    request = Request(("a rehearsal",), cascade=cascade, seed=(1,), size=size)
+    with RunProgress(console(sys.stderr), quiet=quiet) as progress:
+        result = rehearse(
+            request, machine, prefer=prefer, pins=parse_pins(pin or ()), folder=folder, steps=steps,
+            report=progress,
+        )  # fmt: skip
+    rates = result.plan.machine.speeds
+    keep(machine, rates)
+    if as_json:
+        _print_json(asdict(result))
+    else:
+        print_rehearsal(result, console(sys.stdout))
 
 
 @app.command("synthesize")

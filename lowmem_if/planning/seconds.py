@@ -73,6 +73,14 @@ def predict_seconds(
     return round(_BUILD_S + work.loading() + work.passes() + work.pictures(), 1)
 
 
+def cast_bytes_per_s(module: Module, setting: Setting, rates: Rates) -> float:
+    """Of a cached file; what holds the right type already is copied, or used in place by a CPU."""
+    on_file = "bfloat16" if module.is_bfloat16 else "float16"
+    if on_file != setting.storage:
+        return rates.cached_bytes
+    return inf if setting.device == "cpu" else _COPIES * rates.cached_bytes
+
+
 @dataclass(frozen=True, slots=True)
 class _Work:
     part: Part
@@ -181,11 +189,7 @@ class _Work:
         return max(compute, disk + (bytes_ - uncached) / self._cast_bytes(), bus)
 
     def _cast_bytes(self) -> float:
-        """Of a cached file, a second; what holds the right type already is copied, or used in place."""
-        on_file = "bfloat16" if self._large.is_bfloat16 else "float16"
-        if on_file != self.setting.storage:
-            return self.rates.cached_bytes
-        return inf if self._place == CPU else _COPIES * self.rates.cached_bytes
+        return cast_bytes_per_s(self._large, self.setting, self.rates)
 
     def pictures(self) -> float:
         """What comes once for each picture: the autoencoder, and a file."""

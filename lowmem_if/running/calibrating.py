@@ -40,6 +40,7 @@ _VAE = "vae"
 
 Report = Callable[[str], None]
 Work = Callable[[], object]
+Clock = Callable[[], float]
 
 
 def calibrate(machine: Machine, report: Report = lambda _what: None) -> Rates:
@@ -48,29 +49,40 @@ def calibrate(machine: Machine, report: Report = lambda _what: None) -> Rates:
     Raises:
         DeviceError: the constants cannot be kept.
     """
+    rates = measure(machine, report)
+    keep(machine, rates)
+    return rates
+
+
+def measure(
+    machine: Machine, report: Report = lambda _what: None, clock: Clock = time.perf_counter
+) -> Rates:
+    """The machine's constants as they are now.
+
+    Args:
+        clock: what seconds are counted with; `time.process_time` on a machine that others use, too.
+    """
     device = machine.device
     wake(device)
     assumed = machine.speeds
     with torch.no_grad(), _weight_file(report) as file:
         report("reading and casting")
-        disk, cached, fill = _reading(file, DTYPES[_cpu_dtype(machine)])
+        disk, cached, fill = _reading(file, DTYPES[_cpu_dtype(machine)], clock)
         bus = pageable = fill
         if device not in ("cpu", "mps"):
             report("the bus")
-            bus, pageable = _bus(device)
-        rates = Rates(
+            bus, pageable = _bus(device, clock)
+        return Rates(
             disk_bytes=disk,
             cached_bytes=cached,
             fill_bytes=fill,
             bus_bytes=bus,
             pageable_bytes=pageable,
-            launch_s=_launch_seconds(device),
+            launch_s=_launch_seconds(device, clock),
             start_s=assumed.start_s,
-            paces=tuple(_paces(machine, report)),
+            paces=tuple(_paces(machine, report, clock)),
             origin=f"measured here on {time.strftime('%Y-%m-%d')}",
         )
-    keep(machine, rates)
-    return rates
 
 
 def keep(machine: Machine, rates: Rates) -> None:
@@ -126,7 +138,7 @@ def _scratch() -> Path:
     return folder
 
 
-def _reading(file: Path, dtype: torch.dtype) -> tuple[float, float, float]:
+def _reading(file: Path, dtype: torch.dtype, clock: Clock) -> tuple[float, float, float]:
     """(cold, cached, cached into fresh memory): bytes a second of the file, the last of the result."""
     with Checkpoint((file,)) as checkpoint:
         names = [str(number) for number in range(_PIECES)]
@@ -152,7 +164,7 @@ def _reading(file: Path, dtype: torch.dtype) -> tuple[float, float, float]:
             disk, cached, filled = (
                 size * done / seconds
                 for size, (done, seconds) in zip(
-                    sizes, [_each(names, work) for work in (cold, cast, fill)], strict=True
+                    sizes, [_each(names, work, clock) for work in (cold, cast, fill)], strict=True
                 )
             )
         finally:
@@ -160,14 +172,14 @@ def _reading(file: Path, dtype: torch.dtype) -> tuple[float, float, float]:
         return disk, cached, filled
 
 
-def _each(names: list[str], work: Callable[[str], None]) -> tuple[int, float]:
+def _each(names: list[str], work: Callable[[str], None], clock: Clock) -> tuple[int, float]:
     """(pieces, seconds) of work on pieces, until its time is over."""
-    begun = time.perf_counter()
+    begun = clock()
     for done, name in enumerate(names, start=1):
         work(name)
-        if time.perf_counter() - begun > 2 * _SHARE_S:
-            return done, time.perf_counter() - begun
-    return len(names), time.perf_counter() - begun
+        if clock() - begun > 2 * _SHARE_S:
+            return done, clock() - begun
+    return len(names), clock() - begun
 
 
 def _forget(file: Path) -> None:
@@ -181,62 +193,62 @@ def _forget(file: Path) -> None:
 # --- computing
 
 
-def _bus(device: str) -> tuple[float, float]:
+def _bus(device: str, clock: Clock) -> tuple[float, float]:
     """Bytes a second to an accelerator from (pinned, pageable) memory; the same where none can pin."""
     size = 64 * 2**20
     target = torch.empty(size, dtype=torch.uint8, device=device)
     plain = torch.ones(size, dtype=torch.uint8)
-    pageable = size / _seconds(lambda: target.copy_(plain), device)
+    pageable = size / _seconds(lambda: target.copy_(plain), device, clock)
     try:
         pinned = plain.pin_memory()
     except RuntimeError:
         return pageable, pageable
-    return size / _seconds(lambda: target.copy_(pinned, non_blocking=True), device), pageable
+    return size / _seconds(lambda: target.copy_(pinned, non_blocking=True), device, clock), pageable
 
 
-def _launch_seconds(device: str) -> float:
+def _launch_seconds(device: str, clock: Clock) -> float:
     """What a pass takes if nothing in it takes any time."""
     numbers = torch.ones(1, 8, device=device)
     layers = torch.nn.Sequential(*[torch.nn.Linear(8, 8) for _ in range(100)]).to(device)
-    return _seconds(lambda: layers(numbers), device) / 100 * _LAUNCHES
+    return _seconds(lambda: layers(numbers), device, clock) / 100 * _LAUNCHES
 
 
-def _paces(machine: Machine, report: Report) -> Iterator[Pace]:
+def _paces(machine: Machine, report: Report, clock: Clock) -> Iterator[Pace]:
     """Of every component in the type it computes in, on the accelerator and on the CPU."""
     device, dtype = machine.device, machine.compute_dtype
     place = CPU if machine.kind == "cpu" else ACCELERATOR
     for component, blocks in _BLOCKS.items():
         report(f"computing: {component.replace('_', ' ')}")
         own = "float32" if component == _VAE else dtype
-        yield Pace(place, own, component, _pace(blocks, device, own))
+        yield Pace(place, own, component, _pace(blocks, device, own, clock))
     for where, on, kind in {
         (place, device, dtype),
         (place, device, "float32"),
         (CPU, "cpu", "float32"),
     }:
         report(f"computing: {kind} on {where}")
-        yield Pace(where, kind, ANY, _pace(_BLOCKS[catalog.STAGE_1], on, kind))
+        yield Pace(where, kind, ANY, _pace(_BLOCKS[catalog.STAGE_1], on, kind, clock))
 
 
-def _pace(blocks: tuple[_Block, ...], device: str, dtype: str) -> float:
+def _pace(blocks: tuple[_Block, ...], device: str, dtype: str, clock: Clock) -> float:
     """Operations a second over all blocks, each weighing what it does in the network."""
     operations = seconds = 0.0
     for block in blocks:
-        taken = _seconds(block.work(device, DTYPES[dtype]), device, _SHARE_S / len(blocks))
+        taken = _seconds(block.work(device, DTYPES[dtype]), device, clock, _SHARE_S / len(blocks))
         operations += block.share
         seconds += block.share * taken / block.flops
     return operations / seconds
 
 
-def _seconds(work: Work, device: str, share_s: float = _SHARE_S / 4) -> float:
+def _seconds(work: Work, device: str, clock: Clock, share_s: float = _SHARE_S / 4) -> float:
     """Of one piece of work: the quickest, for what else the machine does only ever slows it."""
-    best, begun = float("inf"), time.perf_counter()
-    while best == float("inf") or time.perf_counter() - begun < share_s:
-        start = time.perf_counter()
+    best, begun = float("inf"), clock()
+    while best == float("inf") or clock() - begun < share_s:
+        start = clock()
         work()
         if device != "cpu":
             torch.accelerator.synchronize(device)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, clock() - start)
     return best
 
 
