@@ -2,8 +2,8 @@
 
     python -m bench.predictions [--only NAME...] [--weights DIR]
 
-Each row is one component's turn in a run: what the plan said before, and what was measured. Constants are
-measured first, in the same process's way: processor seconds of one thread, for other work on the machine
+Each row is one component's turn in a run: what the plan said before, and what was measured. Constants
+are measured first, and in the same way: processor seconds of one thread, for other work on the machine
 does not count in them, with files in the system's cache.
 """
 
@@ -200,7 +200,7 @@ def section(lines: Sequence[dict[str, Any]]) -> str:
         f"- {last['cpu']}, one thread, computing on the CPU; {versions}; {last['date']}",
         "- made-up weights of the published sizes, in the system's cache; unguided; seconds are the "
         "processor's, of a component's whole turn, for others worked on the machine meanwhile",
-        "- constants measured just before by what `probe --calibrate` does (`python -m bench.predictions`)",
+        "- constants measured just before, as `probe --calibrate` does (`python -m bench.predictions`)",
         f"- peak anonymous memory, predicted to measured: {min(memory):.2f} to {max(memory):.2f}; "
         f"seconds: {min(times):.2f} to {max(times):.2f}",
         "", *rows,

@@ -24,6 +24,7 @@ from lowmem_if.planning.profiles import choose_machine
 from lowmem_if.planning.request import Request
 from lowmem_if.planning.strategies import BALANCED, EXACT, parse_pins
 from lowmem_if.planning.units import format_bytes
+from lowmem_if.report.picture import write_picture
 from lowmem_if.report.progress import RunProgress, bytes_progress
 from lowmem_if.report.tables import console, print_machine, print_plan, print_rehearsal, print_run
 from lowmem_if.running.generate import new_folder, with_begun_seed
@@ -243,10 +244,17 @@ def _resume(
 
 @app.command("show")
 def _show(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN")], as_json: Json = False
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN")],
+    plot: Annotated[
+        bool, typer.Option("--plot", help="Also draw memory over time into RUN/memory.png.")
+    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Predicted against measured, per step, of a run folder."""
     folder = RunFolder.open(run_folder)
+    if plot:
+        write_picture(folder, picture := run_folder / "memory.png")
+        _say(f"memory over time: {picture}")
     if as_json:
         _print_json(_run_json(folder))
     else:
