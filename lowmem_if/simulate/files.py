@@ -11,9 +11,9 @@ from unittest.mock import patch
 
 import torch
 
-from lowmem_if.simulate.ledger import MAPPED
+from lowmem_if.simulate.ledger import MAPPED, UNTOUCHED
 from lowmem_if.simulate.tracing import Trace
-from lowmem_if.weights import filling, reading, streaming
+from lowmem_if.weights import filling, reading, skeletons, streaming
 from lowmem_if.weights.checkpoint import Checkpoint, Stored
 from lowmem_if.weights.reading import Reader
 from lowmem_if.weights.skeletons import Slot
@@ -35,12 +35,20 @@ def unread_files(trace: Trace) -> Iterator[None]:
     def read(_reader: Reader, stored: Stored, out: torch.Tensor, _first: int = 0) -> None:
         trace.moved[FILE, "cpu"] += out.numel() * stored.dtype.itemsize
 
+    @contextlib.contextmanager
+    def init_empty_weights() -> Iterator[None]:
+        # The libraries make each weight and leave it at once, untouched: no page of it is ever there.
+        with trace.ledger.entering(UNTOUCHED), skeletons_init():
+            yield
+
+    skeletons_init = skeletons.init_empty_weights
     with contextlib.ExitStack() as patches:
         for owner, name, substitute in (
             (Checkpoint, "view", view),
             (Checkpoint, "drop_cache", lambda _checkpoint, _stored: None),
             (reading, "_bytes_of", lambda _flat: memoryview(b"")),
             (Reader, "read", read),
+            (skeletons, "init_empty_weights", init_empty_weights),
             (filling, "_in_parallel", _one_by_one),
             (streaming, "threading", _NO_THREADS),
             (Streamed, "_wait_for", _bring_now),

@@ -15,8 +15,10 @@ import torch
 
 from lowmem_if.planning import catalog
 from lowmem_if.planning.configurations import read_config
+from lowmem_if.planning.footprint_table import FUSED
 from lowmem_if.planning.locations import DEMO_FOLDER
 from lowmem_if.simulate.accelerator import DEVICE, dry_run
+from lowmem_if.simulate.tracing import Trace
 from lowmem_if.weights.published import Network, networks
 from lowmem_if.weights.skeletons import owner_of, place
 
@@ -92,17 +94,22 @@ def _networks(cascade: str) -> dict[str, tuple[Network, ...]]:
     }
 
 
-def simulate_pass(known: Known, *, item_bytes: int, batch: int, kernel: str, tiled: bool) -> Pass:
+def simulate_pass(
+    known: Known, *, item_bytes: int, batch: int, kernel: str = FUSED, tiled: bool = False
+) -> Pass:
     """One pass of a network over `batch` pictures or texts, its numbers `item_bytes` wide."""
-    dtype = _DTYPES[item_bytes]
     with dry_run(kernel=kernel) as trace:
-        module = _resident(known.network, dtype)
-        run = _run_of(known, module, dtype, batch, tiled=tiled)
-        account = trace.ledger.account(DEVICE)
-        trace.ledger.begin_phase()
-        weights, trace.flops = account.now, 0
-        run()
-        return Pass(account.most - weights, trace.flops)
+        run = prepared(known, _DTYPES[item_bytes], batch=batch, device=DEVICE, tiled=tiled)
+        return traced(trace, DEVICE, run)
+
+
+def traced(trace: Trace, place: str, run: Callable[[], object]) -> Pass:
+    """What calling `run` takes beside what is there already, in one place of the trace's ledger."""
+    account = trace.ledger.account(place)
+    trace.ledger.begin_phase()
+    before, trace.flops = account.now, 0
+    run()
+    return Pass(account.most - before, trace.flops)
 
 
 def largest_layer_bytes(network: Network, *, item_bytes: int) -> int:
@@ -112,47 +119,61 @@ def largest_layer_bytes(network: Network, *, item_bytes: int) -> int:
     return item_bytes * numbers
 
 
-def _resident(network: Network, dtype: torch.dtype) -> Any:
+def prepared(
+    known: Known,
+    dtype: torch.dtype,
+    *,
+    batch: int,
+    device: str,
+    tiled: bool = False,
+    side: int | None = None,
+) -> Callable[[], object]:
+    """What calls the network once, as its pipeline does; weights and inputs are on the device.
+
+    Args:
+        side: of the picture or latents, where it is not to be that of the pipelines.
+    """
+    module, place = _resident(known.network, dtype, device), {"dtype": dtype, "device": device}
+    if known.folder == "unet":
+        return _unet_pass(known, module, GUIDED * batch, side, place)
+    if known.folder == "vae":
+        module.enable_slicing()
+        if tiled:
+            module.enable_tiling()
+        side = side or _LATENT_SIDE
+        latents = torch.randn(batch, 4, side, side, **place)
+        return lambda: module.decode(latents, return_dict=False)[0]
+    if known.component == catalog.FINISH:
+        side = module.config.vision_config.image_size
+        pixels = torch.randn(batch, 3, side, side, **place)
+        return lambda: module.vision_model(pixels)[1]
+    ids = torch.ones(batch, catalog.MAX_TOKENS, dtype=torch.int64, device=device)
+    mask = torch.ones_like(ids)
+    return lambda: module(ids, attention_mask=mask)[0]
+
+
+def _resident(network: Network, dtype: torch.dtype, device: str) -> Any:
     module: Any = network.skeleton().eval()
     names: dict[torch.nn.Parameter, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)
     for parameter, its_names in names.items():
-        place(module, its_names, torch.empty(parameter.shape, dtype=dtype, device=DEVICE))
+        place(module, its_names, torch.zeros(parameter.shape, dtype=dtype, device=device))
     for name, buffer in list(module.named_buffers()):
         owner, leaf = owner_of(module, name)
-        owner._buffers[leaf] = torch.zeros(buffer.shape, dtype=buffer.dtype, device=DEVICE)
+        owner._buffers[leaf] = torch.zeros(buffer.shape, dtype=buffer.dtype, device=device)
     return module
 
 
-def _run_of(
-    known: Known, module: Any, dtype: torch.dtype, batch: int, *, tiled: bool
-) -> Callable[[], Any]:
-    """What calls the module once, as its pipeline does."""
-    if known.folder == "unet":
-        return _unet_pass(known, module, dtype, GUIDED * batch)
-    if known.folder == "vae":
-        module.enable_slicing()
-        if tiled:
-            module.enable_tiling()
-        latents = torch.randn(batch, 4, _LATENT_SIDE, _LATENT_SIDE, dtype=dtype, device=DEVICE)
-        return lambda: module.decode(latents, return_dict=False)[0]
-    if known.component == catalog.FINISH:
-        side = module.config.vision_config.image_size
-        pixels = torch.randn(batch, 3, side, side, dtype=dtype, device=DEVICE)
-        return lambda: module.vision_model(pixels)[1]
-    ids = torch.ones(batch, catalog.MAX_TOKENS, dtype=torch.int64, device=DEVICE)
-    return lambda: module(ids, attention_mask=torch.ones_like(ids))[0]
-
-
-def _unet_pass(known: Known, unet: Any, dtype: torch.dtype, pairs: int) -> Callable[[], Any]:
-    config = unet.config
-    side = _LATENT_SIDE if known.component == catalog.UPSCALER else config.sample_size
+def _unet_pass(
+    known: Known, unet: Any, pairs: int, side: int | None, place: dict[str, Any]
+) -> Callable[[], object]:
+    config, device = unet.config, place["device"]
+    side = side or (_LATENT_SIDE if known.component == catalog.UPSCALER else config.sample_size)
     width = config.encoder_hid_dim or config.cross_attention_dim
-    shape = pairs, config.in_channels, side, side
-    picture = torch.randn(shape, dtype=dtype, device=DEVICE)
-    words = torch.randn(pairs, catalog.MAX_TOKENS, width, dtype=dtype, device=DEVICE)
-    time = torch.tensor(500, device=DEVICE)
+    picture = torch.randn(pairs, config.in_channels, side, side, **place)
+    words = torch.randn(pairs, catalog.MAX_TOKENS, width, **place)
+    time = torch.tensor(500, device=device)
     labelled = config.class_embed_type or config.num_class_embeds
-    level = torch.tensor([100] * pairs, device=DEVICE) if labelled else None
+    level = torch.tensor([100] * pairs, device=device) if labelled else None
     return lambda: unet(picture, time, words, class_labels=level, return_dict=False)[0]

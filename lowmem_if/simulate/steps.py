@@ -68,9 +68,10 @@ class Simulated:
     invented: tuple[str, ...]
     left_allocated: int
 
-    def peak(self, of: str) -> int:
-        """The largest of all phases, of any field that counts bytes at a moment."""
-        return max(getattr(phase, of) for phase in self.phases)
+    def peak(self, of: str, name: str | None = None) -> int:
+        """The largest of all phases, or those of a name, of a field that counts bytes at a moment."""
+        phases = [phase for phase in self.phases if name in (None, phase.name)]
+        return max((getattr(phase, of) for phase in phases), default=0)
 
 
 def simulate_step(
