@@ -23,7 +23,7 @@ from lowmem_if.planning.strategies import (
     SEQUENTIAL_OFFLOAD,
     STREAM,
 )
-from lowmem_if.planning.work import TILED_VAE, pass_flops
+from lowmem_if.planning.work import pass_flops
 
 _BUILD_S = 0.5
 """Skeleton, tokenizer, proof of release."""
@@ -147,9 +147,8 @@ class _Work:
     def _compute(self, module: Module, pictures: float) -> float:
         component = "vae" if module.folder == "vae" else self.setting.component
         dtype = "float32" if module.folder == "vae" else self.setting.compute
-        flops = pictures * pass_flops(self.setting.component, module)
-        if module.folder == "vae" and self.setting.vae_tiling:
-            flops *= TILED_VAE
+        tiled = module.folder == "vae" and self.setting.vae_tiling
+        flops = pictures * pass_flops(self.setting.component, module, tiled=tiled)
         pace = self.rates.flops_per_s(self._place, component, dtype)
         return max(self.rates.launch_s, flops / pace)
 

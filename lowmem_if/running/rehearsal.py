@@ -28,7 +28,7 @@ from lowmem_if.planning.rates import ACCELERATOR, CPU, Pace, Rates
 from lowmem_if.planning.request import Request
 from lowmem_if.planning.seconds import cast_bytes_per_s, job_of
 from lowmem_if.planning.strategies import EXACT, RESIDENT, STREAM, Pin
-from lowmem_if.planning.work import TILED_VAE, pass_flops
+from lowmem_if.planning.work import pass_flops
 from lowmem_if.running.events import Event, Report, ignore
 from lowmem_if.running.run_folder import RunFolder
 from lowmem_if.running.scheduler import continue_run
@@ -215,6 +215,5 @@ def _paces(each: Rehearsed, part: Part, rates: Rates) -> Iterator[Pace]:
         if one_by_one and not hidden and computing > 0:
             yield Pace(place, setting.compute, setting.component, flops / computing)
     if vae and each.picture_s:
-        tiles = TILED_VAE if setting.vae_tiling else 1.0
-        flops = tiles * pass_flops(setting.component, vae)
+        flops = pass_flops(setting.component, vae, tiled=setting.vae_tiling)
         yield Pace(place, "float32", "vae", flops / each.picture_s)

@@ -156,7 +156,7 @@ def step_of(component: str, case: Case) -> Step:
     compute = "float16" if case.storage in QUANTISED else case.storage
     return Step(
         component, case.strategy, case.storage, compute, DEVICE, 1, case.tiled, sampling,
-        Prediction(0, 0, None, 0), "", "",
+        Prediction(0, 0, 0.0, 0), "", "",
     )  # fmt: skip
 
 
