@@ -20,21 +20,18 @@ _VISION_TOKENS = 257
 _GUIDED = 2
 """The table's passes of UNets are of a guided pair."""
 
-_TILED = 0.97
-"""Tiles overlap, so more is convolved (1.7 times), but each attends to itself only."""
 
-
-def pass_flops(component: str, module: Module, *, tiled: bool = False) -> float:
+def pass_flops(component: str, module: Module) -> float:
     """Operations of one pass of a network: one picture through a UNet or VAE, one prompt of 77 tokens
     through an encoder, one look of the safety checker.
     """
     item_bytes = 4 if module.folder in ("vae", "safety_checker") else 2
-    if row := look_up(module, item_bytes=item_bytes, tiled=tiled):
+    if row := look_up(module, item_bytes=item_bytes):
         return row.flops / (_GUIDED if module.folder == "unet" else 1)
     if module.folder == "unet":
         return _FACTORS[component] * module.channels**2 * _SIDES[component] ** 2
     if module.folder == "vae":
-        return (_TILED if tiled else 1) * _VAE_FACTOR * module.channels**2 * _VAE_SIDE**2
+        return _VAE_FACTOR * module.channels**2 * _VAE_SIDE**2
     if module.folder == "safety_checker":
         return 2.0 * module.weights.parameters * _VISION_TOKENS
     matrices = module.weights.linear + module.weights.kept or module.weights.parameters

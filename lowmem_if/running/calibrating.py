@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from lowmem_if.weights.atomic import write_bytes
 from lowmem_if.weights.checkpoint import Checkpoint
 from lowmem_if.weights.loading import DTYPES
 from lowmem_if.weights.memory import wake
-from lowmem_if.weights.reading import BLOCK, Reader
+from lowmem_if.weights.reading import Reader
 from lowmem_if.weights.writing import NewTensor, header_bytes
 
 _FILE_BYTES = 256 * 2**20
@@ -36,6 +37,8 @@ _SHARE_S = 1.2
 """Seconds that one measurement may go on; the last piece of work in it is finished."""
 _LAUNCHES = 1500
 """Kernels that one pass of IF's UNets starts, about."""
+_LAYERS = 8
+"""Linear layers in a row, a quarter of a GB: each pass finds its weights outside the processor's cache."""
 _VAE = "vae"
 
 Report = Callable[[str], None]
@@ -142,7 +145,7 @@ def _reading(file: Path, dtype: torch.dtype, clock: Clock) -> tuple[float, float
     """(cold, cached, cached into fresh memory): bytes a second of the file, the last of the result."""
     with Checkpoint((file,)) as checkpoint:
         names = [str(number) for number in range(_PIECES)]
-        reader, count = Reader(checkpoint, block=BLOCK), _FILE_BYTES // _PIECES // 2
+        reader, count = Reader(checkpoint), _FILE_BYTES // _PIECES // 2
         again, fresh = torch.empty(count, dtype=dtype), []
 
         def cold(name: str) -> None:
@@ -264,15 +267,16 @@ class _Block:
     @property
     def flops(self) -> float:
         if not self.side:
-            return 2.0 * catalog.MAX_TOKENS * self.width**2
+            return 2.0 * catalog.MAX_TOKENS * self.width**2 * _LAYERS
         return 2.0 * 9 * self.width**2 * self.side**2 * self.pictures
 
     def work(self, device: str, dtype: torch.dtype) -> Work:
         """Norm, activation and convolution over a picture; a side of 0: the linear layers of a text."""
         if not self.side:
             words = torch.randn(1, catalog.MAX_TOKENS, self.width, device=device, dtype=dtype)
-            linear = torch.nn.Linear(self.width, self.width, bias=False, device=device, dtype=dtype)
-            return lambda: linear(words)
+            layer = partial(torch.nn.Linear, self.width, self.width, bias=False)
+            layers = [layer(device=device, dtype=dtype) for _ in range(_LAYERS)]
+            return lambda: [linear(words) for linear in layers]
         picture = torch.randn(
             self.pictures, self.width, self.side, self.side, device=device, dtype=dtype
         )

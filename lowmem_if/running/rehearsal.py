@@ -215,5 +215,5 @@ def _paces(each: Rehearsed, part: Part, rates: Rates) -> Iterator[Pace]:
         if one_by_one and not hidden and computing > 0:
             yield Pace(place, setting.compute, setting.component, flops / computing)
     if vae and each.picture_s:
-        flops = pass_flops(setting.component, vae, tiled=setting.vae_tiling)
+        flops = pass_flops(setting.component, vae)
         yield Pace(place, "float32", "vae", flops / each.picture_s)
