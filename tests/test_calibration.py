@@ -113,8 +113,15 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Measure with a small file and little time, in a folder of the test's own."""
     monkeypatch.setattr(calibrating, "_FILE_BYTES", 2**22)
     monkeypatch.setattr(calibrating, "_SHARE_S", 0.01)
-    blocks = {name: (calibrating._Block(64, 8, 1.0),) for name in calibrating._BLOCKS}
-    monkeypatch.setattr(calibrating, "_BLOCKS", blocks)
+    least = {"layers_per_block": 1, "block_out_channels": [64, 64, 64, 64]}
+    two = {"num_layers": 1, "vocab_size": 64, "d_ff": 64, "d_model": 64, "num_heads": 1}
+    monkeypatch.setitem(calibrating._SHORTENED, "text_encoder", two)
+    monkeypatch.setitem(calibrating._SHORTENED, "stage_1", least)
+    monkeypatch.setitem(calibrating._SHORTENED, "upscaler", least)
+    five = {"layers_per_block": 1, "block_out_channels": [64] * 5}
+    monkeypatch.setitem(calibrating._SHORTENED, "stage_2", five)
+    monkeypatch.setattr(calibrating, "_SIDES", {"stage_1": 16, "stage_2": 32, "upscaler": 16})
+    monkeypatch.setattr(calibrating, "_VAE_SIDE", 4)
     weights = tmp_path / "weights"
     weights.mkdir()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(weights))

@@ -1,8 +1,8 @@
 """Measure what a machine does in a second, in some twenty seconds, for the cost model.
 
 Disk and cache are measured with a weight file of our own that our own reader reads and casts; the bus
-with copies; computing with the kinds of layers that each component spends its time in, at its sizes.
-Each measurement has its share of time and ends with it, however slow the machine.
+with copies; computing with each component's own kind of network, of less layers and fewer pixels. Each
+measurement has its share of time and ends with it, however slow the machine.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from lowmem_if.errors import DeviceError
 from lowmem_if.planning import catalog
@@ -28,6 +29,7 @@ from lowmem_if.weights.atomic import write_bytes
 from lowmem_if.weights.checkpoint import Checkpoint
 from lowmem_if.weights.loading import DTYPES
 from lowmem_if.weights.memory import wake
+from lowmem_if.weights.published import networks
 from lowmem_if.weights.reading import Reader
 from lowmem_if.weights.writing import NewTensor, header_bytes
 
@@ -37,8 +39,6 @@ _SHARE_S = 1.2
 """Seconds that one measurement may go on; the last piece of work in it is finished."""
 _LAUNCHES = 1500
 """Kernels that one pass of IF's UNets starts, about."""
-_LAYERS = 8
-"""Linear layers in a row, a quarter of a GB: each pass finds its weights outside the processor's cache."""
 _VAE = "vae"
 
 Report = Callable[[str], None]
@@ -217,30 +217,63 @@ def _launch_seconds(device: str, clock: Clock) -> float:
 
 
 def _paces(machine: Machine, report: Report, clock: Clock) -> Iterator[Pace]:
-    """Of every component in the type it computes in, on the accelerator and on the CPU."""
+    """Of every component in the type it computes in, and of any in float32, here and on the CPU."""
     device, dtype = machine.device, machine.compute_dtype
     place = CPU if machine.kind == "cpu" else ACCELERATOR
-    for component, blocks in _BLOCKS.items():
+    for component in (*_SHORTENED, _VAE):
         report(f"computing: {component.replace('_', ' ')}")
         own = "float32" if component == _VAE else dtype
-        yield Pace(place, own, component, _pace(blocks, device, own, clock))
-    for where, on, kind in {
-        (place, device, dtype),
-        (place, device, "float32"),
-        (CPU, "cpu", "float32"),
-    }:
+        pace = _pace(component, device, own, clock)
+        yield Pace(place, own, component, pace)
+        if component == catalog.STAGE_1:
+            yield Pace(place, own, ANY, pace)
+    others = {(place, device, "float32"), (CPU, "cpu", "float32")} - {(place, device, dtype)}
+    for where, on, kind in sorted(others):
         report(f"computing: {kind} on {where}")
-        yield Pace(where, kind, ANY, _pace(_BLOCKS[catalog.STAGE_1], on, kind, clock))
+        yield Pace(where, kind, ANY, _pace(catalog.STAGE_1, on, kind, clock))
 
 
-def _pace(blocks: tuple[_Block, ...], device: str, dtype: str, clock: Clock) -> float:
-    """Operations a second over all blocks, each weighing what it does in the network."""
-    operations = seconds = 0.0
-    for block in blocks:
-        taken = _seconds(block.work(device, DTYPES[dtype]), device, clock, _SHARE_S / len(blocks))
-        operations += block.share
-        seconds += block.share * taken / block.flops
-    return operations / seconds
+def _pace(component: str, device: str, dtype: str, clock: Clock) -> float:
+    """Operations a second of a component's own kind of network with less layers than it has."""
+    forward, inputs = _network(component, device, DTYPES[dtype])
+    with FlopCounterMode(display=False) as counter:  # and what is done once is done
+        forward(**inputs)
+    flops = float(counter.get_total_flops())
+    return flops / _seconds(lambda: forward(**inputs), device, clock, _SHARE_S)
+
+
+def _network(
+    component: str, device: str, dtype: torch.dtype
+) -> tuple[Callable[..., object], dict[str, torch.Tensor]]:
+    """A shortened network with weights that mean nothing, and inputs for a guided step of it."""
+    part = catalog.UPSCALER if component == _VAE else component
+    which = next(n for n in networks("if-m")[part] if n.folder.endswith(_FOLDERS[component]))
+    network = replace(which, config=which.config | _SHORTENED.get(component, {})).skeleton()
+    module = network.to_empty(device=device).to(dtype).eval()
+    for numbers in (*module.parameters(), *module.buffers()):
+        numbers.fill_(1)
+    if component == catalog.TEXT_ENCODER:
+        ids = torch.ones(1, catalog.MAX_TOKENS, dtype=torch.long, device=device)
+        return module, {"input_ids": ids}
+    if component == _VAE:
+        latents = torch.ones(1, 4, _VAE_SIDE, _VAE_SIDE, device=device, dtype=dtype)
+        return module.decode, {"z": latents}
+    return module, _unet_inputs(which.config, _SIDES[component], device, dtype)
+
+
+def _unet_inputs(
+    config: dict[str, Any], side: int, device: str, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    width = config.get("encoder_hid_dim") or config["cross_attention_dim"]
+    of = {"device": device, "dtype": dtype}
+    inputs = {
+        "sample": torch.ones(2, config["in_channels"], side, side, **of),
+        "timestep": torch.tensor(500, device=device),
+        "encoder_hidden_states": torch.ones(2, catalog.MAX_TOKENS, width, **of),
+    }
+    if config.get("class_embed_type") or config.get("num_class_embeds"):
+        inputs["class_labels"] = torch.tensor([100, 100], device=device)
+    return inputs
 
 
 def _seconds(work: Work, device: str, clock: Clock, share_s: float = _SHARE_S / 4) -> float:
@@ -255,43 +288,20 @@ def _seconds(work: Work, device: str, clock: Clock, share_s: float = _SHARE_S / 
     return best
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """A layer of the kind that a component spends its time in; `share` of its operations."""
-
-    width: int
-    side: int
-    share: float
-    pictures: int = 2
-
-    @property
-    def flops(self) -> float:
-        if not self.side:
-            return 2.0 * catalog.MAX_TOKENS * self.width**2 * _LAYERS
-        return 2.0 * 9 * self.width**2 * self.side**2 * self.pictures
-
-    def work(self, device: str, dtype: torch.dtype) -> Work:
-        """Norm, activation and convolution over a picture; a side of 0: the linear layers of a text."""
-        if not self.side:
-            words = torch.randn(1, catalog.MAX_TOKENS, self.width, device=device, dtype=dtype)
-            layer = partial(torch.nn.Linear, self.width, self.width, bias=False)
-            layers = [layer(device=device, dtype=dtype) for _ in range(_LAYERS)]
-            return lambda: [linear(words) for linear in layers]
-        picture = torch.randn(
-            self.pictures, self.width, self.side, self.side, device=device, dtype=dtype
-        )
-        layers = torch.nn.Sequential(
-            torch.nn.GroupNorm(32, self.width),
-            torch.nn.SiLU(),
-            torch.nn.Conv2d(self.width, self.width, 3, padding=1),
-        ).to(device, dtype)
-        return lambda: picture + layers(picture)
-
-
-_BLOCKS: dict[str, tuple[_Block, ...]] = {
-    catalog.TEXT_ENCODER: (_Block(4096, 0, 1.0),),
-    catalog.STAGE_1: (_Block(320, 64, 0.4), _Block(640, 32, 0.3), _Block(1280, 8, 0.3)),
-    catalog.STAGE_2: (_Block(128, 256, 0.5), _Block(512, 64, 0.3), _Block(768, 16, 0.2)),
-    catalog.UPSCALER: (_Block(256, 256, 0.5), _Block(512, 64, 0.5)),
-    _VAE: (_Block(128, 512, 0.5, 1), _Block(512, 128, 0.5, 1)),
+_FOLDERS = {
+    catalog.TEXT_ENCODER: "text_encoder",
+    catalog.STAGE_1: "unet",
+    catalog.STAGE_2: "unet",
+    catalog.UPSCALER: "unet",
+    _VAE: "vae",
 }
+_SHORTENED: dict[str, dict[str, Any]] = {
+    catalog.TEXT_ENCODER: {"num_layers": 2, "vocab_size": 64},
+    catalog.STAGE_1: {"layers_per_block": 1},
+    catalog.STAGE_2: {"layers_per_block": 1},
+    catalog.UPSCALER: {"layers_per_block": 1},
+}
+"""What is changed in a network's configuration, so that it is measured within seconds."""
+_SIDES = {catalog.STAGE_1: 64, catalog.STAGE_2: 128, catalog.UPSCALER: 64}
+_VAE_SIDE = 32
+"""Pixels or latents of what is drawn: half or a quarter of the real, which is slow enough already."""
