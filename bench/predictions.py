@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,9 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.__main__ import LIBRARIES, OUT, RESULTS, ROOT, _cpu_name
+from lowmem_if.planning.footprint import Setting, predict
+from lowmem_if.planning.locations import locate
 from lowmem_if.planning.machine import Machine, probe
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.planning.request import Request
+from lowmem_if.planning.seconds import job_of, predict_seconds
 from lowmem_if.planning.strategies import BALANCED, EXACT, parse_pins
 from lowmem_if.running.run_folder import RunFolder
 from lowmem_if.running.scheduler import worker_environment
@@ -85,9 +89,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", default=[], choices=sorted(RUNS), metavar="NAME")
     parser.add_argument("--weights", type=Path, default=OUT, help="folder of folders by cascade")
     parser.add_argument("--timeout", type=float, default=3600)
+    parser.add_argument(
+        "--predict", action="store_true", help="measure constants only, and predict the rows anew"
+    )
     options = parser.parse_args(arguments)
     OUT.mkdir(parents=True, exist_ok=True)
     machine = _machine()
+    if options.predict:
+        lines = [_predicted(line, machine, options.weights) for line in _latest(LINES)]
+        LINES.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        write(RESULTS, lines)
+        return 0
     for name in options.only or RUNS:
         lines = _lines(name, RUNS[name], machine, options)
         with LINES.open("a", encoding="utf-8") as file:
@@ -162,6 +174,26 @@ def _plan(run: Run, machine: Machine, weights: Path) -> Plan:
     )  # fmt: skip
     prefer = BALANCED if run.images > 1 else EXACT
     return make_plan(machine, request, prefer=prefer, pins=parse_pins(run.pins))
+
+
+def _predicted(line: dict[str, Any], machine: Machine, weights: Path) -> dict[str, Any]:
+    """The row of a setting that was measured, with what is predicted of that setting now."""
+    strategy, storage = line["setting"].split(",")[0].split()
+    stays = re.search(r"([\d.]+) GB resident", line["setting"])
+    run = RUNS[line["name"]]
+    setting = Setting(
+        line["component"], strategy, storage, line["compute"], line["images"], "cpu",
+        resident_bytes=round(10 * float(stays[1])) * 10**8 if stays else 0,
+    )  # fmt: skip
+    request = _plan(run, machine, weights / run.cascade).request
+    location = locate(request.cascade, components=request.components)
+    part = location.cascade.parts[line["component"]]
+    defaults = location.cascade.defaults.get(line["component"])
+    job = job_of(request, request.sampling(line["component"], defaults) if defaults else None)
+    need = predict(part, setting)
+    left = machine.ram_bytes - need.ram_bytes
+    seconds = predict_seconds(part, setting, job, machine.speeds, left, unified=False)
+    return line | {"predicted_ram": need.ram_bytes, "predicted_seconds": seconds}
 
 
 # --- the table
