@@ -105,9 +105,15 @@ def rehearse(
     paces = tuple(
         pace for each in done for pace in _paces(each, parts[each.step.component], speeds)
     )
-    rates = speeds.with_paces(paces, f"rehearsed here on {time.strftime('%Y-%m-%d')}")
+    rates = speeds.with_paces(paces, _origin(speeds))
     calibrated = replace(machine, rates=rates)
     return Rehearsal(make_plan(calibrated, request, prefer=prefer, pins=pins), done)
+
+
+def _origin(speeds: Rates) -> str:
+    """Where the constants come from now; what a rehearsal does not measure stays as it was."""
+    rest = speeds.origin.partition("; disk and bus ")[2] or speeds.origin
+    return f"rehearsed here on {time.strftime('%Y-%m-%d')}; disk and bus {rest}"
 
 
 @contextmanager
