@@ -93,7 +93,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--missing", action="store_true", help="only what was not measured yet")
     parser.add_argument("--repeat", type=int, default=1, help="rounds")
     parser.add_argument("--steps", type=int, help="of each network, instead of its own number")
-    parser.add_argument("--threads", type=int, default=_usable_cores(), help="of every row")
+    parser.add_argument("--threads", type=int, default=usable_cores(), help="of every row")
     parser.add_argument("--device", default="cpu", help="cpu, or an accelerator (cuda, mps, xpu)")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
     parser.add_argument("--cold", action="store_true", help="drop the files from the cache before")
@@ -111,7 +111,8 @@ def _steps(options: argparse.Namespace, subject: str) -> int:
     return options.steps or SUBJECTS[subject].steps
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -198,13 +199,12 @@ def _context(options: argparse.Namespace) -> results.Line:
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
         "cascade": options.cascade,
         "machine": {
-            "cpu": _cpu_name(),
-            "cores": _usable_cores(),
+            "cpu": cpu_name(),
+            "cores": usable_cores(),
             "ram_bytes": psutil.virtual_memory().total,
             "kernel": platform.release(),
         },
-        "versions": {"Python": platform.python_version()}
-        | {name: version(name) for name in LIBRARIES},
+        "versions": versions(),
         "load_average": os.getloadavg()[0],
         "device": options.device,
         "dtype": options.dtype,
@@ -214,7 +214,13 @@ def _context(options: argparse.Namespace) -> results.Line:
     }
 
 
-def _cpu_name() -> str:
+def versions() -> dict[str, str]:
+    """Python's and the libraries'."""
+    return {"Python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
+
+
+def cpu_name() -> str:
+    """What the processor calls itself."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -33,17 +33,20 @@ COLUMNS = (
 
 def update(file: Path, cascade: str, lines: Sequence[Line]) -> None:
     """Write the cascade's section into the file; other cascades' sections stay as they are."""
-    begin, end = f"<!-- begin {cascade} -->", f"<!-- end {cascade} -->"
+    write_section(file, cascade, section(cascade, lines))
+
+
+def write_section(file: Path, name: str, content: str) -> None:
+    """Write one section into the file; the others stay as they are."""
     old = file.read_text(encoding="utf-8") if file.is_file() else ""
     sections = {
         part.partition(" -->")[0]: part.partition("<!-- end ")[0].partition(" -->\n")[2]
         for part in old.split("<!-- begin ")[1:]
     }
-    sections[cascade] = section(cascade, lines)
+    sections[name] = content
     text = HEAD
-    for name in sorted(sections, reverse=True):  # the largest cascade first
-        marks = [mark.replace(cascade, name) for mark in (begin, end)]
-        text += f"\n{marks[0]}\n{sections[name].strip()}\n{marks[1]}\n"
+    for known in sorted(sections, reverse=True):  # the largest cascade first
+        text += f"\n<!-- begin {known} -->\n{sections[known].strip()}\n<!-- end {known} -->\n"
     file.write_text(text, encoding="utf-8")
 
 

@@ -8,6 +8,7 @@ or step by step: `machine = lm.probe()`, `request = lm.Request(("a red circle",)
 """
 
 from lowmem_if.errors import (
+    BatchError,
     CascadeError,
     CheckpointError,
     DeviceError,
@@ -21,18 +22,26 @@ from lowmem_if.errors import (
     RunFolderError,
     WorkerDied,
 )
+from lowmem_if.planning.batch_file import BadLine
+from lowmem_if.planning.lines import Line
 from lowmem_if.planning.machine import Machine, probe
 from lowmem_if.planning.plan import Plan, Step, make_plan
 from lowmem_if.planning.profiles import Profile, load_profile
 from lowmem_if.planning.request import Request
 from lowmem_if.planning.strategies import Pin, parse_pins
+from lowmem_if.report.notebook import NotebookProgress
+from lowmem_if.running.batch import BatchResult, batch, enlarge
 from lowmem_if.running.events import Event
 from lowmem_if.running.fetching import Fetched, fetch
+from lowmem_if.running.gallery import write_gallery
 from lowmem_if.running.generate import generate, inpaint, upscale, vary
 from lowmem_if.running.run_folder import RunFolder
 from lowmem_if.running.scheduler import RunResult, resume, run
 
 __all__ = [
+    "BadLine",
+    "BatchError",
+    "BatchResult",
     "CascadeError",
     "CheckpointError",
     "DeviceError",
@@ -40,8 +49,10 @@ __all__ = [
     "Event",
     "Fetched",
     "HubError",
+    "Line",
     "LowmemError",
     "Machine",
+    "NotebookProgress",
     "OutOfMemory",
     "PictureError",
     "Pin",
@@ -55,6 +66,8 @@ __all__ = [
     "RunResult",
     "Step",
     "WorkerDied",
+    "batch",
+    "enlarge",
     "fetch",
     "generate",
     "inpaint",
@@ -66,4 +79,5 @@ __all__ = [
     "run",
     "upscale",
     "vary",
+    "write_gallery",
 ]

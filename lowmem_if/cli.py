@@ -22,7 +22,9 @@ from lowmem_if.cli_options import (
     Json,
     Pins,
     Prefer,
+    PreviewEvery,
     ProfileName,
+    Quiet,
     Ram,
     Revision,
     Size,
@@ -31,13 +33,19 @@ from lowmem_if.cli_options import (
 )
 from lowmem_if.errors import DoesNotFit, LowmemError, RequestError
 from lowmem_if.planning import catalog
+from lowmem_if.planning.batch_file import BadLine
+from lowmem_if.planning.batch_request import unusable
 from lowmem_if.planning.profiles import choose_machine
 from lowmem_if.planning.request import Request
+from lowmem_if.planning.seeds import parse_numbers
 from lowmem_if.planning.strategies import BALANCED, EXACT, parse_pins
 from lowmem_if.planning.units import format_bytes
+from lowmem_if.report.picture import write_picture
 from lowmem_if.report.progress import RunProgress, bytes_progress
-from lowmem_if.report.tables import console, print_machine, print_plan, print_run
+from lowmem_if.report.tables import console, print_machine, print_plan, print_rehearsal, print_run
+from lowmem_if.running.continuation import continued
 from lowmem_if.running.fetching import copy_for_streaming, fetch, remove_copies
+from lowmem_if.running.gallery import write_gallery
 from lowmem_if.running.generate import new_folder, with_begun_seed
 from lowmem_if.running.run_folder import RunFolder, library_versions
 from lowmem_if.running.scheduler import RunResult, continue_run
@@ -69,8 +77,17 @@ def _generate(asked: Asked) -> None:
         out.print(notice)
     out.print(f"run folder: {path}", markup=False, soft_wrap=True)
     with RunProgress(out, quiet=asked.quiet) as progress:
-        result = continue_run(folder, report=progress)
-    _print_result(result, as_json=asked.as_json)
+        result = continue_run(folder, report=progress, preview_every=asked.preview_every)
+    _print_result(result, as_json=asked.as_json, bad_lines=asked.bad_lines)
+
+
+def _batch(asked: Asked) -> None:
+    """Draw a picture for each line of a file, each component loaded once for all of them."""
+    for line in asked.bad_lines:
+        _say(str(line))
+    _generate(asked)
+    if asked.bad_lines:
+        raise unusable(asked.bad_lines)
 
 
 def _plan(asked: Asked) -> None:
@@ -119,6 +136,7 @@ app.command("generate")(asking(_generate))
 app.command("vary")(asking(_vary, cli_options.vary))
 app.command("inpaint")(asking(_inpaint, cli_options.inpaint))
 app.command("upscale")(asking(_upscale, cli_options.upscale))
+app.command("batch")(asking(_batch, cli_options.batch))
 app.command("plan")(asking(_plan, cli_options.any_mode))
 
 
@@ -152,21 +170,60 @@ def _probe(
 def _resume(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN")],
     as_json: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="One line a step.")] = False,
+    quiet: Quiet = False,
+    preview_every: PreviewEvery = 0,
 ) -> None:
     """Continue a run folder; what is finished is read back, never done again."""
     folder = RunFolder.open(run_folder)
     with RunProgress(console(sys.stderr), quiet=quiet) as progress:
-        result = continue_run(folder, report=progress)
+        result = continue_run(folder, report=progress, preview_every=preview_every)
     _print_result(result, as_json=as_json)
+
+
+@app.command("continue")
+def _continue(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN")],
+    pick: Annotated[str, typer.Option(help="Numbers of the pictures: 3,7 or 0..4.")],
+    size: Annotated[int, typer.Option(help="What they grow to: 256 or 1024.")] = 1024,
+    out: Annotated[
+        Path | None, typer.Option(help="A new folder; else they grow where they are.")
+    ] = None,
+    device: Device = "auto",
+    ram: Ram = None,
+    vram: Vram = None,
+    profile: ProfileName = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    preview_every: PreviewEvery = 0,
+) -> None:
+    """Take chosen pictures of a finished run on to a larger size; stage 1 is not run again."""
+    source = RunFolder.open(run_folder)
+    machine, _ = choose_machine(profile, device=device, ram=ram, vram=vram)
+    folder = continued(source, parse_numbers("picture", pick), size, machine, out)
+    with RunProgress(console(sys.stderr), quiet=quiet) as progress:
+        result = continue_run(folder, report=progress, preview_every=preview_every)
+    _print_result(result, as_json=as_json)
+
+
+@app.command("gallery")
+def _gallery(run_folder: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
+    """Write all pictures of a run on one page, with their prompts and a filter: gallery.html."""
+    typer.echo(write_gallery(RunFolder.open(run_folder)))
 
 
 @app.command("show")
 def _show(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN")], as_json: Json = False
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN")],
+    plot: Annotated[
+        bool, typer.Option("--plot", help="Also draw memory over time into RUN/memory.png.")
+    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Predicted against measured, per step, of a run folder."""
     folder = RunFolder.open(run_folder)
+    if plot:
+        write_picture(folder, picture := run_folder / "memory.png")
+        _say(f"memory over time: {picture}")
     if as_json:
         _print_json(_run_json(folder))
     else:
@@ -230,6 +287,41 @@ def _write_copies(cascade: str, revision: str, size: int, *, quiet: bool) -> Non
         typer.echo(f"{component.replace('_', ' ')}: {told}")
 
 
+@app.command("rehearse")
+def _rehearse(
+    cascade: Annotated[str, typer.Argument(metavar="CASCADE")],
+    folder: Annotated[
+        Path | None, typer.Option(help="Keep the made-up weights here for the next time.")
+    ] = None,
+    size: Size = 1024,
+    steps: Annotated[int, typer.Option(min=2, max=50, help="Of each stage.")] = 3,
+    device: Device = "auto",
+    ram: Ram = None,
+    vram: Vram = None,
+    pin: Pins = None,
+    prefer: Prefer = EXACT,
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="One line a step.")] = False,
+) -> None:
+    """Run a few steps of everything with made-up weights; say what the real thing will take."""
+    from lowmem_if.running.calibrating import keep
+    from lowmem_if.running.rehearsal import rehearse
+
+    machine, _ = choose_machine(device=device, ram=ram, vram=vram)
+    request = Request(("a rehearsal",), cascade=cascade, seed=(1,), size=size)
+    with RunProgress(console(sys.stderr), quiet=quiet) as progress:
+        result = rehearse(
+            request, machine, prefer=prefer, pins=parse_pins(pin or ()), folder=folder, steps=steps,
+            report=progress,
+        )  # fmt: skip
+    rates = result.plan.machine.speeds
+    keep(machine, rates)
+    if as_json:
+        _print_json(asdict(result))
+    else:
+        print_rehearsal(result, console(sys.stdout))
+
+
 @app.command("synthesize")
 def _synthesize(
     cascade: Annotated[str, typer.Argument(metavar="CASCADE")],
@@ -261,9 +353,10 @@ def _responsibility(request: Request) -> list[str]:
     return notices
 
 
-def _print_result(result: RunResult, *, as_json: bool) -> None:
+def _print_result(result: RunResult, *, as_json: bool, bad_lines: Sequence[BadLine] = ()) -> None:
     if as_json:
-        _print_json(_run_json(RunFolder.open(result.folder)))
+        bad = {"bad_lines": [asdict(line) for line in bad_lines]} if bad_lines else {}
+        _print_json(_run_json(RunFolder.open(result.folder)) | bad)
         return
     for image in result.images:
         typer.echo(image)

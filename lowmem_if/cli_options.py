@@ -12,12 +12,15 @@ import typer
 
 from lowmem_if.errors import RequestError
 from lowmem_if.planning import catalog
+from lowmem_if.planning.batch_file import BadLine
+from lowmem_if.planning.batch_request import read_request
 from lowmem_if.planning.machine import Machine
 from lowmem_if.planning.modes import INPAINT, MODES, TEXT, UPSCALE, VARY
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.planning.profiles import choose_machine
 from lowmem_if.planning.request import Request
 from lowmem_if.planning.samplers import DDPM, SCHEDULERS
+from lowmem_if.planning.seeds import parse_seeds
 from lowmem_if.planning.strategies import EXACT, parse_pins
 
 Cascade = Annotated[
@@ -35,6 +38,10 @@ ProfileName = Annotated[str | None, typer.Option(help="Plan for a machine profil
 Size = Annotated[int, typer.Option(help="Side of the picture: 64, 256 or 1024.")]
 Revision = Annotated[str, typer.Option(help="Branch, tag or commit of the weights' repositories.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="One line a step.")]
+PreviewEvery = Annotated[
+    int, typer.Option(help="Steps after which the picture in the making is written.")
+]
 Prompts = Annotated[list[str], typer.Argument(metavar="PROMPT...")]
 PromptsOrNone = Annotated[list[str] | None, typer.Argument(metavar="[PROMPT...]")]
 Image = Annotated[Path, typer.Argument(metavar="IMAGE")]
@@ -61,6 +68,8 @@ class Asked:
     out: Path | None
     as_json: bool
     quiet: bool
+    preview_every: int = 0
+    bad_lines: tuple[BadLine, ...] = ()
 
     def plan(self) -> Plan:
         """The plan for the machine that the options mean.
@@ -110,6 +119,14 @@ def inpaint(
 
 def upscale(image: Image, prompts: PromptsOrNone = None) -> dict[str, Any]:
     return {"mode": UPSCALE, "image": image, "prompts": tuple(prompts or [""])}
+
+
+def batch(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="JSON lines, CSV or prompts, one a line; or -.")
+    ],
+) -> dict[str, Any]:
+    return {"file": file}
 
 
 def any_mode(
@@ -162,7 +179,9 @@ def _asked(
     negative_prompt: Annotated[str, typer.Option(help="What the picture should not show.")] = "",
     cascade: Cascade = catalog.DEMO,
     revision: Revision = "main",
-    seed: Annotated[str | None, typer.Option(help="One number, or one a prompt: 7,8.")] = None,
+    seed: Annotated[
+        str | None, typer.Option(help="One number, one a prompt: 7,8, or a series: 1..16.")
+    ] = None,
     images: Annotated[int, typer.Option(help="Pictures a prompt; seeds count up.")] = 1,
     size: Size = 1024,
     steps: Annotated[str | None, typer.Option(help="One number, or one a stage: 50,30,40.")] = None,
@@ -191,25 +210,26 @@ def _asked(
     no_watermark: Annotated[bool, typer.Option("--no-watermark")] = False,
     no_safety_checker: Annotated[bool, typer.Option("--no-safety-checker")] = False,
     as_json: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="One line a step.")] = False,
+    quiet: Quiet = False,
+    preview_every: PreviewEvery = 0,
 ) -> Asked:
-    request = Request(
-        **opening,
-        negative_prompt=negative_prompt,
-        cascade=cascade,
-        revision=revision,
-        seed=numbers("seed", seed, int),
-        images=images,
-        size=size,
-        steps=numbers("steps", steps, int),
-        timesteps=timesteps,
-        guidance_scale=numbers("guidance scale", guidance_scale, float),
-        noise_level=noise_level,
-        scheduler=scheduler,
-        thresholding=numbers("thresholding", thresholding, float),
-        watermark=not no_watermark,
-        safety_checker=not no_safety_checker,
-    )
+    values: dict[str, Any] = {
+        "negative_prompt": negative_prompt,
+        "cascade": cascade,
+        "revision": revision,
+        "seed": None if seed is None else parse_seeds(seed, len(opening.get("prompts", ())) or 1),
+        "images": images,
+        "size": size,
+        "steps": numbers("steps", steps, int),
+        "timesteps": timesteps,
+        "guidance_scale": numbers("guidance scale", guidance_scale, float),
+        "noise_level": noise_level,
+        "scheduler": scheduler,
+        "thresholding": numbers("thresholding", thresholding, float),
+        "watermark": not no_watermark,
+        "safety_checker": not no_safety_checker,
+    }
+    request, bad_lines = _request(opening, values)
     return Asked(
         request,
         seed is not None,
@@ -219,7 +239,18 @@ def _asked(
         out,
         as_json,
         quiet,
+        preview_every,
+        bad_lines,
     )
+
+
+def _request(
+    opening: dict[str, Any], values: dict[str, Any]
+) -> tuple[Request, tuple[BadLine, ...]]:
+    """The request that opening and options make, and the lines of a batch that are none."""
+    if "file" in opening:
+        return read_request(opening["file"], **values)
+    return Request(**opening, **values), ()
 
 
 def numbers(name: str, text: str | None, kind: type[Any]) -> tuple[Any, ...] | None:

@@ -2,6 +2,7 @@
 
     LowmemError                one line: what happened, and what to do
     ├── RequestError           the request itself cannot be run (prompt, seed, size, steps, pin)
+    ├── BatchError             a file of prompts cannot be read, or some of its lines could not be used
     ├── PictureError           a picture of the user is none, is broken, or has a size no stage takes
     ├── ProfileError           a machine profile is unknown, unreadable or has a wrong key
     ├── CascadeError           no such cascade, or a folder that is none
@@ -9,6 +10,7 @@
     ├── DeviceError            the device asked for is not here, or cannot do what was pinned
     ├── DoesNotFit             no strategy fits the budget; carries the figures
     ├── HubError               a download could not be done
+    ├── MissingPackage         a package that only some commands need is not installed
     ├── RunFolderError         the run folder is busy, unwritable, or of another request or version
     └── WorkerDied             the working process ended without a word (most often: out of memory)
         └── OutOfMemory        ... because memory ran out, and no cheaper way was left
@@ -30,6 +32,10 @@ class RequestError(LowmemError):
     """The request cannot be run by anyone: an empty prompt, a negative seed, an unknown strategy."""
 
     exit_code = 2
+
+
+class BatchError(LowmemError):
+    """A file of prompts cannot be read, or some of its lines could not be used; names them."""
 
 
 class PictureError(LowmemError):
@@ -54,6 +60,10 @@ class DeviceError(LowmemError):
 
 class HubError(LowmemError):
     """A download failed for a reason that can be told: licence, login, revision, network, disk."""
+
+
+class MissingPackage(LowmemError):
+    """An optional package is not installed; says how to install it."""
 
 
 class RunFolderError(LowmemError):

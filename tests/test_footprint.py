@@ -247,11 +247,13 @@ resident = st.integers(0, 20 * 10**9)
 def test_the_more_stays_the_more_it_takes_but_never_more_than_all(
     cascade: str, component: str, dtype: str, device: str, one: int, other: int
 ) -> None:
-    """Memory grows with what stays, from far under the resident component's up to no more than it."""
+    """Memory grows with what stays, from far under the resident component's up to no more than it.
+
+    Of the text encoder, whose prompts wait for each other between blocks, nothing ever stays.
+    """
     base = in_float(component, dtype, device=device)
-    less, more = (
-        replace(base, strategy=STREAM, resident_bytes=size) for size in sorted((one, other))
-    )
+    sizes = (0, 0) if component == TEXT_ENCODER else sorted((one, other))
+    less, more = (replace(base, strategy=STREAM, resident_bytes=size) for size in sizes)
     its = part(cascade, component)
     assert in_place_bytes(its, less) <= in_place_bytes(its, more) <= in_place_bytes(its, base)
     assert predict(its, less).vram_bytes <= predict(its, more).vram_bytes

@@ -230,7 +230,7 @@ def test_a_folder_whose_first_record_was_cut_short_can_be_used(tiny: Path, tmp_p
     assert not list(path.glob(".*.partial"))
 
 
-@pytest.mark.parametrize("key", ["versions", "plan", "steps", "weights", "notices", "log"])
+@pytest.mark.parametrize("key", ["versions", "plan", "steps", "weights", "log"])
 def test_a_record_with_a_part_missing_is_broken(tiny: Path, tmp_path: Path, key: str) -> None:
     """Each part of run.json is missed when the folder is opened, not in the middle of a run."""
     path = RunFolder.for_plan(tmp_path / "run", plan_of(tiny)).path

@@ -5,21 +5,23 @@ from __future__ import annotations
 import math
 import operator
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from lowmem_if.errors import RequestError
 from lowmem_if.planning import catalog
 from lowmem_if.planning.catalog import StageDefaults
+from lowmem_if.planning.lines import Line
 from lowmem_if.planning.locations import existing_folder
 from lowmem_if.planning.modes import TEXT
 from lowmem_if.planning.pictures import Picture, look_at
 from lowmem_if.planning.samplers import DDPM, SCHEDULERS
+from lowmem_if.planning.seeds import MAX_SEED, MOST, check_series
 from lowmem_if.planning.tasks import ImageTask, Sampling
 
-_MAX_SEED = 2**63 - 1
 _MAX_STEPS = {catalog.STAGE_1: 1000, catalog.STAGE_2: 1000, catalog.UPSCALER: 999}
 """The schedulers have 1000 training timesteps; the upscaler's begins one later (`steps_offset`)."""
 _KINDS = {
@@ -30,6 +32,7 @@ _KINDS = {
     "watermark": bool,
     "safety_checker": bool,
 }
+_SEVERAL = ("seed", "steps", "guidance_scale", "strength", "aspect", "lines")
 _KIND_NAMES = {str: "text", bool: "True or False"}
 
 
@@ -41,6 +44,8 @@ class Request:
         prompts: one or more texts.
         seed: one number for each prompt; image k of a prompt gets seed + k. One number serves every
             prompt, None draws one. So a picture depends on its prompt and seed, not on its neighbours.
+            A series is as many numbers for each prompt, in the prompts' order, a picture each; a
+            `range` serves every prompt.
         images: pictures for each prompt.
         size: side of the finished pictures in pixels: 64, 256 or 1024.
         steps: denoising steps, one number for every stage or one for each; None: the cascade's own.
@@ -57,6 +62,8 @@ class Request:
         scheduler: of stages 1 and 2: `ddpm`, their own, or `dpmsolver++`, made for few steps.
         thresholding: of stages 1 and 2: the ratio of dynamic thresholding, above 0 up to 1, and the
             largest value it may scale down from; the cascade's own if None.
+        lines: instead of `prompts`: a batch, each line with what is its own; the rest is as said here,
+            `seed` and `images` included. The pictures are numbered through.
 
     Raises:
         RequestError: a value that no cascade could run.
@@ -84,31 +91,47 @@ class Request:
     noise_level: int | None = None
     scheduler: str = DDPM
     thresholding: tuple[float, ...] | None = None
+    lines: tuple[Line, ...] = ()
 
     def __post_init__(self) -> None:
         self._settle("prompts", _tuple(self.prompts))
         self._settle(
             "cascade", str(self.cascade) if isinstance(self.cascade, Path) else self.cascade
         )
-        for name, kind in _KINDS.items():
-            if not isinstance(value := getattr(self, name), kind):
-                raise RequestError(f"{name} must be {_KIND_NAMES[kind]}, not {value!r}")
-        _check_prompts((*self.prompts, self.negative_prompt, self.style_prompt))
-        if not self.prompts:
-            raise RequestError("the prompt is empty: say what the picture should show")
+        self._check_kinds()
         if _index(self.size) not in catalog.SIZES:
             raise RequestError(f"size {self.size!r} is not one of 64, 256 and 1024")
         if self.cascade not in catalog.CASCADES and (folder := existing_folder(self.cascade)):
             # A run may be continued from another folder than it was begun in.
             self._settle("cascade", str(folder))
         self._settle("size", int(self.size))
-        self._settle("images", _whole("images", self.images, 1, 100_000))
+        self._settle("images", _whole("images", self.images, 1, MOST))
         self._settle("seed", self._checked_seeds())
         self._settle_pictures()
         if self.timesteps is not None and self.timesteps not in catalog.TIMESTEP_LISTS:
             known = ", ".join(catalog.TIMESTEP_LISTS)
             raise RequestError(f"unknown timesteps {self.timesteps!r}: use one of {known}")
         self._settle("steps", self._checked_steps())
+        self._settle_guidance()
+        self._check_lines()
+
+    def _check_kinds(self) -> None:
+        for name, kind in _KINDS.items():
+            if not isinstance(value := getattr(self, name), kind):
+                raise RequestError(f"{name} must be {_KIND_NAMES[kind]}, not {value!r}")
+        for name in _SEVERAL:
+            value = getattr(self, name)
+            if isinstance(value, Iterable) and not isinstance(value, str | bytes | range):
+                self._settle(name, tuple(value))
+        _check_prompts((*self.prompts, self.negative_prompt, self.style_prompt))
+        if not self.prompts and not self.lines:
+            raise RequestError("the prompt is empty: say what the picture should show")
+        if not all(isinstance(line, Line) for line in self.lines):
+            raise RequestError("lines must be of the class Line; `batch` makes them of tables")
+        if self.prompts and self.lines:
+            raise RequestError("prompts and lines exclude each other: give one of them")
+
+    def _settle_guidance(self) -> None:
         self._settle("guidance_scale", self._per_stage("guidance_scale", self.guidance_scale))
         for scale in self.guidance_scale or ():
             if (
@@ -117,6 +140,27 @@ class Request:
                 or not 0 <= scale < 1e3
             ):
                 raise RequestError(f"guidance scale {scale!r} is not a number from 0 to 1000")
+
+    def _check_lines(self) -> None:
+        """Every line on its own, and that they are not too many together."""
+        if len(self.lines) > MOST or (self.lines and len(self.tasks) > MOST):
+            raise RequestError(f"{MOST} pictures are the most in one run: make several of it")
+
+    def of_line(self, line: Line) -> Request:
+        """What is asked for by one line alone.
+
+        Raises:
+            RequestError, PictureError: nobody could draw it.
+        """
+        return replace(self, lines=(), prompts=(line.prompt,), **line.values())
+
+    def of_task(self, task: ImageTask) -> Request:
+        """What would have to be asked for to get one picture alone."""
+        return replace(
+            self, lines=(), prompts=(task.prompt,), negative_prompt=task.negative_prompt,
+            seed=(task.seed,), images=1, size=task.size, mode=task.mode, image=task.image,
+            mask=task.mask, strength=task.strength, style_prompt=task.style_prompt, aspect=task.aspect,
+        )  # fmt: skip
 
     def _settle_pictures(self) -> None:
         """What the modes beside text need, and what cannot be drawn told before it is planned."""
@@ -161,13 +205,18 @@ class Request:
     @property
     def tasks(self) -> tuple[ImageTask, ...]:
         """The images to draw, prompt by prompt."""
+        return _tasks_of_lines(self) if self.lines else tuple(self._numbered(0))
+
+    def _numbered(self, first: int) -> Iterator[ImageTask]:
         seeds = self.seed or ()
+        series = len(seeds) // len(self.prompts)
         pairs = [
-            (prompt, seed + k)
-            for prompt, seed in zip(self.prompts, seeds, strict=True)
+            (self.prompts[n // series], seed + k)
+            for n, seed in enumerate(seeds)
             for k in range(self.images)
         ]
-        return tuple(self._task(n, prompt, seed) for n, (prompt, seed) in enumerate(pairs))
+        for number, (prompt, seed) in enumerate(pairs, start=first):
+            yield self._task(number, prompt, seed)
 
     def _task(self, number: int, prompt: str, seed: int) -> ImageTask:
         return ImageTask(
@@ -198,13 +247,22 @@ class Request:
         object.__setattr__(self, name, value)
 
     def _checked_seeds(self) -> tuple[int, ...]:
-        seeds = _tuple(secrets.randbelow(2**31) if self.seed is None else self.seed)
-        seeds = tuple(_whole("seed", seed, 0, _MAX_SEED - self.images) for seed in seeds)
+        given, prompts = self.seed, len(self.prompts) or 1  # each line is one
+        if isinstance(given, range):
+            given = check_series(given) * prompts
+        seeds = _tuple(secrets.randbelow(2**31) if given is None else given)
+        seeds = tuple(_whole("seed", seed, 0, MAX_SEED - self.images) for seed in seeds)
         if len(seeds) == 1:
-            return seeds * len(self.prompts)
-        if len(seeds) != len(self.prompts):
+            return seeds * prompts
+        if not seeds or len(seeds) % prompts:
             raise RequestError(
-                f"{len(seeds)} seeds for {len(self.prompts)} prompts: give one, or one for each"
+                f"{len(seeds)} seeds for {prompts} prompts: give one, one for each, "
+                "or a series for all, like 1..4"
+            )
+        if len(seeds) > prompts and self.images > 1:
+            raise RequestError(
+                f"a series of seeds gives one picture each: leave out images ({self.images}), "
+                "or give one seed"
             )
         return seeds
 
@@ -242,6 +300,16 @@ class Request:
         if len(values) not in (1, count):
             raise RequestError(f"{len(values)} values for {name}: give one, or one for each stage")
         return values * count if len(values) == 1 else values
+
+
+@lru_cache(
+    maxsize=8
+)  # thousands of lines take a moment, and a run asks for its tasks again and again
+def _tasks_of_lines(request: Request) -> tuple[ImageTask, ...]:
+    tasks: list[ImageTask] = []
+    for line in request.lines:
+        tasks += request.of_line(line)._numbered(len(tasks))
+    return tuple(tasks)
 
 
 def _checked_aspect(value: Any) -> tuple[int, int] | None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from lowmem_if.planning.catalog import TEXT_ENCODER
 from lowmem_if.planning.units import format_seconds
+from lowmem_if.report.pace import Pace
 from lowmem_if.running.events import Event
 from lowmem_if.running.fetching import BytesReport
+
+_LINE_EVERY_S = 30.0
 
 
 class RunProgress:
@@ -20,11 +25,11 @@ class RunProgress:
 
     def __init__(self, out: Console, *, quiet: bool) -> None:
         self._out = out
-        self._bars = None if quiet or not out.is_terminal else _bars(out)
+        self._bars = None if quiet or not out.is_terminal else _run_bars(out)
         self._bar: TaskID | None = None
-        self._images = 1
-        self._drawn = 0
-        self._began = time.monotonic()
+        self._lines = None if quiet or out.is_terminal else _SparseLines(self._say)
+        self._pace = Pace()
+        self._told_of_previews = False
 
     def __enter__(self) -> RunProgress:
         if self._bars:
@@ -41,34 +46,30 @@ class RunProgress:
             self._bars.stop()
 
     def __call__(self, event: Event) -> None:
-        name = event.component.replace("_", " ")
+        self._pace(event)
+        if words := words_of(event, self._pace):
+            self._show(words, event)
+            if self._lines:
+                self._lines(words)
         match event.kind:
-            case "starting":
-                self._show("starting: importing torch and diffusers", 0, None)
-            case "started":
-                self._images, self._drawn, self._began = event.total, 0, time.monotonic()
-            case "loading":
-                self._show(f"{name}: loading", event.done, event.total)
-            case "drawing":
-                of = f" image {event.number:04}" if self._images > 1 else ""
-                self._show(f"{name}:{of}", event.done, event.total)
-            case "saved":
-                self._drawn += 1
-                self._show(f"{name}: {self._drawn} of {self._images} image(s)", 1, 1)
             case "finished":
                 self._end_bar()
-                self._say(f"{name}: done in {format_seconds(time.monotonic() - self._began)}")
+                self._say(f"{_name(event)}: done in {format_seconds(self._pace.took_s)}")
             case "skipped":
-                self._say(f"{name}: was done already")
+                self._say(f"{_name(event)}: was done already")
             case "notice" | "retry":
                 self._say(event.text)
+            case "preview" if not self._told_of_previews:
+                self._told_of_previews = True
+                self._say(f"pictures in the making: {Path(event.text).parent}")
 
-    def _show(self, words: str, done: int, total: int | None) -> None:
+    def _show(self, words: str, event: Event) -> None:
         if self._bars is None:
             return
         if self._bar is None:
             self._bar = self._bars.add_task(words, total=None)
-        self._bars.update(self._bar, description=words, completed=done, total=total)
+        done, total = self._pace.saved if event.kind == "saved" else (event.done, event.total)
+        self._bars.update(self._bar, description=words, completed=done, total=total or None)
 
     def _end_bar(self) -> None:
         if self._bars is not None and self._bar is not None:
@@ -77,6 +78,46 @@ class RunProgress:
 
     def _say(self, words: str) -> None:
         (self._bars.console if self._bars else self._out).print(words, markup=False, soft_wrap=True)
+
+
+class _SparseLines:
+    """Where no bar can be drawn (logs, a notebook's shell cells): a line now and then of a long turn."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say, self._said = say, time.monotonic()
+
+    def __call__(self, words: str) -> None:
+        if time.monotonic() - self._said > _LINE_EVERY_S:
+            self._said = time.monotonic()
+            self._say(words)
+
+
+def words_of(event: Event, pace: Pace) -> str:
+    """Where a run is, in one line, with the time left; empty if an event does not move it."""
+    match event.kind:
+        case "starting":
+            return "starting: importing torch and diffusers"
+        case "loading":
+            return f"{_name(event)}: loading{_left(pace)}"
+        case "drawing":
+            if event.component == TEXT_ENCODER:
+                return f"{_name(event)}: {event.done} of {event.total}{_left(pace)}"
+            saved, images = pace.saved
+            of = f" image {saved + 1} of {images}," if images > 1 else ""
+            return f"{_name(event)}:{of} step {event.done} of {event.total}{_left(pace)}"
+        case "saved":
+            saved, images = pace.saved
+            return f"{_name(event)}: {saved} of {images} image(s){_left(pace)}"
+    return ""
+
+
+def _left(pace: Pace) -> str:
+    left = pace.left_s
+    return "" if left is None or left < 1 else f", {format_seconds(left)} left"
+
+
+def _name(event: Event) -> str:
+    return event.component.replace("_", " ")
 
 
 @contextmanager
@@ -99,6 +140,13 @@ def bytes_progress(out: Console, doing: str, *, quiet: bool) -> Iterator[BytesRe
             bars.update(bar, description=f"{doing} {file}", completed=done, total=total)
 
         yield show
+
+
+def _run_bars(out: Console) -> Progress:
+    """The words of a run tell the time left of a whole turn, not of the bar."""
+    percent = TextColumn("{task.percentage:>3.0f}%")
+    words = TextColumn("{task.description}", markup=False)
+    return Progress(words, BarColumn(), percent, console=out, transient=True)
 
 
 def _bars(out: Console) -> Progress:

@@ -24,12 +24,17 @@ from lowmem_if.weights.tensor_files import load_tensor, tensor_bytes
 _KEEP_BYTES = 1_000_000_000
 """Some 1600 prompts of T5-XXL in float16; the longest unused are dropped beyond that."""
 
+_PRUNINGS = 20
+"""Looking through all files takes as long as there are many: it is done at first, then for every
+twentieth of what is kept, not for every prompt of thousands."""
+
 
 class EmbeddingCache:
     """The embeddings that one encoder, on one kind of device, makes of cleaned texts."""
 
     def __init__(self, encoder_identity: str, step: Step, folder: Path | None = None) -> None:
         self.folder = folder or cache_folder("embeds")
+        self._unpruned_bytes = _KEEP_BYTES
         self._encoder = [
             encoder_identity,
             step.strategy,
@@ -54,8 +59,11 @@ class EmbeddingCache:
         file, key = self._file(cleaned)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_bytes(file, tensor_bytes(embedding, key=key))
-            self._prune()
+            content = tensor_bytes(embedding, key=key)
+            write_bytes(file, content)
+            self._unpruned_bytes += len(content)
+            if self._unpruned_bytes > _KEEP_BYTES // _PRUNINGS:
+                self._prune()
         except OSError:
             return False
         return True
@@ -65,6 +73,7 @@ class EmbeddingCache:
         return self.folder / f"{key}.safetensors", key
 
     def _prune(self) -> None:
+        self._unpruned_bytes = 0
         files = [(file, file.stat()) for file in self.folder.glob("*.safetensors")]
         newest_first = sorted(files, key=lambda entry: entry[1].st_mtime, reverse=True)
         total = 0

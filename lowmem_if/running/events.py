@@ -12,10 +12,11 @@ class Event:
     """One thing that happened.
 
     Kinds: `starting` (a worker, which imports the libraries), `started` (a component's turn; `total`
-    images), `loading` (`done` of `total` bytes), `drawing` (image `number`, `done` of `total` denoising
-    steps), `saved` (image `number`), `finished` and `skipped` (a component), `notice` (`text` for the
-    user), `retry` (`text`: the cheaper plan), and from the worker only: `error` (`name` of the class,
-    `text`) and `out_of_memory`.
+    images, `batch` together), `going_on` (`done` of `total` images are there from before), `loading`
+    (`done` of `total` bytes), `drawing` (image `number`, `done` of `total` denoising steps), `preview`
+    (image `number` in the making; `text`: its file), `saved` (image `number`; `text`: its file),
+    `finished` and `skipped` (a component), `notice` (`text` for the user), `retry` (`text`: the cheaper
+    plan), and from the worker only: `error` (`name` of the class, `text`) and `out_of_memory`.
     """
 
     kind: str
@@ -23,6 +24,7 @@ class Event:
     number: int = 0
     done: int = 0
     total: int = 0
+    batch: int = 1
     text: str = ""
     name: str = ""
 

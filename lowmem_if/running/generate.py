@@ -13,7 +13,7 @@ from lowmem_if.planning.modes import INPAINT, UPSCALE, VARY
 from lowmem_if.planning.plan import make_plan
 from lowmem_if.planning.profiles import choose_machine
 from lowmem_if.planning.request import Request
-from lowmem_if.planning.strategies import EXACT, parse_pins
+from lowmem_if.planning.strategies import EXACT, Pin, parse_pins
 from lowmem_if.running.events import Report, ignore
 from lowmem_if.running.run_folder import RunFolder
 from lowmem_if.running.scheduler import RunResult, run
@@ -30,6 +30,7 @@ def generate(
     pins: Mapping[str, str] | None = None,
     prefer: str = EXACT,
     report: Report = ignore,
+    preview_every: int = 0,
     **request: Any,
 ) -> RunResult:
     """Draw pictures: measure the machine, plan, run.
@@ -43,6 +44,7 @@ def generate(
         pins: component -> `STRATEGY[:DTYPE]`, never overridden.
         prefer: `exact` or `balanced`.
         report: called with every `Event` of the run.
+        preview_every: steps after which a picture in the making is written; 0: never.
         request: the other fields of `Request`: `cascade`, `seed`, `images`, `size`, `steps`, ...
 
     Returns:
@@ -52,13 +54,21 @@ def generate(
         LowmemError: see the tree in `lowmem_if.errors`.
     """
     asked = Request(prompts, **request)  # type: ignore[arg-type]  # one text stands for a tuple of one
-    path = Path(out) if out is not None else new_folder(asked)
-    if request.get("seed") is None:
-        asked = with_begun_seed(path, asked)
+    path, asked = begun(asked, out, seeded=request.get("seed") is not None)
     machine, profile_pins = choose_machine(profile, device=device, ram=ram, vram=vram)
-    own_pins = parse_pins(f"{component}={choice}" for component, choice in (pins or {}).items())
-    plan = make_plan(machine, asked, prefer=prefer, pins=profile_pins | own_pins)
-    return run(plan, path, report=report)
+    plan = make_plan(machine, asked, prefer=prefer, pins=profile_pins | checked_pins(pins))
+    return run(plan, path, report=report, preview_every=preview_every)
+
+
+def begun(request: Request, out: str | Path | None, *, seeded: bool) -> tuple[Path, Request]:
+    """Where a request runs, and with which seed: that of the run begun there, unless one was given."""
+    path = Path(out) if out is not None else new_folder(request)
+    return path, request if seeded else with_begun_seed(path, request)
+
+
+def checked_pins(pins: Mapping[str, str] | None) -> dict[str, Pin]:
+    """Pins as Python callers write them, component -> `STRATEGY[:DTYPE]`."""
+    return parse_pins(f"{component}={choice}" for component, choice in (pins or {}).items())
 
 
 def vary(image: str | Path, prompts: str | Sequence[str] = "", **options: Any) -> RunResult:
@@ -112,13 +122,15 @@ def with_begun_seed(path: Path, request: Request) -> Request:
     if not RunFolder.begun(path):
         return request
     begun = RunFolder.open(path).plan.request
-    same_number = len(begun.prompts) == len(request.prompts)
+    same_number = len(begun.prompts) == len(request.prompts) and bool(begun.lines) == bool(
+        request.lines
+    )
     return replace(request, seed=begun.seed) if same_number else request
 
 
 def new_folder(request: Request) -> Path:
     """A run folder named by the time and the first words of the prompt."""
-    words = "-".join(re.findall(r"\w+", request.prompts[0])[:6])[:40] or request.mode
+    words = "-".join(re.findall(r"\w+", request.tasks[0].words)[:6])[:40] or request.tasks[0].mode
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{words}"
     folder = Path("runs") / stem
     number = 1

@@ -5,7 +5,10 @@ sources/            the user's pictures that the run begins with
 embeds/             prompt embeddings
 stage_1/ stage_2/ stage_3/   NNNN.safetensors and NNNN.png of every image
 memory.jsonl        memory samples
+notices.jsonl       what the user should know of the pictures
 NNNN.png            finished images
+in_making/          if asked for: NNNN.png, the image as it looks after some steps
+gallery.html        of a batch, or if asked for: all images on a page; thumbs/ belongs to it
 worker.log          what the libraries had to say
 """
 
@@ -16,17 +19,18 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from lowmem_if.errors import RunFolderError
-from lowmem_if.planning.catalog import STAGE_1, STAGE_2, UPSCALER
+from lowmem_if.planning.catalog import FINISH, STAGE_1, STAGE_2, UPSCALER
 from lowmem_if.planning.plan import Plan, Step
 from lowmem_if.planning.tasks import ImageTask
+from lowmem_if.planning.units import shorten
 from lowmem_if.running.sources import KINDS, source_bytes, source_name
 from lowmem_if.weights.atomic import is_partial, remove_partials, write_bytes
 
@@ -39,7 +43,6 @@ _RECORD_KEYS = {
     "plan": dict,
     "steps": dict,
     "weights": dict,
-    "notices": list,
     "log": list,
 }
 _PNG_END = b"IEND\xaeB`\x82"
@@ -52,6 +55,7 @@ class RunFolder:
         self.path = path
         self._record = record
         self.plan = Plan.from_json(record["plan"])
+        self._noticed = dict.fromkeys(_read_notices(self._notices_file))
 
     @staticmethod
     def for_plan(path: Path, plan: Plan) -> RunFolder:
@@ -74,7 +78,7 @@ class RunFolder:
             )
         steps = {step.component: {"status": "pending"} for step in plan.steps}
         record = {"format": FORMAT, "versions": library_versions(), "plan": plan.to_json(),
-                  "steps": steps, "weights": {}, "notices": [], "log": []}  # fmt: skip
+                  "steps": steps, "weights": {}, "log": []}  # fmt: skip
         folder = RunFolder(path, record)
         with folder.locked():
             if not (path / _RECORD).exists():
@@ -162,6 +166,11 @@ class RunFolder:
         return RunFolder.open(self.path)
 
     @property
+    def changed_ns(self) -> int:
+        """When the record was last written, in nanoseconds since the epoch."""
+        return (self.path / _RECORD).stat().st_mtime_ns
+
+    @property
     def complete(self) -> bool:
         done = all(step["status"] == "done" for step in self._record["steps"].values())
         return done and len(self.images) == len(self.plan.request.tasks)
@@ -181,7 +190,7 @@ class RunFolder:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        return tuple(self._record["notices"])
+        return tuple(self._noticed)
 
     @property
     def log(self) -> tuple[str, ...]:
@@ -191,11 +200,12 @@ class RunFolder:
     def versions(self) -> dict[str, str]:
         return dict(self._record["versions"])
 
-    def prepare(self) -> None:
+    def prepare(self, *, previews: bool = False) -> None:
         """Remove what a killed writer left, and make the folders."""
+        in_making = ("in_making",) if previews else ()
         with writing(self.path):
             remove_partials(self.path)
-            for name in ("embeds", *_STAGE_FOLDERS.values()):
+            for name in ("embeds", *_STAGE_FOLDERS.values(), *in_making):
                 (self.path / name).mkdir(exist_ok=True)
 
     def finish_step(
@@ -211,10 +221,13 @@ class RunFolder:
 
     def note(self, text: str) -> bool:
         """Keep a notice for the user; False if it is there already."""
-        if text in self._record["notices"]:
+        if text in self._noticed:
             return False
-        self._record["notices"].append(text)
-        self._save()
+        self._noticed[text] = None
+        # Thousands of pictures may have one each: they are added, not all written again. A line that a
+        # killed writer left unfinished must not take the next one along.
+        with writing(self.path), self._notices_file.open("ab") as stream:
+            stream.write(f"\n{json.dumps(text)}\n".encode())
         return True
 
     def check_weights(self, component: str, identity: str) -> None:
@@ -239,6 +252,24 @@ class RunFolder:
         self._record["log"].append(why)
         self._save()
 
+    def take_on(self, plan: Plan) -> None:
+        """Go on with another plan for more: its new steps, and the finishing, are to be done."""
+        steps = {step.component: {"status": "pending"} for step in plan.steps}
+        done = {name: step for name, step in self._record["steps"].items() if name != FINISH}
+        self.plan = plan
+        self._record["plan"] = plan.to_json()
+        self._record["steps"] = steps | done
+        self._save()
+
+    def inherit(self, source: RunFolder, components: Iterable[str]) -> None:
+        """Count these as done, with what they took where their results were copied from."""
+        for component in components:
+            if component in self._record["steps"] and not self.is_done(component):
+                self._record["steps"][component] = source._record["steps"][component]
+                if identity := source._record["weights"].get(component):
+                    self._record["weights"][component] = identity
+        self._save()
+
     def source_file(self, task: ImageTask, kind: str) -> Path:
         """The picture that a task begins with, or its mask."""
         return self.path / _SOURCES / source_name(getattr(task, kind), kind)
@@ -256,6 +287,13 @@ class RunFolder:
     def image_file(self, task: ImageTask) -> Path:
         return self.path / f"{task.name}.png"
 
+    def thumbnail_file(self, task: ImageTask) -> Path:
+        return self.path / "thumbs" / f"{task.name}.jpg"
+
+    def in_making_file(self, task: ImageTask) -> Path:
+        """What a picture looks like between two steps; gone once it is finished."""
+        return self.path / "in_making" / f"{task.name}.png"
+
     @property
     def images(self) -> tuple[Path, ...]:
         """The finished pictures that are here."""
@@ -265,6 +303,10 @@ class RunFolder:
     @property
     def memory_file(self) -> Path:
         return self.path / "memory.jsonl"
+
+    @property
+    def _notices_file(self) -> Path:
+        return self.path / "notices.jsonl"
 
     @property
     def log_file(self) -> Path:
@@ -301,6 +343,16 @@ def _checked(record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
+def _read_notices(file: Path) -> Iterator[str]:
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return
+    for line in filter(None, lines):
+        with suppress(ValueError):  # a writer that was killed
+            yield json.loads(line)
+
+
 def is_whole_png(file: Path) -> bool:
     """Whether a PNG is there to its very end."""
     try:
@@ -334,7 +386,9 @@ def _first_difference(old: Any, new: Any) -> str:
     if names is None:
         return f"{old or 'nothing'} instead of {new or 'nothing'}"
     name = next(name for name in names if getattr(old, name) != getattr(new, name))
-    return f"{name} {getattr(old, name)!r} instead of {getattr(new, name)!r}"
+    # A batch has thousands of lines, and an error has one.
+    told = [shorten(repr(getattr(value, name)), 200) for value in (old, new)]
+    return f"{name} {told[0]} instead of {told[1]}"
 
 
 def _try_lock(descriptor: int) -> bool:

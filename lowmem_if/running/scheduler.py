@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_if import errors
-from lowmem_if.errors import OutOfMemory, WorkerDied
+from lowmem_if.errors import OutOfMemory, RequestError, WorkerDied
 from lowmem_if.planning.jobs import jobs_of
 from lowmem_if.planning.ladder import RAM, changed_pixels, cheaper
 from lowmem_if.planning.locations import locate
 from lowmem_if.planning.plan import Plan, Step
 from lowmem_if.planning.strategies import STREAM
 from lowmem_if.running.events import Event, Report, ignore
+from lowmem_if.running.gallery import GalleryKeeper, has_gallery, is_stale
 from lowmem_if.running.run_folder import RunFolder, writing
 
 WORKER = ("-P", "-m", "lowmem_if.running.worker")
@@ -52,41 +53,55 @@ class WorkerCrashed(Exception):
     """The worker ended with a traceback that is no known error."""
 
 
-def run(plan: Plan, out: str | Path, *, report: Report = ignore) -> RunResult:
+def run(
+    plan: Plan, out: str | Path, *, report: Report = ignore, preview_every: int = 0
+) -> RunResult:
     """Run a plan in the folder `out`, or go on with it if the same request was begun there.
+
+    Args:
+        report: called with every `Event` of the run.
+        preview_every: steps after which a picture in the making is written; 0: never.
 
     Raises:
         LowmemError: see the tree in `lowmem_if.errors`; the folder can be continued.
     """
-    return continue_run(RunFolder.for_plan(Path(out), plan), report=report)
+    folder = RunFolder.for_plan(Path(out), plan)
+    return continue_run(folder, report=report, preview_every=preview_every)
 
 
-def resume(out: str | Path, *, report: Report = ignore) -> RunResult:
-    """Continue the run in the folder `out`; a finished one is only read back.
+def resume(out: str | Path, *, report: Report = ignore, preview_every: int = 0) -> RunResult:
+    """Continue the run in the folder `out`; a finished one is only read back. For the rest see `run`.
 
     Raises:
         RunFolderError: it is no run folder, is in use, or was begun with other library versions.
     """
-    return continue_run(RunFolder.open(Path(out)), report=report)
+    return continue_run(RunFolder.open(Path(out)), report=report, preview_every=preview_every)
 
 
-def continue_run(folder: RunFolder, *, report: Report = ignore) -> RunResult:
+def continue_run(
+    folder: RunFolder, *, report: Report = ignore, preview_every: int = 0
+) -> RunResult:
     """Do what is not done in a run folder."""
+    if preview_every < 0:
+        raise RequestError(f"a preview every {preview_every} steps: give a number from 1, or none")
+    keeper = GalleryKeeper(folder, report) if has_gallery(folder) else None
     if not folder.complete:
         folder.check_versions()
         with folder.locked() as lock:
-            _work(folder.reload(), report, lock)
+            _work(folder.reload(), keeper or report, lock, preview_every)
         folder = folder.reload()
+    if keeper and is_stale(folder):
+        keeper.write()
     steps = tuple(
         StepResult(step, folder.measured(step.component) or {}) for step in folder.plan.steps
     )
     return RunResult(folder.path, folder.images, steps, folder.notices)
 
 
-def _work(folder: RunFolder, report: Report, lock: int) -> None:
+def _work(folder: RunFolder, report: Report, lock: int, preview_every: int) -> None:
     """Let workers work until one comes to the end."""
     while True:
-        short = _let_work(folder, report, lock)
+        short = _let_work(folder, report, lock, preview_every)
         if short is None:
             return
         folder = folder.reload()
@@ -131,11 +146,11 @@ def _next_rung(folder: RunFolder, short: Event) -> Step:
     return lower
 
 
-def _let_work(folder: RunFolder, report: Report, lock: int) -> Event | None:
+def _let_work(folder: RunFolder, report: Report, lock: int, preview_every: int) -> Event | None:
     """Run one worker to its end; None if all is done, else the event that says memory ran out."""
     last = Event("started")
     report(Event("starting"))
-    with _worker(folder, lock) as process:
+    with _worker(folder, lock, preview_every) as process:
         assert process.stdout is not None
         for line in process.stdout:
             event = Event.from_line(line)
@@ -163,13 +178,18 @@ def _let_work(folder: RunFolder, report: Report, lock: int) -> Event | None:
 
 
 @contextmanager
-def _worker(folder: RunFolder, lock: int) -> Iterator[subprocess.Popen[str]]:
+def _worker(folder: RunFolder, lock: int, preview_every: int) -> Iterator[subprocess.Popen[str]]:
     """A worker process that never outlives the block, nor this process."""
     with writing(folder.path):
         log = folder.log_file.open("ab")
     with log:
         process = subprocess.Popen(
-            [sys.executable, *WORKER, str(folder.path)],
+            [
+                sys.executable,
+                *WORKER,
+                str(folder.path),
+                *([str(preview_every)] if preview_every else ()),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -35,31 +36,37 @@ from lowmem_if.running.sources import KINDS, read_source
 from lowmem_if.stages.base import BaseStage
 from lowmem_if.stages.finish import Finisher, to_image, to_unit_range
 from lowmem_if.stages.lifetime import C, alive
-from lowmem_if.stages.pipelines import Batch
+from lowmem_if.stages.pipelines import Batch, DrawingStage
+from lowmem_if.stages.previews import Watching
 from lowmem_if.stages.super_resolution import SuperResolutionStage
 from lowmem_if.stages.text import CleanedText, TextCleaner, TextEncoder, cut_off
 from lowmem_if.stages.upscaler import Upscaler
 from lowmem_if.weights.identity import identity
 from lowmem_if.weights.loading import load_tokenizer
 from lowmem_if.weights.memory import Release, wake
-from lowmem_if.weights.tensor_files import load_tensor, tensor_bytes
+from lowmem_if.weights.tensor_files import is_sound, load_tensor, tensor_bytes
+
+S = TypeVar("S", bound=DrawingStage)
 
 _READ_T5 = {catalog.STAGE_1, catalog.STAGE_2}
 
 
-def work(folder: RunFolder, report: Report) -> None:
+def work(folder: RunFolder, report: Report, *, preview_every: int = 0) -> None:
     """Do every step of the folder's plan that is not done.
+
+    Args:
+        preview_every: steps after which pictures in the making are written; 0: never.
 
     Raises:
         LowmemError: weights, device or folder cannot be used; what is done stays done.
     """
-    folder.prepare()
+    folder.prepare(previews=preview_every > 0)
     request = folder.plan.request
     location = locate(request.cascade, components=request.components, revision=request.revision)
     todo = _todo(folder)
     for step in folder.plan.steps:
         if step.component in todo:
-            _Turn(folder, step, location, report).take()
+            _Turn(folder, step, location, report, preview_every).take()
         else:
             report(Event("skipped", step.component))
 
@@ -73,10 +80,10 @@ def _todo(folder: RunFolder) -> set[str]:
     for stage in reversed(catalog.IMAGE_STAGES):
         tasks = [task for task in request.tasks if stage in task.stages]
         needed = [task for task in tasks if _follower(task, stage) in todo]
-        if any(load_tensor(folder.tensor_file(stage, task)) is None for task in needed):
+        if not all(is_sound(folder.tensor_file(stage, task)) for task in needed):
             todo.add(stage)
     texts = [folder.embedding_file(text) for text in texts_of(folder)]
-    if _READ_T5 & todo and any(load_tensor(file) is None for file in texts):
+    if _READ_T5 & todo and not all(map(is_sound, texts)):
         todo.add(catalog.TEXT_ENCODER)
     return todo
 
@@ -115,8 +122,16 @@ def micro_batches(tasks: Sequence[ImageTask], size: int) -> list[list[ImageTask]
 class _Turn:
     """One component's turn: load it if there is anything to do, do it, prove that it has left."""
 
-    def __init__(self, folder: RunFolder, step: Step, location: Location, report: Report) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        step: Step,
+        location: Location,
+        report: Report,
+        preview_every: int,
+    ) -> None:
         self._folder, self._step, self._report = folder, step, report
+        self._preview_every = preview_every
         self._request = folder.plan.request
         self._tasks = [task for task in self._request.tasks if step.component in task.stages]
         self._root = _root(location, step)
@@ -130,7 +145,8 @@ class _Turn:
         _check_device(self._step)
         wake(self._step.device)
         self._folder.check_weights(component, self._weights)
-        self._report(Event("started", component, total=len(self._tasks or self._request.tasks)))
+        images = len(self._tasks or self._request.tasks)
+        self._report(Event("started", component, total=images, batch=self._step.batch))
         turns = {
             catalog.TEXT_ENCODER: self._encode,
             catalog.STAGE_1: self._draw_first,
@@ -179,12 +195,12 @@ class _Turn:
         cleaned = {text: cleaner.clean(text) for text in texts}
         self._warn_of(cleaned, cleaner.known_words)
         cache = EmbeddingCache(self._weights, self._step)
-        for text in texts:
+        for text in (t for t in texts if not self._is_embedded(t)):
             kept = cache.get(cleaned[text].text)
             if kept is not None:
                 self._folder.keep_weights(catalog.TEXT_ENCODER, self._weights)
                 self._folder.write(self._folder.embedding_file(text), tensor_bytes(kept))
-        missing = [t for t in texts if load_tensor(self._folder.embedding_file(t)) is None]
+        missing = [text for text in texts if not self._is_embedded(text)]
         if not missing:
             return
         with self._loaded(TextEncoder) as encoder:
@@ -193,6 +209,9 @@ class _Turn:
                 self._folder.write(self._folder.embedding_file(text), tensor_bytes(embedding))
                 if not cache.put(cleaned[text].text, embedding):
                     self._notice(f"embeddings cannot be kept for later runs in {cache.folder}")
+
+    def _is_embedded(self, text: str) -> bool:
+        return is_sound(self._folder.embedding_file(text))
 
     def _on_texts(self, done: int, total: int) -> None:
         self._report(Event("drawing", catalog.TEXT_ENCODER, done=done, total=total))
@@ -244,14 +263,15 @@ class _Turn:
 
     def _draw_all(
         self,
-        make: Callable[..., C],
-        draw: Callable[[C, Batch], torch.Tensor],
+        make: Callable[..., S],
+        draw: Callable[[S, Batch], torch.Tensor],
         show: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:
         """Draw what is not on disk yet, a micro-batch at a time, and keep each picture at once."""
         stage = self._step.component
         batches = micro_batches(self._tasks, self._step.batch)
-        undone = [b for b in batches if any(self._picture(stage, task) is None for task in b)]
+        undone = [b for b in batches if not all(self._is_drawn(task) for task in b)]
+        self._tell_of_done(len(self._tasks) - sum(map(len, undone)), len(self._tasks))
         if not undone:
             return
         with self._loaded(make) as component:
@@ -261,7 +281,8 @@ class _Turn:
                     image = to_image(show(picture))
                     self._folder.write(self._folder.preview_file(stage, task), _png(image))
                     self._folder.write(self._folder.tensor_file(stage, task), tensor_bytes(picture))
-                    self._report(Event("saved", stage, number=task.number))
+                    file = str(self._folder.preview_file(stage, task))
+                    self._report(Event("saved", stage, number=task.number, text=file))
 
     def _batch(self, tasks: Sequence[ImageTask]) -> Batch:
         """Tasks with what a pipeline needs to draw them together."""
@@ -269,13 +290,32 @@ class _Turn:
         images, masks = (self._sources(tasks, kind) for kind in KINDS)
         tile = self._step.tile
         total = sampling.count * tasks[0].parts(tile)
-        on_step = self._on_step(tasks, total)
-        return Batch(tasks, sampling, on_step, images, masks, tile, self._style(tasks))
+        return Batch(
+            tasks, sampling, self._on_step(tasks, total), images, masks, tile,
+            style=self._style(tasks), watching=self._watching(tasks, total),
+        )  # fmt: skip
 
     def _style(self, tasks: Sequence[ImageTask]) -> torch.Tensor | None:
         if self._step.component not in _READ_T5 or not tasks[0].is_styled:
             return None
         return torch.cat([self._embedding(task.style_prompt) for task in tasks])
+
+    def _watching(self, tasks: Sequence[ImageTask], total: int) -> Watching | None:
+        """What writes the pictures in the making, if they were asked for."""
+
+        def show(done: int, pictures: torch.Tensor) -> None:
+            for task, picture in zip(tasks, pictures, strict=True):
+                file = self._folder.in_making_file(task)
+                self._folder.write(file, _png(to_image(picture)))
+                place: dict[str, Any] = {"number": task.number, "done": done, "total": total}
+                self._report(Event("preview", self._step.component, text=str(file), **place))
+
+        return Watching(self._preview_every, show) if self._preview_every else None
+
+    def _tell_of_done(self, count: int, total: int) -> None:
+        """Say how many pictures are there from before, for the time that the others take."""
+        if count:
+            self._report(Event("going_on", self._step.component, done=count, total=total))
 
     def _sources(self, tasks: Sequence[ImageTask], kind: str) -> list[Image.Image]:
         files = [self._folder.source_file(task, kind) for task in tasks if getattr(task, kind)]
@@ -284,6 +324,7 @@ class _Turn:
     def _finish(self) -> None:
         request = self._request
         undone = [t for t in request.tasks if not is_whole_png(self._folder.image_file(t))]
+        self._tell_of_done(len(request.tasks) - len(undone), len(request.tasks))
         if not undone:
             return
         make = partial(Finisher, check=request.safety_checker, mark=request.watermark)
@@ -295,8 +336,10 @@ class _Turn:
                 if finished.flagged:
                     self._notice(f"the safety checker blackened image {task.name}")
                 content = _png(finished.image, self._description(task))
-                self._folder.write(self._folder.image_file(task), content)
-                self._report(Event("saved", catalog.FINISH, number=task.number))
+                file = self._folder.image_file(task)
+                self._folder.write(file, content)
+                self._folder.in_making_file(task).unlink(missing_ok=True)
+                self._report(Event("saved", catalog.FINISH, number=task.number, text=str(file)))
 
     def _embeds(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(prompts', negative prompts') embeddings, each (n, 77, width); None without guidance."""
@@ -312,8 +355,8 @@ class _Turn:
         files = [self._folder.tensor_file(stage, task) for task in tasks]
         return torch.stack([_there(load_tensor(file), file) for file in files])
 
-    def _picture(self, stage: str, task: ImageTask) -> torch.Tensor | None:
-        return load_tensor(self._folder.tensor_file(stage, task))
+    def _is_drawn(self, task: ImageTask) -> bool:
+        return is_sound(self._folder.tensor_file(self._step.component, task))
 
     def _on_step(self, tasks: Sequence[ImageTask], total: int) -> Callable[[int], None]:
         number = tasks[0].number
@@ -326,16 +369,19 @@ class _Turn:
             self._report(Event("notice", self._step.component, text=text))
 
     def _description(self, task: ImageTask) -> dict[str, object]:
-        """What a finished picture says about itself; nothing in it changes when a run is continued."""
-        plan = self._folder.plan.to_json()
-        for source in filter(None, (plan["request"][kind] for kind in KINDS)):
+        """What a finished picture says about itself, and nothing of its neighbours.
+
+        Nothing in it changes when a run is continued.
+        """
+        request = asdict(self._request.of_task(task))
+        for source in filter(None, (request[kind] for kind in KINDS)):
             source["path"] = Path(source["path"]).name  # where it lay is nobody's business
         return {
             "prompt": task.prompt,
             "seed": task.seed,
             "cascade": self._request.cascade,
-            "request": plan["request"],
-            "plan": plan["steps"],
+            "request": request,
+            "plan": [asdict(step) for step in self._folder.plan.steps],
             "versions": self._folder.versions,
         }
 

@@ -1,6 +1,6 @@
 """The process that does the work and may be killed.
 
-    python -m lowmem_if.running.worker RUN
+    python -m lowmem_if.running.worker RUN [PREVIEW_EVERY]
 
 Events go to standard output, one JSON object a line; what libraries print goes to standard error.
 """
@@ -55,7 +55,8 @@ def main() -> int:
     # The libraries' own objects stay to the end: collecting among them takes a second a component.
     gc.freeze()
     try:
-        work(RunFolder.open(Path(sys.argv[1])), report)
+        preview_every = int(sys.argv[2]) if len(sys.argv) > 2 else 0
+        work(RunFolder.open(Path(sys.argv[1])), report, preview_every=preview_every)
     except LowmemError as error:
         report(Event("error", text=str(error), name=type(error).__name__))
         return error.exit_code

@@ -16,6 +16,7 @@ from PIL import Image
 from lowmem_if.planning.plan import Step
 from lowmem_if.planning.strategies import MODEL_OFFLOAD, RESIDENT, SEQUENTIAL_OFFLOAD, STREAM
 from lowmem_if.planning.tasks import ImageTask, Sampling
+from lowmem_if.stages.previews import Watching, watched
 from lowmem_if.stages.style import styled
 from lowmem_if.weights.loading import load_diffusers_model, stream_diffusers_model
 
@@ -32,6 +33,7 @@ class Batch:
         on_step: called with the number of denoising steps done, of all tiles.
         style: embeddings (n, 77, width) of the styles to draw in, None for none.
         tile: side of the tiles that the user's own pictures are enlarged in, 0: whole.
+        watching: who looks at the pictures in the making, if anybody does.
     """
 
     tasks: Sequence[ImageTask]
@@ -41,6 +43,7 @@ class Batch:
     masks: Sequence[Image.Image] = ()
     tile: int = 0
     style: torch.Tensor | None = None
+    watching: Watching | None = None
 
     @property
     def mode(self) -> str:
@@ -65,7 +68,9 @@ class DrawingStage:
     def _draw(self, batch: Batch, kind: type[Any], **inputs: Any) -> torch.Tensor:
         """The pictures as tensors on the CPU, one for each task, drawn by a pipeline of class `kind`."""
         pipeline = self._as(kind)
-        with nullcontext() if batch.style is None else styled(pipeline.unet, batch.style):
+        watching = batch.watching if self.watchable else None
+        style = nullcontext() if batch.style is None else styled(pipeline.unet, batch.style)
+        with style, watched(pipeline.scheduler, watching, self._look):
             pictures = pipeline(
                 guidance_scale=batch.sampling.guidance_scale,
                 # One CPU generator an image: seeds mean the same on every device, in every batch.
@@ -100,6 +105,15 @@ class DrawingStage:
             if width > height
             else {"width": side, "height": longer}
         )
+
+    @property
+    def watchable(self) -> bool:
+        """Whether pictures in the making can be looked at."""
+        return True
+
+    def _look(self, guess: torch.Tensor) -> torch.Tensor:
+        """What a step's guess, in about [-1, 1], looks like in [0, 1]."""
+        return (guess / 2 + 0.5).clamp(0, 1)
 
     def close(self) -> None:
         let_go(self._pipeline)

@@ -15,10 +15,11 @@ import numpy
 import torch
 from diffusers import AutoencoderKL, StableDiffusionUpscalePipeline
 from PIL import Image
+from torch.nn.functional import avg_pool2d
 
 from lowmem_if.planning.configurations import UpscalerIndex, read_as, read_config
 from lowmem_if.planning.plan import Step
-from lowmem_if.planning.strategies import STREAM
+from lowmem_if.planning.strategies import RESIDENT, STREAM
 from lowmem_if.planning.tasks import FACTOR
 from lowmem_if.planning.tiling import Box
 from lowmem_if.stages.pipelines import Batch, DrawingStage, loading_device, take_unet
@@ -52,6 +53,7 @@ class Upscaler(DrawingStage):
             if step.vae_tiling:
                 vae.enable_tiling()
             super().__init__(pipeline, [unet, vae, text_encoder], step, streams)
+            self._strategy = step.strategy
 
     def draw(self, batch: Batch, pictures: torch.Tensor) -> torch.Tensor:
         """Pictures (n, 3, 4 height, 4 width) in [0, 1], from (n, 3, height, width) in about [-1, 1]."""
@@ -76,6 +78,7 @@ class Upscaler(DrawingStage):
             batch,
             tasks=[replace(task, seed=(task.seed + tile) % _SEEDS)],
             on_step=lambda step: batch.on_step(done + step),
+            watching=None,  # a tile alone is no picture to look at
         )
         return self._enlarge(alone, [_part_of(image, box)])[0]
 
@@ -88,6 +91,27 @@ class Upscaler(DrawingStage):
             negative_prompt=[task.negative_prompt for task in batch.tasks],
             noise_level=batch.sampling.noise_level,
         )
+
+    @property
+    def watchable(self) -> bool:
+        """A look takes the VAE, which is only at hand where all networks stay on the device."""
+        return self._strategy == RESIDENT
+
+    def _look(self, guess: torch.Tensor) -> torch.Tensor:
+        """A quarter of the side is enough to look at, and takes a sixteenth of the VAE's work.
+
+        As the pipeline does it: the VAE decodes in float32, and weights come back from there the same.
+        """
+        vae = self._pipeline.vae
+        dtype = vae.dtype
+        upcast = dtype == torch.float16 and vae.config.force_upcast
+        if upcast:
+            vae.to(torch.float32)
+        small = avg_pool2d(guess.float(), 4) / vae.config.scaling_factor
+        picture: torch.Tensor = vae.decode(small.to(vae.dtype), return_dict=False)[0]
+        if upcast:
+            vae.to(dtype)
+        return super()._look(picture)
 
 
 def _part_of(image: Image.Image, box: Box) -> Image.Image:

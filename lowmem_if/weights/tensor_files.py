@@ -20,6 +20,14 @@ def tensor_bytes(tensor: torch.Tensor, **metadata: str) -> bytes:
     return content
 
 
+def is_sound(file: Path) -> bool:
+    """Whether `load_tensor` would find a tensor in the file, told by its header and its length."""
+    try:
+        return _NAME in read_header(file)
+    except CheckpointError:
+        return False
+
+
 def load_tensor(file: Path, **expected: str) -> torch.Tensor | None:
     """The tensor on the CPU; None if there is no sound file with the `expected` metadata."""
     try:

@@ -1,0 +1,96 @@
+"""Many pictures in one run, and chosen ones of it taken on, in one call each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lowmem_if.planning.batch_file import BadLine
+from lowmem_if.planning.batch_request import read_request, request_of
+from lowmem_if.planning.plan import make_plan
+from lowmem_if.planning.profiles import choose_machine
+from lowmem_if.planning.strategies import EXACT
+from lowmem_if.running.continuation import continued
+from lowmem_if.running.events import Report, ignore
+from lowmem_if.running.generate import begun, checked_pins
+from lowmem_if.running.run_folder import RunFolder
+from lowmem_if.running.scheduler import RunResult, continue_run, run
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """A finished batch: its run, and the lines that could not be used, which nothing was drawn for."""
+
+    run: RunResult
+    bad_lines: tuple[BadLine, ...]
+
+
+def batch(
+    source: str | Path | Iterable[str | Mapping[str, Any]],
+    *,
+    out: str | Path | None = None,
+    profile: str | None = None,
+    device: str = "auto",
+    ram: str | None = None,
+    vram: str | None = None,
+    pins: Mapping[str, str] | None = None,
+    prefer: str = EXACT,
+    report: Report = ignore,
+    preview_every: int = 0,
+    **request: Any,
+) -> BatchResult:
+    """Draw a picture for each line: all go through one component before the next is loaded.
+
+    Args:
+        source: a file of JSON lines, CSV or prompts, one a line; or the lines themselves, each a prompt
+            or a table of what a line of JSON may say (see `Line`).
+        request: what holds for all lines that do not say it themselves, as fields of `Request`.
+        out, profile, device, ram, vram, pins, prefer, report, preview_every: see `generate`.
+
+    Raises:
+        BatchError: the file cannot be read, or no line of it can be used. Some bad lines are no error:
+            they are in the result.
+        LowmemError: as `generate`.
+    """
+    if isinstance(source, str | Path):
+        asked, bad_lines = read_request(Path(source), **request)
+    else:
+        asked, bad_lines = request_of(source, **request)
+    path, asked = begun(asked, out, seeded=request.get("seed") is not None)
+    machine, profile_pins = choose_machine(profile, device=device, ram=ram, vram=vram)
+    plan = make_plan(machine, asked, prefer=prefer, pins=profile_pins | checked_pins(pins))
+    return BatchResult(run(plan, path, report=report, preview_every=preview_every), bad_lines)
+
+
+def enlarge(
+    source: str | Path,
+    numbers: Sequence[int],
+    *,
+    size: int = 1024,
+    out: str | Path | None = None,
+    profile: str | None = None,
+    device: str = "auto",
+    ram: str | None = None,
+    vram: str | None = None,
+    report: Report = ignore,
+    preview_every: int = 0,
+) -> RunResult:
+    """Take chosen pictures of a finished run on to a larger size: `lowmem-if continue`.
+
+    Args:
+        source: the run's folder.
+        numbers: of the pictures, as their files are called.
+        out: a new folder, where they are numbered anew; None: they grow in the run's own.
+        profile, device, ram, vram, report, preview_every: see `generate`.
+
+    Raises:
+        RequestError: a picture is not there or not smaller than `size`.
+        RunFolderError: the run is not finished.
+        LowmemError: as `generate`.
+    """
+    machine, _ = choose_machine(profile, device=device, ram=ram, vram=vram)
+    new = None if out is None else Path(out)
+    folder = continued(RunFolder.open(Path(source)), numbers, size, machine, new)
+    return continue_run(folder, report=report, preview_every=preview_every)
