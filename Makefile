@@ -14,7 +14,7 @@ OUT := $(OUT)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check format bench bench-batch notebooks train-demo clean
+.PHONY: demo test check format bench bench-batch bench-predictions notebooks train-demo clean
 
 demo: $(READY) ## draw PROMPT with the bundled cascade and its 8-bit text encoder
 	@$(BIN)/lowmem-if generate "$$PROMPT" --cascade demo --seed $(SEED) --out "$(OUT)" \
@@ -42,6 +42,9 @@ bench-batch: $(READY) ## a batch against separate runs of the documented recipe,
 
 bench: $(READY) ## ways of loading and running side by side, into bench/RESULTS.md (BENCH=--quick: minutes)
 	$(BIN)/python -m bench $(BENCH)
+
+bench-predictions: $(READY) ## predicted against measured, into bench/RESULTS.md (an hour; needs 14 GB of disk)
+	$(BIN)/python -m bench.predictions $(BENCH)
 
 notebooks: $(READY) ## run the notebooks with the demo and keep their outputs
 	$(BIN)/python notebooks/execute.py

@@ -40,8 +40,9 @@ from lowmem_if.planning.request import Request
 from lowmem_if.planning.seeds import parse_numbers
 from lowmem_if.planning.strategies import BALANCED, EXACT, parse_pins
 from lowmem_if.planning.units import format_bytes
+from lowmem_if.report.picture import write_picture
 from lowmem_if.report.progress import RunProgress, bytes_progress
-from lowmem_if.report.tables import console, print_machine, print_plan, print_run
+from lowmem_if.report.tables import console, print_machine, print_plan, print_rehearsal, print_run
 from lowmem_if.running.continuation import continued
 from lowmem_if.running.fetching import copy_for_streaming, fetch, remove_copies
 from lowmem_if.running.gallery import write_gallery
@@ -212,10 +213,17 @@ def _gallery(run_folder: Annotated[Path, typer.Argument(metavar="RUN")]) -> None
 
 @app.command("show")
 def _show(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN")], as_json: Json = False
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN")],
+    plot: Annotated[
+        bool, typer.Option("--plot", help="Also draw memory over time into RUN/memory.png.")
+    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Predicted against measured, per step, of a run folder."""
     folder = RunFolder.open(run_folder)
+    if plot:
+        write_picture(folder, picture := run_folder / "memory.png")
+        _say(f"memory over time: {picture}")
     if as_json:
         _print_json(_run_json(folder))
     else:
@@ -277,6 +285,41 @@ def _write_copies(cascade: str, revision: str, size: int, *, quiet: bool) -> Non
             else "its weights are bfloat16 on file already"
         )
         typer.echo(f"{component.replace('_', ' ')}: {told}")
+
+
+@app.command("rehearse")
+def _rehearse(
+    cascade: Annotated[str, typer.Argument(metavar="CASCADE")],
+    folder: Annotated[
+        Path | None, typer.Option(help="Keep the made-up weights here for the next time.")
+    ] = None,
+    size: Size = 1024,
+    steps: Annotated[int, typer.Option(min=2, max=50, help="Of each stage.")] = 3,
+    device: Device = "auto",
+    ram: Ram = None,
+    vram: Vram = None,
+    pin: Pins = None,
+    prefer: Prefer = EXACT,
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="One line a step.")] = False,
+) -> None:
+    """Run a few steps of everything with made-up weights; say what the real thing will take."""
+    from lowmem_if.running.calibrating import keep
+    from lowmem_if.running.rehearsal import rehearse
+
+    machine, _ = choose_machine(device=device, ram=ram, vram=vram)
+    request = Request(("a rehearsal",), cascade=cascade, seed=(1,), size=size)
+    with RunProgress(console(sys.stderr), quiet=quiet) as progress:
+        result = rehearse(
+            request, machine, prefer=prefer, pins=parse_pins(pin or ()), folder=folder, steps=steps,
+            report=progress,
+        )  # fmt: skip
+    rates = result.plan.machine.speeds
+    keep(machine, rates)
+    if as_json:
+        _print_json(asdict(result))
+    else:
+        print_rehearsal(result, console(sys.stdout))
 
 
 @app.command("synthesize")

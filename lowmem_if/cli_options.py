@@ -19,6 +19,7 @@ from lowmem_if.planning.modes import INPAINT, MODES, TEXT, UPSCALE, VARY
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.planning.profiles import choose_machine
 from lowmem_if.planning.request import Request
+from lowmem_if.planning.samplers import DDPM, SCHEDULERS
 from lowmem_if.planning.seeds import parse_seeds
 from lowmem_if.planning.strategies import EXACT, parse_pins
 
@@ -129,7 +130,7 @@ def batch(
 
 
 def any_mode(
-    prompts: PromptsOrNone = None,
+    prompts: Prompts,
     mode: Annotated[str, typer.Option(help=f"One of {', '.join(MODES)}.")] = TEXT,
     image: Annotated[Path | None, typer.Option(help="The picture to begin with.")] = None,
     mask: Annotated[Path | None, typer.Option(help="White where to repaint.")] = None,
@@ -141,7 +142,7 @@ def any_mode(
         "mode": mode,
         "image": image,
         "mask": mask,
-        "prompts": tuple(prompts or [""]),
+        "prompts": tuple(prompts),
         "strength": numbers("strength", strength, float),
         "style_prompt": style_prompt,
         "aspect": aspect,
@@ -193,6 +194,12 @@ def _asked(
     noise_level: Annotated[
         int | None, typer.Option(help="Of stage 2, 0 to 999: more lets it draw more anew.")
     ] = None,
+    scheduler: Annotated[
+        str, typer.Option(help=f"Of stages 1, 2: {' or '.join(SCHEDULERS)} (for few steps).")
+    ] = DDPM,
+    thresholding: Annotated[
+        str | None, typer.Option(help="Of stages 1, 2: ratio, and largest value: 0.95,1.5.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; begun ones go on.")] = None,
     device: Device = "auto",
     ram: Ram = None,
@@ -217,6 +224,8 @@ def _asked(
         "timesteps": timesteps,
         "guidance_scale": numbers("guidance scale", guidance_scale, float),
         "noise_level": noise_level,
+        "scheduler": scheduler,
+        "thresholding": numbers("thresholding", thresholding, float),
         "watermark": not no_watermark,
         "safety_checker": not no_safety_checker,
     }

@@ -10,6 +10,7 @@
     ├── DeviceError            the device asked for is not here, or cannot do what was pinned
     ├── DoesNotFit             no strategy fits the budget; carries the figures
     ├── HubError               a download could not be done
+    ├── MissingPackage         a package that only some commands need is not installed
     ├── RunFolderError         the run folder is busy, unwritable, or of another request or version
     └── WorkerDied             the working process ended without a word (most often: out of memory)
         └── OutOfMemory        ... because memory ran out, and no cheaper way was left
@@ -59,6 +60,10 @@ class DeviceError(LowmemError):
 
 class HubError(LowmemError):
     """A download failed for a reason that can be told: licence, login, revision, network, disk."""
+
+
+class MissingPackage(LowmemError):
+    """An optional package is not installed; says how to install it."""
 
 
 class RunFolderError(LowmemError):

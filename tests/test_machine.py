@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowmem_if.errors import DeviceError
+from lowmem_if.errors import DeviceError, DoesNotFit
 from lowmem_if.planning import machine as module
 from lowmem_if.planning.accelerator import Accelerator, looks_present, read_accelerator
+from lowmem_if.planning.footprint import headroom
 from lowmem_if.planning.machine import (
     Machine,
     accelerator_compute_dtype,
@@ -22,6 +23,8 @@ from lowmem_if.planning.machine import (
     probe,
     with_budget,
 )
+from lowmem_if.planning.plan import make_plan
+from lowmem_if.planning.request import Request
 
 GB = 10**9
 T4 = Accelerator("cuda:0", "Tesla T4", 15 * GB, 14 * GB, (7, 5))
@@ -488,3 +491,128 @@ def test_a_torch_that_cannot_be_imported_is_told_in_one_line(
     with pytest.raises(DeviceError, match=r"libcudart\.so\.13 not found.*--device cpu") as caught:
         read_accelerator("auto")
     assert "\n" not in str(caught.value)
+
+
+# --- readings that are wrong ---------------------------------------------------------------------
+
+
+def plans(machine: Machine) -> bool:
+    """Whether the planner answers with a plan or with a refusal in one line."""
+    try:
+        make_plan(machine, Request(("a",), cascade="if-m", seed=(1,), size=64))
+    except DoesNotFit as error:
+        return "\n" not in str(error)
+    return True
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError("no"), module.psutil.AccessDenied(), RuntimeError("no"), ValueError()]
+)
+def test_ram_that_cannot_be_read_is_none_and_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
+) -> None:
+    """Without permission there is no RAM to plan with; a note says how to give what may be used."""
+
+    def refuse() -> None:
+        raise error
+
+    monkeypatch.setattr(module.psutil, "virtual_memory", refuse)
+    machine = probe("cpu", root=tmp_path)
+    assert machine.ram_bytes == 0
+    assert any("--ram" in note for note in machine.notes)
+    assert plans(machine)
+    assert probe("cpu", ram_bytes=8 * GB, root=tmp_path).ram_bytes == 8 * GB
+
+
+@pytest.mark.parametrize(
+    ("total", "available", "safe"),
+    [(16 * GB, 20 * GB, 16 * GB), (16 * GB, -1, 0), (0, 5 * GB, 0), (-5, 3, 0)],
+)
+def test_ram_that_cannot_be_true_is_cut_and_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, total: int, available: int, safe: int
+) -> None:
+    """More available than there is, or less than nothing: the safe end is taken, the reading told."""
+    ram(monkeypatch, total, available)
+    machine = probe("cpu", root=tmp_path)
+    assert machine.ram_bytes == safe
+    assert str(available) in machine.notes[0]
+    assert plans(machine)
+
+
+@pytest.mark.parametrize(("free", "safe"), [(0, 0), (-1, 0), (99 * GB, 15 * GB)])
+def test_vram_that_cannot_be_true_never_stops_the_planner(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: int, safe: int
+) -> None:
+    """No free VRAM, or more than there is: told, cut, and planned for or refused in words."""
+    has(monkeypatch, replace(T4, free_bytes=free))
+    machine = probe("cuda", root=tmp_path)
+    assert machine.vram_bytes == safe
+    assert any(str(free) in note for note in machine.notes)
+    assert plans(machine)
+
+
+def test_with_no_vram_at_all_the_cpu_is_proposed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A card that others have filled: the refusal computes that the CPU would do."""
+    has(monkeypatch, replace(T4, free_bytes=0))
+    with pytest.raises(DoesNotFit, match="--device cpu fits"):
+        make_plan(probe("cuda", root=tmp_path), Request(("a",), cascade="if-m", seed=(1,), size=64))
+
+
+def test_a_disk_that_cannot_be_read_is_full_and_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What cannot be asked has no room, and the plan is made all the same."""
+
+    def refuse(folder: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(module.shutil, "disk_usage", refuse)
+    machine = probe("cpu", root=tmp_path)
+    assert machine.disk_free_bytes == 0
+    assert any("disk" in note for note in machine.notes)
+    assert plans(machine)
+
+
+@pytest.mark.parametrize("limit", ["max", "garbage", "-1", "\x00"])
+def test_a_control_file_of_max_or_garbage_is_no_limit(tmp_path: Path, limit: str) -> None:
+    """The group's file tells nothing, so the system's own reading counts."""
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/a\n")
+    (tmp_path / "sys/fs/cgroup/a").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/a/memory.max").write_text(limit)
+    machine = probe("cpu", root=tmp_path)
+    assert (machine.ram_bytes, machine.ram_total_bytes) == (10 * GB, 16 * GB)
+    assert plans(machine)
+
+
+# --- facts that change plans ---------------------------------------------------------------------
+
+
+def test_windows_leaves_more_vram_free(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its driver lends RAM instead of failing: what would fill the card to its end is not planned."""
+    has(monkeypatch, T4)
+    here = probe("cuda", root=tmp_path)
+    monkeypatch.setattr(module.sys, "platform", "win32")
+    machine = probe("cuda", root=tmp_path)
+    assert (here.spills_vram, machine.spills_vram) == (False, True)
+    assert any("Windows" in note for note in machine.notes)
+    request = Request(("a",), cascade="if-xl", seed=(1,), size=64)
+    needed = make_plan(here, request).step("stage_1").predicted.vram_bytes
+    tight = needed + headroom("cuda:0")[0]
+    plain, windows = (
+        make_plan(replace(m, vram_bytes=tight), request).step("stage_1") for m in (here, machine)
+    )
+    assert (plain.strategy, windows.strategy) == ("resident", "stream")
+
+
+def test_wsl_pins_next_to_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The kernel of Windows' Linux is known by its name, and transfers are planned unpinned."""
+    has(monkeypatch, T4)
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/version").write_text("Linux version 5.15.167.4-microsoft-standard-WSL2\n")
+    machine = probe("cuda", root=tmp_path)
+    assert machine.pinned_bytes == 0
+    assert any("WSL" in note for note in machine.notes)
+    assert machine.speeds.bus_bytes == machine.speeds.pageable_bytes

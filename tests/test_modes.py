@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import numpy
 import pytest
 import torch
 from diffusers import (
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
     IFImg2ImgPipeline,
     IFImg2ImgSuperResolutionPipeline,
     IFInpaintingPipeline,
@@ -26,11 +30,16 @@ from test_resume import Killable, killable, results  # noqa: F401  a fixture
 
 import lowmem_if as lm
 from lowmem_if.planning import catalog
+from lowmem_if.planning.jobs import jobs_of
+from lowmem_if.planning.ladder import RAM, changed_pixels, cheaper
+from lowmem_if.planning.locations import locate
 from lowmem_if.planning.modes import INPAINT, UPSCALE, VARY
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.planning.request import Request
+from lowmem_if.running.events import Event
 from lowmem_if.running.run_folder import RunFolder
 from lowmem_if.stages.super_resolution import SuperResolutionStage
+from lowmem_if.stages.tiles import blended
 
 PROMPT, NEGATIVE, SEED = "a red circle on white", "black", 3
 STREAMING = [f"{name}=stream" for name in ("text_encoder", "stage_1", "stage_2", "upscaler")]
@@ -217,6 +226,75 @@ def test_a_larger_picture_goes_through_the_upscaler_alone(
     assert Image.open(folder.images[0]).size == (4 * width, 4 * height)
 
 
+@pytest.mark.parametrize(("width", "height"), [(81, 67), (3, 200), (300, 66)])
+def test_sides_that_the_upscaler_cannot_have_are_filled_up_and_cropped(
+    tiny: Path, tmp_path: Path, width: int, height: int
+) -> None:
+    """The result is four times the picture, to the pixel."""
+    image = noise(tmp_path / "own.png", width, height)
+    plan = plan_of(tiny, "", steps=1, **of_mode(UPSCALE, {"image": image}))
+    folder = run_here(plan, tmp_path / "run")
+    assert Image.open(folder.images[0]).size == (4 * width, 4 * height)
+
+
+def test_tiles_are_the_pipelines_own_pictures_blended(tiny: Path, tmp_path: Path) -> None:
+    """Each tile is what the pipeline makes of it alone; where only one covers, the picture is that."""
+    image = noise(tmp_path / "own.png", 100, 80)
+    plan = plan_of(tiny, PROMPT, seed=SEED, **of_mode(UPSCALE, {"image": image}))
+    steps = tuple(
+        replace(step, tile=64) if step.component == catalog.UPSCALER else step
+        for step in plan.steps
+    )
+    events: list[Event] = []
+    folder = run_here(replace(plan, steps=steps), tmp_path / "run", events.append)
+    whole = tensor(folder, "stage_3")
+    assert whole.shape == (3, 320, 400)
+    corner = upscaled(tiny, Image.open(image).crop((0, 0, 64, 64)))
+    assert torch.equal(whole[:, : 4 * 16, : 4 * 36], corner[:, : 4 * 16, : 4 * 36])
+    done = [e.done for e in events if (e.kind, e.component) == ("drawing", catalog.UPSCALER)]
+    assert done == list(range(1, 2 * 4 + 1))
+
+
+def test_tiles_of_the_truth_make_the_truth() -> None:
+    """Blending weighs to one everywhere: tiles that agree leave no seam."""
+    picture = torch.rand(3, 4 * 72, 4 * 132)
+    made = blended(132, 72, 64, factor=4, draw=lambda _number, box: picture[
+        :, 4 * box.upper : 4 * box.lower, 4 * box.left : 4 * box.right
+    ])  # fmt: skip
+    assert torch.allclose(made, picture, atol=1e-6)
+
+
+def test_a_picture_that_does_not_fit_whole_is_cut_no_smaller_than_it_must(
+    tiny: Path, tmp_path: Path
+) -> None:
+    """The largest tiles with room are planned, and the reason says so; short of RAM they get smaller."""
+    image = noise(tmp_path / "own.png", 800, 600)
+    request = Request((PROMPT,), cascade="if-m", seed=(1,), **of_mode(UPSCALE, {"image": image}))
+    machine = replace(CPU, ram_bytes=24 * 10**9)
+    large = make_plan(machine, request).step(catalog.UPSCALER)
+    assert large.tile == 256
+    assert "in tiles of 256 pixels" in large.reason
+    small = make_plan(replace(machine, ram_bytes=4 * 10**9), request).step(catalog.UPSCALER)
+    assert 0 < small.tile < 256
+    assert small.predicted.ram_bytes < 4 * 10**9
+    cascade = locate("if-m").cascade
+    jobs = jobs_of(request, cascade, catalog.UPSCALER)
+    lower = cheaper(large, machine, cascade.parts[catalog.UPSCALER], jobs, short_of=RAM)
+    assert lower is not None
+    assert lower.tile == 128
+    assert "tiles of 128" in changed_pixels(large, lower)
+
+
+def test_a_finished_picture_does_not_tell_where_its_source_lay(
+    tiny: Path, tmp_path: Path, sources: dict[str, Path]
+) -> None:
+    """Its metadata names the file, not the folders of whoever drew it."""
+    folder = run_here(plan_of(tiny, PROMPT, size=64, steps=4, **of_mode(INPAINT, sources)),
+                      tmp_path / "run")  # fmt: skip
+    request = json.loads(Image.open(folder.images[0]).text["request"])
+    assert [request[kind]["path"] for kind in ("image", "mask")] == ["own.png", "mask.png"]
+
+
 def test_a_text_in_another_aspect_is_the_pipelines_width_and_height(
     tiny: Path, tmp_path: Path
 ) -> None:
@@ -251,6 +329,104 @@ def test_pictures_drawn_together_share_mode_and_shape(
     gap = (tensor(folder, "stage_1") - tensor(alone, "stage_1")).abs().max()
     assert gap < 1e-3
     assert not torch.equal(tensor(folder, "stage_1", 0), tensor(folder, "stage_1", 1))
+
+
+@pytest.mark.parametrize("thresholding", [None, (0.6,), (0.6, 1.2)])
+@pytest.mark.parametrize("scheduler", ["ddpm", "dpmsolver++"])
+def test_the_scheduler_and_its_thresholding_are_those_of_diffusers(
+    tiny: Path, tmp_path: Path, scheduler: str, thresholding: tuple[float, ...] | None
+) -> None:
+    """As one sets them by hand, `from_config` of the pipeline's own; the upscaler's is left alone."""
+    plan = plan_of(tiny, PROMPT, seed=SEED, steps=5, negative_prompt=NEGATIVE,
+                   scheduler=scheduler, thresholding=thresholding)  # fmt: skip
+    first, second = (
+        load(IFPipeline, tiny / "stage_1"),
+        load(IFSuperResolutionPipeline, tiny / "stage_2"),
+    )
+    names = ("dynamic_thresholding_ratio", "sample_max_value")
+    own = dict(zip(names, thresholding or (), strict=False))
+    for pipeline in (first, second):
+        config = pipeline.scheduler.config
+        if scheduler == "ddpm":
+            pipeline.scheduler = DDPMScheduler.from_config(config, **own)
+        else:
+            pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
+                config, lambda_min_clipped=-5.1, **own
+            )
+    shared = texts(tiny) | {"num_inference_steps": 5, "output_type": "pt"}
+    small = first(**shared, generator=seeded()).images
+    middle = second(image=small, **shared, noise_level=250, generator=seeded()).images
+    large = upscaled(tiny, middle, steps=5)
+    folder = run_here(plan, tmp_path / "run")
+    assert_same(folder, {"stage_1": small[0], "stage_2": middle[0], "stage_3": large})
+    assert small.isfinite().all()
+
+
+class StyledByHand:
+    """DeepFloyd's mixing as two calls of the UNet, one for each text, in place of one."""
+
+    def __init__(self, unet: Any, style: torch.Tensor) -> None:
+        self._unet, self._style = unet, style
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._unet, name)
+
+    def __call__(self, sample: Any, t: Any, encoder_hidden_states: Any, **given: Any) -> Any:
+        negative = encoder_hidden_states[:1]
+        whole = torch.cat([negative, self._style])
+        real = self._unet.add_embedding.forward
+        self._unet.add_embedding.forward = lambda _texts: real(whole)
+        try:
+            prompt, own = (
+                self._unet(sample, t, encoder_hidden_states=torch.cat([negative, text]), **given)[0]
+                for text in (encoder_hidden_states[1:], self._style)
+            )
+        finally:
+            self._unet.add_embedding.forward = real
+        prompt[1, :3] = 0.85 * prompt[1, :3] + 0.15 * own[1, :3]
+        return (prompt,)
+
+
+@pytest.mark.parametrize("pins", [[], STREAMING], ids=["resident", "streamed"])
+def test_a_style_is_mixed_in_as_deepfloyds_package_does_it(
+    tiny: Path, tmp_path: Path, sources: dict[str, Path], pins: list[str]
+) -> None:
+    """A picture of three through the UNet is that of two calls with two; only sums are ordered anew."""
+    style = "a green square"
+    plan = plan_of(tiny, PROMPT, seed=SEED, steps=4, size=256, style_prompt=style, pins=pins,
+                   **of_mode(VARY, sources))  # fmt: skip
+    folder = run_here(plan, tmp_path / "run")
+    original, shared = Image.open(sources["image"]).convert("RGB"), texts(tiny)
+    first, second = (
+        load(IFImg2ImgPipeline, tiny / "stage_1"),
+        load(IFImg2ImgSuperResolutionPipeline, tiny / "stage_2"),
+    )
+    for pipeline in (first, second):
+        pipeline.unet = StyledByHand(pipeline.unet, texts(tiny, style)["prompt_embeds"])
+    small = first(
+        image=original, **shared, num_inference_steps=4, generator=seeded(), output_type="pt"
+    ).images
+    middle = second(
+        image=small, original_image=original, **shared, num_inference_steps=4,
+        generator=seeded(), output_type="pt",
+    ).images  # fmt: skip
+    for stage, expected in (("stage_1", small[0]), ("stage_2", middle[0])):
+        assert torch.allclose(tensor(folder, stage), expected, atol=2e-4), stage
+    plain = run_here(plan_of(tiny, PROMPT, seed=SEED, steps=4, size=64, **of_mode(VARY, sources)),
+                     tmp_path / "plain")  # fmt: skip
+    assert not torch.allclose(tensor(folder, "stage_1"), tensor(plain, "stage_1"), atol=1e-2)
+
+
+def test_a_style_alone_is_a_prompt(tiny: Path, tmp_path: Path, sources: dict[str, Path]) -> None:
+    """Without a prompt both texts are the style's, and nothing is mixed."""
+    own = of_mode(VARY, sources)
+    alone = plan_of(tiny, "", style_prompt=PROMPT, seed=SEED, steps=4, size=64, **own)
+    plain = plan_of(tiny, PROMPT, seed=SEED, steps=4, size=64, **own)
+    ours, theirs = (
+        tensor(run_here(plan, tmp_path / name), "stage_1")
+        for name, plan in (("alone", alone), ("plain", plain))
+    )
+    assert torch.equal(ours, theirs)
 
 
 # --- inpainting leaves what the mask leaves ---------------------------------------------------------

@@ -7,16 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from lowmem_if.errors import ProfileError, RequestError
+from lowmem_if.errors import DoesNotFit, ProfileError, RequestError
 from lowmem_if.planning import profiles
-from lowmem_if.planning.machine import Machine
-from lowmem_if.planning.profiles import choose_machine, load_profile, profile_names
+from lowmem_if.planning.catalog import PUBLISHED, SIZES
+from lowmem_if.planning.machine import Machine, with_budget
+from lowmem_if.planning.plan import make_plan
+from lowmem_if.planning.profiles import FOLDER, choose_machine, load_profile, profile_names
+from lowmem_if.planning.rates import assumed
+from lowmem_if.planning.request import Request
 from lowmem_if.planning.strategies import Pin
-from lowmem_if.planning.units import parse_bytes
+from lowmem_if.planning.units import GIB, parse_bytes
 
 SHIPPED = (
-    "apple-m-16gb", "colab-free", "gtx-1660-6gb", "laptop-cpu-16gb", "laptop-cpu-8gb",
-    "rtx-3060-12gb", "rtx-4060-8gb",
+    "apple-m-16gb", "apple-m-8gb", "colab-free", "gtx-1660-6gb", "kaggle-p100", "kaggle-t4",
+    "laptop-cpu-16gb", "laptop-cpu-8gb", "rtx-2060-6gb", "rtx-3050-4gb", "rtx-3060-12gb",
+    "rtx-4060-8gb", "rtx-4070-12gb",
 )  # fmt: skip
 
 GOOD = """
@@ -329,3 +334,71 @@ def test_an_empty_budget_is_no_budget_of_any_size() -> None:
     """`--ram "$UNSET"` is a mistake to be told, not a run without a limit."""
     with pytest.raises(RequestError, match="not a memory size"):
         choose_machine("laptop-cpu-8gb", ram="")
+
+
+# --- the mission's case, and speeds ---------------------------------------------------------------
+
+
+def mission(vram_share: float = 1.0, ram_share: float = 1.0) -> Machine:
+    machine = load_profile("colab-free").machine
+    return with_budget(
+        machine,
+        vram_bytes=int(machine.vram_bytes * vram_share),
+        ram_bytes=int(machine.ram_bytes * ram_share),
+    )
+
+
+@pytest.mark.parametrize(("vram_share", "ram_share"), [(1, 1), (0.9, 1), (1, 0.9), (0.9, 0.9)])
+def test_free_colab_runs_the_largest_cascade(vram_share: float, ram_share: float) -> None:
+    """8-bit T5, float16 stages 1 and 2 and the upscaler, one at a time, in 14.7 GiB and 12.7 GB; with
+    a tenth less of either, too."""
+    machine = mission(vram_share, ram_share)
+    plan = make_plan(machine, Request(("a",), cascade="if-xl", seed=(1,)))
+    assert [step.storage_dtype for step in plan.steps] == ["int8", *["float16"] * 3, "float32"]
+    assert all(step.strategy == "resident" for step in plan.steps)
+    for step in plan.steps:
+        assert step.predicted.vram_bytes <= min(14.7 * GIB * vram_share, machine.vram_bytes)
+        assert step.predicted.ram_bytes <= min(12.7e9 * ram_share, machine.ram_bytes)
+    assert 60 < plan.seconds < 3600
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_every_profile_has_speeds_and_says_where_from(name: str) -> None:
+    """A shipped machine has constants of its own, and among its sources one for its speed."""
+    profile = load_profile(name)
+    assert profile.machine.rates is not None
+    assert profile.machine.rates.origin
+    words = " ".join(profile.sources).lower()
+    assert "estimate" in words or "benchmark" in words
+
+
+@pytest.mark.parametrize("name", profile_names())
+@pytest.mark.parametrize("cascade", sorted(PUBLISHED))
+@pytest.mark.parametrize("size", sorted(SIZES))
+def test_every_profile_cascade_and_size_is_planned_within_the_machine(
+    name: str, cascade: str, size: int
+) -> None:
+    """Exact or balanced, there is a plan, and each step of it stays within VRAM and RAM."""
+    loaded = load_profile(name)
+    request = Request(("a",), cascade=cascade, seed=(1,), size=size)
+    try:
+        plan = make_plan(loaded.machine, request)
+    except DoesNotFit:
+        plan = make_plan(loaded.machine, request, prefer="balanced")
+    for step in plan.steps:
+        assert step.predicted.ram_bytes <= loaded.machine.ram_bytes
+        assert step.predicted.vram_bytes <= loaded.machine.vram_bytes
+
+
+def test_rates_of_a_file_replace_what_is_assumed(tmp_path: Path) -> None:
+    """What the file gives counts, what it leaves open is what is assumed of the class of device."""
+    text = (FOLDER / "laptop-cpu-8gb.toml").read_text(encoding="utf-8")
+    own = tmp_path / "own.toml"
+    own.write_text(text.replace("cpu_float32_gflops = 180", "cpu_float32_gflops = 7"))
+    rates = load_profile(own).machine.speeds
+    assert rates.flops_per_s("cpu", "stage_1", "float32") == 7e9
+    assert rates.cached_bytes == assumed("cpu").cached_bytes
+    for wrong in ("cpu_float32_gflops = 0", "cpu_float32_gflops = -1", "tflops = 3"):
+        own.write_text(text.replace("cpu_float32_gflops = 180", wrong))
+        with pytest.raises(ProfileError):
+            load_profile(own)

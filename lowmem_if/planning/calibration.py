@@ -98,7 +98,7 @@ def _ram_gb() -> int:
     """Rounded: firmware takes a little more or less of it from one start to the next."""
     try:
         return round(int(psutil.virtual_memory().total) / 1e9)
-    except (OSError, RuntimeError, psutil.Error):
+    except (OSError, RuntimeError, ValueError, psutil.Error):
         return 0
 
 

@@ -1,16 +1,26 @@
-"""Bytes that a component takes under a strategy: weights from its headers, activations from figures.
+"""Bytes that a component takes under a strategy: weights from its headers, the rest from dry runs.
 
-Activations grow with width x pixels x number size x batch. The factors come from dry runs of the real
-networks with fake tensors (fused attention, torch 2.13, diffusers 0.42.1): I-XL 175,328,768 bytes for a
-guided image, II-L 1,258,708,480, the x4 UNet 348 million, its VAE's float32 decoder 3,222,274,048.
+On an accelerator the shipped table (`footprint_table.py`) knows whole turns of the published components,
+hooks and allocator included; of a turn that it lacks, the passes of its networks are put together; and
+for a network that it lacks, too, activations are taken to grow with width x pixels x number size x batch
+like those of its largest published relative. On a CPU factors are measured ones, since heap and oneDNN
+take more than tensors do.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lowmem_if.planning import catalog
 from lowmem_if.planning.catalog import Module, Part, Weights
+from lowmem_if.planning.footprint_table import (
+    FUSED,
+    MATH,
+    Pass,
+    Turn,
+    look_up,
+    look_up_turn,
+)
 from lowmem_if.planning.strategies import MODEL_OFFLOAD, QUANTISED, RESIDENT, STREAM
 from lowmem_if.planning.tiling import UPSCALER_SIDE
 
@@ -28,7 +38,13 @@ VRAM_WORKSPACE_BYTES = 300_000_000
 VRAM_SAFETY_BYTES = 300_000_000
 
 _LARGEST_LAYER = 0.04
-"""Of a module's bytes: what sequential offload holds on the device (I-XL 2.3 %, T5-XXL 2.8 %)."""
+"""Of a module's bytes, where the table does not know its largest layer (I-XL 3.3 %, T5-XXL 2.8 %)."""
+
+_ALLOCATOR = 1.015
+"""torch's allocator counts rests of blocks that it does not split: up to 1.2 % in dry runs."""
+
+_PINNED_BYTES = 2 * 2**25
+"""The two buffers of loading to an accelerator (`weights/staging.py`)."""
 
 _STREAM_WINDOW, _CLIP_WINDOW = 0.09, 0.31
 """Of a network: room for two of its largest layers (I-XL 6.6 %, x4 8 %) or blocks (T5-XXL 8.4 %); of the
@@ -40,7 +56,6 @@ RESIDENT_GRAIN_BYTES = 10**8
 _RESIDENT_SHARES = tuple(eighths / 8 for eighths in range(8))
 
 _LEAST_WINDOW_BYTES = 64 * 2**20
-_STAGING_BYTES = 2 * 32 * 2**20
 
 _TEXT_ACTIVATION_BYTES = 25_000_000
 """For one prompt of 77 tokens through T5-XXL."""
@@ -63,8 +78,11 @@ _HEAP_SLACK = 1.6
 _CPU_WORKSPACE = 0.06
 """Of a UNet: oneDNN orders a convolution's weights anew at every call (I-XL: 0.5 GB, measured)."""
 
-_UNET_FACTOR = {catalog.STAGE_1: 30.4, catalog.STAGE_2: 60.0, catalog.UPSCALER: 10.4}
-_CPU_UNET_FACTOR = _UNET_FACTOR | {catalog.STAGE_2: 32.0, catalog.UPSCALER: 20.0}
+_UNET_FACTOR = {catalog.STAGE_1: 30.2, catalog.STAGE_2: 28.1, catalog.UPSCALER: 30.6}
+"""Of a guided picture in the dry runs of I-XL (173,918,976 bytes in 16 bits), II-L (587,612,800) and the
+x4 UNet (1,023,419,392)."""
+
+_CPU_UNET_FACTOR = {catalog.STAGE_1: 30.4, catalog.STAGE_2: 32.0, catalog.UPSCALER: 20.0}
 """Measured in bfloat16, for a guided picture: II-L 0.7 to 1.1 GB above its weights, x4 UNet 1.0 GB."""
 
 _UNET_SIDE = {catalog.STAGE_1: 64, catalog.STAGE_2: 256, catalog.UPSCALER: 256}
@@ -157,13 +175,79 @@ def predict(part: Part, setting: Setting) -> Footprint:
             + _result_bytes(setting)
         )
         return Footprint(0, ram, read)
-    host = PROCESS_RAM_BYTES + ACCELERATOR_RAM_BYTES + _result_bytes(setting)
+    vram, host = _simulated(part, setting) or _put_together(part, setting, modules, activations)
+    host += PROCESS_RAM_BYTES + ACCELERATOR_RAM_BYTES + _result_bytes(setting)
+    return Footprint(vram, host, read)
+
+
+def attention_of(device: str) -> str:
+    """The attention kernel that torch takes there: Apple's multiplies the whole table of weights."""
+    return MATH if device.startswith("mps") else FUSED
+
+
+def _simulated(part: Part, setting: Setting) -> tuple[int, int] | None:
+    """(VRAM, host memory beside the process) of a turn that the table knows: of a square, as a whole."""
+    if setting.drawn_area != 1:
+        return None
+
+    def turn(strategy: str) -> Turn | None:
+        return look_up_turn(
+            part, setting.component, strategy, setting.storage,
+            attention=attention_of(setting.device), tiled=setting.vae_tiling,
+        )  # fmt: skip
+
+    its, resident = turn(setting.strategy), turn(RESIDENT)
+    if its is None or resident is None:
+        return None
+    vram = _turn_bytes(part, setting, its)
+    if setting.strategy == STREAM:
+        nothing = replace(setting, resident_bytes=0)
+        stays = in_place_bytes(part, setting) - in_place_bytes(part, nothing)
+        vram = min(_turn_bytes(part, setting, resident), vram + stays)
+    return vram, its.anonymous_bytes + its.pinned_bytes
+
+
+def _turn_bytes(part: Part, setting: Setting, turn: Turn) -> int:
+    """The peak of a turn with the setting's batch: what further pictures add is linear."""
+    rows = {module.folder: _pass_of(module, setting) for module in part.modules}
+    more = {folder: row.more_bytes if row else 0 for folder, row in rows.items()}
+    others = setting.batch - 1
+    decoding = turn.decoding_bytes + others * more.pop("vae", 0)
+    return max(turn.loading_bytes, turn.drawing_bytes + others * max(more.values()), decoding)
+
+
+def _put_together(
+    part: Part, setting: Setting, modules: dict[str, int], activations: dict[str, int]
+) -> tuple[int, int]:
+    """(VRAM, host memory beside the process) of a turn, from its networks."""
+    weights, upcast = in_place_bytes(part, setting), _upcast_bytes(part, setting)
     if setting.strategy in (RESIDENT, STREAM):
-        staging = _STAGING_BYTES if setting.strategy == STREAM else int(_LARGEST_LAYER * weights)
-        return Footprint(weights + _upcast_bytes(part, setting) + working, host + staging, read)
-    modules["vae"] = modules.get("vae", 0) + _upcast_bytes(part, setting)
-    alone = [_on_device(setting, modules[name], activations[name]) for name in activations]
-    return Footprint(max(alone), host + weights, read)
+        vram = weights + upcast + max(activations.values())
+        return int(_ALLOCATOR * vram), _PINNED_BYTES
+    sizes = modules | {"vae": modules.get("vae", 0) + upcast}
+    layers = {module.folder: _layer_bytes(module, setting) for module in part.modules}
+    held = sizes if setting.strategy == MODEL_OFFLOAD else layers
+    return int(_ALLOCATOR * max(held[name] + activations[name] for name in activations)), weights
+
+
+def _layer_bytes(module: Module, setting: Setting) -> int:
+    row = _pass_of(module, setting)
+    if row is not None:
+        return row.largest_layer_bytes
+    return int(_LARGEST_LAYER * stored_bytes(module.weights, setting.storage, setting.compute))
+
+
+def _pass_of(module: Module, setting: Setting) -> Pass | None:
+    """The table's row of a network in the type that it computes in."""
+    item = ITEM_BYTES[
+        "float32" if module.folder == "vae" or module.weights.kept else setting.compute
+    ]
+    return look_up(
+        module,
+        item_bytes=item,
+        attention=attention_of(setting.device),
+        tiled=setting.vae_tiling and module.folder == "vae",
+    )
 
 
 def bytes_a_pass(part: Part, setting: Setting) -> float:
@@ -212,13 +296,6 @@ def headroom(device: str) -> tuple[int, int]:
     return vram, RAM_SAFETY_BYTES
 
 
-def _on_device(setting: Setting, weights: int, activations: int) -> int:
-    """VRAM of one module under an offload strategy."""
-    if setting.strategy == MODEL_OFFLOAD:
-        return weights + activations
-    return int(_LARGEST_LAYER * weights) + activations
-
-
 def _upcast_bytes(part: Part, setting: Setting) -> int:
     """The VAE always decodes in float32: 16-bit weights of it double, for that time or for good."""
     vae = next((m for m in part.modules if m.folder == "vae"), None)
@@ -228,6 +305,9 @@ def _upcast_bytes(part: Part, setting: Setting) -> int:
 
 
 def _activation_bytes(module: Module, setting: Setting) -> int:
+    row = _pass_of(module, setting) if setting.device != "cpu" else None
+    if row is not None:
+        return row.activations(setting.batch)
     item = ITEM_BYTES[setting.compute]
     if module.folder == "vae":
         side = _VAE_TILED_SIDE if setting.vae_tiling else _VAE_SIDE

@@ -62,7 +62,8 @@ def jobs_of(request: Request, cascade: Cascade, component: str) -> tuple[Job, ..
     """All that one component of a request does; never empty."""
     tasks, samplings = tasks_of(request, component), samplings_of(request, cascade, component)
     if component == catalog.TEXT_ENCODER:
-        return (Job(len(_texts(tasks)), len(tasks)),)
+        scales = request.guidance_scale
+        return (Job(len(_texts(tasks, guided=scales is None or max(scales) > 1)), len(tasks)),)
     alike = Counter(
         (
             samplings[task.mode].of(task, component) if samplings else None,
@@ -74,14 +75,11 @@ def jobs_of(request: Request, cascade: Cascade, component: str) -> tuple[Job, ..
     return tuple(Job(0, number, *key) for key, number in alike.items()) or (Job(0, 0),)
 
 
-def _texts(tasks: list[ImageTask]) -> set[str]:
-    """Prompts, styles and negative prompts, each counted once."""
-    return {
-        text
-        for task in tasks
-        if task.needs_t5
-        for text in (task.words, task.style_prompt or task.words, task.negative_prompt)
-    }
+def _texts(tasks: list[ImageTask], *, guided: bool) -> set[str]:
+    """Prompts, styles and, where anything is guided, negative prompts, each counted once."""
+    read = [task for task in tasks if task.needs_t5]
+    texts = {text for task in read for text in (task.words, task.style_prompt) if text}
+    return texts | ({task.negative_prompt for task in read} if guided else set())
 
 
 def _cut_from(task: ImageTask) -> tuple[int, int] | None:

@@ -18,6 +18,7 @@ from lowmem_if.planning.lines import Line
 from lowmem_if.planning.locations import existing_folder
 from lowmem_if.planning.modes import TEXT
 from lowmem_if.planning.pictures import Picture, look_at
+from lowmem_if.planning.samplers import DDPM, SCHEDULERS
 from lowmem_if.planning.seeds import MAX_SEED, MOST, check_series
 from lowmem_if.planning.tasks import ImageTask, Sampling
 
@@ -58,6 +59,9 @@ class Request:
         style_prompt: for `vary`: how it is drawn, where the prompt says what; that may be empty then.
         aspect: width and height, like (3, 2), of pictures from text alone; `size` is the shorter side.
         noise_level: of stage 2, 0 to 999: how much of stage 1's detail it may replace.
+        scheduler: of stages 1 and 2: `ddpm`, their own, or `dpmsolver++`, made for few steps.
+        thresholding: of stages 1 and 2: the ratio of dynamic thresholding, above 0 up to 1, and the
+            largest value it may scale down from; the cascade's own if None.
         lines: instead of `prompts`: a batch, each line with what is its own; the rest is as said here,
             `seed` and `images` included. The pictures are numbered through.
 
@@ -85,6 +89,8 @@ class Request:
     style_prompt: str = ""
     aspect: tuple[int, int] | None = None
     noise_level: int | None = None
+    scheduler: str = DDPM
+    thresholding: tuple[float, ...] | None = None
     lines: tuple[Line, ...] = ()
 
     def __post_init__(self) -> None:
@@ -165,6 +171,10 @@ class Request:
         self._settle("aspect", _checked_aspect(self.aspect))
         if self.noise_level is not None:
             self._settle("noise_level", _whole("noise level", self.noise_level, 0, 999))
+        self._settle("thresholding", self._checked_thresholding())
+        if self.scheduler not in SCHEDULERS:
+            known = ", ".join(SCHEDULERS)
+            raise RequestError(f"unknown scheduler {self.scheduler!r}: use one of {known}")
         for prompt in self.prompts:
             self._task(0, prompt, 0)
 
@@ -226,7 +236,12 @@ class Request:
         strength = defaults.strength
         if self.strength and strength is not None:
             strength = self.strength[k]
-        return Sampling(steps, named, float(scale), noise_level, strength)
+        sampling = Sampling(steps, named, float(scale), noise_level, strength)
+        if (
+            stage == catalog.UPSCALER
+        ):  # its scheduler is of another kind, and its pictures are latent
+            return sampling
+        return replace(sampling, scheduler=self.scheduler, thresholding=self.thresholding)
 
     def _settle(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -263,6 +278,19 @@ class Request:
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
                 raise RequestError(f"strength {value!r} is not a number above 0 and up to 1")
         return float(values[0]), float(values[-1])
+
+    def _checked_thresholding(self) -> tuple[float, ...] | None:
+        if self.thresholding is None:
+            return None
+        values = _tuple(self.thresholding)
+        real = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+        # diffusers scales down from the ratio's quantile, at least 1 and at most the largest value.
+        if not real or len(values) not in (1, 2) or not (0 < values[0] <= 1 <= (*values, 1)[1]):
+            raise RequestError(
+                f"thresholding {self.thresholding!r} is not a ratio above 0 up to 1, like 0.95, "
+                "or that and the largest value, like 0.95,1.5"
+            )
+        return tuple(map(float, values))
 
     def _per_stage(self, name: str, value: Any) -> tuple[Any, ...] | None:
         if value is None:

@@ -24,7 +24,7 @@ from lowmem_if.planning.strategies import (
     SEQUENTIAL_OFFLOAD,
     STREAM,
 )
-from lowmem_if.planning.work import TILED_VAE, pass_flops
+from lowmem_if.planning.work import pass_flops
 
 _BUILD_S = 0.5
 """Skeleton, tokenizer, proof of release."""
@@ -59,6 +59,14 @@ def predict_seconds(
     each = [_Work(part, setting, job, rates, max(0, ram_left_bytes), unified) for job in jobs]
     drawing = sum(work.passes() + work.pictures() for work in each)
     return round(_BUILD_S + each[0].loading() + drawing, 1)
+
+
+def cast_bytes_per_s(module: Module, setting: Setting, rates: Rates) -> float:
+    """Of a cached file; what holds the right type already is copied, or used in place by a CPU."""
+    on_file = "bfloat16" if module.is_bfloat16 else "float16"
+    if on_file != setting.storage:
+        return rates.cached_bytes
+    return inf if setting.device == "cpu" else _COPIES * rates.cached_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +144,8 @@ class _Work:
     def _compute(self, module: Module, pictures: float) -> float:
         component = "vae" if module.folder == "vae" else self.setting.component
         dtype = "float32" if module.folder == "vae" else self.setting.compute
+        # In tiles, too: they overlap, but attend to themselves only (18.4e12 for 19.0e12 operations).
         flops = pictures * pass_flops(self.setting.component, module)
-        if module.folder == "vae" and self.setting.vae_tiling:
-            flops *= TILED_VAE
         pace = self.rates.flops_per_s(self._place, component, dtype)
         return max(self.rates.launch_s, flops / pace)
 
@@ -179,11 +186,7 @@ class _Work:
         return max(compute, disk + (bytes_ - uncached) / self._cast_bytes(), bus)
 
     def _cast_bytes(self) -> float:
-        """Of a cached file, a second; what holds the right type already is copied, or used in place."""
-        on_file = "bfloat16" if self._large.is_bfloat16 else "float16"
-        if on_file != self.setting.storage:
-            return self.rates.cached_bytes
-        return inf if self._place == CPU else _COPIES * self.rates.cached_bytes
+        return cast_bytes_per_s(self._large, self.setting, self.rates)
 
     def pictures(self) -> float:
         """What comes once for each picture: the autoencoder, and a file."""

@@ -9,6 +9,7 @@ from lowmem_if.planning import catalog
 from lowmem_if.planning.catalog import IMAGE_STAGES, STAGE_1, STAGE_2, UPSCALER
 from lowmem_if.planning.modes import INPAINT, MODES, REDRAWN, TEXT, UPSCALE, VARY
 from lowmem_if.planning.pictures import Picture
+from lowmem_if.planning.samplers import DDPM
 from lowmem_if.planning.tiling import UPSCALER_SIDE, boxes
 
 _SMALL_SIDE = 64
@@ -16,6 +17,9 @@ _SMALL_SIDE = 64
 
 _LARGEST_ASPECT = 4.0
 """What a stage's memory is planned for; IF was trained on squares and draws worse long before."""
+
+_STYLED = 1.5
+"""A UNet draws a style beside the prompt and the negative prompt: three pictures, not two."""
 
 FACTOR = 4
 """What each stage behind the first multiplies the sides of a picture by."""
@@ -69,12 +73,18 @@ class ImageTask:
         return self.prompt if self.prompt.strip() else self.style_prompt
 
     @property
+    def is_styled(self) -> bool:
+        """Whether a style is mixed into what the prompt shows; alone it is an ordinary prompt."""
+        return bool(self.style_prompt.strip() and self.prompt.strip())
+
+    @property
     def stages(self) -> tuple[str, ...]:
         """The components that draw this picture, in order."""
         if self.mode == UPSCALE and self.image:
-            if min(self.image.width, self.image.height) > _SMALL_SIDE:
-                return (UPSCALER,)
-            return catalog.SIZES[self.size][1:]
+            # The upscaler takes whatever stage 2 never saw, long strips among it.
+            small = min(self.image.width, self.image.height) <= _SMALL_SIDE
+            strip = self.image.aspect > _LARGEST_ASPECT
+            return catalog.SIZES[self.size][1:] if small and not strip else (UPSCALER,)
         return catalog.SIZES[self.size]
 
     @property
@@ -106,7 +116,7 @@ class ImageTask:
             return 1.0
         if self.image and self.is_enlarged_as_it_is:
             return self.image.width * self.image.height / UPSCALER_SIDE**2
-        return self.area
+        return _STYLED * self.area if self.is_styled and component != UPSCALER else self.area
 
     def parts(self, tile: int) -> int:
         """In how many tiles of that side the upscaler draws it; 1 of what is never cut."""
@@ -116,8 +126,8 @@ class ImageTask:
 
     def drawn_with(self, other: ImageTask) -> bool:
         """Whether a stage can draw both at once: by one pipeline, in one shape."""
-        return (self.mode, self.strength, self.proportions, bool(self.style_prompt)) == (
-            other.mode, other.strength, other.proportions, bool(other.style_prompt),
+        return (self.mode, self.strength, self.proportions, self.is_styled) == (
+            other.mode, other.strength, other.proportions, other.is_styled,
         )  # fmt: skip
 
 
@@ -127,6 +137,7 @@ class Sampling:
 
     `timesteps` names one of diffusers' lists and then decides the steps; `steps` counts them otherwise.
     `strength` is for modes that begin with a picture: of so many of the steps the last ones are done.
+    `scheduler` and `thresholding` are of stages 1 and 2, see `Request`.
 
     Raises:
         RequestError: the strength leaves no step.
@@ -137,6 +148,8 @@ class Sampling:
     guidance_scale: float
     noise_level: int | None
     strength: float | None = None
+    scheduler: str = DDPM
+    thresholding: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.strength is not None and self.count < 1:
@@ -205,7 +218,7 @@ def _check_enlarging(task: ImageTask) -> None:
     pixels = image.width * image.height
     if task.stages == (UPSCALER,) and task.size != max(catalog.SIZES):
         raise PictureError(
-            f"{image.path} is {image.size}: stage 2 enlarges what is up to {_SMALL_SIDE} pixels; "
+            f"{image.path} is {image.size}: stage 2 enlarges up to {_SMALL_SIDE} pixels, no strips; "
             f"without a size the upscaler makes it {FACTOR * image.width}x{FACTOR * image.height}"
         )
     if pixels * FACTOR**2 > _LARGEST_RESULT:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shlex
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +16,9 @@ from lowmem_if.planning.plan import Plan, Step
 from lowmem_if.planning.rates import ACCELERATOR, ANY, CPU
 from lowmem_if.planning.units import GIB, format_bytes, format_seconds
 from lowmem_if.running.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from lowmem_if.running.rehearsal import Rehearsal  # which imports the libraries
 
 _PLAIN_WIDTH = 120
 """Columns when nobody's terminal sets them."""
@@ -101,6 +104,32 @@ def print_run(folder: RunFolder, out: Console) -> None:
     again = f"lowmem-if resume {shlex.quote(str(folder.path))}"
     state = "complete" if folder.complete else f"not finished: `{again}`"
     _line(out, f"{len(folder.images)} of {len(folder.plan.request.tasks)} image(s), {state}")
+
+
+def print_rehearsal(rehearsal: Rehearsal, out: Console) -> None:
+    """What a few steps took, and what the real thing will."""
+    plan = rehearsal.plan
+    _line(out, f"{plan.request.cascade} rehearsed on {machine_line(plan.machine)}")
+    vram = ("VRAM\nmeasured",) if plan.machine.vram_total_bytes else ()
+    table = _table(
+        out, "step", "strategy", "storage", *vram, "RAM\npredicted", "RAM\nmeasured",
+        "a step\nmeasured", "in all\npredicted",
+    )  # fmt: skip
+    for each, planned in zip(rehearsal.components, plan.steps, strict=True):
+        cells = [_bytes(each.vram_bytes)] if vram else []
+        cells += [_bytes(planned.predicted.ram_bytes), _bytes(each.ram_bytes)]
+        step = format_seconds(each.step_s) if each.step_s else "-"
+        table.add_row(
+            *_step_cells(each.step), *cells, step, format_seconds(planned.predicted.seconds)
+        )
+    out.print(table)
+    took = [(step.strategy, step.storage_dtype) for step in plan.steps]
+    if took != [(each.step.strategy, each.step.storage_dtype) for each in rehearsal.components]:
+        _line(out, "note: by these figures other strategies are quicker now: see `lowmem-if plan`")
+    peaks = f"peak RAM {format_bytes(rehearsal.ram_bytes)}"
+    peaks += f", peak VRAM {format_bytes(rehearsal.vram_bytes)}" if rehearsal.vram_bytes else ""
+    each_image = format_seconds(plan.seconds / len(plan.request.tasks))
+    _line(out, f"{plan.request.cascade} at {plan.request.size} px: {each_image} an image, {peaks}")
 
 
 def _line(out: Console, text: str) -> None:

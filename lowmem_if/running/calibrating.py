@@ -1,8 +1,8 @@
 """Measure what a machine does in a second, in some twenty seconds, for the cost model.
 
 Disk and cache are measured with a weight file of our own that our own reader reads and casts; the bus
-with copies; computing with the kinds of layers that each component spends its time in, at its sizes.
-Each measurement has its share of time and ends with it, however slow the machine.
+with copies; computing with each component's own kind of network, of less layers and fewer pixels. Each
+measurement has its share of time and ends with it, however slow the machine.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from lowmem_if.errors import DeviceError
 from lowmem_if.planning import catalog
@@ -27,7 +29,8 @@ from lowmem_if.weights.atomic import write_bytes
 from lowmem_if.weights.checkpoint import Checkpoint
 from lowmem_if.weights.loading import DTYPES
 from lowmem_if.weights.memory import wake
-from lowmem_if.weights.reading import BLOCK, Reader
+from lowmem_if.weights.published import networks
+from lowmem_if.weights.reading import Reader
 from lowmem_if.weights.writing import NewTensor, header_bytes
 
 _FILE_BYTES = 256 * 2**20
@@ -40,6 +43,7 @@ _VAE = "vae"
 
 Report = Callable[[str], None]
 Work = Callable[[], object]
+Clock = Callable[[], float]
 
 
 def calibrate(machine: Machine, report: Report = lambda _what: None) -> Rates:
@@ -48,29 +52,40 @@ def calibrate(machine: Machine, report: Report = lambda _what: None) -> Rates:
     Raises:
         DeviceError: the constants cannot be kept.
     """
+    rates = measure(machine, report)
+    keep(machine, rates)
+    return rates
+
+
+def measure(
+    machine: Machine, report: Report = lambda _what: None, clock: Clock = time.perf_counter
+) -> Rates:
+    """The machine's constants as they are now.
+
+    Args:
+        clock: what seconds are counted with; `time.process_time` on a machine that others use, too.
+    """
     device = machine.device
     wake(device)
     assumed = machine.speeds
     with torch.no_grad(), _weight_file(report) as file:
         report("reading and casting")
-        disk, cached, fill = _reading(file, DTYPES[_cpu_dtype(machine)])
+        disk, cached, fill = _reading(file, DTYPES[_cpu_dtype(machine)], clock)
         bus = pageable = fill
         if device not in ("cpu", "mps"):
             report("the bus")
-            bus, pageable = _bus(device)
-        rates = Rates(
+            bus, pageable = _bus(device, clock)
+        return Rates(
             disk_bytes=disk,
             cached_bytes=cached,
             fill_bytes=fill,
             bus_bytes=bus,
             pageable_bytes=pageable,
-            launch_s=_launch_seconds(device),
+            launch_s=_launch_seconds(device, clock),
             start_s=assumed.start_s,
-            paces=tuple(_paces(machine, report)),
+            paces=tuple(_paces(machine, report, clock)),
             origin=f"measured here on {time.strftime('%Y-%m-%d')}",
         )
-    keep(machine, rates)
-    return rates
 
 
 def keep(machine: Machine, rates: Rates) -> None:
@@ -126,11 +141,11 @@ def _scratch() -> Path:
     return folder
 
 
-def _reading(file: Path, dtype: torch.dtype) -> tuple[float, float, float]:
+def _reading(file: Path, dtype: torch.dtype, clock: Clock) -> tuple[float, float, float]:
     """(cold, cached, cached into fresh memory): bytes a second of the file, the last of the result."""
     with Checkpoint((file,)) as checkpoint:
         names = [str(number) for number in range(_PIECES)]
-        reader, count = Reader(checkpoint, block=BLOCK), _FILE_BYTES // _PIECES // 2
+        reader, count = Reader(checkpoint), _FILE_BYTES // _PIECES // 2
         again, fresh = torch.empty(count, dtype=dtype), []
 
         def cold(name: str) -> None:
@@ -152,7 +167,7 @@ def _reading(file: Path, dtype: torch.dtype) -> tuple[float, float, float]:
             disk, cached, filled = (
                 size * done / seconds
                 for size, (done, seconds) in zip(
-                    sizes, [_each(names, work) for work in (cold, cast, fill)], strict=True
+                    sizes, [_each(names, work, clock) for work in (cold, cast, fill)], strict=True
                 )
             )
         finally:
@@ -160,14 +175,14 @@ def _reading(file: Path, dtype: torch.dtype) -> tuple[float, float, float]:
         return disk, cached, filled
 
 
-def _each(names: list[str], work: Callable[[str], None]) -> tuple[int, float]:
+def _each(names: list[str], work: Callable[[str], None], clock: Clock) -> tuple[int, float]:
     """(pieces, seconds) of work on pieces, until its time is over."""
-    begun = time.perf_counter()
+    begun = clock()
     for done, name in enumerate(names, start=1):
         work(name)
-        if time.perf_counter() - begun > 2 * _SHARE_S:
-            return done, time.perf_counter() - begun
-    return len(names), time.perf_counter() - begun
+        if clock() - begun > 2 * _SHARE_S:
+            return done, clock() - begun
+    return len(names), clock() - begun
 
 
 def _forget(file: Path) -> None:
@@ -181,101 +196,112 @@ def _forget(file: Path) -> None:
 # --- computing
 
 
-def _bus(device: str) -> tuple[float, float]:
+def _bus(device: str, clock: Clock) -> tuple[float, float]:
     """Bytes a second to an accelerator from (pinned, pageable) memory; the same where none can pin."""
     size = 64 * 2**20
     target = torch.empty(size, dtype=torch.uint8, device=device)
     plain = torch.ones(size, dtype=torch.uint8)
-    pageable = size / _seconds(lambda: target.copy_(plain), device)
+    pageable = size / _seconds(lambda: target.copy_(plain), device, clock)
     try:
         pinned = plain.pin_memory()
     except RuntimeError:
         return pageable, pageable
-    return size / _seconds(lambda: target.copy_(pinned, non_blocking=True), device), pageable
+    return size / _seconds(lambda: target.copy_(pinned, non_blocking=True), device, clock), pageable
 
 
-def _launch_seconds(device: str) -> float:
+def _launch_seconds(device: str, clock: Clock) -> float:
     """What a pass takes if nothing in it takes any time."""
     numbers = torch.ones(1, 8, device=device)
     layers = torch.nn.Sequential(*[torch.nn.Linear(8, 8) for _ in range(100)]).to(device)
-    return _seconds(lambda: layers(numbers), device) / 100 * _LAUNCHES
+    return _seconds(lambda: layers(numbers), device, clock) / 100 * _LAUNCHES
 
 
-def _paces(machine: Machine, report: Report) -> Iterator[Pace]:
-    """Of every component in the type it computes in, on the accelerator and on the CPU."""
+def _paces(machine: Machine, report: Report, clock: Clock) -> Iterator[Pace]:
+    """Of every component in the type it computes in, and of any in float32, here and on the CPU."""
     device, dtype = machine.device, machine.compute_dtype
     place = CPU if machine.kind == "cpu" else ACCELERATOR
-    for component, blocks in _BLOCKS.items():
+    for component in (*_SHORTENED, _VAE):
         report(f"computing: {component.replace('_', ' ')}")
         own = "float32" if component == _VAE else dtype
-        yield Pace(place, own, component, _pace(blocks, device, own))
-    for where, on, kind in {
-        (place, device, dtype),
-        (place, device, "float32"),
-        (CPU, "cpu", "float32"),
-    }:
+        pace = _pace(component, device, own, clock)
+        yield Pace(place, own, component, pace)
+        if component == catalog.STAGE_1:
+            yield Pace(place, own, ANY, pace)
+    others = {(place, device, "float32"), (CPU, "cpu", "float32")} - {(place, device, dtype)}
+    for where, on, kind in sorted(others):
         report(f"computing: {kind} on {where}")
-        yield Pace(where, kind, ANY, _pace(_BLOCKS[catalog.STAGE_1], on, kind))
+        yield Pace(where, kind, ANY, _pace(catalog.STAGE_1, on, kind, clock))
 
 
-def _pace(blocks: tuple[_Block, ...], device: str, dtype: str) -> float:
-    """Operations a second over all blocks, each weighing what it does in the network."""
-    operations = seconds = 0.0
-    for block in blocks:
-        taken = _seconds(block.work(device, DTYPES[dtype]), device, _SHARE_S / len(blocks))
-        operations += block.share
-        seconds += block.share * taken / block.flops
-    return operations / seconds
+def _pace(component: str, device: str, dtype: str, clock: Clock) -> float:
+    """Operations a second of a component's own kind of network with less layers than it has."""
+    forward, inputs = _network(component, device, DTYPES[dtype])
+    with FlopCounterMode(display=False) as counter:  # and what is done once is done
+        forward(**inputs)
+    flops = float(counter.get_total_flops())
+    return flops / _seconds(lambda: forward(**inputs), device, clock, _SHARE_S)
 
 
-def _seconds(work: Work, device: str, share_s: float = _SHARE_S / 4) -> float:
+def _network(
+    component: str, device: str, dtype: torch.dtype
+) -> tuple[Callable[..., object], dict[str, torch.Tensor]]:
+    """A shortened network with weights that mean nothing, and inputs for a guided step of it."""
+    part = catalog.UPSCALER if component == _VAE else component
+    which = next(n for n in networks("if-m")[part] if n.folder.endswith(_FOLDERS[component]))
+    network = replace(which, config=which.config | _SHORTENED.get(component, {})).skeleton()
+    module = network.to_empty(device=device).to(dtype).eval()
+    for numbers in (*module.parameters(), *module.buffers()):
+        numbers.fill_(1)
+    if component == catalog.TEXT_ENCODER:
+        ids = torch.ones(1, catalog.MAX_TOKENS, dtype=torch.long, device=device)
+        return module, {"input_ids": ids}
+    if component == _VAE:
+        latents = torch.ones(1, 4, _VAE_SIDE, _VAE_SIDE, device=device, dtype=dtype)
+        return module.decode, {"z": latents}
+    return module, _unet_inputs(which.config, _SIDES[component], device, dtype)
+
+
+def _unet_inputs(
+    config: dict[str, Any], side: int, device: str, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    width = config.get("encoder_hid_dim") or config["cross_attention_dim"]
+    of = {"device": device, "dtype": dtype}
+    inputs = {
+        "sample": torch.ones(2, config["in_channels"], side, side, **of),
+        "timestep": torch.tensor(500, device=device),
+        "encoder_hidden_states": torch.ones(2, catalog.MAX_TOKENS, width, **of),
+    }
+    if config.get("class_embed_type") or config.get("num_class_embeds"):
+        inputs["class_labels"] = torch.tensor([100, 100], device=device)
+    return inputs
+
+
+def _seconds(work: Work, device: str, clock: Clock, share_s: float = _SHARE_S / 4) -> float:
     """Of one piece of work: the quickest, for what else the machine does only ever slows it."""
-    best, begun = float("inf"), time.perf_counter()
-    while best == float("inf") or time.perf_counter() - begun < share_s:
-        start = time.perf_counter()
+    best, begun = float("inf"), clock()
+    while best == float("inf") or clock() - begun < share_s:
+        start = clock()
         work()
         if device != "cpu":
             torch.accelerator.synchronize(device)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, clock() - start)
     return best
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """A layer of the kind that a component spends its time in; `share` of its operations."""
-
-    width: int
-    side: int
-    share: float
-    pictures: int = 2
-
-    @property
-    def flops(self) -> float:
-        if not self.side:
-            return 2.0 * catalog.MAX_TOKENS * self.width**2
-        return 2.0 * 9 * self.width**2 * self.side**2 * self.pictures
-
-    def work(self, device: str, dtype: torch.dtype) -> Work:
-        """Norm, activation and convolution over a picture; a side of 0: the linear layers of a text."""
-        if not self.side:
-            words = torch.randn(1, catalog.MAX_TOKENS, self.width, device=device, dtype=dtype)
-            linear = torch.nn.Linear(self.width, self.width, bias=False, device=device, dtype=dtype)
-            return lambda: linear(words)
-        picture = torch.randn(
-            self.pictures, self.width, self.side, self.side, device=device, dtype=dtype
-        )
-        layers = torch.nn.Sequential(
-            torch.nn.GroupNorm(32, self.width),
-            torch.nn.SiLU(),
-            torch.nn.Conv2d(self.width, self.width, 3, padding=1),
-        ).to(device, dtype)
-        return lambda: picture + layers(picture)
-
-
-_BLOCKS: dict[str, tuple[_Block, ...]] = {
-    catalog.TEXT_ENCODER: (_Block(4096, 0, 1.0),),
-    catalog.STAGE_1: (_Block(320, 64, 0.4), _Block(640, 32, 0.3), _Block(1280, 8, 0.3)),
-    catalog.STAGE_2: (_Block(128, 256, 0.5), _Block(512, 64, 0.3), _Block(768, 16, 0.2)),
-    catalog.UPSCALER: (_Block(256, 256, 0.5), _Block(512, 64, 0.5)),
-    _VAE: (_Block(128, 512, 0.5, 1), _Block(512, 128, 0.5, 1)),
+_FOLDERS = {
+    catalog.TEXT_ENCODER: "text_encoder",
+    catalog.STAGE_1: "unet",
+    catalog.STAGE_2: "unet",
+    catalog.UPSCALER: "unet",
+    _VAE: "vae",
 }
+_SHORTENED: dict[str, dict[str, Any]] = {
+    catalog.TEXT_ENCODER: {"num_layers": 2, "vocab_size": 64},
+    catalog.STAGE_1: {"layers_per_block": 1},
+    catalog.STAGE_2: {"layers_per_block": 1},
+    catalog.UPSCALER: {"layers_per_block": 1},
+}
+"""What is changed in a network's configuration, so that it is measured within seconds."""
+_SIDES = {catalog.STAGE_1: 64, catalog.STAGE_2: 128, catalog.UPSCALER: 64}
+_VAE_SIDE = 32
+"""Pixels or latents of what is drawn: half or a quarter of the real, which is slow enough already."""

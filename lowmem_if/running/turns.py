@@ -99,7 +99,7 @@ def texts_of(folder: RunFolder) -> list[str]:
     for task in folder.plan.request.tasks:
         steps = [folder.plan.step(stage) for stage in task.stages if stage in _READ_T5]
         if steps:
-            positive.append(task.words)
+            positive += [task.words, task.style_prompt] if task.is_styled else [task.words]
         if any(step.sampling_of(task).guidance_scale > 1 for step in steps):
             negative.append(task.negative_prompt)
     return list(dict.fromkeys([*positive, *negative]))
@@ -290,8 +290,15 @@ class _Turn:
         images, masks = (self._sources(tasks, kind) for kind in KINDS)
         tile = self._step.tile
         total = sampling.count * tasks[0].parts(tile)
-        watching = self._watching(tasks, total)
-        return Batch(tasks, sampling, self._on_step(tasks, total), images, masks, tile, watching)
+        return Batch(
+            tasks, sampling, self._on_step(tasks, total), images, masks, tile,
+            style=self._style(tasks), watching=self._watching(tasks, total),
+        )  # fmt: skip
+
+    def _style(self, tasks: Sequence[ImageTask]) -> torch.Tensor | None:
+        if self._step.component not in _READ_T5 or not tasks[0].is_styled:
+            return None
+        return torch.cat([self._embedding(task.style_prompt) for task in tasks])
 
     def _watching(self, tasks: Sequence[ImageTask], total: int) -> Watching | None:
         """What writes the pictures in the making, if they were asked for."""
@@ -366,11 +373,14 @@ class _Turn:
 
         Nothing in it changes when a run is continued.
         """
+        request = asdict(self._request.of_task(task))
+        for source in filter(None, (request[kind] for kind in KINDS)):
+            source["path"] = Path(source["path"]).name  # where it lay is nobody's business
         return {
             "prompt": task.prompt,
             "seed": task.seed,
             "cascade": self._request.cascade,
-            "request": asdict(self._request.of_task(task)),
+            "request": request,
             "plan": [asdict(step) for step in self._folder.plan.steps],
             "versions": self._folder.versions,
         }

@@ -11,7 +11,7 @@ from diffusers import IFImg2ImgPipeline, IFInpaintingPipeline, IFPipeline
 from lowmem_if.planning.modes import INPAINT, VARY
 from lowmem_if.planning.plan import Step
 from lowmem_if.stages.pipelines import Batch, DrawingStage, take_unet
-from lowmem_if.weights.loading import load_scheduler
+from lowmem_if.stages.samplers import stage_scheduler
 
 
 class BaseStage(DrawingStage):
@@ -21,7 +21,7 @@ class BaseStage(DrawingStage):
         with ExitStack() as streams:
             unet = take_unet(root / "unet", step, streams)
             pipeline = IFPipeline(
-                None, None, unet, load_scheduler(root / "scheduler"), None, None, None,
+                None, None, unet, stage_scheduler(root / "scheduler", step), None, None, None,
                 requires_safety_checker=False,
             )  # fmt: skip
             super().__init__(pipeline, [unet], step, streams)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from lowmem_if.planning.plan import Step
 from lowmem_if.planning.strategies import MODEL_OFFLOAD, RESIDENT, SEQUENTIAL_OFFLOAD, STREAM
 from lowmem_if.planning.tasks import ImageTask, Sampling
 from lowmem_if.stages.previews import Watching, watched
+from lowmem_if.stages.style import styled
 from lowmem_if.weights.loading import load_diffusers_model, stream_diffusers_model
 
 OnStep = Callable[[int], None]
@@ -30,6 +31,7 @@ class Batch:
     Attributes:
         images, masks: what the tasks begin with, upright RGB and grey; empty where they have none.
         on_step: called with the number of denoising steps done, of all tiles.
+        style: embeddings (n, 77, width) of the styles to draw in, None for none.
         tile: side of the tiles that the user's own pictures are enlarged in, 0: whole.
         watching: who looks at the pictures in the making, if anybody does.
     """
@@ -40,6 +42,7 @@ class Batch:
     images: Sequence[Image.Image] = ()
     masks: Sequence[Image.Image] = ()
     tile: int = 0
+    style: torch.Tensor | None = None
     watching: Watching | None = None
 
     @property
@@ -65,10 +68,12 @@ class DrawingStage:
     def _draw(self, batch: Batch, kind: type[Any], **inputs: Any) -> torch.Tensor:
         """The pictures as tensors on the CPU, one for each task, drawn by a pipeline of class `kind`."""
         pipeline = self._as(kind)
-        with watched(pipeline.scheduler, batch.watching if self.watchable else None, self._look):
+        watching = batch.watching if self.watchable else None
+        style = nullcontext() if batch.style is None else styled(pipeline.unet, batch.style)
+        with style, watched(pipeline.scheduler, watching, self._look):
             pictures = pipeline(
                 guidance_scale=batch.sampling.guidance_scale,
-                # One CPU generator an image: seeds mean the same on every device and in every batch.
+                # One CPU generator an image: seeds mean the same on every device, in every batch.
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in batch.seeds],
                 output_type="pt",
                 callback=lambda index, _timestep, _picture: batch.on_step(index + 1),

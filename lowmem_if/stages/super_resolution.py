@@ -16,6 +16,7 @@ from PIL import Image
 from lowmem_if.planning.modes import INPAINT, VARY
 from lowmem_if.planning.plan import Step
 from lowmem_if.stages.pipelines import Batch, DrawingStage, take_unet
+from lowmem_if.stages.samplers import stage_scheduler
 from lowmem_if.weights.loading import load_scheduler
 
 
@@ -26,7 +27,7 @@ class SuperResolutionStage(DrawingStage):
         with ExitStack() as streams:
             unet = take_unet(root / "unet", step, streams)
             pipeline = IFSuperResolutionPipeline(
-                None, None, unet, load_scheduler(root / "scheduler"),
+                None, None, unet, stage_scheduler(root / "scheduler", step),
                 load_scheduler(root / "image_noising_scheduler"), None, None, None,
                 requires_safety_checker=False,
             )  # fmt: skip

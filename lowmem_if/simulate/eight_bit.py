@@ -1,0 +1,75 @@
+"""bitsandbytes' quantised layers as their CUDA code takes memory, spelled out in plain operators.
+
+The library's operators are opaque and some of their sizes depend on numbers; its parameters are of a
+class that cannot hold fake tensors. Written after bitsandbytes 0.50 (`backends/cuda/ops.py`,
+`backends/default/ops.py`, `autograd/_functions.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import bitsandbytes
+import torch
+
+from lowmem_if.simulate.tracing import Trace
+from lowmem_if.simulate.values import OUTLIER_COLUMNS
+from lowmem_if.weights import filling
+
+_HALF = torch.float16
+
+
+@contextmanager
+def spelled_out(trace: Trace) -> Iterator[None]:
+    """Inside, quantised layers can be loaded and called."""
+    assert trace.values is not None
+    values = trace.values
+
+    def matmul(inputs: Any, _weight: Any, bias: Any = None, state: Any = None) -> torch.Tensor:
+        values.invented[OUTLIER_COLUMNS] += 1
+        output = _int8_product(inputs, state, OUTLIER_COLUMNS.answer)
+        trace.flops += 2 * inputs.numel() * state.CB.shape[0]
+        return output if bias is None else output.add_(bias)
+
+    with ExitStack() as undo:
+        undo.enter_context(patch.object(filling, "_int8_parameter", _parameter))
+        undo.enter_context(patch.object(bitsandbytes, "matmul", matmul))
+        yield
+
+
+def _parameter(codes: torch.Tensor, scales: torch.Tensor) -> torch.nn.Parameter:
+    parameter: Any = torch.nn.Parameter(codes, requires_grad=False)
+    parameter.CB, parameter.SCB = codes, scales
+    return parameter  # type: ignore[no-any-return]
+
+
+def _int8_product(inputs: torch.Tensor, state: Any, outliers: int) -> torch.Tensor:
+    """One layer's product, its temporary tensors made and freed as the library's."""
+    flat = inputs.reshape(-1, inputs.shape[-1])
+    half = flat.to(_HALF)
+    codes, _scales, columns = _quantised(half, outliers)
+    del half
+    rest = flat[:, columns].contiguous()
+    weights = state.CB[:, columns].contiguous() * state.SCB.view(-1, 1) * (1 / 127)
+    weights = weights.to(flat.dtype).t()
+    product = torch.empty(codes.shape[0], state.CB.shape[0], dtype=torch.int32, device=flat.device)
+    output = torch.empty_like(product, dtype=_HALF).to(flat.dtype)
+    del product
+    output = output.addmm(rest, weights)
+    return output.reshape(*inputs.shape[:-1], output.shape[-1])
+
+
+def _quantised(
+    half: torch.Tensor, outliers: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows as 8-bit numbers, their scales, and the columns that are left out of that."""
+    scales = torch.empty(half.shape[0], dtype=torch.float32, device=half.device)
+    codes = torch.empty(half.shape, dtype=torch.int8, device=half.device)
+    mask = half.abs() >= 6.0
+    mask.any(dim=0)
+    columns = torch.empty(outliers, dtype=torch.int64, device=half.device)
+    codes[:, columns] = 0
+    return codes, scales, columns

@@ -1,0 +1,179 @@
+"""One pass of a network of its real size on fake tensors: what it holds beside its weights, and counts.
+
+Inputs are those that the pipelines give: a guided picture is a pair, T5 and CLIP read one text, the
+decoder makes one picture. Weights are of one type; T5's float32 exceptions are part of `footprint.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from lowmem_if.planning import catalog
+from lowmem_if.planning.configurations import read_config
+from lowmem_if.planning.footprint_table import FUSED
+from lowmem_if.planning.locations import DEMO_FOLDER
+from lowmem_if.simulate.accelerator import DEVICE, dry_run
+from lowmem_if.simulate.tracing import Trace
+from lowmem_if.weights.published import Network, networks
+from lowmem_if.weights.skeletons import owner_of, place
+
+GUIDED = 2
+"""A picture is drawn twice at each step: with its text and without."""
+
+_LATENT_SIDE = 256
+_DTYPES = {2: torch.float16, 4: torch.float32}
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What one pass of a network takes.
+
+    Attributes:
+        activation_bytes: at most beside the weights, inputs and output counted.
+        flops: of its products and convolutions, a multiplication and an addition counted as two.
+    """
+
+    activation_bytes: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Known:
+    """A network, the component that it is part of, and the first cascade that has it."""
+
+    cascade: str
+    component: str
+    network: Network
+
+    @property
+    def name(self) -> str:
+        return f"{self.cascade}/{self.network.folder}"
+
+    @property
+    def folder(self) -> str:
+        return self.network.folder.partition("/")[2]
+
+    @property
+    def channels(self) -> int:
+        """Of the first block, as the catalogue has it."""
+        blocks: list[int] = self.network.config.get("block_out_channels", [0])
+        return blocks[0]
+
+    @cached_property
+    def parameters(self) -> int:
+        count: int = sum(weight.numel() for weight in self.network.skeleton().parameters())
+        return count
+
+
+def known_networks() -> Iterator[Known]:
+    """Every network of the catalogue and of the bundled cascade, each once; the mark has no pass."""
+    seen = []
+    for cascade in catalog.CASCADES:
+        for component, parts in _networks(cascade).items():
+            for network in parts:
+                if network not in seen and not network.folder.endswith("watermarker"):
+                    seen.append(network)
+                    yield Known(cascade, component, network)
+
+
+def _networks(cascade: str) -> dict[str, tuple[Network, ...]]:
+    if cascade != catalog.DEMO:
+        return networks(cascade)
+    # The bundled cascade has the classes of the published ones.
+    return {
+        component: tuple(
+            replace(network, config=read_config(DEMO_FOLDER / network.folder / "config.json"))
+            for network in parts
+        )
+        for component, parts in networks(next(iter(catalog.PUBLISHED))).items()
+    }
+
+
+def simulate_pass(
+    known: Known, *, item_bytes: int, batch: int, kernel: str = FUSED, tiled: bool = False
+) -> Pass:
+    """One pass of a network over `batch` pictures or texts, its numbers `item_bytes` wide."""
+    with dry_run(kernel=kernel) as trace:
+        run = prepared(known, _DTYPES[item_bytes], batch=batch, device=DEVICE, tiled=tiled)
+        return traced(trace, DEVICE, run)
+
+
+def traced(trace: Trace, place: str, run: Callable[[], object]) -> Pass:
+    """What calling `run` takes beside what is there already, in one place of the trace's ledger."""
+    account = trace.ledger.account(place)
+    trace.ledger.begin_phase()
+    before, trace.flops = account.now, 0
+    run()
+    return Pass(account.most - before, trace.flops)
+
+
+def largest_layer_bytes(network: Network, *, item_bytes: int) -> int:
+    """The bytes of the layer with the most weights of its own."""
+    parts = network.skeleton().modules()
+    numbers: int = max(sum(p.numel() for p in part.parameters(recurse=False)) for part in parts)
+    return item_bytes * numbers
+
+
+def prepared(
+    known: Known,
+    dtype: torch.dtype,
+    *,
+    batch: int,
+    device: str,
+    tiled: bool = False,
+    side: int | None = None,
+) -> Callable[[], object]:
+    """What calls the network once, as its pipeline does; weights and inputs are on the device.
+
+    Args:
+        side: of the picture or latents, where it is not to be that of the pipelines.
+    """
+    module, place = _resident(known.network, dtype, device), {"dtype": dtype, "device": device}
+    if known.folder == "unet":
+        return _unet_pass(known, module, GUIDED * batch, side, place)
+    if known.folder == "vae":
+        module.enable_slicing()
+        if tiled:
+            module.enable_tiling()
+        side = side or _LATENT_SIDE
+        latents = torch.randn(batch, 4, side, side, **place)
+        return lambda: module.decode(latents, return_dict=False)[0]
+    if known.component == catalog.FINISH:
+        side = module.config.vision_config.image_size
+        pixels = torch.randn(batch, 3, side, side, **place)
+        return lambda: module.vision_model(pixels)[1]
+    ids = torch.ones(batch, catalog.MAX_TOKENS, dtype=torch.int64, device=device)
+    mask = torch.ones_like(ids)
+    return lambda: module(ids, attention_mask=mask)[0]
+
+
+def _resident(network: Network, dtype: torch.dtype, device: str) -> Any:
+    module: Any = network.skeleton().eval()
+    names: dict[torch.nn.Parameter, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    for parameter, its_names in names.items():
+        place(module, its_names, torch.zeros(parameter.shape, dtype=dtype, device=device))
+    for name, buffer in list(module.named_buffers()):
+        owner, leaf = owner_of(module, name)
+        owner._buffers[leaf] = torch.zeros(buffer.shape, dtype=buffer.dtype, device=device)
+    return module
+
+
+def _unet_pass(
+    known: Known, unet: Any, pairs: int, side: int | None, place: dict[str, Any]
+) -> Callable[[], object]:
+    config, device = unet.config, place["device"]
+    side = side or (_LATENT_SIDE if known.component == catalog.UPSCALER else config.sample_size)
+    width = config.encoder_hid_dim or config.cross_attention_dim
+    picture = torch.randn(pairs, config.in_channels, side, side, **place)
+    words = torch.randn(pairs, catalog.MAX_TOKENS, width, **place)
+    time = torch.tensor(500, device=device)
+    labelled = config.class_embed_type or config.num_class_embeds
+    level = torch.tensor([100] * pairs, device=device) if labelled else None
+    return lambda: unet(picture, time, words, class_labels=level, return_dict=False)[0]

@@ -1,0 +1,161 @@
+"""Streams and events of a device that is not there, and whether what they order is ordered.
+
+Each stream counts what was put on it and knows what of other streams it is sure to come after (a vector
+clock). Two uses of the same bytes, one of them a write, must be ordered by that; what is not is a race,
+which a real accelerator would show as wrong pictures, once in a while.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lowmem_if.simulate.values import SimulationError
+
+HOST, COMPUTING = "host", "computing"
+
+
+@dataclass(slots=True)
+class Moment:
+    """Up to which use of every stream something is sure to come after."""
+
+    seen: dict[str, int] = field(default_factory=dict)
+
+    def after(self, other: Moment) -> Moment:
+        """The moment that comes after both."""
+        names = self.seen.keys() | other.seen.keys()
+        return Moment({n: max(self.seen.get(n, 0), other.seen.get(n, 0)) for n in names})
+
+
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """One use of the bytes from `start` to `end` of a storage."""
+
+    start: int
+    end: int
+    stream: str
+    count: int
+    writes: bool
+
+
+@dataclass(slots=True)
+class Timeline:
+    """All streams of one device, and the host.
+
+    Attributes:
+        current: the stream that computing is put on now.
+    """
+
+    current: str = COMPUTING
+    _moments: dict[str, Moment] = field(default_factory=dict)
+    _uses: dict[int, list[_Use]] = field(default_factory=dict)
+
+    def stream(self) -> Stream:
+        """A new stream."""
+        name = f"stream {len(self._moments)}"
+        self._moments[name] = Moment()
+        return Stream(self, name)
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        return tuple(self._moments)
+
+    def moment(self, stream: str) -> Moment:
+        """What a stream has come to."""
+        return self._moments.setdefault(stream, Moment())
+
+    def wait(self, stream: str, moment: Moment) -> None:
+        """Let a stream, or the host, go on only after a moment."""
+        self._moments[stream] = self.moment(stream).after(moment)
+
+    def use(self, tensors: Iterable[torch.Tensor], *, stream: str, writes: bool) -> None:
+        """Put a use of some tensors on a stream; the host gives its work out in order.
+
+        Raises:
+            SimulationError: it is not ordered after an earlier use that it must not meet.
+        """
+        if stream != HOST:
+            self.wait(stream, self.moment(HOST))
+        moment = self.moment(stream)
+        count = moment.seen.get(stream, 0) + 1
+        moment.seen[stream] = count
+        for tensor in tensors:
+            self._use(tensor, stream, count, moment, writes=writes)
+
+    def _use(
+        self, tensor: torch.Tensor, stream: str, count: int, moment: Moment, *, writes: bool
+    ) -> None:
+        key = tensor.untyped_storage()._cdata
+        start = tensor.storage_offset() * tensor.element_size()
+        use = _Use(start, start + tensor.numel() * tensor.element_size(), stream, count, writes)
+        earlier = self._uses.setdefault(key, [])
+        for other in earlier:
+            meets = other.start < use.end and use.start < other.end
+            ordered = moment.seen.get(other.stream, 0) >= other.count
+            if meets and (writes or other.writes) and not ordered:
+                what = "writes over what" if writes else "reads what"
+                raise SimulationError(
+                    f"a race: {stream} {what} {other.stream} may not be done with; "
+                    "this is a bug of lowmem-if's streaming"
+                )
+        covered = (use.stream, use.writes)
+        self._uses[key] = [
+            other
+            for other in earlier
+            if not (
+                (other.stream, other.writes) == covered
+                and use.start <= other.start
+                and other.end <= use.end
+            )
+        ] + [use]
+
+    def forget(self, storage: int) -> None:
+        """The storage is gone."""
+        self._uses.pop(storage, None)
+
+
+class Stream:
+    """What `torch.Stream` offers to the code that runs here."""
+
+    def __init__(self, timeline: Timeline, name: str) -> None:
+        self._timeline, self.name = timeline, name
+        self._outer: list[str] = []
+
+    def __enter__(self) -> Stream:
+        self._outer.append(self._timeline.current)
+        self._timeline.current = self.name
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._timeline.current = self._outer.pop()
+
+    def record_event(self, _event: Any = None) -> Event:
+        return Event(self._timeline, Moment(dict(self._timeline.moment(self.name).seen)))
+
+    def wait_event(self, event: Event) -> None:
+        self._timeline.wait(self.name, event.moment)
+
+    def wait_stream(self, other: Stream) -> None:
+        self.wait_event(other.record_event())
+
+    def synchronize(self) -> None:
+        self._timeline.wait(HOST, self._timeline.moment(self.name))
+
+
+@dataclass(slots=True)
+class Event:
+    """A moment of a stream that others may wait for."""
+
+    timeline: Timeline
+    moment: Moment
+
+    def synchronize(self) -> None:
+        self.timeline.wait(HOST, self.moment)
+
+    def query(self) -> bool:
+        """Never done before somebody waited: the worst that can be."""
+        seen = self.timeline.moment(HOST).seen
+        return all(seen.get(name, 0) >= count for name, count in self.moment.seen.items())

@@ -1,0 +1,75 @@
+"""Every operator on its way: what it makes is entered in the ledger, its multiplications are counted.
+
+The same mode traces fake and real tensors, which is what makes the truth check possible
+(`tests/test_simulated_truth.py`). What happens inside a kernel is not seen: workspaces of cuDNN and
+cuBLAS, oneDNN's copies.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+from lowmem_if.simulate.ledger import Ledger
+from lowmem_if.simulate.streams import Timeline
+from lowmem_if.simulate.values import Values
+
+_CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+class Trace(TorchDispatchMode):  # type: ignore[misc]
+    """Follows all operators of a `with` block.
+
+    Attributes:
+        ledger: the bytes.
+        values: the numbers that are known of fake tensors.
+        timeline: what is put on the accelerator's streams.
+        flops: multiplications and additions of products and convolutions, each counted as one.
+        moved: bytes copied, by (from where, to where).
+    """
+
+    def __init__(self, ledger: Ledger, values: Values | None = None) -> None:
+        super().__init__()
+        self.ledger, self.values = ledger, values
+        self.timeline = Timeline()
+        self.flops = 0
+        self.moved: Counter[tuple[str, str]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.values is not None:
+            if func is torch.ops.aten._local_scalar_dense.default:
+                return self.values.ask(args[0])
+            shaped = self.values.shaped_by_numbers(func, args)
+            if shaped is not None:
+                self.ledger.see(shaped)
+                return shaped
+        out = func(*args, **kwargs)
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                self.ledger.see(leaf)
+        self._count(func, args, kwargs, out)
+        if self.values is not None:
+            self.values.follow(func, args, kwargs, out)
+        return out
+
+    def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        packet = func.overloadpacket
+        if packet in flop_registry:
+            self.flops += flop_registry[packet](*args, **kwargs, out_val=out)
+        elif packet is _CPU_ATTENTION:
+            self.flops += sdpa_flop_count(*(tensor.shape for tensor in args[:3]))
+        elif func is torch.ops.aten._to_copy.default:
+            self._move(args[0], out)
+        elif func is torch.ops.aten.copy_.default:
+            self._move(args[1], args[0])
+
+    def _move(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        ways = source.device.type, target.device.type
+        if ways[0] != ways[1]:
+            self.moved[ways] += target.numel() * source.element_size()
