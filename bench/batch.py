@@ -63,7 +63,8 @@ One `lowmem-if batch` of {images} prompts with the bundled demo cascade, the who
 beside the recipe of diffusers' documentation for the same pictures (load, run, del, gc for each stage):
 as a process a picture, imports included, and in a loop within one process, imports not counted. The
 recipe was run {theirs} times each way: medians, with the extremes. CPU seconds are what the machine's
-other work changes least. *Times faster*: CPU seconds of the one and of the other over ours. The demo has
+other work changes least; where the load is far above the cores, wall seconds of two columns do not
+compare. *Times faster*: CPU seconds of the one and of the other over ours. The demo has
 14 MB of weights: what a run of IF's 20 GB spares by loading once is not in these figures.
 
 - {cpu}, usable cores: {cores}, {memory} of RAM; threads: {threads}; computing in float32

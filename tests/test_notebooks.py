@@ -94,13 +94,14 @@ def test_a_fresh_run_gives_what_is_committed(
 def told_by(cell: Any) -> tuple[list[str], list[bytes]]:
     """The texts of a cell's outputs without what changes from run to run, and its pictures."""
     if OF_THE_MACHINE.search(cell.source):
-        return [output.output_type for output in cell.outputs], []
-    texts, pictures = [], []
+        return sorted({output.output_type for output in cell.outputs}), []
+    stream = "".join(output.get("text", "") for output in cell.outputs)  # it comes in any pieces
+    texts, pictures = [stream], []
     for output in cell.outputs:
         data = output.get("data", {})
         page = data.get("text/html", "")
         pictures += [data["image/png"]] if "image/png" in data else PICTURES.findall(page)
-        texts.append(output.get("text", "") + PICTURES.sub("", TIMES.sub("", page)))
+        texts += [PICTURES.sub("", TIMES.sub("", page))] if page else []
     return texts, [base64.b64decode(picture) for picture in pictures]
 
 
