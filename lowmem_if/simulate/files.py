@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import accelerate
 import torch
 
 from lowmem_if.simulate.ledger import MAPPED, UNTOUCHED
@@ -38,10 +39,9 @@ def unread_files(trace: Trace) -> Iterator[None]:
     @contextlib.contextmanager
     def init_empty_weights() -> Iterator[None]:
         # The libraries make each weight and leave it at once, untouched: no page of it is ever there.
-        with trace.ledger.entering(UNTOUCHED), skeletons_init():
+        with trace.ledger.entering(UNTOUCHED), accelerate.init_empty_weights():
             yield
 
-    skeletons_init = skeletons.init_empty_weights
     with contextlib.ExitStack() as patches:
         for owner, name, substitute in (
             (Checkpoint, "view", view),

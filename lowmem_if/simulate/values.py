@@ -105,11 +105,12 @@ class Values:
         Raises:
             SimulationError: the numbers are unknown.
         """
-        masks = func is torch.ops.aten.index.Tensor and any(
-            index is not None and index.dtype == torch.bool for index in args[1]
-        )
-        if not masks and torch.Tag.dynamic_output_shape not in func.tags:
+        if torch.Tag.dynamic_output_shape not in func.tags:
             return None
+        if func is torch.ops.aten.index.Tensor and not any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        ):
+            return None  # numbers choose among rows, only a mask decides how many there are
         inputs = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
         if any(self.of(tensor) is None for tensor in inputs):
             self.invent()
