@@ -56,13 +56,14 @@ def dry_run(*, kernel: str, total_bytes: int = 1 << 60) -> Iterator[Trace]:
         SimulationError: torch is of another version.
     """
     check_version()
-    trace = Trace(Ledger(), Values())
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    trace = Trace(Ledger(), Values(mode))
     with ExitStack() as undo:
         undo.enter_context(_meta_guard())
         for owner, name, substitute in _substitutes(trace, total_bytes):
             undo.enter_context(patch.object(owner, name, substitute))
         undo.enter_context(torch.no_grad())
-        undo.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        undo.enter_context(mode)
         undo.enter_context(trace)
         undo.enter_context(_Calls(trace, kernel))
         yield trace

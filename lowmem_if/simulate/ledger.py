@@ -12,9 +12,9 @@ import torch
 
 from lowmem_if.simulate.allocator import CachingAllocator
 
-ANONYMOUS, PINNED, MAPPED, UNTOUCHED = "anonymous", "pinned", "mapped", "untouched"
+ANONYMOUS, PINNED, MAPPED = "anonymous", "pinned", "mapped"
 """The kinds of host memory: a process's own; locked for an accelerator; pages of a file, which the
-system may take back at any time; and addresses that nobody writes to, which take no memory."""
+system may take back at any time."""
 
 
 @dataclass(slots=True)

@@ -43,6 +43,7 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.values is not None:
+            args, kwargs = self.values.faked(func, (args, kwargs))
             if func is torch.ops.aten._local_scalar_dense.default:
                 return self.values.ask(args[0])
             shaped = self.values.shaped_by_numbers(func, args)
