@@ -21,7 +21,7 @@ from lowmem_if.planning.footprint_table import (
     read_table,
 )
 from lowmem_if.planning.strategies import RESIDENT, SEQUENTIAL_OFFLOAD
-from lowmem_if.simulate.networks import known_networks, simulate_pass
+from lowmem_if.simulate.networks import known_networks, simulate_passes
 from lowmem_if.simulate.table import VERSIONS, Case, as_text, turn_of
 from lowmem_if.weights.synthesis import ZEROS, synthesize
 
@@ -74,12 +74,13 @@ def test_a_new_simulation_gives_the_same_rows() -> None:
     for known in known_networks():
         if known.parameters < 10**7 and known.folder != "vae":
             row = next(row for row in read_table().passes if row.network == known.name)
-            again = simulate_pass(known, item_bytes=row.item_bytes, batch=1, kernel=row.attention)
+            runs = simulate_passes(known, [(1, row.attention)], item_bytes=row.item_bytes)
+            again = runs[1, row.attention]
             assert (again.activation_bytes, again.flops) == (row.activation_bytes, row.flops)
     known = next(known for known in known_networks() if known.parameters == 371_605_830)
     row = look_up(I_M.modules[0], item_bytes=2)
     assert row is not None
-    four = simulate_pass(known, item_bytes=2, batch=4)
+    four = simulate_passes(known, [(4, FUSED)], item_bytes=2)[4, FUSED]
     assert four.activation_bytes == row.activations(4)
     assert four.flops == 4 * row.flops
 

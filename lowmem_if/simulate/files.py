@@ -13,6 +13,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from lowmem_if.simulate.ledger import MAPPED
+from lowmem_if.simulate.streams import HOST
 from lowmem_if.simulate.tracing import Trace
 from lowmem_if.weights import filling, loading, reading, skeletons, streaming
 from lowmem_if.weights.checkpoint import Checkpoint, Stored
@@ -35,6 +36,7 @@ def unread_files(trace: Trace) -> Iterator[None]:
 
     def read(_reader: Reader, stored: Stored, out: torch.Tensor, _first: int = 0) -> None:
         trace.moved[FILE, "cpu"] += out.numel() * stored.dtype.itemsize
+        trace.timeline.use(out, stream=HOST, writes=True)
 
     with contextlib.ExitStack() as patches:
         for owner, name, substitute in (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,10 +36,12 @@ class Ledger:
     Attributes:
         accounts: the bytes of the storages themselves.
         allocators: what torch's caching allocator makes of those on an accelerator.
+        gone: called with the number of each storage that dies.
     """
 
     accounts: dict[str, Account] = field(default_factory=dict)
     allocators: dict[str, CachingAllocator] = field(default_factory=dict)
+    gone: Callable[[int], None] = lambda _storage: None
     _kind: str = ANONYMOUS
     _known: dict[int, weakref.ref[Any]] = field(default_factory=dict)
 
@@ -75,6 +77,7 @@ class Ledger:
 
         def leave(_reference: Any) -> None:
             del self._known[key]
+            self.gone(key)
             self.accounts[place].now -= size
             if block is not None:
                 self.allocators[place].give_back(block)

@@ -31,7 +31,7 @@ from lowmem_if.simulate.networks import (
     Known,
     known_networks,
     largest_layer_bytes,
-    simulate_pass,
+    simulate_passes,
 )
 from lowmem_if.simulate.steps import DECODING, DRAWING, LEAST_STEPS, LOADING, simulate_step
 from lowmem_if.weights.synthesis import ZEROS, synthesize
@@ -67,37 +67,36 @@ def as_text(table: FootprintTable) -> str:
 
 
 def _missing_passes(table: FootprintTable, report: Report) -> Iterator[Pass]:
-    there = {(row.network, row.item_bytes, row.attention, row.tiled) for row in table.passes}
-    for known in known_networks():
-        for item_bytes, attention, tiled in product(_ITEM_BYTES, ATTENTION, (False, True)):
-            key = known.name, item_bytes, attention, tiled
-            if key not in there and (not tiled or known.folder == "vae"):
-                report(f"{known.name}: {item_bytes} bytes, {attention}{', tiled' * tiled}")
-                yield pass_of(known, item_bytes, attention, tiled=tiled)
+    there = {(row.network, row.item_bytes, row.tiled, row.attention) for row in table.passes}
+    for known, item_bytes, tiled in product(known_networks(), _ITEM_BYTES, (False, True)):
+        key = known.name, item_bytes, tiled
+        missing = {attention for attention in ATTENTION if (*key, attention) not in there}
+        if missing and (not tiled or known.folder == "vae"):
+            report(f"{known.name}: {item_bytes} bytes{', tiled' * tiled}")
+            rows = passes_of(known, item_bytes, tiled=tiled)
+            yield from (row for row in rows if row.attention in missing)
 
 
-def pass_of(known: Known, item_bytes: int, attention: str, *, tiled: bool) -> Pass:
-    """The row of one pass."""
-    one, two = (
-        simulate_pass(known, item_bytes=item_bytes, batch=batch, kernel=attention)
-        for batch in (1, 2)
-    )
-    more_bytes = two.activation_bytes - one.activation_bytes
+def passes_of(known: Known, item_bytes: int, *, tiled: bool) -> Iterator[Pass]:
+    """The rows of one network, one for each kernel of attention."""
+    runs = simulate_passes(known, product((1, 2), ATTENTION), item_bytes=item_bytes)
+    more = {k: runs[2, k].activation_bytes - runs[1, k].activation_bytes for k in ATTENTION}
     if tiled:  # pictures are decoded one by one, in tiles or not: further ones add their output
-        one = simulate_pass(known, item_bytes=item_bytes, batch=1, kernel=attention, tiled=True)
-    return Pass(
-        network=known.name,
-        folder=known.folder,
-        parameters=known.parameters,
-        channels=known.channels,
-        item_bytes=item_bytes,
-        attention=attention,
-        tiled=tiled,
-        activation_bytes=one.activation_bytes,
-        more_bytes=more_bytes,
-        largest_layer_bytes=largest_layer_bytes(known.network, item_bytes=item_bytes),
-        flops=one.flops,
-    )
+        runs = simulate_passes(known, product((1,), ATTENTION), item_bytes=item_bytes, tiled=True)
+    for attention in ATTENTION:
+        yield Pass(
+            network=known.name,
+            folder=known.folder,
+            parameters=known.parameters,
+            channels=known.channels,
+            item_bytes=item_bytes,
+            attention=attention,
+            tiled=tiled,
+            activation_bytes=runs[1, attention].activation_bytes,
+            more_bytes=more[attention],
+            largest_layer_bytes=largest_layer_bytes(known.network, item_bytes=item_bytes),
+            flops=runs[1, attention].flops,
+        )
 
 
 def _missing_turns(table: FootprintTable, report: Report) -> Iterator[Turn]:

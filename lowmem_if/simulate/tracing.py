@@ -15,8 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from lowmem_if.planning.footprint_table import FUSED
 from lowmem_if.simulate.ledger import Ledger
-from lowmem_if.simulate.streams import Timeline
+from lowmem_if.simulate.streams import COMPUTING, Timeline
 from lowmem_if.simulate.values import Values
 
 _CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -28,15 +29,17 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]
     Attributes:
         ledger: the bytes.
         values: the numbers that are known of fake tensors.
+        kernel: the accelerator's attention, `fused` or `math`.
         timeline: what is put on the accelerator's streams.
         flops: multiplications and additions of products and convolutions, each counted as one.
         moved: bytes copied, by (from where, to where).
     """
 
-    def __init__(self, ledger: Ledger, values: Values | None = None) -> None:
+    def __init__(self, ledger: Ledger, values: Values | None = None, kernel: str = FUSED) -> None:
         super().__init__()
-        self.ledger, self.values = ledger, values
+        self.ledger, self.values, self.kernel = ledger, values, kernel
         self.timeline = Timeline()
+        self.ledger.gone = self.timeline.forget
         self.flops = 0
         self.moved: Counter[tuple[str, str]] = Counter()
 
@@ -55,6 +58,7 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]
             if isinstance(leaf, torch.Tensor):
                 self.ledger.see(leaf)
         self._count(func, args, kwargs, out)
+        self._order(func, args)
         if self.values is not None:
             self.values.follow(func, args, kwargs, out)
         return out
@@ -69,6 +73,15 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]
             self._move(args[0], out)
         elif func is torch.ops.aten.copy_.default:
             self._move(args[1], args[0])
+
+    def _order(self, func: Any, args: Any) -> None:
+        """Put what an operator reads and writes on the stream that is current."""
+        stream, writes = self.timeline.current, func._schema.is_mutable
+        for place, leaf in enumerate(tree_leaves(args)):
+            if isinstance(leaf, torch.Tensor):
+                if stream != COMPUTING:
+                    self.timeline.watch(leaf)
+                self.timeline.use(leaf, stream=stream, writes=writes and place == 0)
 
     def _move(self, source: torch.Tensor, target: torch.Tensor) -> None:
         ways = source.device.type, target.device.type
