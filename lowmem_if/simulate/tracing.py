@@ -17,7 +17,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from lowmem_if.planning.footprint_table import FUSED
 from lowmem_if.simulate.ledger import Ledger
-from lowmem_if.simulate.streams import COMPUTING, Timeline
+from lowmem_if.simulate.streams import COMPUTING, HOST, Timeline
 from lowmem_if.simulate.values import Values
 
 _CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -75,13 +75,19 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]
             self._move(args[1], args[0])
 
     def _order(self, func: Any, args: Any) -> None:
-        """Put what an operator reads and writes on the stream that is current."""
-        stream, writes = self.timeline.current, func._schema.is_mutable
-        for place, leaf in enumerate(tree_leaves(args)):
-            if isinstance(leaf, torch.Tensor):
-                if stream != COMPUTING:
-                    self.timeline.watch(leaf)
-                self.timeline.use(leaf, stream=stream, writes=writes and place == 0)
+        """Put what an operator reads and writes on the stream that is current, or on the host."""
+        tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
+        schema = func._schema
+        views = not schema.is_mutable and any(given.alias_info for given in schema.returns)
+        if views or not tensors or func is torch.ops.prim.device.default:
+            return  # made or answered on the host; no bytes are touched
+        on_host = all(tensor.device.type == "cpu" for tensor in tensors)
+        stream = HOST if on_host else self.timeline.current
+        for tensor in tensors:
+            if stream not in (COMPUTING, HOST):
+                self.timeline.watch(tensor)
+            writes = schema.is_mutable and tensor is tensors[0]
+            self.timeline.use(tensor, stream=stream, writes=writes)
 
     def _move(self, source: torch.Tensor, target: torch.Tensor) -> None:
         ways = source.device.type, target.device.type
