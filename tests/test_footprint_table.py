@@ -56,10 +56,10 @@ def test_it_reads_back_what_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cascade", PUBLISHED)
 @pytest.mark.parametrize("attention", [FUSED, MATH])
 def test_every_published_network_is_in_it(cascade: str, attention: str) -> None:
-    """In 16 and 32 bits; its activations grow by the same for each further picture."""
+    """In 16 and 32 bits, but for what runs on the CPU only; activations are linear in the batch."""
     for part in PUBLISHED[cascade].parts.values():
         for module in part.modules:
-            for item in (2, 4) if module.folder != "watermarker" else ():
+            for item in (2, 4) if module.folder not in ("safety_checker", "watermarker") else ():
                 row = look_up(module, item_bytes=item, attention=attention)
                 assert row is not None, (module.folder, item)
                 assert row.activations(3) - row.activations(2) == row.more_bytes
