@@ -216,21 +216,25 @@ def _choose(
 
 def _weigh(machine: Machine, part: Part, setting: Setting, job: Job) -> _Candidate:
     footprint = predict(part, setting)
+    left = machine.ram_bytes - footprint.ram_bytes
+    left -= footprint.vram_bytes if machine.unified else 0
+    seconds = predict_seconds(part, setting, job, machine.speeds, left, unified=machine.unified)
+    return _Candidate(setting, footprint, _short(machine, setting, footprint), seconds)
+
+
+def _short(machine: Machine, setting: Setting, footprint: Footprint) -> tuple[str, int, int] | None:
+    """(resource, needed, available) of what is missing most; None where there is room."""
     vram_spare, ram_spare = headroom(setting.device)
     vram_spare += SPILL_BYTES if machine.spills_vram else 0
-    shared = footprint.vram_bytes if machine.unified else 0
     needs = [("RAM", footprint.ram_bytes + ram_spare, machine.ram_bytes)]
     if setting.device != "cpu":
         needs.insert(0, ("VRAM", footprint.vram_bytes + vram_spare, machine.vram_bytes))
-    if shared:
-        both = shared + footprint.ram_bytes + ram_spare
+    if machine.unified and footprint.vram_bytes:
+        both = footprint.vram_bytes + footprint.ram_bytes + ram_spare
         needs.append(("unified memory", both, machine.ram_bytes))
-    short = max(
+    return max(
         (need for need in needs if need[1] > need[2]), key=lambda n: n[1] - n[2], default=None
     )
-    left = machine.ram_bytes - footprint.ram_bytes - shared
-    seconds = predict_seconds(part, setting, job, machine.speeds, left, unified=machine.unified)
-    return _Candidate(setting, footprint, short, seconds)
 
 
 def _overrun(candidate: _Candidate) -> int:
@@ -309,16 +313,17 @@ def _named(machine: Machine, candidate: _Candidate) -> str:
     return f"{setting}{place}"
 
 
-def _fits(
-    machine: Machine, request: Request, prefer: str = EXACT, pins: Mapping[str, Pin] | None = None
-) -> bool:
+def _fits(machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pin]) -> bool:
     """Whether a plan could be made; what cannot even be found or used does not fit."""
-    pins = pins or {}
+    images = len(request.tasks)
     try:
         location = locate(request.cascade, components=request.components, revision=request.revision)
-        for component in request.components:
-            _choose(machine, request, location, component, prefer, pins.get(component))
-    except (_NoRoom, DeviceError, CascadeError, CheckpointError):
+        for name in request.components:
+            part, pin = location.cascade.parts[name], pins.get(name)
+            settings = settings_for(machine, location, name, prefer=prefer, pin=pin, images=images)
+            if all(_short(machine, setting, predict(part, setting)) for setting in settings):
+                return False
+    except (DeviceError, CascadeError, CheckpointError):
         return False
     return True
 
