@@ -14,7 +14,7 @@ OUT := $(OUT)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check format bench bench-predictions train-demo clean
+.PHONY: demo test check format bench bench-predictions footprints train-demo clean
 
 demo: $(READY) ## draw PROMPT with the bundled cascade and its 8-bit text encoder
 	@$(BIN)/lowmem-if generate "$$PROMPT" --cascade demo --seed $(SEED) --out "$(OUT)" \
@@ -42,6 +42,9 @@ bench: $(READY) ## ways of loading and running side by side, into bench/RESULTS.
 
 bench-predictions: $(READY) ## predicted against measured, into bench/RESULTS.md (an hour; needs 14 GB of disk)
 	$(BIN)/python -m bench.predictions $(BENCH)
+
+footprints: $(READY) ## simulate what the shipped table of footprints lacks (rm it first: everything)
+	$(BIN)/python -m lowmem_if.simulate.table
 
 train-demo: $(READY) ## train the bundled cascade again, into build/
 	$(BIN)/python -m training

@@ -75,10 +75,15 @@ class _Asked:
     out: Path | None
     as_json: bool
     quiet: bool
+    simulate: bool
 
     def plan(self) -> Plan:
         machine, profile_pins = self.machine()
         pins = profile_pins | self.pins
+        if self.simulate:
+            from lowmem_if.simulate.plans import simulated_plan
+
+            return simulated_plan(machine, self.request, prefer=self.prefer, pins=pins, report=_say)
         return make_plan(machine, self.request, prefer=self.prefer, pins=pins)
 
 
@@ -115,6 +120,9 @@ def _asking(action: Callable[[_Asked], None]) -> Callable[..., None]:
         no_safety_checker: Annotated[bool, typer.Option("--no-safety-checker")] = False,
         as_json: Json = False,
         quiet: Annotated[bool, typer.Option("--quiet", help="One line a step.")] = False,
+        simulate: Annotated[
+            bool, typer.Option("--simulate", help="Run dry what no shipped figure is there for.")
+        ] = False,
     ) -> None:
         request = Request(
             tuple(prompts),
@@ -140,6 +148,7 @@ def _asking(action: Callable[[_Asked], None]) -> Callable[..., None]:
                 out,
                 as_json,
                 quiet,
+                simulate,
             )
         )
 

@@ -21,7 +21,14 @@ from lowmem_if.planning.footprint_table import (
     look_up,
     look_up_turn,
 )
-from lowmem_if.planning.strategies import MODEL_OFFLOAD, QUANTISED, RESIDENT, STREAM
+from lowmem_if.planning.strategies import (
+    FLOATS,
+    MODEL_OFFLOAD,
+    QUANTISED,
+    RESIDENT,
+    STRATEGIES,
+    STREAM,
+)
 
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
@@ -163,18 +170,43 @@ def attention_of(device: str) -> str:
     return MATH if device.startswith("mps") else FUSED
 
 
-def _simulated(part: Part, setting: Setting) -> tuple[int, int] | None:
-    """(VRAM, host memory beside the process) of a turn that the table knows."""
+_REMEMBERED: dict[tuple[Part, Setting], tuple[int, int]] = {}
+"""What was simulated since this process began."""
 
-    def turn(strategy: str) -> Turn | None:
-        return look_up_turn(
+
+def remember(part: Part, setting: Setting, vram_bytes: int, host_bytes: int) -> None:
+    """From now on predict this setting as a dry run found it: on the accelerator, and in host memory
+    beside the process."""
+    _REMEMBERED[part, setting] = vram_bytes, host_bytes
+
+
+def is_simulated(part: Part, setting: Setting) -> bool:
+    """Whether a dry run has seen this very setting."""
+    plain = setting.batch == 1 and not setting.resident_bytes
+    return (part, setting) in _REMEMBERED or (plain and _turns(part, setting) is not None)
+
+
+def _turns(part: Part, setting: Setting) -> dict[str, Turn] | None:
+    """The table's turns by strategy; None if one of them is not there, for only like ones compare."""
+    turns = {
+        strategy: look_up_turn(
             part, setting.component, strategy, setting.storage,
             attention=attention_of(setting.device), tiled=setting.vae_tiling,
-        )  # fmt: skip
+        )
+        for strategy in (STRATEGIES if setting.storage in FLOATS else (RESIDENT,))
+    }  # fmt: skip
+    known = {strategy: turn for strategy, turn in turns.items() if turn is not None}
+    return known if len(known) == len(turns) else None
 
-    its, resident = turn(setting.strategy), turn(RESIDENT)
-    if its is None or resident is None:
+
+def _simulated(part: Part, setting: Setting) -> tuple[int, int] | None:
+    """(VRAM, host memory beside the process) of a turn that a dry run has seen."""
+    if (part, setting) in _REMEMBERED:
+        return _REMEMBERED[part, setting]
+    turns = _turns(part, setting)
+    if turns is None:
         return None
+    its, resident = turns[setting.strategy], turns[RESIDENT]
     vram = _turn_bytes(part, setting, its)
     if setting.strategy == STREAM:
         nothing = replace(setting, resident_bytes=0)
