@@ -283,12 +283,18 @@ def _casts_at_every_pass(part: Part, setting: Setting) -> bool:
 
 
 def _runner_up(machine: Machine, candidates: list[_Candidate], chosen: _Candidate) -> str:
-    """The quickest of what had no room, if that is quicker; else the next quickest that fits."""
-    others = [c for c in candidates if _way(c.setting) != _way(chosen.setting)]
-    others = others or [c for c in candidates if str(c.setting) != str(chosen.setting)]
-    quicker = [c for c in others if c.short and c.seconds < chosen.seconds]
-    if quicker:
-        best = min(quicker, key=lambda c: c.seconds)
+    """What would have been taken with more room, the quickest of it; else the next quickest."""
+    others = [c for c in candidates if str(c.setting) != str(chosen.setting)]
+    before = candidates.index(chosen)
+    preferred = [
+        candidate
+        for place, candidate in enumerate(candidates)
+        if candidate in others
+        and candidate.short
+        and (candidate.seconds, place) < (chosen.seconds, before)
+    ]
+    if preferred:
+        best = min(preferred, key=lambda c: c.seconds)
         assert best.short is not None
         resource, needed, available = best.short
         return (
@@ -296,6 +302,7 @@ def _runner_up(machine: Machine, candidates: list[_Candidate], chosen: _Candidat
             f"{format_bytes(needed)} of {resource}, {format_bytes(available)} available"
         )
     fitting = [c for c in others if c.short is None]
+    fitting = [c for c in fitting if _way(c.setting) != _way(chosen.setting)] or fitting
     if not fitting:
         return ""
     best = min(fitting, key=lambda c: c.seconds)
