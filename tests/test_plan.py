@@ -612,8 +612,8 @@ def test_the_upscaler_moves_whole_modules_before_leaves(
 
 
 def test_a_card_too_small_for_the_encoder_leaves_it_to_the_cpu() -> None:
-    """One pass on the CPU lets a card in that has no room even for an encoder that streams: in 8 bits
-    where the RAM holds them, else streaming there."""
+    """One pass on the CPU lets a card in that has no room even for an encoder that streams: it streams
+    there, for reading the file once is quicker than computing in 8 bits."""
     for vram, ram, device, strategy, storage in (
         (6, 12, "cuda:0", STREAM, "float16"),
         (1.5, 12, "cpu", STREAM, "float32"),
@@ -1315,15 +1315,18 @@ def test_a_rung_tells_what_it_replaces() -> None:
 
 def test_short_of_ram_no_rung_takes_more_of_it() -> None:
     """When the system kills for want of RAM, offloading into RAM is no way out but streaming past it is;
-    a pin forbids that too."""
+    what is on the card has no RAM to give back, and a pin forbids every other way."""
     machine, request = card(16, 12), ask("if-xl")
-    stage = step(make_plan(machine, request), STAGE_1)
     part = locate("if-xl").cascade.parts[STAGE_1]
-    lower = cheaper(stage, machine, part, JOB, short_of=RAM)
+    pins = {STAGE_1: Pin(SEQUENTIAL_OFFLOAD)}
+    moving = step(make_plan(machine, request, pins=pins), STAGE_1)
+    lower = cheaper(moving, machine, part, JOB, short_of=RAM)
     assert lower is not None
     assert (lower.strategy, lower.device) == (STREAM, "cuda:0")
-    assert lower.predicted.ram_bytes < stage.predicted.ram_bytes
+    assert lower.predicted.ram_bytes < moving.predicted.ram_bytes
     assert cheaper(lower, machine, part, JOB, short_of=RAM) is None
+    stage = step(make_plan(machine, request), STAGE_1)
+    assert cheaper(stage, machine, part, JOB, short_of=RAM) is None
     below = cheaper(stage, machine, part, JOB, short_of=VRAM)
     assert below is not None
     assert below.strategy == SEQUENTIAL_OFFLOAD
