@@ -45,7 +45,8 @@ def write_section(file: Path, name: str, content: str) -> None:
     }
     sections[name] = content
     text = HEAD
-    for known in sorted(sections, reverse=True):  # the largest cascade first
+    # Cascades first, the largest of them at the head.
+    for known in sorted(sections, key=lambda part: (part.startswith("if-"), part), reverse=True):
         text += f"\n<!-- begin {known} -->\n{sections[known].strip()}\n<!-- end {known} -->\n"
     file.write_text(text, encoding="utf-8")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from math import prod
 
 import torch
@@ -44,7 +45,7 @@ def size_of(slot: Slot) -> int:
 def split(
     module: torch.nn.Module, wanted: Iterable[Slot], whole: tuple[type, ...] = ()
 ) -> tuple[list[Unit], list[Slot]]:
-    """(units in order of registration, slots that belong to none and must always be there).
+    """(units about in the order in which they are called, slots that belong to none and must always be there).
 
     The latter are buffers, and weights of modules that call other modules with weights: they are in
     use for as long as all of these together.
@@ -65,12 +66,27 @@ def split(
         slots.setdefault(key, []).append(slot)
         known = modules.setdefault(key, [])
         known += [owner for owner in owners if owner is not None and owner not in known]
-    order = [id(part) for part in module.modules()]
-    units = [
-        Unit(tuple(modules[key]), tuple(slots[key]))
-        for key in sorted(slots, key={key: place for place, key in enumerate(order)}.__getitem__)
-    ]
-    return units, always
+    order = dict.fromkeys(map(id, _as_called(module)))
+    return [Unit(tuple(modules[key]), tuple(slots[key])) for key in order if key in slots], always
+
+
+def _as_called(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """A module and all within, about in the order of their calls: what the first pass reads ahead by.
+
+    Registration is near it but in diffusers' networks, where the middle stands behind the way up, and all
+    attentions of a block before all its residual layers, which take turns.
+    """
+    yield module
+    children = dict(module.named_children())
+    if "up_blocks" in children and "mid_block" in children:
+        children["up_blocks"] = children.pop("up_blocks")
+        for last in ("conv_norm_out", "conv_act", "conv_out"):
+            if last in children:
+                children[last] = children.pop(last)
+    turns = [list(children.pop(name)) for name in ("resnets", "attentions") if name in children]
+    for child in chain(*zip_longest(*turns), children.values()):
+        if child is not None:
+            yield from _as_called(child)
 
 
 def spread(
