@@ -213,6 +213,21 @@ def test_memory_stays_at_the_window(tmp_path: Path) -> None:
     assert read_memory().ram_file - before.ram_file < 20e6
 
 
+@pytest.mark.parametrize("component", ["stage_1/unet", "stage_2/unet", "upscaler/unet"])
+def test_units_stand_about_as_they_are_called(tiny: Path, component: str) -> None:
+    """The first pass reads ahead by that order: what it brings too early it would have to bring twice."""
+    called: list[torch.nn.Module] = []
+    with stream(tiny / component, "float32") as streamed:
+        places = {module: k for k, unit in enumerate(streamed._units) for module in unit.modules}
+        hooks = [m.register_forward_pre_hook(lambda m, _inputs: called.append(m)) for m in places]
+        COMPONENTS[component][1](streamed.module, 0)
+        for hook in hooks:
+            hook.remove()
+    shifts = [abs(places[module] - k) for k, module in enumerate(dict.fromkeys(called))]
+    assert len(shifts) == len(places) > 40
+    assert max(shifts) <= 12
+
+
 def test_a_bfloat16_copy_is_streamed_in_place_of_the_files(tiny: Path) -> None:
     """With a copy in the cache nothing is cast any more, and the bits are those of casting."""
     folder, call = tiny / "stage_1/unet", COMPONENTS["stage_1/unet"][1]
