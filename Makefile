@@ -14,7 +14,7 @@ OUT := $(OUT)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check format bench bench-batch bench-predictions notebooks train-demo clean
+.PHONY: demo test check format bench bench-batch bench-predictions footprints notebooks train-demo clean
 
 demo: $(READY) ## draw PROMPT with the bundled cascade and its 8-bit text encoder
 	@$(BIN)/lowmem-if generate "$$PROMPT" --cascade demo --seed $(SEED) --out "$(OUT)" \
@@ -48,6 +48,9 @@ bench-predictions: $(READY) ## predicted against measured, into bench/RESULTS.md
 
 notebooks: $(READY) ## run the notebooks with the demo and keep their outputs
 	$(BIN)/python notebooks/execute.py
+
+footprints: $(READY) ## simulate what the shipped table of footprints lacks (rm it first: everything)
+	$(BIN)/python -m lowmem_if.simulate.table
 
 train-demo: $(READY) ## train the bundled cascade again, into build/
 	$(BIN)/python -m training

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -70,6 +71,7 @@ class Asked:
     quiet: bool
     preview_every: int = 0
     bad_lines: tuple[BadLine, ...] = ()
+    simulate: bool = False
 
     def plan(self) -> Plan:
         """The plan for the machine that the options mean.
@@ -79,6 +81,13 @@ class Asked:
         """
         machine, profile_pins = self.machine()
         pins = profile_pins | self.pins
+        if self.simulate:
+            from lowmem_if.simulate.plans import simulated_plan
+
+            return simulated_plan(
+                machine, self.request, prefer=self.prefer, pins=pins,
+                report=partial(typer.echo, err=True),
+            )  # fmt: skip
         return make_plan(machine, self.request, prefer=self.prefer, pins=pins)
 
 
@@ -212,6 +221,9 @@ def _asked(
     as_json: Json = False,
     quiet: Quiet = False,
     preview_every: PreviewEvery = 0,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Run dry what no shipped figure is there for.")
+    ] = False,
 ) -> Asked:
     values: dict[str, Any] = {
         "negative_prompt": negative_prompt,
@@ -241,6 +253,7 @@ def _asked(
         quiet,
         preview_every,
         bad_lines,
+        simulate,
     )
 
 

@@ -145,4 +145,4 @@ def test_the_readme_shows_every_mode() -> None:
     """Each has a command of its own, and a picture that is there and small."""
     assert [command[0] for command in readme_commands()] == ["vary", "inpaint", "vary", "upscale"]
     for name in ("vary", "inpaint", "style", "upscale"):
-        assert 0 < (ROOT / "docs" / f"{name}.png").stat().st_size < 60_000
+        assert 0 < (ROOT / "docs" / f"{name}.jpg").stat().st_size < 60_000

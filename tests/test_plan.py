@@ -193,7 +193,7 @@ def test_the_machines_of_these_tests_are_worth_testing() -> None:
     for word in ("cuda:0", "xpu:0", "mps", "cpu", RESIDENT, STREAM):
         assert seen[word] > 20, seen
     assert seen["partly resident"] > 20, seen
-    assert seen[MODEL_OFFLOAD] > 5, seen
+    assert seen[MODEL_OFFLOAD] + seen[SEQUENTIAL_OFFLOAD] > 5, seen
 
 
 # --- every plan ---------------------------------------------------------------------------------
@@ -445,7 +445,7 @@ def test_balanced_draws_images_together_as_memory_allows(images: int, batch: int
     balanced = make_plan(card(80, 80), request, prefer="balanced")
     assert step(balanced, STAGE_2).batch == batch
     assert step(make_plan(card(80, 80), request), STAGE_2).batch == 1
-    assert step(make_plan(card(4.4, 80), request, prefer="balanced"), STAGE_2).batch == 1
+    assert step(make_plan(card(4.2, 80), request, prefer="balanced"), STAGE_2).batch == 1
 
 
 @pytest.mark.parametrize("kind", ["cuda", "xpu"])
@@ -543,7 +543,7 @@ def test_on_apple_one_budget_holds_both() -> None:
     """A share of the accelerator that would fit alone does not fit beside the process's own RAM."""
     machine = card(10, 12, "mps")
     resident = {STAGE_1: Pin(RESIDENT)}
-    stage = step(make_plan(machine, ask()), STAGE_1)
+    stage = step(make_plan(machine, ask(size=64)), STAGE_1)
     assert (stage.device, stage.strategy) == ("mps", RESIDENT)
     both = stage.predicted.vram_bytes + stage.predicted.ram_bytes + headroom("mps")[1]
     with pytest.raises(DoesNotFit) as caught:
@@ -561,7 +561,7 @@ def test_on_apple_what_the_accelerator_takes_keeps_no_file_cached() -> None:
     seconds = []
     for kind in ("mps", "cuda"):
         stage = step(make_plan(card(6, 9, kind), ask(size=64), pins=pins), STAGE_1)
-        assert stage.predicted.vram_bytes > 5 * GB
+        assert stage.predicted.vram_bytes > 4 * GB
         seconds.append(stage.predicted.seconds)
     unified, apart = seconds
     assert unified is not None
@@ -599,7 +599,7 @@ def test_stage_1_leaves_the_card_as_memory_gets_short(
     [
         (6, 32, RESIDENT),
         (4.1, 32, MODEL_OFFLOAD),
-        (3.85, 32, SEQUENTIAL_OFFLOAD),
+        (3.95, 32, SEQUENTIAL_OFFLOAD),
         (5, 2.5, STREAM),
     ],
 )
@@ -613,12 +613,12 @@ def test_the_upscaler_moves_whole_modules_before_leaves(
 
 
 def test_a_card_too_small_for_the_encoder_leaves_it_to_the_cpu() -> None:
-    """One pass on the CPU lets a card in that has no room even for an encoder that streams: in 8 bits
-    where the RAM holds them, else streaming there."""
+    """One pass on the CPU lets a card in that has no room even for an encoder that streams: it streams
+    there, for reading the file once is quicker than computing in 8 bits."""
     for vram, ram, device, strategy, storage in (
         (6, 12, "cuda:0", STREAM, "float16"),
-        (1.6, 12, "cpu", STREAM, "float32"),
-        (1.6, 4, "cpu", STREAM, "float32"),
+        (1.5, 12, "cpu", STREAM, "float32"),
+        (1.5, 4, "cpu", STREAM, "float32"),
     ):
         encoder = step(make_plan(card(vram, ram), ask("if-m", size=64)), TEXT_ENCODER)
         assert (encoder.device, encoder.strategy, encoder.storage_dtype) == (
@@ -737,11 +737,12 @@ def test_what_stays_in_place_does_not_push_the_file_out_of_the_cache() -> None:
 
 
 def test_on_apple_what_is_on_the_gpu_leaves_less_for_the_files_cache() -> None:
-    """The same streams to an Apple GPU and to a card travel longer where VRAM and RAM are one."""
+    """Streams to an Apple GPU travel longer than to a card, and less stays: VRAM and RAM are one."""
     apple, nvidia = (
         step(make_plan(card(6, 8, kind), ask(size=64)), STAGE_1) for kind in ("mps", "cuda")
     )
-    assert apple.setting == replace(nvidia.setting, device="mps")
+    assert apple.strategy == nvidia.strategy == STREAM
+    assert apple.resident_bytes <= nvidia.resident_bytes
     assert apple.predicted.seconds > nvidia.predicted.seconds
 
 
@@ -819,7 +820,7 @@ def test_bfloat16_files_need_no_copy(tiny: Path, tmp_path: Path) -> None:
 
 def test_a_batch_that_had_to_be_smaller_says_so() -> None:
     """When only the batch was too large, what was given up is told apart from what was chosen."""
-    plan = make_plan(card(4.4, 80), ask(images=8), prefer="balanced")
+    plan = make_plan(card(4.2, 80), ask(images=8), prefer="balanced")
     stage = step(plan, STAGE_2)
     assert (stage.strategy, stage.batch) == (RESIDENT, 1)
     assert "batch" in stage.instead_of or "images" in stage.instead_of
@@ -1317,15 +1318,18 @@ def test_a_rung_tells_what_it_replaces() -> None:
 
 def test_short_of_ram_no_rung_takes_more_of_it() -> None:
     """When the system kills for want of RAM, offloading into RAM is no way out but streaming past it is;
-    a pin forbids that too."""
+    what is on the card has no RAM to give back, and a pin forbids every other way."""
     machine, request = card(16, 12), ask("if-xl")
-    stage = step(make_plan(machine, request), STAGE_1)
     part = locate("if-xl").cascade.parts[STAGE_1]
-    lower = cheaper(stage, machine, part, JOBS, short_of=RAM)
+    pins = {STAGE_1: Pin(SEQUENTIAL_OFFLOAD)}
+    moving = step(make_plan(machine, request, pins=pins), STAGE_1)
+    lower = cheaper(moving, machine, part, JOBS, short_of=RAM)
     assert lower is not None
     assert (lower.strategy, lower.device) == (STREAM, "cuda:0")
-    assert lower.predicted.ram_bytes < stage.predicted.ram_bytes
+    assert lower.predicted.ram_bytes < moving.predicted.ram_bytes
     assert cheaper(lower, machine, part, JOBS, short_of=RAM) is None
+    stage = step(make_plan(machine, request), STAGE_1)
+    assert cheaper(stage, machine, part, JOBS, short_of=RAM) is None
     below = cheaper(stage, machine, part, JOBS, short_of=VRAM)
     assert below is not None
     assert below.strategy == SEQUENTIAL_OFFLOAD

@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from lowmem_if.planning.catalog import DEMO
 from lowmem_if.simulate.accelerator import dry_run
 from lowmem_if.simulate.ledger import ANONYMOUS, Ledger
-from lowmem_if.simulate.networks import Known, known_networks, prepared, traced
+from lowmem_if.simulate.networks import Known, known_networks, prepared, resident, traced
 from lowmem_if.simulate.tracing import Trace
 
 SMALL = [known for known in known_networks() if known.cascade == DEMO]
@@ -23,7 +23,8 @@ SIDES = {"unet": 64, "vae": 48}
 
 def run_of(known: Known, device: str = "cpu") -> Any:
     side = SIDES.get(known.folder)
-    return prepared(known, torch.float32, batch=2, device=device, side=side)
+    module = resident(known.network, torch.float32, device)
+    return prepared(known, module, batch=2, side=side)
 
 
 class Bounding(Trace):

@@ -21,7 +21,14 @@ from lowmem_if.planning.footprint_table import (
     look_up,
     look_up_turn,
 )
-from lowmem_if.planning.strategies import MODEL_OFFLOAD, QUANTISED, RESIDENT, STREAM
+from lowmem_if.planning.strategies import (
+    FLOATS,
+    MODEL_OFFLOAD,
+    QUANTISED,
+    RESIDENT,
+    STRATEGIES,
+    STREAM,
+)
 from lowmem_if.planning.tiling import UPSCALER_SIDE
 
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
@@ -185,20 +192,45 @@ def attention_of(device: str) -> str:
     return MATH if device.startswith("mps") else FUSED
 
 
-def _simulated(part: Part, setting: Setting) -> tuple[int, int] | None:
-    """(VRAM, host memory beside the process) of a turn that the table knows: of a square, as a whole."""
-    if setting.drawn_area != 1:
-        return None
+_REMEMBERED: dict[tuple[Part, Setting], tuple[int, int]] = {}
+"""What was simulated since this process began."""
 
-    def turn(strategy: str) -> Turn | None:
-        return look_up_turn(
+
+def remember(part: Part, setting: Setting, vram_bytes: int, host_bytes: int) -> None:
+    """From now on predict this setting as a dry run found it: on the accelerator, and in host memory
+    beside the process."""
+    _REMEMBERED[part, setting] = vram_bytes, host_bytes
+
+
+def is_simulated(part: Part, setting: Setting) -> bool:
+    """Whether a dry run has seen this very setting."""
+    plain = setting.batch == 1 and not setting.resident_bytes and setting.drawn_area == 1
+    return (part, setting) in _REMEMBERED or (plain and setting.strategy in _turns(part, setting))
+
+
+def _turns(part: Part, setting: Setting) -> dict[str, Turn]:
+    """The table's turns by strategy; none if one that others are compared with is not there."""
+    turns = {
+        strategy: look_up_turn(
             part, setting.component, strategy, setting.storage,
             attention=attention_of(setting.device), tiled=setting.vae_tiling,
-        )  # fmt: skip
+        )
+        for strategy in (STRATEGIES if setting.storage in FLOATS else (RESIDENT,))
+    }  # fmt: skip
+    known = {strategy: turn for strategy, turn in turns.items() if turn is not None}
+    return known if turns.keys() - known.keys() <= {STREAM} else {}
 
-    its, resident = turn(setting.strategy), turn(RESIDENT)
-    if its is None or resident is None:
+
+def _simulated(part: Part, setting: Setting) -> tuple[int, int] | None:
+    """(VRAM, host memory beside the process) of a turn that a dry run has seen."""
+    if (part, setting) in _REMEMBERED:
+        return _REMEMBERED[part, setting]
+    if setting.drawn_area != 1:
+        return None  # the table is of squares, drawn as a whole
+    turns = _turns(part, setting)
+    if setting.strategy not in turns:
         return None
+    its, resident = turns[setting.strategy], turns[RESIDENT]
     vram = _turn_bytes(part, setting, its)
     if setting.strategy == STREAM:
         nothing = replace(setting, resident_bytes=0)
@@ -222,8 +254,10 @@ def _put_together(
     """(VRAM, host memory beside the process) of a turn, from its networks."""
     weights, upcast = in_place_bytes(part, setting), _upcast_bytes(part, setting)
     if setting.strategy in (RESIDENT, STREAM):
-        vram = weights + upcast + max(activations.values())
-        return int(_ALLOCATOR * vram), _PINNED_BYTES
+        vram = int(_ALLOCATOR * (weights + upcast + max(activations.values())))
+        if resident := _turns(part, setting).get(RESIDENT):
+            vram = min(vram, _turn_bytes(part, setting, resident))
+        return vram, _PINNED_BYTES
     sizes = modules | {"vae": modules.get("vae", 0) + upcast}
     layers = {module.folder: _layer_bytes(module, setting) for module in part.modules}
     held = sizes if setting.strategy == MODEL_OFFLOAD else layers

@@ -25,6 +25,10 @@ ATTENTION = (FUSED, MATH)
 """Kernels of attention: those that hold their output only (flash and memory-efficient), and products."""
 
 
+SAME_IN_16_BITS = (STAGE_1, STAGE_2)
+"""Components that take in bfloat16 what they take in float16: one row is for both."""
+
+
 class Pass(BaseModel):
     """One pass of a network beside its weights, as a dry run saw it.
 
@@ -127,11 +131,8 @@ def look_up(
 def look_up_turn(
     part: Part, component: str, strategy: str, storage: str, *, attention: str, tiled: bool
 ) -> Turn | None:
-    """A component's turn under a strategy; None if the table lacks it.
-
-    The UNets of stages 1 and 2 take in bfloat16 what they take in float16: one row is for both.
-    """
-    if component in (STAGE_1, STAGE_2) and storage == "bfloat16":
+    """A component's turn under a strategy; None if the table lacks it."""
+    if component in SAME_IN_16_BITS and storage == "bfloat16":
         storage = "float16"
     return _turns().get((component, _of(part), strategy, storage, attention, tiled))
 

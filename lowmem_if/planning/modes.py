@@ -28,11 +28,11 @@ _IF_DEFAULTS = {
 _DEMO_DEFAULTS = {
     mode: {
         STAGE_1: StageDefaults(27, 4.0, strength=strength),
-        STAGE_2: StageDefaults(20, 1.0, noise_level=20, strength=second),
+        STAGE_2: StageDefaults(20, 1.0, noise_level=20, strength=0.8),
     }
-    for mode, strength, second in ((VARY, 0.7, 0.8), (INPAINT, 1.0, 1.0))
+    for mode, strength in ((VARY, 0.7), (INPAINT, 1.0))
 }
-"""Repainted at 0.8 in stage 2, the edges of flat shapes keep some of the colour that was there."""
+"""The demo's own steps, guidance and noise; strengths are those of diffusers' pipelines."""
 
 
 def defaults_for(cascade: Cascade, mode: str, component: str) -> StageDefaults | None:

@@ -255,21 +255,25 @@ def _in_shape(settings: list[Setting], component: str, tasks: list[ImageTask]) -
 
 def _weigh(machine: Machine, part: Part, setting: Setting, jobs: Sequence[Job]) -> _Candidate:
     footprint = predict(part, setting)
+    left = machine.ram_bytes - footprint.ram_bytes
+    left -= footprint.vram_bytes if machine.unified else 0
+    seconds = predict_seconds(part, setting, jobs, machine.speeds, left, unified=machine.unified)
+    return _Candidate(setting, footprint, _short(machine, setting, footprint), seconds)
+
+
+def _short(machine: Machine, setting: Setting, footprint: Footprint) -> tuple[str, int, int] | None:
+    """(resource, needed, available) of what is missing most; None where there is room."""
     vram_spare, ram_spare = headroom(setting.device)
     vram_spare += SPILL_BYTES if machine.spills_vram else 0
-    shared = footprint.vram_bytes if machine.unified else 0
     needs = [("RAM", footprint.ram_bytes + ram_spare, machine.ram_bytes)]
     if setting.device != "cpu":
         needs.insert(0, ("VRAM", footprint.vram_bytes + vram_spare, machine.vram_bytes))
-    if shared:
-        both = shared + footprint.ram_bytes + ram_spare
+    if machine.unified and footprint.vram_bytes:
+        both = footprint.vram_bytes + footprint.ram_bytes + ram_spare
         needs.append(("unified memory", both, machine.ram_bytes))
-    short = max(
+    return max(
         (need for need in needs if need[1] > need[2]), key=lambda n: n[1] - n[2], default=None
     )
-    left = machine.ram_bytes - footprint.ram_bytes - shared
-    seconds = predict_seconds(part, setting, jobs, machine.speeds, left, unified=machine.unified)
-    return _Candidate(setting, footprint, short, seconds)
 
 
 def _overrun(candidate: _Candidate) -> int:
@@ -320,12 +324,18 @@ def _casts_at_every_pass(part: Part, setting: Setting) -> bool:
 
 
 def _runner_up(machine: Machine, candidates: list[_Candidate], chosen: _Candidate) -> str:
-    """The quickest of what had no room, if that is quicker; else the next quickest that fits."""
-    others = [c for c in candidates if _way(c.setting) != _way(chosen.setting)]
-    others = others or [c for c in candidates if str(c.setting) != str(chosen.setting)]
-    quicker = [c for c in others if c.short and c.seconds < chosen.seconds]
-    if quicker:
-        best = min(quicker, key=lambda c: c.seconds)
+    """What would have been taken with more room, the quickest of it; else the next quickest."""
+    others = [c for c in candidates if str(c.setting) != str(chosen.setting)]
+    before = candidates.index(chosen)
+    preferred = [
+        candidate
+        for place, candidate in enumerate(candidates)
+        if candidate in others
+        and candidate.short
+        and (candidate.seconds, place) < (chosen.seconds, before)
+    ]
+    if preferred:
+        best = min(preferred, key=lambda c: c.seconds)
         assert best.short is not None
         resource, needed, available = best.short
         return (
@@ -333,6 +343,7 @@ def _runner_up(machine: Machine, candidates: list[_Candidate], chosen: _Candidat
             f"{format_bytes(needed)} of {resource}, {format_bytes(available)} available"
         )
     fitting = [c for c in others if c.short is None]
+    fitting = [c for c in fitting if _way(c.setting) != _way(chosen.setting)] or fitting
     if not fitting:
         return ""
     best = min(fitting, key=lambda c: c.seconds)
@@ -350,16 +361,17 @@ def _named(machine: Machine, candidate: _Candidate) -> str:
     return f"{setting}{place}"
 
 
-def _fits(
-    machine: Machine, request: Request, prefer: str = EXACT, pins: Mapping[str, Pin] | None = None
-) -> bool:
+def _fits(machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pin]) -> bool:
     """Whether a plan could be made; what cannot even be found or used does not fit."""
-    pins = pins or {}
+    images = len(request.tasks)
     try:
         location = locate(request.cascade, components=request.components, revision=request.revision)
-        for component in request.components:
-            _choose(machine, request, location, component, prefer, pins.get(component))
-    except (_NoRoom, DeviceError, CascadeError, CheckpointError):
+        for name in request.components:
+            part, pin = location.cascade.parts[name], pins.get(name)
+            settings = settings_for(machine, location, name, prefer=prefer, pin=pin, images=images)
+            if all(_short(machine, setting, predict(part, setting)) for setting in settings):
+                return False
+    except (DeviceError, CascadeError, CheckpointError):
         return False
     return True
 

@@ -56,15 +56,16 @@ def dry_run(*, kernel: str, total_bytes: int = 1 << 60) -> Iterator[Trace]:
         SimulationError: torch is of another version.
     """
     check_version()
-    trace = Trace(Ledger(), Values())
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    trace = Trace(Ledger(), Values(mode), kernel)
     with ExitStack() as undo:
         undo.enter_context(_meta_guard())
         for owner, name, substitute in _substitutes(trace, total_bytes):
             undo.enter_context(patch.object(owner, name, substitute))
         undo.enter_context(torch.no_grad())
-        undo.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        undo.enter_context(mode)
         undo.enter_context(trace)
-        undo.enter_context(_Calls(trace, kernel))
+        undo.enter_context(_Calls(trace))
         yield trace
 
 
@@ -166,14 +167,14 @@ def _new_fake(new: Callable[..., Any]) -> Any:
 class _Calls(TorchFunctionMode):  # type: ignore[misc]
     """Calls that a build without CUDA, or a fake tensor, would answer otherwise than an accelerator."""
 
-    def __init__(self, trace: Trace, kernel: str) -> None:
+    def __init__(self, trace: Trace) -> None:
         super().__init__()
-        self._trace, self._kernel = trace, kernel
+        self._trace = trace
 
     def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = tree_map(_indexed, (args, kwargs or {}))
         if func is torch.nn.functional.scaled_dot_product_attention and args[0].is_cuda:
-            return attend(self._kernel, *args, **kwargs)
+            return attend(self._trace.kernel, *args, **kwargs)
         if func in _NUMBERS:
             return self._numbers(args[0])
         if func == torch.Tensor.data.__set__:

@@ -41,9 +41,9 @@ def spelled_out(trace: Trace) -> Iterator[None]:
 
 
 def _parameter(codes: torch.Tensor, scales: torch.Tensor) -> torch.nn.Parameter:
-    parameter: Any = torch.nn.Parameter(codes, requires_grad=False)
+    parameter = torch.nn.Parameter(codes, requires_grad=False)
     parameter.CB, parameter.SCB = codes, scales
-    return parameter  # type: ignore[no-any-return]
+    return parameter
 
 
 def _int8_product(inputs: torch.Tensor, state: Any, outliers: int) -> torch.Tensor:

@@ -9,12 +9,13 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-import accelerate
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
-from lowmem_if.simulate.ledger import MAPPED, UNTOUCHED
+from lowmem_if.simulate.ledger import MAPPED
+from lowmem_if.simulate.streams import HOST
 from lowmem_if.simulate.tracing import Trace
-from lowmem_if.weights import filling, reading, skeletons, streaming
+from lowmem_if.weights import filling, loading, reading, skeletons, streaming
 from lowmem_if.weights.checkpoint import Checkpoint, Stored
 from lowmem_if.weights.reading import Reader
 from lowmem_if.weights.skeletons import Slot
@@ -35,27 +36,33 @@ def unread_files(trace: Trace) -> Iterator[None]:
 
     def read(_reader: Reader, stored: Stored, out: torch.Tensor, _first: int = 0) -> None:
         trace.moved[FILE, "cpu"] += out.numel() * stored.dtype.itemsize
+        trace.timeline.use(out, stream=HOST, writes=True)
 
-    @contextlib.contextmanager
-    def init_empty_weights() -> Iterator[None]:
-        # The libraries make each weight and leave it at once, untouched: no page of it is ever there.
-        with trace.ledger.entering(UNTOUCHED), skeletons_init():
-            yield
-
-    skeletons_init = accelerate.init_empty_weights
     with contextlib.ExitStack() as patches:
         for owner, name, substitute in (
             (Checkpoint, "view", view),
             (Checkpoint, "drop_cache", lambda _checkpoint, _stored: None),
             (reading, "_bytes_of", lambda _flat: memoryview(b"")),
             (Reader, "read", read),
-            (skeletons, "init_empty_weights", init_empty_weights),
+            (loading, "diffusers_skeleton", _real(skeletons.diffusers_skeleton)),
+            (loading, "transformers_skeleton", _real(skeletons.transformers_skeleton)),
+            (loading, "quantised_skeleton", _real(skeletons.quantised_skeleton)),
             (filling, "_in_parallel", _one_by_one),
             (streaming, "threading", _NO_THREADS),
             (Streamed, "_wait_for", _bring_now),
         ):
             patches.enter_context(patch.object(owner, name, substitute))
         yield
+
+
+def _real(build: Callable[..., Any]) -> Callable[..., Any]:
+    """Skeletons are on the meta device anyway, and bitsandbytes' cannot be made of fake tensors."""
+
+    def built(*args: Any) -> Any:
+        with _disable_current_modes():
+            return build(*args)
+
+    return built
 
 
 def _one_by_one(act: Callable[[Slot], None], todo: list[Slot], _threads: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,9 +12,9 @@ import torch
 
 from lowmem_if.simulate.allocator import CachingAllocator
 
-ANONYMOUS, PINNED, MAPPED, UNTOUCHED = "anonymous", "pinned", "mapped", "untouched"
+ANONYMOUS, PINNED, MAPPED = "anonymous", "pinned", "mapped"
 """The kinds of host memory: a process's own; locked for an accelerator; pages of a file, which the
-system may take back at any time; and addresses that nobody writes to, which take no memory."""
+system may take back at any time."""
 
 
 @dataclass(slots=True)
@@ -36,10 +36,12 @@ class Ledger:
     Attributes:
         accounts: the bytes of the storages themselves.
         allocators: what torch's caching allocator makes of those on an accelerator.
+        gone: called with the number of each storage that dies.
     """
 
     accounts: dict[str, Account] = field(default_factory=dict)
     allocators: dict[str, CachingAllocator] = field(default_factory=dict)
+    gone: Callable[[int], None] = lambda _storage: None
     _kind: str = ANONYMOUS
     _known: dict[int, weakref.ref[Any]] = field(default_factory=dict)
 
@@ -75,6 +77,7 @@ class Ledger:
 
         def leave(_reference: Any) -> None:
             del self._known[key]
+            self.gone(key)
             self.accounts[place].now -= size
             if block is not None:
                 self.allocators[place].give_back(block)

@@ -6,7 +6,7 @@ decoder makes one picture. Weights are of one type; T5's float32 exceptions are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -94,13 +94,23 @@ def _networks(cascade: str) -> dict[str, tuple[Network, ...]]:
     }
 
 
-def simulate_pass(
-    known: Known, *, item_bytes: int, batch: int, kernel: str = FUSED, tiled: bool = False
-) -> Pass:
-    """One pass of a network over `batch` pictures or texts, its numbers `item_bytes` wide."""
-    with dry_run(kernel=kernel) as trace:
-        run = prepared(known, _DTYPES[item_bytes], batch=batch, device=DEVICE, tiled=tiled)
-        return traced(trace, DEVICE, run)
+def simulate_passes(
+    known: Known, runs: Iterable[tuple[int, str]], *, item_bytes: int, tiled: bool = False
+) -> dict[tuple[int, str], Pass]:
+    """Passes of one network over so many pictures or texts with each attention kernel.
+
+    Args:
+        runs: (batch, kernel) of each pass.
+        item_bytes: the width of the numbers that it computes with.
+    """
+    with dry_run(kernel=FUSED) as trace:
+        module = resident(known.network, _DTYPES[item_bytes], DEVICE)
+        passes = {}
+        for batch, trace.kernel in runs:
+            run = prepared(known, module, batch=batch, tiled=tiled)
+            passes[batch, trace.kernel] = traced(trace, DEVICE, run)
+            del run
+        return passes
 
 
 def traced(trace: Trace, place: str, run: Callable[[], object]) -> Pass:
@@ -120,20 +130,15 @@ def largest_layer_bytes(network: Network, *, item_bytes: int) -> int:
 
 
 def prepared(
-    known: Known,
-    dtype: torch.dtype,
-    *,
-    batch: int,
-    device: str,
-    tiled: bool = False,
-    side: int | None = None,
+    known: Known, module: Any, *, batch: int, tiled: bool = False, side: int | None = None
 ) -> Callable[[], object]:
-    """What calls the network once, as its pipeline does; weights and inputs are on the device.
+    """What calls a network that is in place once, as its pipeline does; its inputs are made here.
 
     Args:
         side: of the picture or latents, where it is not to be that of the pipelines.
     """
-    module, place = _resident(known.network, dtype, device), {"dtype": dtype, "device": device}
+    some = next(module.parameters())
+    place = {"dtype": some.dtype, "device": some.device}
     if known.folder == "unet":
         return _unet_pass(known, module, GUIDED * batch, side, place)
     if known.folder == "vae":
@@ -147,12 +152,13 @@ def prepared(
         side = module.config.vision_config.image_size
         pixels = torch.randn(batch, 3, side, side, **place)
         return lambda: module.vision_model(pixels)[1]
-    ids = torch.ones(batch, catalog.MAX_TOKENS, dtype=torch.int64, device=device)
+    ids = torch.ones(batch, catalog.MAX_TOKENS, dtype=torch.int64, device=some.device)
     mask = torch.ones_like(ids)
     return lambda: module(ids, attention_mask=mask)[0]
 
 
-def _resident(network: Network, dtype: torch.dtype, device: str) -> Any:
+def resident(network: Network, dtype: torch.dtype, device: str) -> Any:
+    """A network with weights of one type in place; all numbers are zeros."""
     module: Any = network.skeleton().eval()
     names: dict[torch.nn.Parameter, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):

@@ -7,7 +7,6 @@ which a real accelerator would show as wrong pictures, once in a while.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,19 +70,24 @@ class Timeline:
         """Let a stream, or the host, go on only after a moment."""
         self._moments[stream] = self.moment(stream).after(moment)
 
-    def use(self, tensors: Iterable[torch.Tensor], *, stream: str, writes: bool) -> None:
-        """Put a use of some tensors on a stream; the host gives its work out in order.
+    def watch(self, tensor: torch.Tensor) -> None:
+        """From now on check the uses of a tensor's storage: more than one stream has to do with it."""
+        self._uses.setdefault(tensor.untyped_storage()._cdata, [])
+
+    def use(self, tensor: torch.Tensor, *, stream: str, writes: bool) -> None:
+        """Put a use of a tensor on a stream; the host gives its work out in order.
 
         Raises:
             SimulationError: it is not ordered after an earlier use that it must not meet.
         """
+        if tensor.untyped_storage()._cdata not in self._uses:
+            return
         if stream != HOST:
             self.wait(stream, self.moment(HOST))
         moment = self.moment(stream)
         count = moment.seen.get(stream, 0) + 1
         moment.seen[stream] = count
-        for tensor in tensors:
-            self._use(tensor, stream, count, moment, writes=writes)
+        self._use(tensor, stream, count, moment, writes=writes)
 
     def _use(
         self, tensor: torch.Tensor, stream: str, count: int, moment: Moment, *, writes: bool
@@ -91,7 +95,7 @@ class Timeline:
         key = tensor.untyped_storage()._cdata
         start = tensor.storage_offset() * tensor.element_size()
         use = _Use(start, start + tensor.numel() * tensor.element_size(), stream, count, writes)
-        earlier = self._uses.setdefault(key, [])
+        earlier = self._uses[key]
         for other in earlier:
             meets = other.start < use.end and use.start < other.end
             ordered = moment.seen.get(other.stream, 0) >= other.count

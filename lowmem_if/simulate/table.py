@@ -1,4 +1,4 @@
-"""Write the table of footprints that ships with the package: `make footprints`, some minutes."""
+"""Write the table of footprints that ships with the package: `make footprints`, half an hour."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
 from lowmem_if.planning import catalog
@@ -16,9 +17,11 @@ from lowmem_if.planning.footprint_table import (
     ATTENTION,
     FILE,
     FUSED,
+    SAME_IN_16_BITS,
     FootprintTable,
     Pass,
     Turn,
+    read_table,
 )
 from lowmem_if.planning.modes import TEXT
 from lowmem_if.planning.plan import Prediction, Step
@@ -29,7 +32,7 @@ from lowmem_if.simulate.networks import (
     Known,
     known_networks,
     largest_layer_bytes,
-    simulate_pass,
+    simulate_passes,
 )
 from lowmem_if.simulate.steps import DECODING, DRAWING, LEAST_STEPS, LOADING, simulate_step
 from lowmem_if.weights.synthesis import ZEROS, synthesize
@@ -41,12 +44,17 @@ Report = Callable[[str], object]
 
 
 def write_table(file: Path = FILE, report: Report = lambda _line: None) -> None:
-    """Simulate everything and write it down, the libraries' versions with it."""
-    passes = tuple(row for known in known_networks() for row in passes_of(known, report))
-    turns = tuple(turns_of_all(report))
+    """Simulate what the file lacks, or all if other libraries wrote it; each row is kept at once."""
     versions = {name: version(name) for name in VERSIONS}
-    table = FootprintTable(versions=versions, passes=passes, turns=turns)
-    file.write_text(as_text(table), encoding="utf-8")
+    table = FootprintTable(versions=versions, passes=(), turns=())
+    if file.is_file() and read_table(file).versions == versions:
+        table = read_table(file)
+    for row in _missing_passes(table, report):
+        table = table.model_copy(update={"passes": (*table.passes, row)})
+        file.write_text(as_text(table), encoding="utf-8")
+    for turn in _missing_turns(table, report):
+        table = table.model_copy(update={"turns": (*table.turns, turn)})
+        file.write_text(as_text(table), encoding="utf-8")
 
 
 def as_text(table: FootprintTable) -> str:
@@ -59,50 +67,51 @@ def as_text(table: FootprintTable) -> str:
     return f'{{"versions": {versions},\n"passes": [\n{passes}\n],\n"turns": [\n{turns}\n]}}\n'
 
 
-def passes_of(known: Known, report: Report = lambda _line: None) -> Iterator[Pass]:
-    """All rows of one network."""
-    for item_bytes in _ITEM_BYTES:
-        for attention in ATTENTION:
-            for tiled in (False, True) if known.folder == "vae" else (False,):
-                report(f"{known.name}: {item_bytes} bytes, {attention}, {tiled=}")
-                yield _pass(known, item_bytes, attention, tiled=tiled)
+def _missing_passes(table: FootprintTable, report: Report) -> Iterator[Pass]:
+    there = {(row.network, row.item_bytes, row.tiled, row.attention) for row in table.passes}
+    for known, item_bytes, tiled in product(known_networks(), _ITEM_BYTES, (False, True)):
+        key = known.name, item_bytes, tiled
+        missing = {attention for attention in ATTENTION if (*key, attention) not in there}
+        if missing and (not tiled or known.folder == "vae"):
+            report(f"{known.name}: {item_bytes} bytes{', tiled' * tiled}")
+            rows = passes_of(known, item_bytes, tiled=tiled)
+            yield from (row for row in rows if row.attention in missing)
 
 
-def _pass(known: Known, item_bytes: int, attention: str, *, tiled: bool) -> Pass:
-    one = simulate_pass(known, item_bytes=item_bytes, batch=1, kernel=attention, tiled=tiled)
-    # The autoencoder takes pictures one by one, in tiles or not: further ones add their output.
-    first, second = (
-        simulate_pass(known, item_bytes=item_bytes, batch=batch, kernel=attention, tiled=False)
-        for batch in (1, 2)
-    )
-    return Pass(
-        network=known.name,
-        folder=known.folder,
-        parameters=known.parameters,
-        channels=known.channels,
-        item_bytes=item_bytes,
-        attention=attention,
-        tiled=tiled,
-        activation_bytes=one.activation_bytes,
-        more_bytes=second.activation_bytes - first.activation_bytes,
-        largest_layer_bytes=largest_layer_bytes(known.network, item_bytes=item_bytes),
-        flops=one.flops,
-    )
+def passes_of(known: Known, item_bytes: int, *, tiled: bool) -> Iterator[Pass]:
+    """The rows of one network, one for each kernel of attention."""
+    runs = simulate_passes(known, product((1, 2), ATTENTION), item_bytes=item_bytes)
+    more = {k: runs[2, k].activation_bytes - runs[1, k].activation_bytes for k in ATTENTION}
+    if tiled:  # pictures are decoded one by one, in tiles or not: further ones add their output
+        runs = simulate_passes(known, product((1,), ATTENTION), item_bytes=item_bytes, tiled=True)
+    for attention in ATTENTION:
+        yield Pass(
+            network=known.name,
+            folder=known.folder,
+            parameters=known.parameters,
+            channels=known.channels,
+            item_bytes=item_bytes,
+            attention=attention,
+            tiled=tiled,
+            activation_bytes=runs[1, attention].activation_bytes,
+            more_bytes=more[attention],
+            largest_layer_bytes=largest_layer_bytes(known.network, item_bytes=item_bytes),
+            flops=runs[1, attention].flops,
+        )
 
 
-def turns_of_all(report: Report = lambda _line: None) -> Iterator[Turn]:
+def _missing_turns(table: FootprintTable, report: Report) -> Iterator[Turn]:
     """Every published component on an accelerator, under every strategy it could have there."""
-    seen = set()
+    there = {key_of(row) for row in table.turns}
     for name, cascade in catalog.PUBLISHED.items():
-        with tempfile.TemporaryDirectory() as folder:
-            for component, part in cascade.parts.items():
-                key = component, part.modules
-                if component == catalog.FINISH or key in seen:
-                    continue
-                seen.add(key)
-                report(f"{name} {component}: files of its sizes")
+        for component, part in cascade.parts.items():
+            missing = [case for case in cases(component) if (part_key(part), case) not in there]
+            if component == catalog.FINISH or not missing:
+                continue
+            there |= {(part_key(part), case) for case in missing}
+            with tempfile.TemporaryDirectory() as folder:
                 synthesize(name, Path(folder), fill=ZEROS, components=(component,))
-                for case in cases(component):
+                for case in missing:
                     report(f"{name} {component}: {case}")
                     yield turn_of(component, part, case, Path(folder) / part.root)
 
@@ -117,15 +126,25 @@ class Case:
     tiled: bool = False
 
 
+def part_key(part: Part) -> frozenset[tuple[str, int]]:
+    """What a component is known by: the folders of its networks, and their parameters."""
+    return frozenset((module.folder, module.weights.parameters) for module in part.modules)
+
+
+def key_of(row: Turn) -> tuple[frozenset[tuple[str, int]], Case]:
+    """The part and the case of a row."""
+    case = Case(row.strategy, row.storage, row.attention, row.tiled)
+    return frozenset(row.modules.items()), case
+
+
 def cases(component: str) -> Iterator[Case]:
-    """How a component may live on an accelerator."""
+    """How a component may live on an accelerator; what the look-up treats as one is one case."""
     if component == catalog.TEXT_ENCODER:
         yield Case(RESIDENT, "int8")
-    for storage in FLOATS:
-        for strategy in STRATEGIES:
-            for attention in ATTENTION:
-                for tiled in (False, True) if component == catalog.UPSCALER else (False,):
-                    yield Case(strategy, storage, attention, tiled)
+    tilings = (False, True) if component == catalog.UPSCALER else (False,)
+    for storage, attention, tiled, strategy in product(FLOATS, ATTENTION, tilings, STRATEGIES):
+        if storage != "bfloat16" or component not in SAME_IN_16_BITS:
+            yield Case(strategy, storage, attention, tiled)
 
 
 def turn_of(component: str, part: Part, case: Case, root: Path) -> Turn:
@@ -151,9 +170,9 @@ def turn_of(component: str, part: Part, case: Case, root: Path) -> Turn:
 def step_of(component: str, case: Case) -> Step:
     """A step of one picture as a plan would have it."""
     defaults = catalog.IF_DEFAULTS.get(component)
-    sampling = defaults and Sampling(
-        LEAST_STEPS, None, defaults.guidance_scale, defaults.noise_level
-    )
+    sampling = None
+    if defaults:
+        sampling = Sampling(LEAST_STEPS, None, defaults.guidance_scale, defaults.noise_level)
     compute = "float16" if case.storage in QUANTISED else case.storage
     return Step(
         component, case.strategy, case.storage, compute, DEVICE, 1, case.tiled,

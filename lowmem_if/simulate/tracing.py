@@ -15,8 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from lowmem_if.planning.footprint_table import FUSED
 from lowmem_if.simulate.ledger import Ledger
-from lowmem_if.simulate.streams import Timeline
+from lowmem_if.simulate.streams import COMPUTING, HOST, Timeline
 from lowmem_if.simulate.values import Values
 
 _CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -28,21 +29,24 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]
     Attributes:
         ledger: the bytes.
         values: the numbers that are known of fake tensors.
+        kernel: the accelerator's attention, `fused` or `math`.
         timeline: what is put on the accelerator's streams.
         flops: multiplications and additions of products and convolutions, each counted as one.
         moved: bytes copied, by (from where, to where).
     """
 
-    def __init__(self, ledger: Ledger, values: Values | None = None) -> None:
+    def __init__(self, ledger: Ledger, values: Values | None = None, kernel: str = FUSED) -> None:
         super().__init__()
-        self.ledger, self.values = ledger, values
+        self.ledger, self.values, self.kernel = ledger, values, kernel
         self.timeline = Timeline()
+        self.ledger.gone = self.timeline.forget
         self.flops = 0
         self.moved: Counter[tuple[str, str]] = Counter()
 
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.values is not None:
+            args, kwargs = self.values.faked(func, (args, kwargs))
             if func is torch.ops.aten._local_scalar_dense.default:
                 return self.values.ask(args[0])
             shaped = self.values.shaped_by_numbers(func, args)
@@ -54,6 +58,7 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]
             if isinstance(leaf, torch.Tensor):
                 self.ledger.see(leaf)
         self._count(func, args, kwargs, out)
+        self._order(func, args)
         if self.values is not None:
             self.values.follow(func, args, kwargs, out)
         return out
@@ -68,6 +73,21 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]
             self._move(args[0], out)
         elif func is torch.ops.aten.copy_.default:
             self._move(args[1], args[0])
+
+    def _order(self, func: Any, args: Any) -> None:
+        """Put what an operator reads and writes on the stream that is current, or on the host."""
+        tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
+        schema = func._schema
+        views = not schema.is_mutable and any(given.alias_info for given in schema.returns)
+        if views or not tensors or func is torch.ops.prim.device.default:
+            return  # made or answered on the host; no bytes are touched
+        on_host = all(tensor.device.type == "cpu" for tensor in tensors)
+        stream = HOST if on_host else self.timeline.current
+        for tensor in tensors:
+            if stream not in (COMPUTING, HOST):
+                self.timeline.watch(tensor)
+            writes = schema.is_mutable and tensor is tensors[0]
+            self.timeline.use(tensor, stream=stream, writes=writes)
 
     def _move(self, source: torch.Tensor, target: torch.Tensor) -> None:
         ways = source.device.type, target.device.type

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -69,19 +69,34 @@ class Values:
         invented: the inventions used so far, and how often.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, mode: FakeTensorMode) -> None:
+        self._mode = mode
         self._known: Any = WeakTensorKeyDictionary()
         self._stale: dict[int, torch.UntypedStorage] = {}
         self.invented: Counter[Invention] = Counter()
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """The numbers of a tensor as a real one on the CPU, None if nobody knows them."""
-        if not isinstance(tensor, FakeTensor):
-            return tensor if tensor.numel() <= MOST_KNOWN_NUMBERS else None
         known: torch.Tensor | None = self._known.get(tensor)
+        if known is None and _is_real(tensor) and tensor.numel() <= MOST_KNOWN_NUMBERS:
+            known = tensor
         if known is None or known.untyped_storage()._cdata in self._stale:
             return None
         return known
+
+    def faked(self, func: Any, arguments: Any) -> Any:
+        """The arguments of an operator with fakes of those that are real: buffers, numpy's numbers."""
+        if func in _LIFTS or not any(map(_is_real, tree_leaves(arguments))):
+            return arguments
+        return tree_map(self._fake, arguments)
+
+    def _fake(self, leaf: Any) -> Any:
+        if not _is_real(leaf):
+            return leaf
+        fake = self._mode.from_tensor(leaf)
+        if leaf.numel() <= MOST_KNOWN_NUMBERS:
+            self._known[fake] = leaf
+        return fake
 
     def follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Compute beside a fake operator what it gives, where that is small and known."""
@@ -105,11 +120,12 @@ class Values:
         Raises:
             SimulationError: the numbers are unknown.
         """
-        masks = func is torch.ops.aten.index.Tensor and any(
-            index is not None and index.dtype == torch.bool for index in args[1]
-        )
-        if not masks and torch.Tag.dynamic_output_shape not in func.tags:
+        if torch.Tag.dynamic_output_shape not in func.tags:
             return None
+        if func is torch.ops.aten.index.Tensor and not any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        ):
+            return None  # numbers choose among rows, only a mask decides how many there are
         inputs = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
         if any(self.of(tensor) is None for tensor in inputs):
             self.invent()
@@ -170,6 +186,15 @@ class Values:
                 storage = known.untyped_storage()
                 self._stale[storage._cdata] = storage
 
+
+def _is_real(leaf: Any) -> bool:
+    """Whether a leaf is a tensor with numbers of its own."""
+    is_tensor = isinstance(leaf, torch.Tensor) and not isinstance(leaf, FakeTensor)
+    return is_tensor and leaf.device.type != "meta"
+
+
+_LIFTS = {torch.ops.aten.lift_fresh.default, torch.ops.aten.lift.default}
+"""What makes a real tensor a fake one itself."""
 
 _UNFILLED = {
     torch.ops.aten.empty.memory_format,

@@ -1,0 +1,74 @@
+"""A plan whose steps on an accelerator were all run dry: also those that the shipped table lacks."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from lowmem_if.planning import catalog
+from lowmem_if.planning.catalog import Part
+from lowmem_if.planning.footprint import attention_of, is_simulated, remember
+from lowmem_if.planning.locations import Location, locate
+from lowmem_if.planning.machine import Machine
+from lowmem_if.planning.plan import Plan, Step, make_plan
+from lowmem_if.planning.request import Request
+from lowmem_if.planning.strategies import EXACT, Pin
+from lowmem_if.simulate.steps import simulate_step
+from lowmem_if.weights.synthesis import ZEROS, synthesize
+
+_MOST_ROUNDS = 12
+"""Each round simulates what the last plan chose; a chosen step that turns out too large is not again."""
+
+
+def simulated_plan(
+    machine: Machine,
+    request: Request,
+    *,
+    prefer: str = EXACT,
+    pins: Mapping[str, Pin] | None = None,
+    report: Callable[[str], object] = lambda _line: None,
+) -> Plan:
+    """The plan, made again until a dry run has seen every step that it puts on an accelerator.
+
+    Raises:
+        SimulationError: torch is not the one that the simulator knows.
+        DoesNotFit and the others of `make_plan`.
+    """
+    location = locate(request.cascade, components=request.components, revision=request.revision)
+    plan = make_plan(machine, request, prefer=prefer, pins=pins)
+    for _ in range(_MOST_ROUNDS):
+        unknown = [step for step in plan.steps if not _is_known(location, step)]
+        if not unknown:
+            break
+        for step in unknown:
+            report(f"simulating {step.component.replace('_', ' ')}: {step.setting}")
+            _simulate(location, step)
+        plan = make_plan(machine, request, prefer=prefer, pins=pins)
+    return plan
+
+
+def _is_known(location: Location, step: Step) -> bool:
+    """Whether a dry run has seen a step, or will not: on a CPU, and of what is no square."""
+    part = location.cascade.parts[step.component]
+    return step.device == "cpu" or step.setting.drawn_area != 1 or is_simulated(part, step.setting)
+
+
+def _simulate(location: Location, step: Step) -> None:
+    """Run a step dry with the headers of its files, or of made-up ones where they are not here."""
+    part = location.cascade.parts[step.component]
+    with ExitStack() as undo:
+        root = location.folder(step.component, storage=step.storage_dtype)
+        if root is None:
+            root = _made_up(location.cascade.name, part, step, undo)
+        simulated = simulate_step(step, root, attention=attention_of(step.device))
+    host = simulated.peak("anonymous") + simulated.peak("pinned")
+    remember(part, step.setting, simulated.peak("allocated"), host)
+
+
+def _made_up(cascade: str, part: Part, step: Step, undo: ExitStack) -> Path:
+    assert cascade in catalog.PUBLISHED, "a local cascade has its files"
+    folder = Path(undo.enter_context(tempfile.TemporaryDirectory()))
+    synthesize(cascade, folder, fill=ZEROS, components=(step.component,))
+    return folder / part.root

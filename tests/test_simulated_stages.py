@@ -1,0 +1,160 @@
+"""Dry runs of the project's own stages: what no machine without an accelerator could show otherwise."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lowmem_if.planning.catalog import STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
+from lowmem_if.planning.locations import DEMO_FOLDER
+from lowmem_if.planning.strategies import (
+    MODEL_OFFLOAD,
+    RESIDENT,
+    SEQUENTIAL_OFFLOAD,
+    STRATEGIES,
+    STREAM,
+)
+from lowmem_if.simulate import accelerator
+from lowmem_if.simulate.accelerator import DEVICE, dry_run
+from lowmem_if.simulate.steps import DRAWING, LOADING, Simulated, simulate_step
+from lowmem_if.simulate.table import Case, step_of
+from lowmem_if.simulate.values import SimulationError
+from lowmem_if.weights.lanes import DeviceLane
+from lowmem_if.weights.staging import STAGING_BYTES, Staging
+
+ROOTS = {STAGE_1: "stage_1", STAGE_2: "stage_2", TEXT_ENCODER: "stage_1", UPSCALER: "upscaler"}
+
+
+def simulate(component: str, strategy: str, storage: str = "float16", **options: Any) -> Simulated:
+    step = step_of(component, Case(strategy, storage))
+    return simulate_step(step, DEMO_FOLDER / ROOTS[component], **options)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("component", [TEXT_ENCODER, STAGE_1])
+def test_every_strategy_runs_and_leaves_nothing_behind(component: str, strategy: str) -> None:
+    """Hooks, lanes and pipelines go through on an accelerator, and all of it is given back."""
+    simulated = simulate(component, strategy)
+    assert simulated.left_allocated == 0
+    assert simulated.peak("allocated", DRAWING) > 0
+    assert sum(phase.flops for phase in simulated.phases) > 0
+
+
+def test_offload_moves_weights_and_streaming_reads_them() -> None:
+    """Resident ones cross the bus once, leaves at every step, streamed ones from the file."""
+    resident, model, leaves, streamed = (simulate(STAGE_1, strategy) for strategy in STRATEGIES)
+    second = {s: [p for p in run.phases if p.name == DRAWING][1] for s, run in (
+        (RESIDENT, resident), (MODEL_OFFLOAD, model), (SEQUENTIAL_OFFLOAD, leaves), (STREAM, streamed),
+    )}  # fmt: skip
+    assert second[RESIDENT].to_device == second[MODEL_OFFLOAD].to_device == 0
+    assert second[SEQUENTIAL_OFFLOAD].to_device > 0 == second[SEQUENTIAL_OFFLOAD].from_file
+    assert second[STREAM].to_device == second[STREAM].from_file > 0
+    assert leaves.peak("tensors") < resident.peak("tensors")
+    assert model.peak("anonymous", LOADING) > streamed.peak("anonymous", LOADING)
+
+
+def test_two_buffers_are_pinned_and_never_a_network() -> None:
+    """Pinned memory is what loading and streaming need on their way."""
+    for strategy in (RESIDENT, STREAM):
+        assert simulate(STAGE_1, strategy).peak("pinned") == 2 * STAGING_BYTES
+    assert simulate(STAGE_1, SEQUENTIAL_OFFLOAD).peak("pinned") == 0
+
+
+def test_the_same_run_gives_the_same_bytes() -> None:
+    """Nothing depends on threads or time."""
+    assert simulate(STAGE_1, STREAM) == simulate(STAGE_1, STREAM)
+
+
+def test_the_8_bit_encoder_names_what_it_assumes() -> None:
+    """How many columns are left out of 8-bit products depends on numbers that are not there."""
+    simulated = simulate(TEXT_ENCODER, RESIDENT, "int8")
+    assert [line for line in simulated.invented if "bitsandbytes" in line]
+    assert simulate(TEXT_ENCODER, RESIDENT).invented == ()
+
+
+# --- the order of streams -----------------------------------------------------------------------
+
+
+def test_a_lane_that_does_not_wait_for_its_weights_is_found_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Reading what the copy stream may still be writing is a race."""
+    monkeypatch.setattr(DeviceLane, "views", lambda lane, unit: lane._views(unit))
+    with pytest.raises(SimulationError, match="race"):
+        simulate(STAGE_1, STREAM)
+
+
+def test_a_lane_that_copies_over_weights_in_use_is_found_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So is writing where the computing stream may still be reading."""
+    monkeypatch.setattr(DeviceLane, "_wait_for_those_who_left", lambda _lane, _unit: None)
+    with pytest.raises(SimulationError, match="race"):
+        simulate(STAGE_1, STREAM)
+
+
+def test_a_buffer_that_is_filled_too_early_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And filling a pinned buffer whose last content is still on its way."""
+
+    def hasty(staging: Any) -> torch.Tensor:
+        staging._turn = 1 - staging._turn
+        buffer: torch.Tensor = staging._buffers[staging._turn]
+        return buffer
+
+    monkeypatch.setattr(Staging, "_next", hasty)
+    with pytest.raises(SimulationError, match="race"):
+        simulate(STAGE_1, STREAM)
+
+
+# --- what is patched, and what is unknown -------------------------------------------------------
+
+
+def test_everything_is_as_before_when_a_dry_run_ends() -> None:
+    """No substitute stays, also after an error; real tensors are real again."""
+
+    def replaced() -> tuple[Any, ...]:
+        return torch.cuda.is_available, torch.nn.Module._apply, torch.accelerator.current_stream
+
+    before = replaced()
+    with suppress(KeyError), dry_run(kernel="fused"):
+        assert torch.cuda.is_available()
+        assert torch.ones(2, device="cuda").device == torch.device(DEVICE)
+        raise KeyError
+    assert before == replaced()
+    assert torch.ones(2).sum().item() == 2
+
+
+def test_another_torch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The inside of torch that is replaced is that of one version."""
+    monkeypatch.setattr(accelerator, "TORCH", "2.12")
+    with (
+        pytest.raises(SimulationError, match=r"knows the inside of torch 2\.12"),
+        dry_run(kernel="math"),
+    ):
+        raise AssertionError("never reached")
+
+
+def test_an_unlisted_question_is_an_error() -> None:
+    """Numbers that nobody knows are not made up silently; known ones are computed."""
+    with dry_run(kernel="fused"):
+        known = torch.arange(4, device=DEVICE)
+        assert int((known * 2).sum()) == 12
+        assert known[known > 1].tolist() == [2, 3]
+        with pytest.raises(SimulationError, match="list of inventions"):
+            torch.randn(3, device=DEVICE).sum().item()
+
+
+def test_files_are_not_read(tmp_path: Path) -> None:
+    """Only headers are: a folder whose tensors are holes of the file system is enough."""
+    from lowmem_if.weights.synthesis import ZEROS, synthesize
+
+    synthesize("if-m", tmp_path, fill=ZEROS, components=(STAGE_1,))
+    step = step_of(STAGE_1, Case(RESIDENT, "float16"))
+    simulated = simulate_step(step, tmp_path / "stage_1")
+    weights = 2 * 371_605_830
+    assert simulated.phases[0].from_file == weights
+    assert weights < simulated.peak("tensors") < 1.2 * weights
