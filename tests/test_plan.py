@@ -543,7 +543,7 @@ def test_on_apple_one_budget_holds_both() -> None:
     """A share of the accelerator that would fit alone does not fit beside the process's own RAM."""
     machine = card(10, 12, "mps")
     resident = {STAGE_1: Pin(RESIDENT)}
-    stage = step(make_plan(machine, ask(size=64)), STAGE_1)
+    stage = step(make_plan(machine, ask(size=64)), STAGE_1)  # no whole decoder fits there
     assert (stage.device, stage.strategy) == ("mps", RESIDENT)
     both = stage.predicted.vram_bytes + stage.predicted.ram_bytes + headroom("mps")[1]
     with pytest.raises(DoesNotFit) as caught:
@@ -555,13 +555,17 @@ def test_on_apple_one_budget_holds_both() -> None:
         assert step(plan, STAGE_1).strategy == strategy
 
 
+LIKE_CARDS = {"mps": 6.4, "cuda": 6}
+"""GB with which an Apple GPU and a card keep as much of I-XL: attention takes 0.4 GB more there."""
+
+
 def test_on_apple_what_the_accelerator_takes_keeps_no_file_cached() -> None:
     """Of one budget, weights on the accelerator leave less for the pages of the file that streams."""
     pins = {STAGE_1: Pin(STREAM)}
     seconds = []
-    for kind in ("mps", "cuda"):
-        stage = step(make_plan(card(6, 9, kind), ask(size=64), pins=pins), STAGE_1)
-        assert stage.predicted.vram_bytes > 4 * GB
+    for kind, vram in LIKE_CARDS.items():
+        stage = step(make_plan(card(vram, 9, kind), ask(size=64), pins=pins), STAGE_1)
+        assert stage.predicted.vram_bytes > 5 * GB
         seconds.append(stage.predicted.seconds)
     unified, apart = seconds
     assert unified is not None
@@ -739,7 +743,8 @@ def test_what_stays_in_place_does_not_push_the_file_out_of_the_cache() -> None:
 def test_on_apple_what_is_on_the_gpu_leaves_less_for_the_files_cache() -> None:
     """Streams to an Apple GPU travel longer than to a card, and less stays: VRAM and RAM are one."""
     apple, nvidia = (
-        step(make_plan(card(6, 8, kind), ask(size=64)), STAGE_1) for kind in ("mps", "cuda")
+        step(make_plan(card(vram, 8, kind), ask(size=64)), STAGE_1)
+        for kind, vram in LIKE_CARDS.items()
     )
     assert apple.strategy == nvidia.strategy == STREAM
     assert apple.resident_bytes <= nvidia.resident_bytes

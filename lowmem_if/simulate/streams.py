@@ -2,7 +2,8 @@
 
 Each stream counts what was put on it and knows what of other streams it is sure to come after (a vector
 clock). Two uses of the same bytes, one of them a write, must be ordered by that; what is not is a race,
-which a real accelerator would show as wrong pictures, once in a while.
+which a real accelerator would show as wrong pictures, once in a while. All host threads count as one
+here: computing before a copy that only another thread waits for is not found.
 """
 
 from __future__ import annotations
