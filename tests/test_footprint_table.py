@@ -25,7 +25,8 @@ from lowmem_if.simulate.networks import known_networks, simulate_passes
 from lowmem_if.simulate.table import VERSIONS, Case, as_text, turn_of
 from lowmem_if.weights.synthesis import ZEROS, synthesize
 
-I_M = PUBLISHED["if-m"].parts[STAGE_1]
+I_XL, I_M = (PUBLISHED[cascade].parts[STAGE_1] for cascade in ("if-xl", "if-m"))
+T5 = PUBLISHED["if-xl"].parts[TEXT_ENCODER]
 
 
 def test_the_table_names_the_libraries_that_it_saw() -> None:
@@ -55,10 +56,10 @@ def test_it_reads_back_what_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cascade", PUBLISHED)
 @pytest.mark.parametrize("attention", [FUSED, MATH])
 def test_every_published_network_is_in_it(cascade: str, attention: str) -> None:
-    """In 16 and 32 bits; its activations grow by the same for each further picture."""
+    """In 16 and 32 bits, but for what runs on the CPU only; activations are linear in the batch."""
     for part in PUBLISHED[cascade].parts.values():
         for module in part.modules:
-            for item in (2, 4) if module.folder != "watermarker" else ():
+            for item in (2, 4) if module.folder not in ("safety_checker", "watermarker") else ():
                 row = look_up(module, item_bytes=item, attention=attention)
                 assert row is not None, (module.folder, item)
                 assert row.activations(3) - row.activations(2) == row.more_bytes
@@ -86,36 +87,36 @@ def test_a_new_simulation_gives_the_same_rows() -> None:
 
 
 def test_a_new_simulation_gives_the_same_turn(tmp_path: Path) -> None:
-    """I-M under diffusers' sequential offload, from files of its size."""
-    synthesize("if-m", tmp_path, fill=ZEROS, components=(STAGE_1,))
+    """T5-XXL under diffusers' sequential offload, from files of its size."""
+    synthesize("if-xl", tmp_path, fill=ZEROS, components=(TEXT_ENCODER,))
     case = Case(SEQUENTIAL_OFFLOAD, "float16")
-    row = look_up_turn(I_M, STAGE_1, case.strategy, case.storage, attention=FUSED, tiled=False)
-    assert row == turn_of(STAGE_1, I_M, case, tmp_path / "stage_1")
+    options = {"attention": FUSED, "tiled": False}
+    row = look_up_turn(T5, TEXT_ENCODER, case.strategy, case.storage, **options)
+    assert row == turn_of(TEXT_ENCODER, T5, case, tmp_path / "stage_1")
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8])
 def test_predictions_are_the_tables_and_linear_in_the_batch(batch: int) -> None:
     """On a card, of what the table knows, nothing is estimated."""
     setting = Setting(STAGE_1, RESIDENT, "float16", "float16", batch, "cuda:0")
-    turn = look_up_turn(I_M, STAGE_1, RESIDENT, "float16", attention=FUSED, tiled=False)
-    row = look_up(I_M.modules[0], item_bytes=2)
+    turn = look_up_turn(I_XL, STAGE_1, RESIDENT, "float16", attention=FUSED, tiled=False)
+    row = look_up(I_XL.modules[0], item_bytes=2)
     assert turn is not None
     assert row is not None
     expected = turn.drawing_bytes + (batch - 1) * row.more_bytes
-    assert predict(I_M, setting).vram_bytes == expected
+    assert predict(I_XL, setting).vram_bytes == expected
 
 
 def test_a_kernel_that_multiplies_everything_decides_the_upscalers_fate() -> None:
     """With plain products the autoencoder's attention alone takes 35 GB; Apple's kernels do that."""
     x4 = PUBLISHED["if-xl"].parts[UPSCALER]
     setting = Setting(UPSCALER, RESIDENT, "float16", "float16", 1, "cuda:0")
-    assert predict(x4, setting).vram_bytes < 5e9
+    assert predict(x4, setting).vram_bytes < 6e9
     assert predict(x4, replace(setting, device="mps")).vram_bytes > 30e9
 
 
 def test_the_8_bit_encoder_is_there() -> None:
     """IF's own recipe for small cards: 7.9 GB, as its file."""
-    t5 = PUBLISHED["if-xl"].parts[TEXT_ENCODER]
-    row = look_up_turn(t5, TEXT_ENCODER, RESIDENT, "int8", attention=FUSED, tiled=False)
+    row = look_up_turn(T5, TEXT_ENCODER, RESIDENT, "int8", attention=FUSED, tiled=False)
     assert row is not None
     assert 7.91e9 < row.drawing_bytes < 7.96e9

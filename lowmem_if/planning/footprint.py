@@ -183,11 +183,11 @@ def remember(part: Part, setting: Setting, vram_bytes: int, host_bytes: int) -> 
 def is_simulated(part: Part, setting: Setting) -> bool:
     """Whether a dry run has seen this very setting."""
     plain = setting.batch == 1 and not setting.resident_bytes
-    return (part, setting) in _REMEMBERED or (plain and _turns(part, setting) is not None)
+    return (part, setting) in _REMEMBERED or (plain and setting.strategy in _turns(part, setting))
 
 
-def _turns(part: Part, setting: Setting) -> dict[str, Turn] | None:
-    """The table's turns by strategy; None if one of them is not there, for only like ones compare."""
+def _turns(part: Part, setting: Setting) -> dict[str, Turn]:
+    """The table's turns by strategy; none if one that others are compared with is not there."""
     turns = {
         strategy: look_up_turn(
             part, setting.component, strategy, setting.storage,
@@ -196,7 +196,7 @@ def _turns(part: Part, setting: Setting) -> dict[str, Turn] | None:
         for strategy in (STRATEGIES if setting.storage in FLOATS else (RESIDENT,))
     }  # fmt: skip
     known = {strategy: turn for strategy, turn in turns.items() if turn is not None}
-    return known if len(known) == len(turns) else None
+    return known if turns.keys() - known.keys() <= {STREAM} else {}
 
 
 def _simulated(part: Part, setting: Setting) -> tuple[int, int] | None:
@@ -204,7 +204,7 @@ def _simulated(part: Part, setting: Setting) -> tuple[int, int] | None:
     if (part, setting) in _REMEMBERED:
         return _REMEMBERED[part, setting]
     turns = _turns(part, setting)
-    if turns is None:
+    if setting.strategy not in turns:
         return None
     its, resident = turns[setting.strategy], turns[RESIDENT]
     vram = _turn_bytes(part, setting, its)
@@ -230,8 +230,10 @@ def _put_together(
     """(VRAM, host memory beside the process) of a turn, from its networks."""
     weights, upcast = in_place_bytes(part, setting), _upcast_bytes(part, setting)
     if setting.strategy in (RESIDENT, STREAM):
-        vram = weights + upcast + max(activations.values())
-        return int(_ALLOCATOR * vram), _PINNED_BYTES
+        vram = int(_ALLOCATOR * (weights + upcast + max(activations.values())))
+        if resident := _turns(part, setting).get(RESIDENT):
+            vram = min(vram, _turn_bytes(part, setting, resident))
+        return vram, _PINNED_BYTES
     sizes = modules | {"vae": modules.get("vae", 0) + upcast}
     layers = {module.folder: _layer_bytes(module, setting) for module in part.modules}
     held = sizes if setting.strategy == MODEL_OFFLOAD else layers
