@@ -232,7 +232,7 @@ def section(lines: Sequence[dict[str, Any]]) -> str:
         f"- {last['cpu']}, one thread, computing on the CPU; {versions}; {last['date']}",
         "- made-up weights of the published sizes, in the system's cache; unguided; seconds are the "
         "processor's, of a component's whole turn, for others worked on the machine meanwhile",
-        "- constants measured just before, as `probe --calibrate` does (`python -m bench.predictions`)",
+        "- constants measured as `probe --calibrate` does (`python -m bench.predictions`)",
         f"- peak anonymous memory, predicted to measured: {min(memory):.2f} to {max(memory):.2f}; "
         f"seconds: {min(times):.2f} to {max(times):.2f}",
         "", *rows,

@@ -1323,7 +1323,7 @@ def test_a_rung_tells_what_it_replaces() -> None:
 
 def test_short_of_ram_no_rung_takes_more_of_it() -> None:
     """When the system kills for want of RAM, offloading into RAM is no way out but streaming past it is;
-    what is on the card has no RAM to give back, and a pin forbids every other way."""
+    a pin forbids that too."""
     machine, request = card(16, 12), ask("if-xl")
     part = locate("if-xl").cascade.parts[STAGE_1]
     pins = {STAGE_1: Pin(SEQUENTIAL_OFFLOAD)}
