@@ -215,7 +215,7 @@ def test_memory_stays_at_the_window(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("component", ["stage_1/unet", "stage_2/unet", "upscaler/unet"])
 def test_units_stand_about_as_they_are_called(tiny: Path, component: str) -> None:
-    """The first pass reads ahead by that order: what it brings too early it would have to bring twice."""
+    """The first pass reads ahead by that order; what it brings too early it has to bring twice."""
     called: list[torch.nn.Module] = []
     with stream(tiny / component, "float32") as streamed:
         places = {module: k for k, unit in enumerate(streamed._units) for module in unit.modules}

@@ -45,7 +45,7 @@ def size_of(slot: Slot) -> int:
 def split(
     module: torch.nn.Module, wanted: Iterable[Slot], whole: tuple[type, ...] = ()
 ) -> tuple[list[Unit], list[Slot]]:
-    """(units about in the order in which they are called, slots that belong to none and must always be there).
+    """(units about in the order of their calls, slots that belong to none and must always be there).
 
     The latter are buffers, and weights of modules that call other modules with weights: they are in
     use for as long as all of these together.
@@ -73,8 +73,8 @@ def split(
 def _as_called(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
     """A module and all within, about in the order of their calls: what the first pass reads ahead by.
 
-    Registration is near it but in diffusers' networks, where the middle stands behind the way up, and all
-    attentions of a block before all its residual layers, which take turns.
+    Registration is near it but in diffusers' networks: there the middle stands behind the way up, and
+    all attentions of a block beside all its residual layers, which take turns.
     """
     yield module
     children = dict(module.named_children())
