@@ -12,6 +12,7 @@
     ├── HubError               a download could not be done
     ├── MissingPackage         a package that only some commands need is not installed
     ├── RunFolderError         the run folder is busy, unwritable, or of another request or version
+    ├── SimulationError        a dry run cannot go on: another torch, or a number that nobody knows
     └── WorkerDied             the working process ended without a word (most often: out of memory)
         └── OutOfMemory        ... because memory ran out, and no cheaper way was left
 
@@ -68,6 +69,10 @@ class MissingPackage(LowmemError):
 
 class RunFolderError(LowmemError):
     """The run folder is in use, cannot be written, or belongs to another request or version."""
+
+
+class SimulationError(LowmemError):
+    """The dry run cannot go on: another torch than it was written for, or an unknown number."""
 
 
 class WorkerDied(LowmemError):

@@ -38,7 +38,7 @@ def runs(scenes: list[Scene], tmp_path_factory: pytest.TempPathFactory) -> dict[
         for storage in ("float32", "int8"):
             lm.generate(
                 [plain_caption(scene) for scene in scenes],
-                seed=range(1, PICTURES + 1),
+                seed=tuple(range(1, PICTURES + 1)),
                 size=64,
                 out=folder / storage,
                 pins={"text_encoder": f"resident:{storage}"},

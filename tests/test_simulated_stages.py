@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from lowmem_if.errors import SimulationError
 from lowmem_if.planning.catalog import STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
 from lowmem_if.planning.locations import DEMO_FOLDER
 from lowmem_if.planning.strategies import (
@@ -22,7 +23,6 @@ from lowmem_if.simulate import accelerator
 from lowmem_if.simulate.accelerator import DEVICE, dry_run
 from lowmem_if.simulate.steps import DRAWING, LOADING, Simulated, simulate_step
 from lowmem_if.simulate.table import Case, step_of
-from lowmem_if.simulate.values import SimulationError
 from lowmem_if.weights.lanes import DeviceLane
 from lowmem_if.weights.staging import STAGING_BYTES, Staging
 

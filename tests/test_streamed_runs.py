@@ -190,7 +190,8 @@ def test_the_ladder_comes_to_streaming_and_ends(
             assert bool(changed_pixels(step, lower)) == (tiled or dtype)
         step = lower
         assert len(seen) < 20
-    assert STREAM in [rung.strategy for rung in seen]
+    if machine is not CARD or short_of != RAM:  # what is on a card has hardly any RAM to give back
+        assert STREAM in [rung.strategy for rung in seen]
 
 
 @pytest.mark.parametrize("component", ["text_encoder", "stage_1", "stage_2", "upscaler"])

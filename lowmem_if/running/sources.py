@@ -10,7 +10,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy
 from PIL import Image, ImageOps
 
 from lowmem_if.errors import PictureError, RunFolderError
@@ -86,6 +85,8 @@ def _shallow(image: Any) -> Any:
     """Deep grey as 8 bits."""
     if image.mode not in _GREYS:
         return image
+    import numpy  # a tenth of a second that no other command has to wait for
+
     levels = numpy.asarray(image)
     white = _GREYS[image.mode]
     if levels.min() < 0 or levels.max() > white:

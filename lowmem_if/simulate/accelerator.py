@@ -27,11 +27,12 @@ from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_map
 from transformers.utils import import_utils
 
+from lowmem_if.errors import SimulationError
 from lowmem_if.simulate.attention import attend
 from lowmem_if.simulate.ledger import PINNED, Ledger
 from lowmem_if.simulate.streams import COMPUTING, HOST, Stream
 from lowmem_if.simulate.tracing import Trace
-from lowmem_if.simulate.values import SimulationError, Values
+from lowmem_if.simulate.values import Values
 from lowmem_if.weights import staging
 
 TORCH = "2.13"

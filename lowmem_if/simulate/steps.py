@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from lowmem_if.errors import SimulationError
 from lowmem_if.planning import catalog
 from lowmem_if.planning.configurations import read_config
 from lowmem_if.planning.footprint_table import FUSED
@@ -21,7 +22,6 @@ from lowmem_if.simulate.eight_bit import spelled_out
 from lowmem_if.simulate.files import unread_files
 from lowmem_if.simulate.ledger import ANONYMOUS, MAPPED, PINNED
 from lowmem_if.simulate.tracing import Trace
-from lowmem_if.simulate.values import SimulationError
 from lowmem_if.stages.base import BaseStage
 from lowmem_if.stages.lifetime import alive
 from lowmem_if.stages.pipelines import Batch

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lowmem_if.simulate.values import SimulationError
+from lowmem_if.errors import SimulationError
 
 HOST, COMPUTING = "host", "computing"
 

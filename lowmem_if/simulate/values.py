@@ -18,14 +18,10 @@ from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from lowmem_if.errors import LowmemError
+from lowmem_if.errors import SimulationError
 
 MOST_KNOWN_NUMBERS = 65_536
 """Of a tensor whose numbers are worth computing: no picture or weight, but every schedule."""
-
-
-class SimulationError(LowmemError):
-    """The dry run cannot go on: another torch than it was written for, or an unknown number."""
 
 
 @dataclass(frozen=True, slots=True)
