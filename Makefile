@@ -23,7 +23,7 @@ demo: $(READY) ## draw PROMPT with the bundled cascade and its 8-bit text encode
 	@echo "The picture is $(OUT)/0000.png"
 
 test: $(READY) ## all tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(READY) ## style, types, floors, and that the documents are fresh
 	$(BIN)/ruff format --check .
