@@ -116,14 +116,14 @@ class TextEncoder:
             yield from self._encode_together(self._streamed, list(prompts), on_step)
             return
         for number, prompt in enumerate(prompts, start=1):
-            embedding, _ = self._pipeline.encode_prompt(
-                prompt,
-                do_classifier_free_guidance=False,
-                device=self._step.device,
-                clean_caption=True,
-            )
-            yield embedding.cpu()
+            yield self._encode(prompt)
             on_step(number, len(prompts))
+
+    def _encode(self, prompt: str) -> torch.Tensor:
+        embedding, _ = self._pipeline.encode_prompt(
+            prompt, do_classifier_free_guidance=False, device=self._step.device, clean_caption=True
+        )
+        return embedding.cpu()
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def _encode_together(
