@@ -301,7 +301,7 @@ def _rehearse(
     pin: Pins = None,
     prefer: Prefer = EXACT,
     as_json: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="One line a step.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Run a few steps of everything with made-up weights; say what the real thing will take."""
     from lowmem_if.running.calibrating import keep

@@ -19,7 +19,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 NAMES = ("01_first_image", "colab_free_tier")
 MOST_BYTES = 1_500_000
-OF_THE_MACHINE = re.compile(r"lowmem-if (probe|plan|show)|lm\.probe\(\)|timeline\(")
+OF_THE_MACHINE = re.compile(r"lowmem-if (probe|plan|show)|lm\.probe\(\)|memory\.png")
 """Cells whose outputs tell of the machine that ran them."""
 TIMES = re.compile(r"(?<=done in )[^<]*")
 PICTURES = re.compile(r"data:image/jpeg;base64,([^\"]+)")

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from lowmem_if.errors import (
     CascadeError,
@@ -175,7 +176,7 @@ def test_the_machines_of_these_tests_are_worth_testing() -> None:
     """Of the machines and requests below, enough are planned for, and enough are not."""
     seen = Counter[str]()
 
-    @thorough
+    @settings(thorough, max_examples=900)  # which it draws depends on this test's very text
     @given(machines, requests, preferences, pins)
     def count(machine: Machine, request: Request, prefer: str, pins: dict[str, Pin]) -> None:
         plan = try_plan(machine, request, prefer=prefer)
@@ -184,16 +185,17 @@ def test_the_machines_of_these_tests_are_worth_testing() -> None:
             seen.update([each.strategy, each.device])
             seen["partly resident"] += each.resident_bytes > 0
         with suppress(DoesNotFit, DeviceError, RequestError):
-            make_plan(machine, request, prefer=prefer, pins=pins)
+            pinned = make_plan(machine, request, prefer=prefer, pins=pins)
             seen["planned with pins"] += 1
+            seen.update(each.strategy for each in pinned.steps)
 
     count()
     assert min(seen["planned"], seen["refused"]) > 30, seen
     assert seen["planned with pins"] > 15, seen
-    for word in ("cuda:0", "xpu:0", "mps", "cpu", RESIDENT, STREAM):
+    for word in ("cuda:0", "xpu:0", "mps", "cpu", RESIDENT, SEQUENTIAL_OFFLOAD, STREAM):
         assert seen[word] > 20, seen
     assert seen["partly resident"] > 20, seen
-    assert seen[MODEL_OFFLOAD] + seen[SEQUENTIAL_OFFLOAD] > 5, seen
+    assert seen[MODEL_OFFLOAD] > 5, seen
 
 
 # --- every plan ---------------------------------------------------------------------------------
@@ -1334,6 +1336,11 @@ def test_short_of_ram_no_rung_takes_more_of_it() -> None:
     assert lower.predicted.ram_bytes < moving.predicted.ram_bytes
     assert cheaper(lower, machine, part, JOBS, short_of=RAM) is None
     stage = step(make_plan(machine, request), STAGE_1)
+    lower = cheaper(stage, machine, part, JOBS, short_of=RAM)
+    assert lower is not None
+    assert (lower.strategy, lower.device) == (STREAM, "cuda:0")
+    assert lower.predicted.ram_bytes < stage.predicted.ram_bytes
+    assert cheaper(lower, machine, part, JOBS, short_of=RAM) is None
     below = cheaper(stage, machine, part, JOBS, short_of=VRAM)
     assert below is not None
     assert below.strategy == SEQUENTIAL_OFFLOAD
@@ -1390,3 +1397,13 @@ def test_deciding_imports_no_heavy_library(code: str, tmp_path: Path) -> None:
     )
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_picture_to_enlarge_that_does_not_fit_is_told_in_bytes(tmp_path: Path) -> None:
+    """What would fit instead is sought among requests that there are: not every mode has every size."""
+    Image.new("RGB", (512, 512)).save(picture := tmp_path / "own.png")
+    request = Request(("",), cascade="if-xl", mode="upscale", image=str(picture), seed=(1,))
+    with pytest.raises(DoesNotFit) as caught:
+        make_plan(card(1, 1), request)
+    assert caught.value.component == UPSCALER
+    assert "GB more" in caught.value.nearest

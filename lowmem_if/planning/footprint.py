@@ -179,10 +179,12 @@ def predict(part: Part, setting: Setting) -> Footprint:
             + _upcast_bytes(part, setting)
             + int(_CPU_WORKSPACE * modules.get("unet", 0))
             + int(_HEAP_SLACK * working)
+            + _waiting_bytes(setting)
             + _result_bytes(setting)
         )
         return Footprint(0, ram, read)
     vram, host = _simulated(part, setting) or _put_together(part, setting, modules, activations)
+    vram += _waiting_bytes(setting)
     host += PROCESS_RAM_BYTES + ACCELERATOR_RAM_BYTES + _result_bytes(setting)
     return Footprint(vram, host, read)
 
@@ -255,7 +257,8 @@ def _put_together(
     weights, upcast = in_place_bytes(part, setting), _upcast_bytes(part, setting)
     if setting.strategy in (RESIDENT, STREAM):
         vram = int(_ALLOCATOR * (weights + upcast + max(activations.values())))
-        if resident := _turns(part, setting).get(RESIDENT):
+        resident = _turns(part, setting).get(RESIDENT)
+        if resident and setting.drawn_area == 1:
             vram = min(vram, _turn_bytes(part, setting, resident))
         return vram, _PINNED_BYTES
     sizes = modules | {"vae": modules.get("vae", 0) + upcast}
@@ -330,6 +333,23 @@ def headroom(device: str) -> tuple[int, int]:
     return vram, RAM_SAFETY_BYTES
 
 
+def _waiting_bytes(setting: Setting) -> int:
+    """Of the texts that wait for each other between the blocks of an encoder that streams."""
+    together = setting.component == catalog.TEXT_ENCODER and setting.strategy == STREAM
+    return _TEXTS_WAITING_BYTES if together else 0
+
+
+def _growth(module: Module, setting: Setting) -> float:
+    """How much more a network's activations take for what is drawn than for the table's square.
+
+    They grow with the pixels; attention that multiplies the whole table of weights, with their square.
+    """
+    if module.folder not in ("unet", "vae") or (module.folder == "vae" and setting.vae_tiling):
+        return 1.0
+    area = setting.drawn_area
+    return area**2 if attention_of(setting.device) == MATH and area > 1 else area
+
+
 def _upcast_bytes(part: Part, setting: Setting) -> int:
     """The VAE always decodes in float32: 16-bit weights of it double, for that time or for good."""
     vae = next((m for m in part.modules if m.folder == "vae"), None)
@@ -341,7 +361,7 @@ def _upcast_bytes(part: Part, setting: Setting) -> int:
 def _activation_bytes(module: Module, setting: Setting) -> int:
     row = _pass_of(module, setting) if setting.device != "cpu" else None
     if row is not None:
-        return row.activations(setting.batch)
+        return int(row.activations(setting.batch) * _growth(module, setting))
     item = ITEM_BYTES[setting.compute]
     if module.folder == "vae":
         side = _VAE_TILED_SIDE if setting.vae_tiling else _VAE_SIDE
@@ -353,6 +373,5 @@ def _activation_bytes(module: Module, setting: Setting) -> int:
         factor = factors[setting.component]
         return int(factor * module.channels * side**2 * setting.drawn_area * item * setting.batch)
     if setting.component == catalog.TEXT_ENCODER:
-        waiting = _TEXTS_WAITING_BYTES if setting.strategy == STREAM else 0
-        return _TEXT_ACTIVATION_BYTES * setting.batch + waiting
+        return _TEXT_ACTIVATION_BYTES * setting.batch
     return _SMALL_ACTIVATION_BYTES

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
+from lowmem_if.errors import PictureError, RequestError
 from lowmem_if.planning import catalog
 from lowmem_if.planning.machine import Machine, cpu_compute_dtype
 from lowmem_if.planning.request import Request
@@ -35,15 +37,7 @@ def _changed(
     machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pin], fits: Fits
 ) -> Iterator[str]:
     """Requests that fit, in words: every other preference before every smaller picture or cascade."""
-    names = list(catalog.CASCADES)
-    smaller = names[names.index(request.cascade) + 1 :] if request.cascade in names else []
-    sizes = [size for size in sorted(catalog.SIZES, reverse=True) if size < request.size]
-    others = [
-        request,
-        *(replace(request, size=size, steps=_steps(request)) for size in sizes),
-        *(replace(request, cascade=cascade) for cascade in smaller),
-    ]
-    for other in others:
+    for other in (request, *_smaller(request)):
         for own_pins in (pins, {}) if pins else ({},):
             for preference in (prefer, BALANCED) if prefer == EXACT else (prefer,):
                 if (other, preference, own_pins) == (request, prefer, pins):
@@ -53,6 +47,19 @@ def _changed(
     on_cpu = _on_the_cpu(machine)
     if on_cpu and fits(on_cpu, request, prefer, pins):
         yield "--device cpu fits"
+
+
+def _smaller(request: Request) -> Iterator[Request]:
+    """The request with smaller pictures, then with smaller cascades, where it may be asked so at all."""
+    names = list(catalog.CASCADES)
+    cascades = names[names.index(request.cascade) + 1 :] if request.cascade in names else []
+    sizes = [size for size in sorted(catalog.SIZES, reverse=True) if size < request.size]
+    for changes in (
+        *({"size": size, "steps": _steps(request)} for size in sizes),
+        *({"cascade": cascade} for cascade in cascades),
+    ):
+        with suppress(RequestError, PictureError):  # not every mode comes in every size
+            yield replace(request, **changes)  # type: ignore[arg-type]
 
 
 def _steps(request: Request) -> tuple[int, ...] | None:
