@@ -19,11 +19,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench.__main__ import LIBRARIES, OUT, RESULTS, ROOT, _cpu_name
+from bench import results
+from bench.__main__ import OUT, RESULTS, ROOT, cpu_name, versions
 from lowmem_if.planning.footprint import Setting, predict
 from lowmem_if.planning.jobs import jobs_of
 from lowmem_if.planning.locations import locate
@@ -37,7 +37,6 @@ from lowmem_if.running.scheduler import worker_environment
 
 CHILD = (sys.executable, "-m", "bench.turns")
 LINES = OUT / "predictions.jsonl"
-BEGIN, END = "<!-- begin predictions -->", "<!-- end predictions -->"
 GB = 1e9
 TEXT_ENCODER = "text_encoder=stream:bfloat16"
 
@@ -99,13 +98,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.predict:
         lines = [_predicted(line, machine, options.weights) for line in _latest(LINES)]
         LINES.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        write(RESULTS, lines)
+        results.write_section(RESULTS, "predictions", section(lines))
         return 0
     for name in options.only or RUNS:
         lines = _lines(name, RUNS[name], machine, options)
         with LINES.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
-        write(RESULTS, _latest(LINES))
+        results.write_section(RESULTS, "predictions", section(_latest(LINES)))
     return 0
 
 
@@ -160,8 +159,8 @@ def _lines(
             "setting": str(step.setting), "compute": step.compute_dtype, "steps": run.steps,
             "images": run.images, "predicted_ram": step.predicted.ram_bytes,
             "predicted_seconds": step.predicted.seconds, "ram": got["ram_bytes"],
-            **seconds[component], "date": time.strftime("%Y-%m-%d"), "cpu": _cpu_name(),
-            "versions": {library: version(library) for library in LIBRARIES},
+            **seconds[component], "date": time.strftime("%Y-%m-%d"), "cpu": cpu_name(),
+            "versions": versions(),
         }  # fmt: skip
         print("   ", row(line), flush=True)
         yield line
@@ -206,16 +205,6 @@ def _latest(file: Path) -> list[dict[str, Any]]:
         found[line["name"], line["component"]] = line
     names = list(RUNS)
     return sorted(found.values(), key=lambda line: names.index(line["name"]))
-
-
-def write(file: Path, lines: Sequence[dict[str, Any]]) -> None:
-    """Put the section into the results; the other sections stay as they are."""
-    old = file.read_text(encoding="utf-8") if file.is_file() else ""
-    before, _, rest = old.partition(BEGIN)
-    after = rest.partition(END)[2]
-    file.write_text(
-        f"{before.rstrip()}\n\n{BEGIN}\n{section(lines)}\n{END}{after}", encoding="utf-8"
-    )
 
 
 def section(lines: Sequence[dict[str, Any]]) -> str:
