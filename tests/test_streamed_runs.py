@@ -96,7 +96,8 @@ def test_more_prompts_than_wait_together_take_several_passes(
     plan = plan_of(tiny, texts, size=64, pins=["text_encoder=stream"])
     once = run_here(plan, tmp_path / "once")
     (tmp_path / "cache").rename(tmp_path / "cache-of-before")
-    monkeypatch.setattr("lowmem_if.stages.one_pass.TEXTS_A_PASS", 2)
+    monkeypatch.setattr("lowmem_if.planning.footprint.TEXTS_A_PASS", 2)
+    plan = plan_of(tiny, texts, size=64, pins=["text_encoder=stream"])
     events = []
     thrice = run_here(plan, tmp_path / "thrice", events.append)
     for text in texts:

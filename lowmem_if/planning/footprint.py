@@ -53,9 +53,9 @@ _ALLOCATOR = 1.015
 _PINNED_BYTES = 2 * 2**25
 """The two buffers of loading to an accelerator (`weights/staging.py`)."""
 
-_STREAM_WINDOW, _CLIP_WINDOW = 0.09, 0.31
-"""Of a network: room for two of its largest layers (I-XL 6.6 %, x4 8 %) or blocks (T5-XXL 8.4 %); of the
-upscaler's CLIP for its embedding and the next layer."""
+_BLOCK_WINDOW, _CLIP_WINDOW = 0.082, 0.31
+"""Of a text encoder, room for what streams: of T5-XXL for two of its 24 blocks, of the upscaler's CLIP
+for its embedding and the next layer. Of other networks there is room for two of the largest layers."""
 
 RESIDENT_GRAIN_BYTES = 10**8
 """What of a streaming network stays is told to a tenth of a GB, and chosen no finer."""
@@ -70,8 +70,8 @@ _TEXT_ACTIVATION_BYTES = 25_000_000
 TEXTS_A_PASS = 256
 """Prompts that go through a text encoder together while its weights stream by."""
 
-_TEXTS_WAITING_BYTES = 170_000_000
-"""Their hidden states, 77 x 4096 numbers of 16 bits each."""
+_TEXT_NUMBERS = 77 * 4096
+"""Of the hidden states of each, T5-XXL's, between the blocks."""
 
 _SMALL_ACTIVATION_BYTES = 50_000_000
 """Of the safety checker and the picture it looks at."""
@@ -79,18 +79,18 @@ _SMALL_ACTIVATION_BYTES = 50_000_000
 _RESULT_BYTES = 3 * 3 * 4 * 1024**2
 """Three copies of a square picture's float32 numbers."""
 
-_HEAP_SLACK = 1.6
-"""A CPU run's anonymous memory over its live tensors' bytes: freed activations stay in the heap."""
+_HEAP_SLACK, _CPU_VAE_SLACK = 1.15, 1.3
+"""A CPU run's anonymous memory over its activations' bytes: freed ones stay in the heap for a while, if
+weights do not stream, and oneDNN's convolutions of 1024 pixels have scratch memory of their own."""
 
-_CPU_WORKSPACE = 0.06
-"""Of a UNet: oneDNN orders a convolution's weights anew at every call (I-XL: 0.5 GB, measured)."""
+_CPU_LAYERS, _CPU_STREAMED_LAYERS = 2.6, 1.75
+"""Largest layers of a UNet that a CPU holds once more, since oneDNN orders weights anew at every call;
+where weights stream the heap gives freed memory back. With all these I-M, I-L, I-XL, II-M, II-L and x4
+come out 0.94 to 1.09 times what was measured (bench/RESULTS.md)."""
 
 _UNET_FACTOR = {catalog.STAGE_1: 30.2, catalog.STAGE_2: 28.1, catalog.UPSCALER: 30.6}
 """Of a guided picture in the dry runs of I-XL (173,918,976 bytes in 16 bits), II-L (587,612,800) and the
 x4 UNet (1,023,419,392)."""
-
-_CPU_UNET_FACTOR = {catalog.STAGE_1: 30.4, catalog.STAGE_2: 32.0, catalog.UPSCALER: 20.0}
-"""Measured in bfloat16, for a guided picture: II-L 0.7 to 1.1 GB above its weights, x4 UNet 1.0 GB."""
 
 _UNET_SIDE = {catalog.STAGE_1: 64, catalog.STAGE_2: 256, catalog.UPSCALER: 256}
 _VAE_FACTOR, _VAE_SIDE = 6.0, 1024
@@ -116,6 +116,7 @@ class Setting:
     storage: str
     compute: str
     batch: int
+    """Pictures that are drawn together, or texts that share one pass over an encoder that streams."""
     device: str
     vae_tiling: bool = False
     resident_bytes: int = 0
@@ -133,9 +134,19 @@ class Setting:
         return f"{self.strategy} {self.storage}{resident}{batch}{tiled}{parts}".replace("_", " ")
 
     @property
+    def at_once(self) -> int:
+        """Pictures that are drawn at once, or texts: those that wait for each other go one by one."""
+        return 1 if self.component == catalog.TEXT_ENCODER else self.batch
+
+    @property
     def drawn_area(self) -> float:
         """Of what is drawn at once, over the square that the stage was made for."""
         return min(self.area, (self.tile / UPSCALER_SIDE) ** 2) if self.tile else self.area
+
+
+def texts_together(texts: int) -> int:
+    """Of so many texts those that share a pass over an encoder that streams."""
+    return max(1, min(texts, TEXTS_A_PASS))
 
 
 def stored_bytes(weights: Weights, storage: str, compute: str) -> int:
@@ -158,9 +169,9 @@ def in_place_bytes(part: Part, setting: Setting) -> int:
     modules = {
         m.folder: stored_bytes(m.weights, setting.storage, setting.compute) for m in part.modules
     }
-    return (
-        _streamed_weights(modules, setting) if setting.strategy == STREAM else sum(modules.values())
-    )
+    if setting.strategy == STREAM:
+        return _streamed_weights(part, modules, setting)
+    return sum(modules.values())
 
 
 def predict(part: Part, setting: Setting) -> Footprint:
@@ -169,7 +180,7 @@ def predict(part: Part, setting: Setting) -> Footprint:
         m.folder: stored_bytes(m.weights, setting.storage, setting.compute) for m in part.modules
     }
     activations = {m.folder: _activation_bytes(m, setting) for m in part.modules}
-    weights, working = in_place_bytes(part, setting), max(activations.values())
+    weights = in_place_bytes(part, setting)
     read = part.eight_bit_file_bytes if setting.storage == "int8" else 0
     read = read or sum(module.file_bytes for module in part.modules)
     if setting.device == "cpu":
@@ -177,8 +188,7 @@ def predict(part: Part, setting: Setting) -> Footprint:
             PROCESS_RAM_BYTES
             + weights
             + _upcast_bytes(part, setting)
-            + int(_CPU_WORKSPACE * modules.get("unet", 0))
-            + int(_HEAP_SLACK * working)
+            + max(_cpu_working_bytes(m, activations[m.folder], setting) for m in part.modules)
             + _waiting_bytes(setting)
             + _result_bytes(setting)
         )
@@ -206,7 +216,7 @@ def remember(part: Part, setting: Setting, vram_bytes: int, host_bytes: int) -> 
 
 def is_simulated(part: Part, setting: Setting) -> bool:
     """Whether a dry run has seen this very setting."""
-    plain = setting.batch == 1 and not setting.resident_bytes and setting.drawn_area == 1
+    plain = setting.at_once == 1 and not setting.resident_bytes and setting.drawn_area == 1
     return (part, setting) in _REMEMBERED or (plain and setting.strategy in _turns(part, setting))
 
 
@@ -245,7 +255,7 @@ def _turn_bytes(part: Part, setting: Setting, turn: Turn) -> int:
     """The peak of a turn with the setting's batch: what further pictures add is linear."""
     rows = {module.folder: _pass_of(module, setting) for module in part.modules}
     more = {folder: row.more_bytes if row else 0 for folder, row in rows.items()}
-    others = setting.batch - 1
+    others = setting.at_once - 1
     decoding = turn.decoding_bytes + others * more.pop("vae", 0)
     return max(turn.loading_bytes, turn.drawing_bytes + others * max(more.values()), decoding)
 
@@ -310,15 +320,34 @@ def _largest(part: Part) -> Module:
     return max(part.modules, key=lambda module: module.file_bytes)
 
 
-def _streamed_weights(modules: dict[str, int], setting: Setting) -> int:
+def _streamed_weights(part: Part, sizes: dict[str, int], setting: Setting) -> int:
     """In place of a component that streams: what stays of its largest network, and a window of each."""
-    shares = {"text_encoder": _CLIP_WINDOW} if setting.component == catalog.UPSCALER else {}
     windows = {
-        name: min(size, max(int(shares.get(name, _STREAM_WINDOW) * size), _LEAST_WINDOW_BYTES))
-        for name, size in modules.items()
+        module.folder: min(
+            sizes[module.folder],
+            max(_window_bytes(module, sizes[module.folder], setting), _LEAST_WINDOW_BYTES),
+        )
+        for module in part.modules
     }
-    large = max(modules, key=lambda name: modules[name])
-    return sum(windows.values()) + min(modules[large] - windows[large], setting.resident_bytes)
+    large = max(sizes, key=lambda name: sizes[name])
+    return sum(windows.values()) + min(sizes[large] - windows[large], setting.resident_bytes)
+
+
+def _window_bytes(module: Module, size: int, setting: Setting) -> int:
+    if module.folder == "text_encoder":
+        share = _CLIP_WINDOW if setting.component == catalog.UPSCALER else _BLOCK_WINDOW
+        return int(share * size)
+    return 2 * _layer_bytes(module, setting)
+
+
+def _cpu_working_bytes(module: Module, activations: int, setting: Setting) -> int:
+    """What a network takes beside its weights while a CPU computes it."""
+    if module.folder == "vae":
+        return int(_CPU_VAE_SLACK * activations)
+    streams = setting.strategy == STREAM
+    layers = _CPU_STREAMED_LAYERS if streams else _CPU_LAYERS
+    again = int(layers * _layer_bytes(module, setting)) if module.folder == "unet" else 0
+    return int((1 if streams else _HEAP_SLACK) * activations) + again
 
 
 def _result_bytes(setting: Setting) -> int:
@@ -336,7 +365,7 @@ def headroom(device: str) -> tuple[int, int]:
 def _waiting_bytes(setting: Setting) -> int:
     """Of the texts that wait for each other between the blocks of an encoder that streams."""
     together = setting.component == catalog.TEXT_ENCODER and setting.strategy == STREAM
-    return _TEXTS_WAITING_BYTES if together else 0
+    return setting.batch * _TEXT_NUMBERS * ITEM_BYTES[setting.compute] if together else 0
 
 
 def _growth(module: Module, setting: Setting) -> float:
@@ -359,9 +388,9 @@ def _upcast_bytes(part: Part, setting: Setting) -> int:
 
 
 def _activation_bytes(module: Module, setting: Setting) -> int:
-    row = _pass_of(module, setting) if setting.device != "cpu" else None
+    row = _pass_of(module, setting)
     if row is not None:
-        return int(row.activations(setting.batch) * _growth(module, setting))
+        return int(row.activations(setting.at_once) * _growth(module, setting))
     item = ITEM_BYTES[setting.compute]
     if module.folder == "vae":
         side = _VAE_TILED_SIDE if setting.vae_tiling else _VAE_SIDE
@@ -369,9 +398,8 @@ def _activation_bytes(module: Module, setting: Setting) -> int:
         return int(_VAE_FACTOR * module.channels * side**2 * area * ITEM_BYTES["float32"])
     if module.folder == "unet":
         side = _UNET_SIDE[setting.component]
-        factors = _CPU_UNET_FACTOR if setting.device == "cpu" else _UNET_FACTOR
-        factor = factors[setting.component]
+        factor = _UNET_FACTOR[setting.component]
         return int(factor * module.channels * side**2 * setting.drawn_area * item * setting.batch)
     if setting.component == catalog.TEXT_ENCODER:
-        return _TEXT_ACTIVATION_BYTES * setting.batch
+        return _TEXT_ACTIVATION_BYTES
     return _SMALL_ACTIVATION_BYTES

@@ -7,7 +7,13 @@ from dataclasses import replace
 
 from lowmem_if.planning import catalog
 from lowmem_if.planning.catalog import Part
-from lowmem_if.planning.footprint import RESIDENT_GRAIN_BYTES, Footprint, Setting, predict
+from lowmem_if.planning.footprint import (
+    RESIDENT_GRAIN_BYTES,
+    Footprint,
+    Setting,
+    predict,
+    texts_together,
+)
 from lowmem_if.planning.jobs import Job
 from lowmem_if.planning.machine import Machine, cpu_compute_dtype
 from lowmem_if.planning.plan import Prediction, Step
@@ -47,7 +53,7 @@ def cheaper(
     short_of = RAM if step.device == "cpu" else short_of
     allowed_ram = machine.ram_bytes if short_of == VRAM else step.predicted.ram_bytes - 1
     allowed_vram = step.predicted.vram_bytes if short_of == VRAM else machine.vram_bytes
-    for setting in _rungs(step.setting, machine):
+    for setting in _rungs(step.setting, machine, texts_together(jobs[0].texts)):
         if pinned and (setting.strategy, setting.device) != (step.strategy, step.device):
             return None
         footprint = predict(part, setting)
@@ -86,17 +92,19 @@ def changed_pixels(before: Step, after: Step) -> str:
         return f"it now draws in tiles of {after.tile} pixels"
     if after.compute_dtype != before.compute_dtype:
         return f"it now computes in {after.compute_dtype}"
-    if after.batch != before.batch:
+    if after.batch != before.batch and after.component != catalog.TEXT_ENCODER:
         return f"it now draws {after.batch} at a time"
     return f"it now works on {after.device}" if after.device != before.device else ""
 
 
-def _rungs(setting: Setting, machine: Machine) -> Iterator[Setting]:
-    """Every setting below this one, the nearest first."""
+def _rungs(setting: Setting, machine: Machine, texts: int) -> Iterator[Setting]:
+    """Every setting below this one, the nearest first; so many texts share a pass where that begins."""
     below = _next(setting, machine)
     while below is not None:
+        if below.component == catalog.TEXT_ENCODER and STREAM == below.strategy != setting.strategy:
+            below = replace(below, batch=texts)
         yield below
-        below = _next(below, machine)
+        setting, below = below, _next(below, machine)
 
 
 def _next(setting: Setting, machine: Machine) -> Setting | None:

@@ -30,6 +30,7 @@ from lowmem_if.planning.footprint import (
     Setting,
     headroom,
     predict,
+    texts_together,
 )
 from lowmem_if.planning.jobs import Job, jobs_of, samplings_of, tasks_of
 from lowmem_if.planning.locations import Location, locate
@@ -207,10 +208,8 @@ def _choose(
     pin: Pin | None,
 ) -> Step:
     part = location.cascade.parts[component]
-    tasks = tasks_of(request, component)
     jobs = jobs_of(request, location.cascade, component)
-    settings = settings_for(machine, location, component, prefer=prefer, pin=pin, images=len(tasks))
-    settings = _in_shape(settings, component, tasks)
+    settings = _settings(machine, request, location, component, prefer, pin)
     candidates = [_weigh(machine, part, setting, jobs) for setting in settings]
     fitting = [candidate for candidate in candidates if candidate.short is None]
     if not fitting:
@@ -237,6 +236,31 @@ def _choose(
 def _cuts(setting: Setting) -> float:
     """How finely the user's own pictures are cut; 0: not at all."""
     return UPSCALER_SIDE / setting.tile if setting.tile else 0.0
+
+
+def _settings(
+    machine: Machine,
+    request: Request,
+    location: Location,
+    component: str,
+    prefer: str,
+    pin: Pin | None,
+) -> list[Setting]:
+    """Every setting to weigh, for what the request has to do with the component."""
+    tasks = tasks_of(request, component)
+    settings = settings_for(machine, location, component, prefer=prefer, pin=pin, images=len(tasks))
+    if component == catalog.TEXT_ENCODER:
+        (job,) = jobs_of(request, location.cascade, component)
+        return _together(settings, job.texts)
+    return _in_shape(settings, component, tasks)
+
+
+def _together(settings: list[Setting], texts: int) -> list[Setting]:
+    """Where an encoder streams, as many texts as may wait for each other share each pass."""
+    return [
+        replace(setting, batch=texts_together(texts) if setting.strategy == STREAM else 1)
+        for setting in settings
+    ]
 
 
 def _in_shape(settings: list[Setting], component: str, tasks: list[ImageTask]) -> list[Setting]:
@@ -363,12 +387,11 @@ def _named(machine: Machine, candidate: _Candidate) -> str:
 
 def _fits(machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pin]) -> bool:
     """Whether a plan could be made; what cannot even be found or used does not fit."""
-    images = len(request.tasks)
     try:
         location = locate(request.cascade, components=request.components, revision=request.revision)
         for name in request.components:
             part, pin = location.cascade.parts[name], pins.get(name)
-            settings = settings_for(machine, location, name, prefer=prefer, pin=pin, images=images)
+            settings = _settings(machine, request, location, name, prefer, pin)
             if all(_short(machine, setting, predict(part, setting)) for setting in settings):
                 return False
     except (DeviceError, CascadeError, CheckpointError):

@@ -14,7 +14,7 @@ from math import inf
 
 from lowmem_if.planning import catalog
 from lowmem_if.planning.catalog import Module, Part
-from lowmem_if.planning.footprint import TEXTS_A_PASS, Setting, bytes_a_pass, stored_bytes
+from lowmem_if.planning.footprint import Setting, bytes_a_pass, stored_bytes
 from lowmem_if.planning.jobs import Job
 from lowmem_if.planning.rates import ACCELERATOR, CPU, Rates
 from lowmem_if.planning.strategies import (
@@ -97,12 +97,25 @@ class _Work:
     def loading(self) -> float:
         """Until the weights are where they wait: read, cast, filled in, brought over, all at once."""
         if self.setting.strategy == STREAM:
-            return 0.0
+            return self._loading_what_stays()
         stored, read = self._stored(*self.part.modules), self._read_bytes()
         ways = [read / self.rates.disk_bytes, stored / self.rates.fill_bytes]
         if self._crosses and self.setting.strategy == RESIDENT:
             ways.append(stored / self.rates.pageable_bytes)
         return max(ways) + self._quantising()
+
+    def _loading_what_stays(self) -> float:
+        """Of a network that streams. An accelerator gets it beside computing, in the first pass; of a
+        file that a CPU uses in place pages are only read.
+        """
+        if self._place == ACCELERATOR:
+            return 0.0
+        whole = self._stored(self._large)
+        stays = min(self.setting.resident_bytes, whole)
+        ways = [stays / whole * self._large.file_bytes / self.rates.disk_bytes]
+        if self._cast_bytes() < inf:
+            ways.append(stays / self.rates.fill_bytes)
+        return max(ways)
 
     def _read_bytes(self) -> int:
         eight_bit = self.part.eight_bit_file_bytes if self.setting.storage == "int8" else 0
@@ -153,7 +166,7 @@ class _Work:
         """Resident: prompt by prompt. Streaming: many together in one pass over the file."""
         one = self._compute(self._large, 1)
         if self.setting.strategy == STREAM:
-            rounds = max(1, -(-self.job.texts // TEXTS_A_PASS))
+            rounds = max(1, -(-self.job.texts // self.setting.batch))
             return self._streaming(self.job.texts / rounds * one, rounds)
         return self.job.texts * (one + self._moving())
 
@@ -171,10 +184,10 @@ class _Work:
 
     def _streaming(self, compute: float, count: int) -> float:
         """The first pass reads the file, the others what of it the system could not keep cached."""
-        whole = self._large.file_bytes
         again = bytes_a_pass(self.part, self.setting)
         uncached = max(0.0, again - self.ram_left_bytes)
-        first = self._one_pass(compute, whole, whole)
+        new = again if self._place == CPU else self._large.file_bytes
+        first = self._one_pass(compute, new, new)
         return first + (count - 1) * self._one_pass(compute, again, uncached)
 
     def _one_pass(self, compute: float, bytes_: float, uncached: float) -> float:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from transformers.masking_utils import create_bidirectional_mask
 
-from lowmem_if.planning.footprint import TEXTS_A_PASS
 from lowmem_if.weights.streaming import Streamed
 
 
@@ -20,20 +19,20 @@ def encode_in_one_pass(
     streamed: Streamed,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
+    together: int,
     on_block: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Iterator[torch.Tensor]:
     """The embedding (1, 77, width) of each prompt: transformers' `T5Stack.forward`, inside out.
 
     Args:
         streamed: a `T5EncoderModel`, its blocks coming and going as wholes.
-        input_ids, attention_mask: (n, 77) of n prompts, where the encoder computes. More than
-            `TEXTS_A_PASS`, whose states would fill the memory that streaming saves, take several passes.
+        input_ids, attention_mask: (n, 77) of n prompts, where the encoder computes.
+        together: prompts that share a pass; the states of more would fill the memory that streaming
+            saves.
         on_block: called with the number of blocks done and of all.
     """
     stack: Any = streamed.module.encoder
-    passes = list(
-        zip(input_ids.split(TEXTS_A_PASS), attention_mask.split(TEXTS_A_PASS), strict=True)
-    )
+    passes = list(zip(input_ids.split(together), attention_mask.split(together), strict=True))
     for number, (ids, mask) in enumerate(passes):
         blocks = len(stack.block)
         tell = _counting_on(on_block, number * blocks, len(passes) * blocks)

@@ -138,7 +138,7 @@ class TextEncoder:
             return_tensors="pt",
         ).to(self._step.device)
         for embedding in encode_in_one_pass(
-            streamed, tokens.input_ids, tokens.attention_mask, on_step
+            streamed, tokens.input_ids, tokens.attention_mask, self._step.batch, on_step
         ):
             yield embedding.cpu()
 
