@@ -24,7 +24,7 @@ from typing import Any
 
 from bench import results
 from bench.__main__ import OUT, RESULTS, ROOT, cpu_name, versions
-from lowmem_if.planning.footprint import Setting, predict
+from lowmem_if.planning.footprint import predict
 from lowmem_if.planning.jobs import jobs_of
 from lowmem_if.planning.locations import locate
 from lowmem_if.planning.machine import Machine, probe
@@ -194,14 +194,11 @@ def _plan(run: Run, machine: Machine, weights: Path) -> Plan:
 
 def _predicted(line: dict[str, Any], machine: Machine, weights: Path) -> dict[str, Any]:
     """The row of a setting that was measured, with what is predicted of that setting now."""
-    strategy, storage = line["setting"].split(",")[0].split()
     stays = re.search(r"([\d.]+) GB resident", line["setting"])
-    run = RUNS[line["name"]]
-    setting = Setting(
-        line["component"], strategy, storage, line["compute"], line["images"], "cpu",
-        resident_bytes=round(10 * float(stays[1])) * 10**8 if stays else 0,
-    )  # fmt: skip
-    request = _plan(run, machine, weights / run.cascade).request
+    plan = _plan(RUNS[line["name"]], machine, weights / RUNS[line["name"]].cascade)
+    planned, request = plan.step(line["component"]).setting, plan.request
+    resident_bytes = round(10 * float(stays[1])) * 10**8 if stays else 0
+    setting = replace(planned, resident_bytes=resident_bytes)
     location = locate(request.cascade, components=request.components)
     part = location.cascade.parts[line["component"]]
     jobs = jobs_of(request, location.cascade, line["component"])

@@ -221,6 +221,9 @@ def _asked(
     as_json: Json = False,
     quiet: Quiet = False,
     preview_every: PreviewEvery = 0,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile UNets with torch.compile where it pays.")
+    ] = False,
     simulate: Annotated[
         bool, typer.Option("--simulate", help="Run dry what no shipped figure is there for.")
     ] = False,
@@ -240,6 +243,7 @@ def _asked(
         "thresholding": numbers("thresholding", thresholding, float),
         "watermark": not no_watermark,
         "safety_checker": not no_safety_checker,
+        "compile": compiled,
     }
     request, bad_lines = _request(opening, values)
     return Asked(

@@ -39,6 +39,9 @@ PROCESS_RAM_BYTES = 400_000_000
 ACCELERATOR_RAM_BYTES = 700_000_000
 """Host memory that the first use of an accelerator adds: driver, kernels, staging."""
 
+COMPILER_RAM_BYTES = 600_000_000
+"""What compiling adds: 0.1 GB stay in the process, and the C++ compiler has its own (docs/log.md)."""
+
 RAM_SAFETY_BYTES = 300_000_000
 VRAM_WORKSPACE_BYTES = 300_000_000
 """cuBLAS and cuDNN workspaces, which no dry run sees."""
@@ -125,13 +128,17 @@ class Setting:
     """Pixels of the picture over those of the square that the stage was made for."""
     tile: int = 0
     """Side of the tiles that the user's own pictures are enlarged in; 0: whole."""
+    speedup: float = 1.0
+    """How many times as fast its steps are for being compiled; 1: it is not."""
 
     def __str__(self) -> str:
         batch = f", batch {self.batch}" if self.batch > 1 else ""
         tiled = ", tiled VAE" if self.vae_tiling else ""
         resident = f", {self.resident_bytes / 1e9:.1f} GB resident" if self.resident_bytes else ""
         parts = f", tiles of {self.tile}" if self.tile else ""
-        return f"{self.strategy} {self.storage}{resident}{batch}{tiled}{parts}".replace("_", " ")
+        compiled = ", compiled" if self.speedup > 1 else ""
+        words = f"{self.strategy} {self.storage}{resident}{batch}{tiled}{parts}{compiled}"
+        return words.replace("_", " ")
 
     @property
     def at_once(self) -> int:
@@ -181,11 +188,13 @@ def predict(part: Part, setting: Setting) -> Footprint:
     }
     activations = {m.folder: _activation_bytes(m, setting) for m in part.modules}
     weights = in_place_bytes(part, setting)
+    compiler = COMPILER_RAM_BYTES if setting.speedup > 1 else 0
     read = part.eight_bit_file_bytes if setting.storage == "int8" else 0
     read = read or sum(module.file_bytes for module in part.modules)
     if setting.device == "cpu":
         ram = (
             PROCESS_RAM_BYTES
+            + compiler
             + weights
             + _upcast_bytes(part, setting)
             + max(_cpu_working_bytes(m, activations[m.folder], setting) for m in part.modules)
@@ -195,7 +204,7 @@ def predict(part: Part, setting: Setting) -> Footprint:
         return Footprint(0, ram, read)
     vram, host = _simulated(part, setting) or _put_together(part, setting, modules, activations)
     vram += _waiting_bytes(setting)
-    host += PROCESS_RAM_BYTES + ACCELERATOR_RAM_BYTES + _result_bytes(setting)
+    host += PROCESS_RAM_BYTES + compiler + ACCELERATOR_RAM_BYTES + _result_bytes(setting)
     return Footprint(vram, host, read)
 
 

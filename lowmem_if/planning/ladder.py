@@ -68,6 +68,7 @@ def cheaper(
                 vae_tiling=setting.vae_tiling,
                 resident_bytes=setting.resident_bytes,
                 tile=setting.tile,
+                speedup=setting.speedup,
                 predicted=_predicted(machine, part, setting, jobs, footprint),
                 reason=f"{short_of} ran out with {step.setting} on {step.device}",
                 instead_of=str(step.setting),
@@ -86,6 +87,8 @@ def _predicted(
 
 def changed_pixels(before: Step, after: Step) -> str:
     """Why the cheaper step draws other pixels; empty if only where weights live has changed."""
+    if after.speedup < before.speedup:
+        return "it is no longer compiled"
     if after.vae_tiling and not before.vae_tiling:
         return "the VAE now works in tiles"
     if after.tile != before.tile:
@@ -108,6 +111,8 @@ def _rungs(setting: Setting, machine: Machine, texts: int) -> Iterator[Setting]:
 
 
 def _next(setting: Setting, machine: Machine) -> Setting | None:
+    if setting.speedup > 1:
+        return replace(setting, speedup=1.0)
     if setting.batch > 1:
         return replace(setting, batch=setting.batch // 2)
     if setting.tile > min(TILES):

@@ -25,6 +25,7 @@ from lowmem_if.errors import (
 from lowmem_if.planning import catalog
 from lowmem_if.planning.candidates import compute_dtype, settings_for
 from lowmem_if.planning.catalog import Part
+from lowmem_if.planning.compiling import speedup
 from lowmem_if.planning.footprint import (
     Footprint,
     Setting,
@@ -42,6 +43,7 @@ from lowmem_if.planning.strategies import (
     EXACT,
     PREFERENCES,
     QUANTISED,
+    RESIDENT,
     SEQUENTIAL_OFFLOAD,
     STREAM,
     Pin,
@@ -73,7 +75,7 @@ class Step:
 
     `samplings` are those of the modes it draws in; `area` is the largest picture's pixels over those of
     the square that the stage was made for. `instead_of` is the runner-up: what was dropped for want of
-    room, or what would be next.
+    room, or what would be next. `speedup` above 1 says that the UNet is compiled.
     """
 
     component: str
@@ -90,12 +92,14 @@ class Step:
     reason: str
     instead_of: str
     resident_bytes: int = 0
+    speedup: float = 1.0
 
     @property
     def setting(self) -> Setting:
         return Setting(
             self.component, self.strategy, self.storage_dtype, self.compute_dtype,
             self.batch, self.device, self.vae_tiling, self.resident_bytes, self.area, self.tile,
+            self.speedup,
         )  # fmt: skip
 
     @property
@@ -227,9 +231,10 @@ def _choose(
         setting.tile,
         Prediction(chosen.footprint.vram_bytes, chosen.footprint.ram_bytes, chosen.seconds,
                    chosen.footprint.read_bytes),
-        _reason(machine, part, chosen, pin),
+        "; ".join([_reason(machine, part, chosen, pin), *_compiling(machine, request, setting)]),
         _runner_up(machine, candidates, chosen),
         setting.resident_bytes,
+        setting.speedup,
     )  # fmt: skip
 
 
@@ -252,7 +257,18 @@ def _settings(
     if component == catalog.TEXT_ENCODER:
         (job,) = jobs_of(request, location.cascade, component)
         return _together(settings, job.texts)
-    return _in_shape(settings, component, tasks)
+    settings = _in_shape(settings, component, tasks)
+    return settings + (_compiled(machine, settings) if request.compile else [])
+
+
+def _compiled(machine: Machine, settings: list[Setting]) -> list[Setting]:
+    """The settings whose UNet can be compiled, compiled: weights must stay where they are."""
+    gains = {component: speedup(machine, component) for component in catalog.IMAGE_STAGES}
+    return [
+        replace(setting, speedup=gains[setting.component])
+        for setting in settings
+        if setting.strategy == RESIDENT and gains.get(setting.component, 1) > 1
+    ]
 
 
 def _together(settings: list[Setting], texts: int) -> list[Setting]:
@@ -330,6 +346,19 @@ def _reason(machine: Machine, part: Part, chosen: _Candidate, pin: Pin | None) -
     elif setting.storage in QUANTISED:
         words.append("computes in " + setting.compute)
     return "; ".join(words)
+
+
+def _compiling(machine: Machine, request: Request, setting: Setting) -> list[str]:
+    """What comes of the wish to compile."""
+    if not request.compile or setting.component not in catalog.IMAGE_STAGES:
+        return []
+    if setting.speedup > 1:
+        return [f"compiled: steps are {setting.speedup:g} times as fast"]
+    if speedup(machine, setting.component) == 1:
+        return ["not compiled: it gains nothing here"]
+    if setting.strategy != RESIDENT:
+        return ["not compiled: weights must stay for that"]
+    return ["not compiled: that takes longer than it saves, or too much RAM"]
 
 
 def _streaming(setting: Setting) -> str:

@@ -31,6 +31,7 @@ _KINDS = {
     "revision": str,
     "watermark": bool,
     "safety_checker": bool,
+    "compile": bool,
 }
 _SEVERAL = ("seed", "steps", "guidance_scale", "strength", "aspect", "lines")
 _KIND_NAMES = {str: "text", bool: "True or False"}
@@ -62,6 +63,8 @@ class Request:
         scheduler: of stages 1 and 2: `ddpm`, their own, or `dpmsolver++`, made for few steps.
         thresholding: of stages 1 and 2: the ratio of dynamic thresholding, above 0 up to 1, and the
             largest value it may scale down from; the cascade's own if None.
+        compile: whether UNets may be compiled (`torch.compile`), where that pays: a picture differs by
+            roundings then.
         lines: instead of `prompts`: a batch, each line with what is its own; the rest is as said here,
             `seed` and `images` included. The pictures are numbered through.
 
@@ -92,6 +95,7 @@ class Request:
     scheduler: str = DDPM
     thresholding: tuple[float, ...] | None = None
     lines: tuple[Line, ...] = ()
+    compile: bool = False
 
     def __post_init__(self) -> None:
         self._settle("prompts", _tuple(self.prompts))

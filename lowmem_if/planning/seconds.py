@@ -14,6 +14,7 @@ from math import inf
 
 from lowmem_if.planning import catalog
 from lowmem_if.planning.catalog import Module, Part
+from lowmem_if.planning.compiling import compile_seconds
 from lowmem_if.planning.footprint import Setting, bytes_a_pass, stored_bytes
 from lowmem_if.planning.jobs import Job
 from lowmem_if.planning.rates import ACCELERATOR, CPU, Rates
@@ -58,7 +59,8 @@ def predict_seconds(
     """
     each = [_Work(part, setting, job, rates, max(0, ram_left_bytes), unified) for job in jobs]
     drawing = sum(work.passes() + work.pictures() for work in each)
-    return round(_BUILD_S + each[0].loading() + drawing, 1)
+    compiling = compile_seconds(setting.device, jobs, setting.batch) if setting.speedup > 1 else 0.0
+    return round(_BUILD_S + each[0].loading() + compiling + drawing, 1)
 
 
 def cast_bytes_per_s(module: Module, setting: Setting, rates: Rates) -> float:
@@ -141,6 +143,7 @@ class _Work:
         # All batches but the last are full; what is not drawn is not computed either.
         mean_batch = self._parts / rounds
         once = self._compute(self._large, mean_batch * self.job.guided * self._part_area)
+        once /= self.setting.speedup
         if setting.strategy == STREAM:
             return self._streaming(once, count)
         return count * (once + self._moving()) + rounds * self._moving_modules()

@@ -227,6 +227,8 @@ def _paces(machine: Machine, report: Report, clock: Clock) -> Iterator[Pace]:
         yield Pace(place, own, component, pace)
         if component == catalog.STAGE_1:
             yield Pace(place, own, ANY, pace)
+    # The safety checker is a transformer that computes in float32 beside the finished pictures.
+    yield Pace(CPU, "float32", catalog.FINISH, _pace(catalog.TEXT_ENCODER, "cpu", "float32", clock))
     others = {(place, device, "float32"), (CPU, "cpu", "float32")} - {(place, device, dtype)}
     for where, on, kind in sorted(others):
         report(f"computing: {kind} on {where}")
@@ -303,5 +305,5 @@ _SHORTENED: dict[str, dict[str, Any]] = {
 }
 """What is changed in a network's configuration, so that it is measured within seconds."""
 _SIDES = {catalog.STAGE_1: 64, catalog.STAGE_2: 128, catalog.UPSCALER: 64}
-_VAE_SIDE = 32
-"""Pixels or latents of what is drawn: half or a quarter of the real, which is slow enough already."""
+_VAE_SIDE = 16
+"""Pixels or latents of what is drawn: half or a sixteenth of the real, which is slow enough already."""

@@ -16,6 +16,7 @@ from PIL import Image
 from lowmem_if.planning.plan import Step
 from lowmem_if.planning.strategies import MODEL_OFFLOAD, RESIDENT, SEQUENTIAL_OFFLOAD, STREAM
 from lowmem_if.planning.tasks import ImageTask, Sampling
+from lowmem_if.stages.compiling import compile_unet, forget_compiled
 from lowmem_if.stages.previews import Watching, watched
 from lowmem_if.stages.style import styled
 from lowmem_if.weights.loading import load_diffusers_model, stream_diffusers_model
@@ -63,7 +64,10 @@ class DrawingStage:
         self.modules = modules
         self._pipeline, self._streams = pipeline, streams.pop_all()
         self._others: dict[type[Any], Any] = {}
+        self._compiled = step.speedup > 1
         place(pipeline, step)
+        if self._compiled:
+            compile_unet(pipeline.unet)
 
     def _draw(self, batch: Batch, kind: type[Any], **inputs: Any) -> torch.Tensor:
         """The pictures as tensors on the CPU, one for each task, drawn by a pipeline of class `kind`."""
@@ -119,6 +123,8 @@ class DrawingStage:
         let_go(self._pipeline)
         self._streams.close()
         self._pipeline, self._others, self.modules = None, {}, []
+        if self._compiled:
+            forget_compiled()
 
 
 def take_unet(folder: Path, step: Step, streams: ExitStack) -> Any:
