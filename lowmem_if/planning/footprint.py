@@ -124,6 +124,8 @@ class Setting:
     """Pixels of the picture over those of the square that the stage was made for."""
     tile: int = 0
     """Side of the tiles that the user's own pictures are enlarged in; 0: whole."""
+    merge_bytes: int = 0
+    """Of RAM while LoRAs are merged into the weights, which is done before they leave for a device."""
 
     def __str__(self) -> str:
         batch = f", batch {self.batch}" if self.batch > 1 else ""
@@ -165,6 +167,16 @@ def in_place_bytes(part: Part, setting: Setting) -> int:
 
 def predict(part: Part, setting: Setting) -> Footprint:
     """Peak bytes of one component under one setting."""
+    plain = _predict(part, _without_merging(setting))
+    return replace(plain, ram_bytes=plain.ram_bytes + setting.merge_bytes)
+
+
+def _without_merging(setting: Setting) -> Setting:
+    """What dry runs and the table know: there nothing is merged."""
+    return replace(setting, merge_bytes=0)
+
+
+def _predict(part: Part, setting: Setting) -> Footprint:
     modules = {
         m.folder: stored_bytes(m.weights, setting.storage, setting.compute) for m in part.modules
     }
@@ -201,11 +213,12 @@ _REMEMBERED: dict[tuple[Part, Setting], tuple[int, int]] = {}
 def remember(part: Part, setting: Setting, vram_bytes: int, host_bytes: int) -> None:
     """From now on predict this setting as a dry run found it: on the accelerator, and in host memory
     beside the process."""
-    _REMEMBERED[part, setting] = vram_bytes, host_bytes
+    _REMEMBERED[part, _without_merging(setting)] = vram_bytes, host_bytes
 
 
 def is_simulated(part: Part, setting: Setting) -> bool:
     """Whether a dry run has seen this very setting."""
+    setting = _without_merging(setting)
     plain = setting.batch == 1 and not setting.resident_bytes and setting.drawn_area == 1
     return (part, setting) in _REMEMBERED or (plain and setting.strategy in _turns(part, setting))
 

@@ -33,6 +33,8 @@ from lowmem_if.planning.footprint import (
 )
 from lowmem_if.planning.jobs import Job, jobs_of, samplings_of, tasks_of
 from lowmem_if.planning.locations import Location, locate
+from lowmem_if.planning.lora import Lora
+from lowmem_if.planning.lora_fit import settled
 from lowmem_if.planning.machine import Machine
 from lowmem_if.planning.nearest import nearest
 from lowmem_if.planning.request import Request
@@ -72,7 +74,7 @@ class Step:
 
     `samplings` are those of the modes it draws in; `area` is the largest picture's pixels over those of
     the square that the stage was made for. `instead_of` is the runner-up: what was dropped for want of
-    room, or what would be next.
+    room, or what would be next. `lora` are merged into the UNet's weights while they are read.
     """
 
     component: str
@@ -89,12 +91,14 @@ class Step:
     reason: str
     instead_of: str
     resident_bytes: int = 0
+    lora: tuple[Lora, ...] = ()
 
     @property
     def setting(self) -> Setting:
         return Setting(
             self.component, self.strategy, self.storage_dtype, self.compute_dtype,
             self.batch, self.device, self.vae_tiling, self.resident_bytes, self.area, self.tile,
+            _merge_bytes(self.lora),
         )  # fmt: skip
 
     @property
@@ -163,12 +167,15 @@ def make_plan(
     Raises:
         DoesNotFit: a component has no strategy with room; says what would fit.
         CascadeError, CheckpointError: the cascade is not one, or a file of it is broken.
+        LoraError: a LoRA fits none of the stages that run, or both.
         DeviceError, RequestError: a pin asks for what the device cannot do.
     """
     if prefer not in PREFERENCES:
         raise RequestError(f"unknown preference {prefer!r}: use exact or balanced")
     pins = {component: parse_pin(component, str(pin)) for component, pin in (pins or {}).items()}
     location = locate(request.cascade, components=request.components, revision=request.revision)
+    lora = settled(request.lora, location, request.components)
+    request = replace(request, lora=lora)
     try:
         steps = tuple(
             _choose(machine, request, location, component, prefer, pins.get(component))
@@ -211,6 +218,8 @@ def _choose(
     jobs = jobs_of(request, location.cascade, component)
     settings = settings_for(machine, location, component, prefer=prefer, pin=pin, images=len(tasks))
     settings = _in_shape(settings, component, tasks)
+    lora = tuple(one for one in request.lora if one.stage == component)
+    settings = [replace(setting, merge_bytes=_merge_bytes(lora)) for setting in settings]
     candidates = [_weigh(machine, part, setting, jobs) for setting in settings]
     fitting = [candidate for candidate in candidates if candidate.short is None]
     if not fitting:
@@ -228,10 +237,16 @@ def _choose(
         setting.tile,
         Prediction(chosen.footprint.vram_bytes, chosen.footprint.ram_bytes, chosen.seconds,
                    chosen.footprint.read_bytes),
-        _reason(machine, part, chosen, pin),
+        _reason(machine, part, chosen, pin, lora),
         _runner_up(machine, candidates, chosen),
         setting.resident_bytes,
+        lora,
     )  # fmt: skip
+
+
+def _merge_bytes(lora: Sequence[Lora]) -> int:
+    """Of RAM for all LoRAs of a step: what they add to one weight is held together."""
+    return sum(one.merge_bytes for one in lora if one.scale)
 
 
 def _cuts(setting: Setting) -> float:
@@ -281,7 +296,9 @@ def _overrun(candidate: _Candidate) -> int:
     return candidate.short[1] - candidate.short[2]
 
 
-def _reason(machine: Machine, part: Part, chosen: _Candidate, pin: Pin | None) -> str:
+def _reason(
+    machine: Machine, part: Part, chosen: _Candidate, pin: Pin | None, lora: Sequence[Lora]
+) -> str:
     setting = chosen.setting
     if setting.device == "cpu":
         spare, what = machine.ram_bytes - chosen.footprint.ram_bytes, "RAM"
@@ -299,13 +316,21 @@ def _reason(machine: Machine, part: Part, chosen: _Candidate, pin: Pin | None) -
         words.append("leaves move: slow")
     if setting.strategy == STREAM:
         words.append(_streaming(setting))
-        if _casts_at_every_pass(part, setting):
+        if not lora and _casts_at_every_pass(part, setting):
             words.append("they are cast each time unless `fetch --convert bf16` was run")
+    words += _merging(setting, lora)
     if setting.storage == "float32" and compute_dtype(machine, part)[1]:
         words.append("small, so float32")
     elif setting.storage in QUANTISED:
         words.append("computes in " + setting.compute)
     return "; ".join(words)
+
+
+def _merging(setting: Setting, lora: Sequence[Lora]) -> list[str]:
+    if not lora:
+        return []
+    names = " and ".join(map(str, lora))
+    return [f"LoRA {names}, merged with {format_bytes(setting.merge_bytes)} of RAM"]
 
 
 def _streaming(setting: Setting) -> str:
@@ -366,6 +391,7 @@ def _fits(machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pi
     images = len(request.tasks)
     try:
         location = locate(request.cascade, components=request.components, revision=request.revision)
+        settled(request.lora, location, request.components)
         for name in request.components:
             part, pin = location.cascade.parts[name], pins.get(name)
             settings = settings_for(machine, location, name, prefer=prefer, pin=pin, images=images)
