@@ -143,7 +143,7 @@ def _pair(
     if (
         min(len(down.shape), len(up.shape)) < 2
         or not 0 < rank == up.shape[1]
-        or set(up.shape[2:]) > {1}
+        or not set(up.shape[2:]) <= {1}
         or not (down.is_floating and up.is_floating)
     ):
         raise LoraError(
