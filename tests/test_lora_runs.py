@@ -279,7 +279,7 @@ def test_another_lora_or_scale_is_another_request(
 
 
 def test_content_and_scale_count_as_weights(tiny: Path, tmp_path: Path, first: LoraOf) -> None:
-    """Of the stage alone; the name of the file does not, and the text encoder has nothing to do with it."""
+    """Of the stage alone; the name of the file does not, nor does the text encoder's identity change."""
     file = written(tmp_path, "a.safetensors", first)
     copy = written(tmp_path, "copy.safetensors", first)
     other = written(tmp_path, "b.safetensors", random_lora(tiny, "stage_1", seed=5))

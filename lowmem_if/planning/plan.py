@@ -218,7 +218,7 @@ def _choose(
     jobs = jobs_of(request, location.cascade, component)
     settings = settings_for(machine, location, component, prefer=prefer, pin=pin, images=len(tasks))
     settings = _in_shape(settings, component, tasks)
-    lora = tuple(one for one in request.lora if one.stage == component)
+    lora = _of_stage(request.lora, component)
     settings = [replace(setting, merge_bytes=_merge_bytes(lora)) for setting in settings]
     candidates = [_weigh(machine, part, setting, jobs) for setting in settings]
     fitting = [candidate for candidate in candidates if candidate.short is None]
@@ -242,6 +242,10 @@ def _choose(
         setting.resident_bytes,
         lora,
     )  # fmt: skip
+
+
+def _of_stage(lora: Sequence[Lora], component: str) -> tuple[Lora, ...]:
+    return tuple(one for one in lora if one.stage == component)
 
 
 def _merge_bytes(lora: Sequence[Lora]) -> int:
@@ -391,10 +395,12 @@ def _fits(machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pi
     images = len(request.tasks)
     try:
         location = locate(request.cascade, components=request.components, revision=request.revision)
-        settled(request.lora, location, request.components)
+        lora = settled(request.lora, location, request.components)
         for name in request.components:
             part, pin = location.cascade.parts[name], pins.get(name)
             settings = settings_for(machine, location, name, prefer=prefer, pin=pin, images=images)
+            merging = _merge_bytes(_of_stage(lora, name))
+            settings = [replace(setting, merge_bytes=merging) for setting in settings]
             if all(_short(machine, setting, predict(part, setting)) for setting in settings):
                 return False
     except (DeviceError, CascadeError, CheckpointError):
