@@ -14,6 +14,7 @@ from lowmem_if.errors import (
     DeviceError,
     DoesNotFit,
     HubError,
+    LoraError,
     LowmemError,
     OutOfMemory,
     PictureError,
@@ -24,6 +25,7 @@ from lowmem_if.errors import (
 )
 from lowmem_if.planning.batch_file import BadLine
 from lowmem_if.planning.lines import Line
+from lowmem_if.planning.lora import Lora
 from lowmem_if.planning.machine import Machine, probe
 from lowmem_if.planning.plan import Plan, Step, make_plan
 from lowmem_if.planning.profiles import Profile, load_profile
@@ -50,6 +52,8 @@ __all__ = [
     "Fetched",
     "HubError",
     "Line",
+    "Lora",
+    "LoraError",
     "LowmemError",
     "Machine",
     "NotebookProgress",

@@ -54,6 +54,14 @@ Strength = Annotated[
     ),
 ]
 StylePrompt = Annotated[str, typer.Option(help="How to draw it; PROMPT says what is there.")]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="[STAGE=]FILE[:SCALE]",
+        help="A LoRA for stage 1 or 2, told by its shapes; several add up.",
+    ),
+]
 Aspect = Annotated[str | None, typer.Option(help="Of pictures that are no squares, like 3:2.")]
 
 
@@ -209,6 +217,7 @@ def _asked(
     thresholding: Annotated[
         str | None, typer.Option(help="Of stages 1, 2: ratio, and largest value: 0.95,1.5.")
     ] = None,
+    lora: Loras = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; begun ones go on.")] = None,
     device: Device = "auto",
     ram: Ram = None,
@@ -241,6 +250,7 @@ def _asked(
         "noise_level": noise_level,
         "scheduler": scheduler,
         "thresholding": numbers("thresholding", thresholding, float),
+        "lora": tuple(lora or ()),
         "watermark": not no_watermark,
         "safety_checker": not no_safety_checker,
         "compile": compiled,

@@ -7,6 +7,7 @@
     ├── ProfileError           a machine profile is unknown, unreadable or has a wrong key
     ├── CascadeError           no such cascade, or a folder that is none
     ├── CheckpointError        a file of the weights is missing, truncated, corrupt or of another shape
+    │   └── LoraError          a LoRA is gone, of a kind that is not merged, or of no stage that runs
     ├── DeviceError            the device asked for is not here, or cannot do what was pinned
     ├── DoesNotFit             no strategy fits the budget; carries the figures
     ├── HubError               a download could not be done
@@ -53,6 +54,10 @@ class CascadeError(LowmemError):
 
 class CheckpointError(LowmemError):
     """A file of the weights is missing, truncated, corrupt or does not match its configuration."""
+
+
+class LoraError(CheckpointError):
+    """A LoRA cannot be used: no file, a pickle, of another kind, or of none of the stages that run."""
 
 
 class DeviceError(LowmemError):

@@ -79,9 +79,7 @@ def test_weights_that_come_and_go_are_not_compiled() -> None:
 @pytest.mark.parametrize(
     ("kind", "capability"), [("cpu", (0, 0)), ("mps", (0, 0)), ("xpu", (0, 0)), ("cuda", (6, 0))]
 )
-def test_nothing_is_promised_where_nothing_is_known(
-    kind: str, capability: tuple[int, int]
-) -> None:
+def test_nothing_is_promised_where_nothing_is_known(kind: str, capability: tuple[int, int]) -> None:
     """On CPUs little was gained; of Apple and Intel nobody has published; Triton wants 7.0."""
     device = kind if kind in ("cpu", "mps") else f"{kind}:0"
     machine = replace(T4, device=device, capability=capability)
@@ -151,7 +149,8 @@ def test_a_compiled_run_is_a_run(
     assert same(plain, done)
     for stage in (STAGE_1, STAGE_2, UPSCALER):
         released = done.released(stage)
-        assert released is not None and not released["alive"]
+        assert released is not None
+        assert not released["alive"]
 
 
 def test_where_nothing_can_be_compiled_the_run_says_so_and_goes_on(

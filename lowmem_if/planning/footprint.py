@@ -130,6 +130,8 @@ class Setting:
     """Side of the tiles that the user's own pictures are enlarged in; 0: whole."""
     speedup: float = 1.0
     """How many times as fast its steps are for being compiled; 1: it is not."""
+    merge_bytes: int = 0
+    """Of RAM while LoRAs are merged into the weights, which is done before they leave for a device."""
 
     def __str__(self) -> str:
         batch = f", batch {self.batch}" if self.batch > 1 else ""
@@ -183,18 +185,27 @@ def in_place_bytes(part: Part, setting: Setting) -> int:
 
 def predict(part: Part, setting: Setting) -> Footprint:
     """Peak bytes of one component under one setting."""
+    plain = _predict(part, _as_simulated(setting))
+    compiler = COMPILER_RAM_BYTES if setting.speedup > 1 else 0
+    return replace(plain, ram_bytes=plain.ram_bytes + setting.merge_bytes + compiler)
+
+
+def _as_simulated(setting: Setting) -> Setting:
+    """What dry runs and the table know: there nothing is merged or compiled."""
+    return replace(setting, merge_bytes=0, speedup=1.0)
+
+
+def _predict(part: Part, setting: Setting) -> Footprint:
     modules = {
         m.folder: stored_bytes(m.weights, setting.storage, setting.compute) for m in part.modules
     }
     activations = {m.folder: _activation_bytes(m, setting) for m in part.modules}
     weights = in_place_bytes(part, setting)
-    compiler = COMPILER_RAM_BYTES if setting.speedup > 1 else 0
     read = part.eight_bit_file_bytes if setting.storage == "int8" else 0
     read = read or sum(module.file_bytes for module in part.modules)
     if setting.device == "cpu":
         ram = (
             PROCESS_RAM_BYTES
-            + compiler
             + weights
             + _upcast_bytes(part, setting)
             + max(_cpu_working_bytes(m, activations[m.folder], setting) for m in part.modules)
@@ -204,7 +215,7 @@ def predict(part: Part, setting: Setting) -> Footprint:
         return Footprint(0, ram, read)
     vram, host = _simulated(part, setting) or _put_together(part, setting, modules, activations)
     vram += _waiting_bytes(setting)
-    host += PROCESS_RAM_BYTES + compiler + ACCELERATOR_RAM_BYTES + _result_bytes(setting)
+    host += PROCESS_RAM_BYTES + ACCELERATOR_RAM_BYTES + _result_bytes(setting)
     return Footprint(vram, host, read)
 
 
@@ -220,11 +231,12 @@ _REMEMBERED: dict[tuple[Part, Setting], tuple[int, int]] = {}
 def remember(part: Part, setting: Setting, vram_bytes: int, host_bytes: int) -> None:
     """From now on predict this setting as a dry run found it: on the accelerator, and in host memory
     beside the process."""
-    _REMEMBERED[part, setting] = vram_bytes, host_bytes
+    _REMEMBERED[part, _as_simulated(setting)] = vram_bytes, host_bytes
 
 
 def is_simulated(part: Part, setting: Setting) -> bool:
     """Whether a dry run has seen this very setting."""
+    setting = _as_simulated(setting)
     plain = setting.at_once == 1 and not setting.resident_bytes and setting.drawn_area == 1
     return (part, setting) in _REMEMBERED or (plain and setting.strategy in _turns(part, setting))
 

@@ -61,6 +61,11 @@ def are_bfloat16(tensors: Iterable[TensorHeader]) -> bool:
 
 def read_header(file: Path) -> dict[str, TensorHeader]:
     """The tensors of one safetensors file, by name; the file's length is checked against them."""
+    return read_header_and_metadata(file)[0]
+
+
+def read_header_and_metadata(file: Path) -> tuple[dict[str, TensorHeader], dict[str, str]]:
+    """The same, and what the file says of itself beside them."""
     try:
         with file.open("rb") as stream:
             size = file.stat().st_size
@@ -72,15 +77,18 @@ def read_header(file: Path) -> dict[str, TensorHeader]:
         raise unreadable(file, error) from error
     except (ValueError, RecursionError) as error:
         raise _broken(file, f"its header is no JSON ({error})") from error
-    return _checked(file, header, data_offset=8 + length, data_bytes=size - 8 - length)
+    if not isinstance(header, dict):
+        raise _broken(file, "its header is not a table of tensors")
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise _broken(file, "its metadata is not a table of texts")
+    tensors = _checked(file, header, data_offset=8 + length, data_bytes=size - 8 - length)
+    return tensors, metadata
 
 
 def _checked(
-    file: Path, header: Any, *, data_offset: int, data_bytes: int
+    file: Path, header: dict[str, Any], *, data_offset: int, data_bytes: int
 ) -> dict[str, TensorHeader]:
-    if not isinstance(header, dict):
-        raise _broken(file, "its header is not a table of tensors")
-    header.pop("__metadata__", None)
     tensors = {}
     spans = []
     for name, entry in header.items():

@@ -35,6 +35,8 @@ from lowmem_if.planning.footprint import (
 )
 from lowmem_if.planning.jobs import Job, jobs_of, samplings_of, tasks_of
 from lowmem_if.planning.locations import Location, locate
+from lowmem_if.planning.lora import Lora
+from lowmem_if.planning.lora_fit import settled
 from lowmem_if.planning.machine import Machine
 from lowmem_if.planning.nearest import nearest
 from lowmem_if.planning.request import Request
@@ -75,7 +77,8 @@ class Step:
 
     `samplings` are those of the modes it draws in; `area` is the largest picture's pixels over those of
     the square that the stage was made for. `instead_of` is the runner-up: what was dropped for want of
-    room, or what would be next. `speedup` above 1 says that the UNet is compiled.
+    room, or what would be next. `speedup` above 1 says that the UNet is compiled. `lora` are merged into
+    the UNet's weights while they are read.
     """
 
     component: str
@@ -93,13 +96,14 @@ class Step:
     instead_of: str
     resident_bytes: int = 0
     speedup: float = 1.0
+    lora: tuple[Lora, ...] = ()
 
     @property
     def setting(self) -> Setting:
         return Setting(
             self.component, self.strategy, self.storage_dtype, self.compute_dtype,
             self.batch, self.device, self.vae_tiling, self.resident_bytes, self.area, self.tile,
-            self.speedup,
+            self.speedup, _merge_bytes(self.lora),
         )  # fmt: skip
 
     @property
@@ -168,12 +172,14 @@ def make_plan(
     Raises:
         DoesNotFit: a component has no strategy with room; says what would fit.
         CascadeError, CheckpointError: the cascade is not one, or a file of it is broken.
+        LoraError: a LoRA fits none of the stages that run, or both.
         DeviceError, RequestError: a pin asks for what the device cannot do.
     """
     if prefer not in PREFERENCES:
         raise RequestError(f"unknown preference {prefer!r}: use exact or balanced")
     pins = {component: parse_pin(component, str(pin)) for component, pin in (pins or {}).items()}
     location = locate(request.cascade, components=request.components, revision=request.revision)
+    request = replace(request, lora=settled(request.lora, location, request.components))
     try:
         steps = tuple(
             _choose(machine, request, location, component, prefer, pins.get(component))
@@ -214,6 +220,7 @@ def _choose(
     part = location.cascade.parts[component]
     jobs = jobs_of(request, location.cascade, component)
     settings = _settings(machine, request, location, component, prefer, pin)
+    lora = _of_stage(request.lora, component)
     candidates = [_weigh(machine, part, setting, jobs) for setting in settings]
     fitting = [candidate for candidate in candidates if candidate.short is None]
     if not fitting:
@@ -231,11 +238,23 @@ def _choose(
         setting.tile,
         Prediction(chosen.footprint.vram_bytes, chosen.footprint.ram_bytes, chosen.seconds,
                    chosen.footprint.read_bytes),
-        "; ".join([_reason(machine, part, chosen, pin), *_compiling(machine, request, setting)]),
+        "; ".join(
+            [_reason(machine, part, chosen, pin, lora), *_compiling(machine, request, setting)]
+        ),
         _runner_up(machine, candidates, chosen),
         setting.resident_bytes,
         setting.speedup,
+        lora,
     )  # fmt: skip
+
+
+def _of_stage(lora: Sequence[Lora], component: str) -> tuple[Lora, ...]:
+    return tuple(one for one in lora if one.stage == component)
+
+
+def _merge_bytes(lora: Sequence[Lora]) -> int:
+    """Of RAM for all LoRAs of a step: what they add to one weight is held together."""
+    return sum(one.merge_bytes for one in lora if one.scale)
 
 
 def _cuts(setting: Setting) -> float:
@@ -258,6 +277,8 @@ def _settings(
         (job,) = jobs_of(request, location.cascade, component)
         return _together(settings, job.texts)
     settings = _in_shape(settings, component, tasks)
+    merge_bytes = _merge_bytes(_of_stage(request.lora, component))
+    settings = [replace(setting, merge_bytes=merge_bytes) for setting in settings]
     return settings + (_compiled(machine, settings) if request.compile else [])
 
 
@@ -321,7 +342,9 @@ def _overrun(candidate: _Candidate) -> int:
     return candidate.short[1] - candidate.short[2]
 
 
-def _reason(machine: Machine, part: Part, chosen: _Candidate, pin: Pin | None) -> str:
+def _reason(
+    machine: Machine, part: Part, chosen: _Candidate, pin: Pin | None, lora: Sequence[Lora]
+) -> str:
     setting = chosen.setting
     if setting.device == "cpu":
         spare, what = machine.ram_bytes - chosen.footprint.ram_bytes, "RAM"
@@ -339,8 +362,9 @@ def _reason(machine: Machine, part: Part, chosen: _Candidate, pin: Pin | None) -
         words.append("leaves move: slow")
     if setting.strategy == STREAM:
         words.append(_streaming(setting))
-        if _casts_at_every_pass(part, setting):
+        if not lora and _casts_at_every_pass(part, setting):
             words.append("they are cast each time unless `fetch --convert bf16` was run")
+    words += _merging(setting, lora)
     if setting.storage == "float32" and compute_dtype(machine, part)[1]:
         words.append("small, so float32")
     elif setting.storage in QUANTISED:
@@ -359,6 +383,13 @@ def _compiling(machine: Machine, request: Request, setting: Setting) -> list[str
     if setting.strategy != RESIDENT:
         return ["not compiled: weights must stay for that"]
     return ["not compiled: that takes longer than it saves, or too much RAM"]
+
+
+def _merging(setting: Setting, lora: Sequence[Lora]) -> list[str]:
+    if not lora:
+        return []
+    names = " and ".join(map(str, lora))
+    return [f"LoRA {names}, merged with {format_bytes(setting.merge_bytes)} of RAM"]
 
 
 def _streaming(setting: Setting) -> str:
@@ -418,6 +449,7 @@ def _fits(machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pi
     """Whether a plan could be made; what cannot even be found or used does not fit."""
     try:
         location = locate(request.cascade, components=request.components, revision=request.revision)
+        request = replace(request, lora=settled(request.lora, location, request.components))
         for name in request.components:
             part, pin = location.cascade.parts[name], pins.get(name)
             settings = _settings(machine, request, location, name, prefer, pin)

@@ -16,6 +16,7 @@ from lowmem_if.planning import catalog
 from lowmem_if.planning.catalog import StageDefaults
 from lowmem_if.planning.lines import Line
 from lowmem_if.planning.locations import existing_folder
+from lowmem_if.planning.lora import Lora, loras
 from lowmem_if.planning.modes import TEXT
 from lowmem_if.planning.pictures import Picture, look_at
 from lowmem_if.planning.samplers import DDPM, SCHEDULERS
@@ -65,12 +66,14 @@ class Request:
             largest value it may scale down from; the cascade's own if None.
         compile: whether UNets may be compiled (`torch.compile`), where that pays: a picture differs by
             roundings then.
+        lora: LoRAs for stages 1 and 2, which add up; texts like `FILE:SCALE` and paths may be given.
         lines: instead of `prompts`: a batch, each line with what is its own; the rest is as said here,
             `seed` and `images` included. The pictures are numbered through.
 
     Raises:
         RequestError: a value that no cascade could run.
         PictureError: a picture that cannot be used.
+        LoraError, CheckpointError: a LoRA that cannot be used.
     """
 
     prompts: tuple[str, ...]
@@ -96,6 +99,7 @@ class Request:
     thresholding: tuple[float, ...] | None = None
     lines: tuple[Line, ...] = ()
     compile: bool = False
+    lora: tuple[Lora, ...] = ()
 
     def __post_init__(self) -> None:
         self._settle("prompts", _tuple(self.prompts))
@@ -117,6 +121,7 @@ class Request:
             raise RequestError(f"unknown timesteps {self.timesteps!r}: use one of {known}")
         self._settle("steps", self._checked_steps())
         self._settle_guidance()
+        self._settle("lora", loras(self.lora))
         self._check_lines()
 
     def _check_kinds(self) -> None:

@@ -6,6 +6,7 @@ it comes, and proves that the component has left. Nothing is kept but what is in
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from lowmem_if.errors import CascadeError, DeviceError, RunFolderError
 from lowmem_if.planning import catalog
 from lowmem_if.planning.footprint import in_place_bytes
 from lowmem_if.planning.locations import Location, locate
+from lowmem_if.planning.lora import file_digest
 from lowmem_if.planning.modes import UPSCALE
 from lowmem_if.planning.plan import Step
 from lowmem_if.planning.tasks import ImageTask
@@ -143,6 +145,7 @@ class _Turn:
     def take(self) -> None:
         component = self._step.component
         _check_device(self._step)
+        _check_lora(self._step, self._folder)
         wake(self._step.device)
         self._folder.check_weights(component, self._weights)
         images = len(self._tasks or self._request.tasks)
@@ -376,20 +379,27 @@ class _Turn:
         request = asdict(self._request.of_task(task))
         for source in filter(None, (request[kind] for kind in KINDS)):
             source["path"] = Path(source["path"]).name  # where it lay is nobody's business
+        steps = [asdict(step) for step in self._folder.plan.steps]
+        for lora in (one for user in (request, *steps) for one in user["lora"]):
+            lora["path"] = Path(lora["path"]).name
         return {
             "prompt": task.prompt,
             "seed": task.seed,
             "cascade": self._request.cascade,
             "request": request,
-            "plan": [asdict(step) for step in self._folder.plan.steps],
+            "plan": steps,
             "versions": self._folder.versions,
         }
 
 
 def weights_identity(location: Location, step: Step) -> str:
-    """Which files a step works with, by content: weights, configurations and vocabulary."""
+    """Which files a step works with, by content: weights, configurations, vocabulary and LoRAs."""
     root = _root(location, step)
-    return identity(root, location.files(step.component, storage=step.storage_dtype))
+    files = identity(root, location.files(step.component, storage=step.storage_dtype))
+    if not step.lora:
+        return files
+    merged = [[lora.digest, lora.scale] for lora in step.lora]
+    return hashlib.sha256(json.dumps([files, merged]).encode()).hexdigest()
 
 
 def _there(tensor: torch.Tensor | None, file: Path) -> torch.Tensor:
@@ -416,6 +426,16 @@ def _check_device(step: Step) -> None:
             f"the plan is for {step.device}, which torch does not see here: "
             "run it where it was begun, or start a new folder"
         )
+
+
+def _check_lora(step: Step, folder: RunFolder) -> None:
+    """Raise `RunFolderError` unless the LoRAs of a step are the files that it was planned with."""
+    for lora in step.lora:
+        if file_digest(lora.path) != lora.digest:
+            raise RunFolderError(
+                f"the LoRA {lora.path} has changed since {folder.path} was begun: "
+                "put the old one back or start a new folder"
+            )
 
 
 def _png(image: object, description: dict[str, object] | None = None) -> bytes:

@@ -94,7 +94,8 @@ def simulate_step(
         for mode, sampling in step.samplings.items()
     }
     device = step.device if step.device == "cpu" else DEVICE
-    step = replace(step, samplings=samplings, device=device)
+    # What is merged are numbers, which a dry run has none of; the plan adds the memory for it.
+    step = replace(step, samplings=samplings, device=device, lora=(), speedup=1.0)
     with ExitStack() as undo:
         trace = undo.enter_context(dry_run(kernel=attention))
         undo.enter_context(unread_files(trace))

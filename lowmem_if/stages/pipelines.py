@@ -130,6 +130,8 @@ class DrawingStage:
 def take_unet(folder: Path, step: Step, streams: ExitStack) -> Any:
     """The UNet of a folder, in memory or streaming; what streams is closed with `streams`."""
     options: Any = {"dtype": step.storage_dtype, "device": loading_device(step)}
+    # At 0 nothing is merged, so a bfloat16 copy of the weights may serve.
+    options["lora"] = [one for one in step.lora if one.scale]
     if step.strategy != STREAM:
         return load_diffusers_model(folder, UNet2DConditionModel, **options)
     options["resident_bytes"] = step.resident_bytes

@@ -18,7 +18,8 @@ import torch
 
 from lowmem_if.errors import CheckpointError
 from lowmem_if.weights.checkpoint import Checkpoint
-from lowmem_if.weights.reading import BLOCK, Reader
+from lowmem_if.weights.merging import NOTHING, Merges, reader_of
+from lowmem_if.weights.reading import BLOCK
 from lowmem_if.weights.skeletons import Slot, owner_of, place
 from lowmem_if.weights.staging import Staging
 
@@ -27,9 +28,13 @@ _MOST_THREADS = 4
 
 
 def fill(
-    module: torch.nn.Module, checkpoint: Checkpoint, wanted: Iterable[Slot], device: str
+    module: torch.nn.Module,
+    checkpoint: Checkpoint,
+    wanted: Iterable[Slot],
+    device: str,
+    merges: Merges = NOTHING,
 ) -> None:
-    """Read every wanted tensor to `device` and put it in its place.
+    """Read every wanted tensor to `device`, with what is merged into it, and put it in its place.
 
     Raises:
         CheckpointError: a file cannot be read or has become shorter.
@@ -38,7 +43,7 @@ def fill(
 
     def reader() -> Any:
         if not hasattr(threads, "reader"):
-            reader = Reader(checkpoint, block=BLOCK)
+            reader = reader_of(checkpoint, merges, block=BLOCK)
             threads.reader = reader if device == "cpu" else Staging(reader, device)
         return threads.reader
 

@@ -1,7 +1,8 @@
 """How a unit's weights get to where it computes, and leave again: three ways, one for each machine.
 
 - `MappedLane`: a CPU that computes in the file's own types uses the mapped file in place.
-- `CastLane`: a CPU that computes in other types casts into memory that is used again and again.
+- `CastLane`: a CPU that computes in other types, or with LoRAs, casts into memory that is used again and
+  again.
 - `DeviceLane`: an accelerator gets copies through pinned buffers, beside its computing.
 
 `streaming.py` calls `bring` on a thread of its own, `views` on the computing one, and `room` and `leave`
@@ -22,6 +23,7 @@ import torch
 from lowmem_if.errors import CheckpointError
 from lowmem_if.weights.arena import Arena, aligned
 from lowmem_if.weights.checkpoint import Checkpoint
+from lowmem_if.weights.merging import NOTHING, Merges, reader_of
 from lowmem_if.weights.reading import Reader
 from lowmem_if.weights.skeletons import Slot
 from lowmem_if.weights.staging import Staging
@@ -158,7 +160,7 @@ class _ArenaLane:
 
 
 class CastLane(_ArenaLane):
-    """Weights are cast from the file into the arena."""
+    """Weights are cast from the file into the arena, with what is merged into them."""
 
     def __init__(
         self,
@@ -166,10 +168,11 @@ class CastLane(_ArenaLane):
         window_bytes: int,
         caches: Callable[[Unit], bool],
         between: Callable[[], None],
+        merges: Merges = NOTHING,
     ) -> None:
         super().__init__(window_bytes, "cpu")
         self._checkpoint, self._caches = checkpoint, caches
-        self._reader = Reader(checkpoint, between)
+        self._reader = reader_of(checkpoint, merges, between)
 
     def bring(self, unit: Unit) -> None:
         for slot, view in zip(unit.slots, self._views(unit), strict=True):
@@ -197,10 +200,11 @@ class DeviceLane(_ArenaLane):
         caches: Callable[[Unit], bool],
         between: Callable[[], None],
         device: str,
+        merges: Merges = NOTHING,
     ) -> None:
         super().__init__(window_bytes, device)
         self._checkpoint, self._caches = checkpoint, caches
-        self._staging = Staging(Reader(checkpoint, between), device)
+        self._staging = Staging(reader_of(checkpoint, merges, between), device)
         self._arrived: dict[Unit, Any] = {}
         self._left: list[tuple[int, int, Any]] = []
 

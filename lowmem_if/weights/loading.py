@@ -7,7 +7,7 @@ configuration is an error: transformers and diffusers would fill missing weights
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,14 @@ from transformers.models.t5.modeling_t5 import T5Block
 from lowmem_if.errors import CheckpointError
 from lowmem_if.planning.component_files import file_names
 from lowmem_if.planning.configurations import read_config
+from lowmem_if.planning.lora import Lora
 from lowmem_if.planning.strategies import QUANTISED
 from lowmem_if.weights import converted
 from lowmem_if.weights.checkpoint import Checkpoint
 from lowmem_if.weights.filling import fill
 from lowmem_if.weights.library_repairs import repaired_safety_checker
 from lowmem_if.weights.memory import is_out_of_memory
+from lowmem_if.weights.merging import Merges
 from lowmem_if.weights.skeletons import (
     diffusers_skeleton,
     move_buffers,
@@ -113,26 +115,43 @@ _DUMMY_TOKENS = 4
 """Pad, end, unknown and the word mark: what a T5 tokenizer consists of without its vocabulary."""
 
 
-def load_diffusers_model(folder: Path, cls: Any, *, dtype: str, device: str) -> Any:
-    """A UNet or VAE of a diffusers folder in `dtype` on `device`, in evaluation mode."""
+def load_diffusers_model(
+    folder: Path, cls: Any, *, dtype: str, device: str, lora: Sequence[Lora] = ()
+) -> Any:
+    """A UNet or VAE of a diffusers folder in `dtype` on `device`, in evaluation mode.
+
+    Args:
+        lora: what is merged into its weights.
+    """
     config = read_config(folder / "config.json")
     with _told(folder):
-        return _filled(diffusers_skeleton(cls, config), folder, DTYPES[dtype], device)
+        return _filled(diffusers_skeleton(cls, config), folder, DTYPES[dtype], device, lora=lora)
 
 
 def stream_diffusers_model(
-    folder: Path, cls: Any, *, dtype: str, device: str, resident_bytes: int = 0
+    folder: Path,
+    cls: Any,
+    *,
+    dtype: str,
+    device: str,
+    resident_bytes: int = 0,
+    lora: Sequence[Lora] = (),
 ) -> Streamed:
-    """A UNet or VAE whose weights stay in its files, but for `resident_bytes` of them."""
+    """A UNet or VAE whose weights stay in its files, but for `resident_bytes` of them.
+
+    Args:
+        lora: what is merged into each weight whenever it comes.
+    """
     config = read_config(folder / "config.json")
     with _told(folder):
         skeleton = diffusers_skeleton(cls, config)
         return Streamed(
             skeleton,
-            _open(folder, dtype, device),
+            Checkpoint.of_folder(folder) if lora else _open(folder, dtype, device),
             DTYPES[dtype],
             device,
             resident_bytes=resident_bytes,
+            lora=lora,
         )
 
 
@@ -193,17 +212,29 @@ def _load_transformers(cls: Any, folder: Path, dtype: str, device: str) -> Any:
 
 
 def _open(folder: Path, dtype: str, device: str) -> Checkpoint:
-    """The weights of a network; on a CPU their bfloat16 copy, if that is what it computes in."""
+    """The weights of a network; on a CPU their bfloat16 copy, if that is what it computes in.
+
+    Not of one that LoRAs are merged into: sums are rounded once, from what the files hold. From a copy
+    they would be rounded twice, and streamed weights would differ from resident ones.
+    """
     copy = converted.find_converted(folder) if (dtype, device) == (converted.DTYPE, "cpu") else None
     return Checkpoint.of_folder(copy or folder)
 
 
 def _filled(
-    skeleton: Any, folder: Path, dtype: torch.dtype, device: str, *, eight_bit: bool = False
+    skeleton: Any,
+    folder: Path,
+    dtype: torch.dtype,
+    device: str,
+    *,
+    eight_bit: bool = False,
+    lora: Sequence[Lora] = (),
 ) -> Any:
     """The skeleton with its weights on `device`, its unsaved buffers too."""
     with Checkpoint.of_folder(folder, eight_bit=eight_bit) as checkpoint:
-        fill(skeleton, checkpoint, slots(skeleton, checkpoint, dtype), device)
+        wanted = slots(skeleton, checkpoint, dtype)
+        with Merges.into(wanted, lora) as merges:
+            fill(skeleton, checkpoint, wanted, device, merges)
     return move_buffers(skeleton, device)
 
 

@@ -12,7 +12,7 @@ own size on nothing does. What is computed does not depend on any of this, to th
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -21,9 +21,11 @@ import psutil
 import torch
 
 from lowmem_if.planning.cgroups import tightest_group
+from lowmem_if.planning.lora import Lora
 from lowmem_if.weights.checkpoint import Checkpoint
 from lowmem_if.weights.filling import fill
 from lowmem_if.weights.lanes import CastLane, DeviceLane, Lane, MappedLane
+from lowmem_if.weights.merging import NOTHING, Merges
 from lowmem_if.weights.skeletons import Slot, as_weight, move_buffers, owner_of, place, slots
 from lowmem_if.weights.units import Unit, split, spread
 
@@ -58,6 +60,7 @@ class Streamed:
         resident_bytes: int = 0,
         whole: tuple[type, ...] = (),
         between: Callable[[], None] = lambda: None,
+        lora: Sequence[Lora] = (),
     ) -> None:
         """Take over a skeleton and its checkpoint, which is closed in the end, or at once on an error.
 
@@ -65,9 +68,10 @@ class Streamed:
             resident_bytes: of units that never leave; in a mapped file, whose pages are kept cached.
             whole: classes of modules that come and go as a whole, instead of layer by layer.
             between: called before every read of the file, on the reading thread.
+            lora: what is merged into each weight whenever it comes.
 
         Raises:
-            CheckpointError: the files do not match the network.
+            CheckpointError: the files do not match the network, or a LoRA does not.
         """
         self.module, self._checkpoint, self._between = module, checkpoint, between
         self._changed = threading.Condition()
@@ -78,11 +82,15 @@ class Streamed:
         self._owners: dict[Slot, list[tuple[torch.nn.Module, str]]] = {}
         self._absent: dict[Slot, torch.Tensor] = {}
         self._closing = False
+        self._merges = NOTHING
         self._hooks: list[Any] = []
         self._thread = threading.Thread(target=self._bring_all, name="streaming", daemon=True)
         try:
-            self._take_over(slots(module, checkpoint, dtype), device, resident_bytes, whole)
+            wanted = slots(module, checkpoint, dtype)
+            self._merges = Merges.into(wanted, lora)
+            self._take_over(wanted, device, resident_bytes, whole)
         except BaseException:
+            self._merges.close()
             checkpoint.close()
             raise
 
@@ -97,10 +105,11 @@ class Streamed:
         self._current: Unit | None = None
         self._of_module = {module: unit for unit in self._units for module in unit.modules}
         self.streamed_bytes = sum(unit.size_bytes for unit in self._units)
-        mapped = device == "cpu" and all(_is_as_stored(slot) for slot in wanted)
+        as_stored = not self._merges and all(_is_as_stored(slot) for slot in wanted)
+        mapped = device == "cpu" and as_stored
         if not mapped:
             always = [*always, *(slot for unit in staying for slot in unit.slots)]
-        fill(self.module, self._checkpoint, always, device)
+        fill(self.module, self._checkpoint, always, device, self._merges)
         move_buffers(self.module, device)
         self._lane = self._make_lane(mapped, device)
         if mapped:
@@ -121,8 +130,8 @@ class Streamed:
         cached = _cacheable(self._units, window)
         arguments = (self._checkpoint, window, cached.__contains__, self._pause)
         if device != "cpu":
-            return DeviceLane(*arguments, device)
-        return MappedLane(*arguments) if mapped else CastLane(*arguments)
+            return DeviceLane(*arguments, device, self._merges)
+        return MappedLane(*arguments) if mapped else CastLane(*arguments, self._merges)
 
     def _settle(self, staying: Collection[Unit]) -> None:
         """Put the mapped weights that stay into their places and their pages into the cache."""
@@ -159,6 +168,7 @@ class Streamed:
             place(self.module, names, torch.empty_like(weight, device="meta"))
         self._owners, self._absent, self._here, self._in_use = {}, {}, set(), {}
         self._lane.close()
+        self._merges.close()
         self._checkpoint.close()
 
     @contextmanager
@@ -220,9 +230,13 @@ class Streamed:
 
     def _bring_all(self) -> None:
         try:
+            if self._merges:
+                # Products are as when all is filled at the beginning, and leave the cores to computing.
+                torch.set_num_threads(1)  # of this thread alone
             while True:
                 unit = self._next()
                 self._checkpoint.check()
+                self._merges.check()
                 self._lane.bring(unit)
                 with self._changed:
                     self._here.add(unit)
