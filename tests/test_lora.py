@@ -246,7 +246,7 @@ def test_what_would_fit_instead_is_asked_with_the_lora(tiny: Path, second: Path)
     """A smaller size on which its stage does not run is no way out, and no error of its own."""
     from lowmem_if.errors import DoesNotFit
 
-    machine = replace(CPU, ram_bytes=800 * 10**6)
+    machine = replace(CPU, ram_bytes=759 * 10**6)
     request = Request("x", cascade=str(tiny), seed=(1,), size=256)
     with pytest.raises(DoesNotFit, match="; --size 64 fits; so would it with"):
         make_plan(machine, request)
