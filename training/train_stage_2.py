@@ -25,7 +25,6 @@ BATCH_OF_SIDE = {64: 12, 128: 4, 256: 1}
 SHARE_OF_SIDE = (0.45, 0.25, 0.3)
 LIGHT_NOISE, HEAVY_NOISE = 100, 350  # steps of a thousand
 HEAVY_SHARE = 0.15
-LATE, LATE_SHARE = 100, 0.4  # steps of a thousand
 WEAR_SHARE = 0.5
 LARGEST_WEAR = 0.04
 
@@ -46,7 +45,7 @@ def loss_of_step(words: Words) -> loop.LossOfStep:
         levels = _noise_levels(batch, rng)
         hint = _blown_up(scenes, windows, rng, generator)
         hint = noiser.add_noise(hint, torch.randn(hint.shape, generator=generator), levels)
-        times = _times(batch, generator)
+        times = torch.randint(0, 1000, (batch,), generator=generator)
         noise = uneven_noise(clean.shape, generator)
         noisy = diffusion.mix(clean, noise, times)
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -58,13 +57,6 @@ def loss_of_step(words: Words) -> loop.LossOfStep:
         return total, {"mse": plain.item(), "weighted": weighted.item()}
 
     return loss
-
-
-def _times(batch: int, generator: torch.Generator) -> torch.Tensor:
-    """Any of the thousand, the last ones of sampling more often: those few decide on grain."""
-    times = torch.randint(0, 1000, (batch,), generator=generator)
-    late = torch.randint(0, LATE, (batch,), generator=generator)
-    return torch.where(torch.rand(batch, generator=generator) < LATE_SHARE, late, times)
 
 
 def _noise_levels(batch: int, rng: random.Random) -> torch.Tensor:
