@@ -1,4 +1,4 @@
-"""The worker with a fault in it: python faulty_worker.py FAULT COUNTER RUN.
+"""The worker with a fault in it: python faulty_worker.py FAULT COUNTER.
 
 COUNTER is a file that grows by a byte a start, so that tests see how often a worker was started.
 """
@@ -69,5 +69,4 @@ if __name__ == "__main__":
     with counter.open("a") as stream:
         stream.write("x")
     globals()[fault]()
-    sys.argv = [sys.argv[0], *sys.argv[3:]]
-    sys.exit(worker.main())
+    worker.main()

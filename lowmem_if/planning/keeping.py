@@ -16,7 +16,7 @@ from lowmem_if.planning.plan import Plan, Step, shortage
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A component that is loaded and does nothing: where its bytes are, and what reading it again takes."""
+    """A component that is loaded and does nothing: its bytes, and what reading it again takes."""
 
     component: str
     vram_bytes: int
@@ -27,7 +27,7 @@ class Kept:
 def in_the_way(others: Sequence[Kept], step: Step, plan: Plan) -> list[Kept]:
     """Those that a step has no room beside, in the order in which they should go.
 
-    Only what is in the memory that is short goes; where nothing more of it can, the step has all there is.
+    Only what is in the memory that is short goes; where no more of it can, the step has all there is.
     """
     staying = last_needed_first(others, step.component, plan.request.components)
     going: list[Kept] = []

@@ -261,8 +261,10 @@ def _weigh(machine: Machine, part: Part, setting: Setting, jobs: Sequence[Job]) 
     return _Candidate(setting, footprint, shortage(machine, setting, footprint), seconds)
 
 
-def shortage(machine: Machine, setting: Setting, footprint: Footprint) -> tuple[str, int, int] | None:
-    """(resource, needed, available) of what is missing most; None where there is room with its headroom."""
+def shortage(
+    machine: Machine, setting: Setting, footprint: Footprint
+) -> tuple[str, int, int] | None:
+    """(resource, needed, available) of what is missing most, headroom included; None: there is room."""
     vram_spare, ram_spare = headroom(setting.device)
     vram_spare += SPILL_BYTES if machine.spills_vram else 0
     needs = [("RAM", footprint.ram_bytes + ram_spare, machine.ram_bytes)]

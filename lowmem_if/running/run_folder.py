@@ -181,8 +181,8 @@ class RunFolder:
     def measured(self, component: str) -> dict[str, Any] | None:
         """What the step took: `vram_bytes`, `ram_bytes`, `seconds`; None before it ended.
 
-        In a session also `warm_vram_bytes` and `warm_ram_bytes`: of the peaks, what other components took
-        that stayed loaded beside it.
+        In a session also `warm_vram_bytes` and `warm_ram_bytes`: of the peaks, what other components
+        took that stayed loaded beside it.
         """
         found: dict[str, Any] | None = self._record["steps"][component].get("measured")
         return found

@@ -75,7 +75,7 @@ class Shelf:
             yield one.component, self._end(one.component)
 
     def take(self, component: str) -> Life[Any] | None:
-        """A component for its turn, if it is here; `clear` has seen to it that it is of the right form."""
+        """A component for its turn, if it is here; `clear` has seen to its form."""
         entry = self._entries.pop(component, None)
         if entry is None:
             return None

@@ -1,8 +1,8 @@
 """What a worker does: every component in turn, from folder to folder.
 
 A turn loads its component if there is anything to do, does it image by image, writes each result as
-it comes, and proves that the component has left, unless a session keeps it on its shelf. Of a run nothing
-is kept but what is in its folder.
+it comes, and proves that the component has left, unless a session keeps it on its shelf. Of a run
+nothing is kept but what is in its folder.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def micro_batches(tasks: Sequence[ImageTask], size: int) -> list[list[ImageTask]
 
 
 class _Turn:
-    """One component's turn: load it if there is anything to do, do it, prove that it has left or keep it."""
+    """One component's turn: load it if there is anything to do, do it, prove that it has left."""
 
     def __init__(
         self,
@@ -183,7 +183,7 @@ class _Turn:
     def _loaded(
         self, make: Callable[[Path, Step], C], made_with: tuple[object, ...] = ()
     ) -> Iterator[C]:
-        """The component, loaded now or still; `made_with` is what `make` does beside what the step says."""
+        """The component, loaded now or still; `made_with`: what `make` knows beside the step."""
         step, shelf = self._step, self._shelf
         form = Form.of(self._root, self._weights, step, made_with)
         self._make_room(form)
@@ -365,8 +365,8 @@ class _Turn:
         self._tell_of_done(len(request.tasks) - len(undone), len(request.tasks))
         if not undone:
             return
-        flags = {"check": request.safety_checker, "mark": request.watermark}
-        with self._loaded(partial(Finisher, **flags), tuple(flags.values())) as finisher:
+        check, mark = request.safety_checker, request.watermark
+        with self._loaded(partial(Finisher, check=check, mark=mark), (check, mark)) as finisher:
             for task in undone:
                 picture = self._pictures(task.stages[-1], [task])[0]
                 shown = picture if task.stages[-1] == catalog.UPSCALER else to_unit_range(picture)

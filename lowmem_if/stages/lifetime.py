@@ -1,7 +1,7 @@
 """A component lives from its loading until it is ended, and its leaving is proved.
 
-Most live exactly as long as one `with`: `alive`. One that stays for several turns rests in between, while
-others come and go: what memory it is answerable for is what its own turns have added.
+Most live exactly as long as one `with`: `alive`. One that stays for several turns rests in between,
+while others come and go: what memory it is answerable for is what its own turns have added.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Life(Generic[C]):
             self._held = None
 
     def close(self) -> None:
-        """Free it, without a proof: after an exception its traceback holds the frames with the tensors."""
+        """Free it, without a proof: an exception's traceback holds the frames that hold the tensors."""
         self.component.close()
 
     def end(self) -> Release:

@@ -40,7 +40,9 @@ class Reading:
 
     def __sub__(self, other: Reading) -> Reading:
         """What has come since another moment; less than nothing where something has gone."""
-        return Reading(*(now - then for now, then in zip(astuple(self), astuple(other), strict=True)))
+        return Reading(
+            *(now - then for now, then in zip(astuple(self), astuple(other), strict=True))
+        )
 
 
 @dataclass(frozen=True, slots=True)
