@@ -1,4 +1,4 @@
-"""What stays loaded: nothing that a step needs the room of, and what is needed again the last goes first."""
+"""What stays loaded: nothing that a step needs the room of; what is needed the last goes first."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_what_was_used_last_goes_first_behind_the_text_encoder(turn: str, order:
 
 
 def test_what_a_run_does_without_goes_before_what_it_needs_the_cheapest_first() -> None:
-    """A small picture needs neither stage 2 nor the upscaler; the one that is read quicker goes first."""
+    """A small picture needs neither stage 2 nor the upscaler; what is read quicker goes first."""
     components = plan_of("demo", size=64).request.components
     others = [kept(UPSCALER, read=3), kept(STAGE_2, read=2), kept(FINISH)]
     assert names(last_needed_first(others, STAGE_1, components)) == [STAGE_2, UPSCALER, FINISH]

@@ -56,4 +56,7 @@ def test_a_pipe_brings_orders_without_locks(tmp_path: Path) -> None:
     file = tmp_path / "orders"
     file.write_text(Order("a").to_line() + Order("b").to_line())
     with file.open() as lines:
-        assert [order.folder for order, lock in received(lines.fileno()) if lock is None] == ["a", "b"]
+        assert [order.folder for order, lock in received(lines.fileno()) if lock is None] == [
+            "a",
+            "b",
+        ]
