@@ -33,7 +33,7 @@ from lowmem_if.planning.request import Request
 from lowmem_if.planning.seconds import predict_seconds
 from lowmem_if.planning.strategies import BALANCED, EXACT, parse_pins
 from lowmem_if.running.run_folder import RunFolder
-from lowmem_if.running.scheduler import worker_environment
+from lowmem_if.running.workshop import worker_environment
 
 CHILD = (sys.executable, "-m", "bench.turns")
 LINES = OUT / "predictions.jsonl"

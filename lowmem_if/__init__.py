@@ -21,6 +21,7 @@ from lowmem_if.errors import (
     ProfileError,
     RequestError,
     RunFolderError,
+    SessionError,
     WorkerDied,
 )
 from lowmem_if.planning.batch_file import BadLine
@@ -39,6 +40,8 @@ from lowmem_if.running.gallery import write_gallery
 from lowmem_if.running.generate import generate, inpaint, upscale, vary
 from lowmem_if.running.run_folder import RunFolder
 from lowmem_if.running.scheduler import RunResult, resume, run
+from lowmem_if.running.session import Session
+from lowmem_if.running.workshop import Warm
 
 __all__ = [
     "BadLine",
@@ -68,7 +71,10 @@ __all__ = [
     "RunFolder",
     "RunFolderError",
     "RunResult",
+    "Session",
+    "SessionError",
     "Step",
+    "Warm",
     "WorkerDied",
     "batch",
     "enlarge",

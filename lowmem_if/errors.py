@@ -13,6 +13,7 @@
     ├── HubError               a download could not be done
     ├── MissingPackage         a package that only some commands need is not installed
     ├── RunFolderError         the run folder is busy, unwritable, or of another request or version
+    ├── SessionError           a session is closed, or busy with another call
     ├── SimulationError        a dry run cannot go on: another torch, or a number that nobody knows
     └── WorkerDied             the working process ended without a word (most often: out of memory)
         └── OutOfMemory        ... because memory ran out, and no cheaper way was left
@@ -74,6 +75,10 @@ class MissingPackage(LowmemError):
 
 class RunFolderError(LowmemError):
     """The run folder is in use, cannot be written, or belongs to another request or version."""
+
+
+class SessionError(LowmemError):
+    """The session is closed, or another call is using it: it does one thing at a time."""
 
 
 class SimulationError(LowmemError):

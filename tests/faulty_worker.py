@@ -1,4 +1,4 @@
-"""The worker with a fault in it: python faulty_worker.py FAULT COUNTER RUN.
+"""The worker with a fault in it: python faulty_worker.py FAULT COUNTER.
 
 COUNTER is a file that grows by a byte a start, so that tests see how often a worker was started.
 """
@@ -16,6 +16,7 @@ import torch
 
 from lowmem_if.running import worker
 from lowmem_if.stages.base import BaseStage
+from lowmem_if.stages.super_resolution import SuperResolutionStage
 from lowmem_if.stages.upscaler import Upscaler
 
 
@@ -38,6 +39,42 @@ def out_of_memory_always() -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes")
 
     BaseStage.draw = fail
+
+
+def out_of_memory_beside_stage_1() -> None:
+    """Stage 2 runs out of memory while stage 1 is loaded."""
+    draw, loaded, close = SuperResolutionStage.draw, BaseStage.__init__, BaseStage.close
+    here = set()
+
+    def load(self: Any, *args: Any) -> None:
+        loaded(self, *args)
+        here.add(id(self))
+
+    def leave(self: Any) -> None:
+        here.discard(id(self))
+        close(self)
+
+    def limited(self: Any, *args: Any) -> torch.Tensor:
+        if here:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB.")
+        return draw(self, *args)
+
+    BaseStage.__init__, BaseStage.close, SuperResolutionStage.draw = load, leave, limited
+
+
+def killed_in_the_second_run() -> None:
+    """The kernel kills the first process when it draws in stage 1 once more."""
+    if Path(sys.argv[2]).stat().st_size > 1:
+        return
+    draw, runs = BaseStage.draw, []
+
+    def limited(self: Any, *args: Any) -> torch.Tensor:
+        runs.append(1)
+        if len(runs) > 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return draw(self, *args)
+
+    BaseStage.draw = limited
 
 
 def killed_in_stage_1() -> None:
@@ -69,5 +106,4 @@ if __name__ == "__main__":
     with counter.open("a") as stream:
         stream.write("x")
     globals()[fault]()
-    sys.argv = [sys.argv[0], *sys.argv[3:]]
-    sys.exit(worker.main())
+    worker.main()

@@ -58,7 +58,7 @@ def published_8bit(tiny: Path, tmp_path: Path) -> Path:
 
 def embed(cascade: Path, *pins: str, prompt: str = "a red circle on white") -> torch.Tensor:
     encoder = TextEncoder(cascade / "stage_1", step(cascade, "text_encoder", *pins))
-    return next(encoder.encode([prompt], lambda _done, _total: None))
+    return next(encoder.encode([prompt], 1, lambda _done, _total: None))
 
 
 def relative_error(ours: torch.Tensor, exact: torch.Tensor) -> float:

@@ -21,10 +21,12 @@ from lowmem_if.errors import LowmemError, OutOfMemory, RunFolderError, WorkerDie
 from lowmem_if.planning.ladder import changed_pixels
 from lowmem_if.planning.plan import make_plan
 from lowmem_if.planning.request import Request
-from lowmem_if.running import scheduler
+from lowmem_if.running import workshop
 from lowmem_if.running.events import Event
+from lowmem_if.running.orders import Order, OrderLine
 from lowmem_if.running.run_folder import RunFolder
-from lowmem_if.running.scheduler import WorkerCrashed, run, worker_environment
+from lowmem_if.running.scheduler import run
+from lowmem_if.running.workshop import WorkerCrashed, worker_environment
 
 FAULTY = Path(__file__).with_name("faulty_worker.py")
 
@@ -36,7 +38,7 @@ def starts(tmp_path: Path) -> Path:
 
 
 def inject(monkeypatch: pytest.MonkeyPatch, fault: str, starts: Path) -> None:
-    monkeypatch.setattr(scheduler, "WORKER", (str(FAULTY), fault, str(starts)))
+    monkeypatch.setattr(workshop, "WORKER", (str(FAULTY), fault, str(starts)))
 
 
 def test_out_of_memory_in_the_upscaler_goes_on_with_a_tiled_vae(
@@ -156,8 +158,8 @@ def test_ctrl_c_ends_with_130_and_takes_the_worker_along(
     """An interrupt in the middle of a step ends both processes; the folder can be continued."""
     path = tmp_path / "run"
     code = (
-        "import sys; from lowmem_if.running import scheduler; from lowmem_if.cli import main;"
-        f"scheduler.WORKER = ({str(FAULTY)!r}, 'waits', {str(starts)!r}); sys.exit(main(sys.argv[1:]))"
+        "import sys; from lowmem_if.running import workshop; from lowmem_if.cli import main;"
+        f"workshop.WORKER = ({str(FAULTY)!r}, 'waits', {str(starts)!r}); sys.exit(main(sys.argv[1:]))"
     )
     arguments = ["generate", "x", "--cascade", str(tiny), "--size", "64", "--out", str(path)]
     process = subprocess.Popen(
@@ -178,16 +180,23 @@ def test_ctrl_c_ends_with_130_and_takes_the_worker_along(
 
 
 def test_a_worker_leaves_with_its_parent(tiny: Path, tmp_path: Path) -> None:
-    """A worker whose standard input closes ends at once."""
+    """A worker whose standard input closes ends at once, and holds its folder until then."""
     folder = RunFolder.for_plan(tmp_path / "run", plan_of(tiny, steps=500))
+    line = OrderLine()
     worker = subprocess.Popen(
-        [sys.executable, *scheduler.WORKER, str(folder.path)],
-        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        [sys.executable, *workshop.WORKER],
+        stdin=line.far_end, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    wait_until(lambda: folder.memory_file.exists() and "stage_1" in sampled(folder.path))
-    assert worker.stdin is not None
-    worker.stdin.close()
+    os.close(line.far_end)
+    with folder.locked() as lock:
+        line.give(Order(str(folder.path)), lock)
+        wait_until(lambda: folder.memory_file.exists() and "stage_1" in sampled(folder.path))
+    with pytest.raises(RunFolderError, match="in use"), folder.locked():
+        pass
+    line.close()
     assert worker.wait(timeout=30) == 1
+    with folder.locked():
+        pass
 
 
 def test_the_worker_draws_the_pixels_of_this_process(tiny: Path, tmp_path: Path) -> None:
@@ -209,7 +218,7 @@ def test_the_worker_never_asks_the_network(monkeypatch: pytest.MonkeyPatch) -> N
 def test_every_error_of_the_tree_survives_the_pipe() -> None:
     """An error's text arrives unchanged whatever its class wants in its constructor."""
     for cls in LowmemError.__subclasses__():
-        error = scheduler._error(Event("error", text="what", name=cls.__name__))
+        error = workshop._error(Event("error", text="what", name=cls.__name__))
         assert type(error) is cls
         assert str(error) == "what"
 

@@ -183,6 +183,20 @@ def in_place_bytes(part: Part, setting: Setting) -> int:
     return sum(modules.values())
 
 
+def at_rest(part: Part, setting: Setting) -> tuple[int, int]:
+    """(VRAM, RAM) that a component takes while it is loaded and does nothing."""
+    weights = in_place_bytes(part, setting)
+    if setting.storage == "bfloat16":
+        weights += _upcast_bytes(part, setting)  # for good; from float16 only while it decodes
+    if setting.device == "cpu":
+        return 0, weights
+    if setting.strategy in (RESIDENT, STREAM):
+        return int(_ALLOCATOR * weights), _PINNED_BYTES if setting.strategy == STREAM else 0
+    # A pipeline sends its networks back to RAM at its end, but a text encoder works without one.
+    stays = setting.strategy == MODEL_OFFLOAD and setting.component == catalog.TEXT_ENCODER
+    return weights if stays else 0, weights
+
+
 def predict(part: Part, setting: Setting) -> Footprint:
     """Peak bytes of one component under one setting."""
     plain = _predict(part, _as_simulated(setting))

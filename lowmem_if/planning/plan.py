@@ -319,11 +319,13 @@ def _weigh(machine: Machine, part: Part, setting: Setting, jobs: Sequence[Job]) 
     left = machine.ram_bytes - footprint.ram_bytes
     left -= footprint.vram_bytes if machine.unified else 0
     seconds = predict_seconds(part, setting, jobs, machine.speeds, left, unified=machine.unified)
-    return _Candidate(setting, footprint, _short(machine, setting, footprint), seconds)
+    return _Candidate(setting, footprint, shortage(machine, setting, footprint), seconds)
 
 
-def _short(machine: Machine, setting: Setting, footprint: Footprint) -> tuple[str, int, int] | None:
-    """(resource, needed, available) of what is missing most; None where there is room."""
+def shortage(
+    machine: Machine, setting: Setting, footprint: Footprint
+) -> tuple[str, int, int] | None:
+    """(resource, needed, available) of what is missing most, headroom included; None: there is room."""
     vram_spare, ram_spare = headroom(setting.device)
     vram_spare += SPILL_BYTES if machine.spills_vram else 0
     needs = [("RAM", footprint.ram_bytes + ram_spare, machine.ram_bytes)]
@@ -453,7 +455,7 @@ def _fits(machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pi
         for name in request.components:
             part, pin = location.cascade.parts[name], pins.get(name)
             settings = _settings(machine, request, location, name, prefer, pin)
-            if all(_short(machine, setting, predict(part, setting)) for setting in settings):
+            if all(shortage(machine, setting, predict(part, setting)) for setting in settings):
                 return False
     except (DeviceError, CascadeError, CheckpointError):
         return False

@@ -58,6 +58,8 @@ class NotebookProgress:
                 self._said.append(f"{_name(event)}: done in {took}")
             case "skipped":
                 self._said.append(f"{_name(event)}: was done already")
+            case "warm":
+                self._said.append(f"{_name(event)}: is loaded still")
             case "notice" | "retry":
                 self._said.append(event.text)
             case "saved" | "preview" if event.text and event.number in self._kept(event.number):

@@ -115,7 +115,8 @@ def write_picture(folder: RunFolder, file: Path) -> None:
     axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
     for axis, kind in zip(axes, panels, strict=True):
         budget = machine.ram_bytes if kind == "ram" else machine.vram_bytes
-        _draw(axis, kind, samples, folder.plan.steps, budget)
+        marks = {step.component: _mark(folder, step, kind) for step in folder.plan.steps}
+        _draw(axis, kind, samples, marks, budget)
     axes[0].set_title(f"{folder.plan.request.cascade} on {machine.device_name}", loc="left")
     axes[-1].set_xlabel("seconds of work")
     try:
@@ -124,15 +125,20 @@ def write_picture(folder: RunFolder, file: Path) -> None:
         raise RunFolderError(f"{file} cannot be written ({error.strerror})") from error
 
 
+def _mark(folder: RunFolder, step: Step, kind: str) -> float:
+    """The predicted peak in GB, on top of what stayed loaded beside the step."""
+    beside = (folder.measured(step.component) or {}).get(f"warm_{kind}_bytes", 0)
+    return float((getattr(step.predicted, f"{kind}_bytes") + beside) / GB)
+
+
 def _draw(
-    axis: Any, kind: str, samples: list[Sample], steps: tuple[Step, ...], budget: int
+    axis: Any, kind: str, samples: list[Sample], predicted: dict[str, float], budget: int
 ) -> None:
     colour = _RAM if kind == "ram" else _VRAM
     field = f"{kind}_bytes"
     points = list(_highest(samples, field))
     axis.fill_between(*zip(*points, strict=True), color=colour, alpha=0.25, linewidth=0)
     axis.plot(*zip(*points, strict=True), color=colour, linewidth=1.2, label="measured")
-    predicted = {step.component: getattr(step.predicted, field) / GB for step in steps}
     for number, band in enumerate(bands(samples)):
         axis.axvspan(band.begin, band.end, color=_BANDS[number % 2], zorder=0)
         mark = predicted.get(band.component)

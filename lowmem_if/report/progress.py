@@ -57,6 +57,8 @@ class RunProgress:
                 self._say(f"{_name(event)}: done in {format_seconds(self._pace.took_s)}")
             case "skipped":
                 self._say(f"{_name(event)}: was done already")
+            case "warm":
+                self._say(f"{_name(event)}: is loaded still")
             case "notice" | "retry":
                 self._say(event.text)
             case "preview" if not self._told_of_previews:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import os
 import shlex
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -99,7 +100,7 @@ def print_run(folder: RunFolder, out: Console) -> None:
     for step in folder.plan.steps:
         table.add_row(*_step_cells(step), *_measured_cells(folder, step, kinds))
     out.print(table)
-    for line in (*folder.log, *folder.notices):
+    for line in (*_company(folder), *folder.log, *folder.notices):
         _line(out, f"note: {line}")
     again = f"lowmem-if resume {shlex.quote(str(folder.path))}"
     state = "complete" if folder.complete else f"not finished: `{again}`"
@@ -167,12 +168,30 @@ def _measured_cells(folder: RunFolder, step: Step, kinds: tuple[str, ...]) -> li
     cells = []
     for kind in kinds:
         cells.append(_bytes(getattr(step.predicted, f"{kind}_bytes")))
-        cells.append(_bytes(measured[f"{kind}_bytes"]) if measured else "-")
+        cells.append(_bytes(_own_bytes(measured, kind)) if measured else "-")
     if not measured:
         return [*cells, "-", "-"]
     released = folder.released(step.component)
-    left = _left(released) if released else "not loaded"
-    return [*cells, format_seconds(measured["seconds"]), left]
+    left = "stayed loaded" if folder.stays(step.component) else "not loaded"
+    return [*cells, format_seconds(measured["seconds"]), _left(released) if released else left]
+
+
+def _own_bytes(measured: dict[str, Any], kind: str) -> int:
+    """The peak of a step alone: what stayed loaded beside it is not what was predicted."""
+    return max(0, int(measured[f"{kind}_bytes"]) - int(measured.get(f"warm_{kind}_bytes", 0)))
+
+
+def _company(folder: RunFolder) -> Iterator[str]:
+    """Of which steps others stayed loaded beside, in words."""
+    for step in folder.plan.steps:
+        measured = folder.measured(step.component) or {}
+        beside = {kind: measured.get(f"warm_{kind}_bytes", 0) for kind in ("vram", "ram")}
+        if any(beside.values()):
+            what = " and ".join(
+                f"{format_bytes(size)} of {kind.upper()}" for kind, size in beside.items() if size
+            )
+            name = step.component.replace("_", " ")
+            yield f"{name}: measured without {what} of others that stayed loaded in the session"
 
 
 def _left(released: dict[str, object]) -> str:

@@ -9,14 +9,14 @@ from typing import Any
 
 from lowmem_if.planning.batch_file import BadLine
 from lowmem_if.planning.batch_request import read_request, request_of
-from lowmem_if.planning.plan import make_plan
 from lowmem_if.planning.profiles import choose_machine
 from lowmem_if.planning.strategies import EXACT
 from lowmem_if.running.continuation import continued
 from lowmem_if.running.events import Report, ignore
-from lowmem_if.running.generate import begun, checked_pins
+from lowmem_if.running.generate import draw
 from lowmem_if.running.run_folder import RunFolder
-from lowmem_if.running.scheduler import RunResult, continue_run, run
+from lowmem_if.running.scheduler import RunResult, continue_run
+from lowmem_if.running.workshop import Workshop
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,7 @@ def batch(
     prefer: str = EXACT,
     report: Report = ignore,
     preview_every: int = 0,
+    workshop: Workshop | None = None,
     **request: Any,
 ) -> BatchResult:
     """Draw a picture for each line: all go through one component before the next is loaded.
@@ -47,7 +48,7 @@ def batch(
         source: a file of JSON lines, CSV or prompts, one a line; or the lines themselves, each a prompt
             or a table of what a line of JSON may say (see `Line`).
         request: what holds for all lines that do not say it themselves, as fields of `Request`.
-        out, profile, device, ram, vram, pins, prefer, report, preview_every: see `generate`.
+        out, profile, device, ram, vram, pins, prefer, report, preview_every, workshop: see `generate`.
 
     Raises:
         BatchError: the file cannot be read, or no line of it can be used. Some bad lines are no error:
@@ -58,10 +59,12 @@ def batch(
         asked, bad_lines = read_request(Path(source), **request)
     else:
         asked, bad_lines = request_of(source, **request)
-    path, asked = begun(asked, out, seeded=request.get("seed") is not None)
-    machine, profile_pins = choose_machine(profile, device=device, ram=ram, vram=vram)
-    plan = make_plan(machine, asked, prefer=prefer, pins=profile_pins | checked_pins(pins))
-    return BatchResult(run(plan, path, report=report, preview_every=preview_every), bad_lines)
+    drawn = draw(
+        asked, out, seeded=request.get("seed") is not None, profile=profile, device=device, ram=ram,
+        vram=vram, pins=pins, prefer=prefer, report=report, preview_every=preview_every,
+        workshop=workshop,
+    )  # fmt: skip
+    return BatchResult(drawn, bad_lines)
 
 
 def enlarge(
@@ -76,6 +79,7 @@ def enlarge(
     vram: str | None = None,
     report: Report = ignore,
     preview_every: int = 0,
+    workshop: Workshop | None = None,
 ) -> RunResult:
     """Take chosen pictures of a finished run on to a larger size: `lowmem-if continue`.
 
@@ -83,14 +87,15 @@ def enlarge(
         source: the run's folder.
         numbers: of the pictures, as their files are called.
         out: a new folder, where they are numbered anew; None: they grow in the run's own.
-        profile, device, ram, vram, report, preview_every: see `generate`.
+        profile, device, ram, vram, report, preview_every, workshop: see `generate`.
 
     Raises:
         RequestError: a picture is not there or not smaller than `size`.
         RunFolderError: the run is not finished.
         LowmemError: as `generate`.
     """
-    machine, _ = choose_machine(profile, device=device, ram=ram, vram=vram)
+    measure = workshop.measure if workshop else None
+    machine, _ = choose_machine(profile, device=device, ram=ram, vram=vram, measure=measure)
     new = None if out is None else Path(out)
     folder = continued(RunFolder.open(Path(source)), numbers, size, machine, new)
-    return continue_run(folder, report=report, preview_every=preview_every)
+    return continue_run(folder, report=report, preview_every=preview_every, workshop=workshop)

@@ -13,10 +13,13 @@ class Event:
 
     Kinds: `starting` (a worker, which imports the libraries), `started` (a component's turn; `total`
     images, `batch` together), `going_on` (`done` of `total` images are there from before), `loading`
-    (`done` of `total` bytes), `drawing` (image `number`, `done` of `total` denoising steps), `preview`
-    (image `number` in the making; `text`: its file), `saved` (image `number`; `text`: its file),
-    `finished` and `skipped` (a component), `notice` (`text` for the user), `retry` (`text`: the cheaper
-    plan), and from the worker only: `error` (`name` of the class, `text`) and `out_of_memory`.
+    (`done` of `total` bytes), `warm` (the component is loaded still, `total` bytes), `drawing` (image
+    `number`, `done` of `total` denoising steps), `preview` (image `number` in the making; `text`: its
+    file), `saved` (image `number`; `text`: its file), `finished` and `skipped` (a component), `evicted`
+    (a component that had stayed loaded; `text`: what is left of it, as JSON), `notice` (`text` for the
+    user), `retry` (`text`: the cheaper plan, or the same again in a new worker). From the worker only:
+    `shelf` (`text`: what stays loaded, as JSON), and the answers to an order: `done`, `error` (`name` of
+    the class, `text`) and `out_of_memory`.
     """
 
     kind: str

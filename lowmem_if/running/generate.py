@@ -17,6 +17,7 @@ from lowmem_if.planning.strategies import EXACT, Pin, parse_pins
 from lowmem_if.running.events import Report, ignore
 from lowmem_if.running.run_folder import RunFolder
 from lowmem_if.running.scheduler import RunResult, run
+from lowmem_if.running.workshop import Workshop
 
 
 def generate(
@@ -31,6 +32,7 @@ def generate(
     prefer: str = EXACT,
     report: Report = ignore,
     preview_every: int = 0,
+    workshop: Workshop | None = None,
     **request: Any,
 ) -> RunResult:
     """Draw pictures: measure the machine, plan, run.
@@ -45,6 +47,7 @@ def generate(
         prefer: `exact` or `balanced`.
         report: called with every `Event` of the run.
         preview_every: steps after which a picture in the making is written; 0: never.
+        workshop: whose worker does it, a `Session`'s; None: one for this run alone.
         request: the other fields of `Request`: `cascade`, `seed`, `images`, `size`, `steps`, ...
 
     Returns:
@@ -54,10 +57,39 @@ def generate(
         LowmemError: see the tree in `lowmem_if.errors`.
     """
     asked = Request(prompts, **request)  # type: ignore[arg-type]  # one text stands for a tuple of one
-    path, asked = begun(asked, out, seeded=request.get("seed") is not None)
-    machine, profile_pins = choose_machine(profile, device=device, ram=ram, vram=vram)
+    return draw(
+        asked, out, seeded=request.get("seed") is not None, profile=profile, device=device, ram=ram,
+        vram=vram, pins=pins, prefer=prefer, report=report, preview_every=preview_every,
+        workshop=workshop,
+    )  # fmt: skip
+
+
+def draw(
+    asked: Request,
+    out: str | Path | None,
+    *,
+    seeded: bool,
+    profile: str | None,
+    device: str,
+    ram: str | None,
+    vram: str | None,
+    pins: Mapping[str, str] | None,
+    prefer: str,
+    report: Report,
+    preview_every: int,
+    workshop: Workshop | None,
+) -> RunResult:
+    """From a request to its pictures; for the rest see `generate`.
+
+    Args:
+        seeded: whether the user gave its seed.
+    """
+    path, asked = begun(asked, out, seeded=seeded)
+    machine, profile_pins = choose_machine(
+        profile, device=device, ram=ram, vram=vram, measure=workshop.measure if workshop else None
+    )
     plan = make_plan(machine, asked, prefer=prefer, pins=profile_pins | checked_pins(pins))
-    return run(plan, path, report=report, preview_every=preview_every)
+    return run(plan, path, report=report, preview_every=preview_every, workshop=workshop)
 
 
 def begun(request: Request, out: str | Path | None, *, seeded: bool) -> tuple[Path, Request]:

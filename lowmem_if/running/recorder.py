@@ -33,8 +33,7 @@ class Recorder:
     @contextmanager
     def recording(self) -> Iterator[Recorder]:
         """Sample from here to the end of the block, both ends included whatever the sampler's beat."""
-        if self._step.device not in ("cpu", "mps"):
-            torch.accelerator.reset_peak_memory_stats(self._step.device)
+        self._reset_device()
         with writing(self._file.parent):
             stream = self._file.open("ab", buffering=0)  # what a full disk refuses is not kept back
         with stream as self._stream:
@@ -46,6 +45,15 @@ class Recorder:
             finally:
                 sampler.stop()
                 self._record(read_memory(self._step.device))
+
+    def restart(self) -> None:
+        """Let peaks count from here on: what was in the way before is not this step's."""
+        self._peak_ram = self._peak_vram = 0
+        self._reset_device()
+
+    def _reset_device(self) -> None:
+        if self._step.device not in ("cpu", "mps"):
+            torch.accelerator.reset_peak_memory_stats(self._step.device)
 
     @contextmanager
     def loading(self, weight_bytes: int) -> Iterator[None]:

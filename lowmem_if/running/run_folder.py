@@ -179,7 +179,11 @@ class RunFolder:
         return bool(self._record["steps"][component]["status"] == "done")
 
     def measured(self, component: str) -> dict[str, Any] | None:
-        """What the step took: `vram_bytes`, `ram_bytes`, `seconds`; None before it ended."""
+        """What the step took: `vram_bytes`, `ram_bytes`, `seconds`; None before it ended.
+
+        In a session also `warm_vram_bytes` and `warm_ram_bytes`: of the peaks, what other components
+        took that stayed loaded beside it.
+        """
         found: dict[str, Any] | None = self._record["steps"][component].get("measured")
         return found
 
@@ -187,6 +191,10 @@ class RunFolder:
         """What was left of the component after it left; None if it was not needed or not yet run."""
         found: dict[str, Any] | None = self._record["steps"][component].get("released")
         return found
+
+    def stays(self, component: str) -> bool:
+        """Whether a component was still loaded when its run was over: a session kept it."""
+        return bool(self._record["steps"].get(component, {}).get("stays"))
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -209,15 +217,28 @@ class RunFolder:
                 (self.path / name).mkdir(exist_ok=True)
 
     def finish_step(
-        self, component: str, measured: Mapping[str, Any], released: Mapping[str, Any] | None
+        self,
+        component: str,
+        measured: Mapping[str, Any],
+        released: Mapping[str, Any] | None,
+        *,
+        stays: bool = False,
     ) -> None:
-        """Record a step as done, with what it took and what was left of it."""
+        """Record a step as done, with what it took and what was left of it, or that it stays loaded."""
         self._record["steps"][component] = {
             "status": "done",
             "measured": dict(measured),
             "released": dict(released) if released is not None else None,
+            **({"stays": True} if stays else {}),
         }
         self._save()
+
+    def keep_release(self, component: str, released: Mapping[str, Any]) -> None:
+        """Record what was left of a component that had stayed loaded after its step."""
+        if self.stays(component):
+            del self._record["steps"][component]["stays"]
+            self._record["steps"][component]["released"] = dict(released)
+            self._save()
 
     def note(self, text: str) -> bool:
         """Keep a notice for the user; False if it is there already."""

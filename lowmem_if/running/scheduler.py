@@ -1,34 +1,26 @@
 """Run a plan: a worker process does the components in turn; if memory kills it, a cheaper plan goes on.
 
-The ladder: each rung is tried once, only after memory ran out, and named in the log. Any other error
-ends the run at once. Whatever ends it, the folder can be continued.
+The ladder: each rung is tried once, only after memory ran out, and named in the log. If anything stayed
+loaded from before, or the worker had drawn before, the first rung is the same again in a new worker. Any
+other error ends the run at once. Whatever ends it, the folder can be continued.
 """
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lowmem_if import errors
 from lowmem_if.errors import OutOfMemory, RequestError, WorkerDied
 from lowmem_if.planning.jobs import jobs_of
-from lowmem_if.planning.ladder import RAM, changed_pixels, cheaper
+from lowmem_if.planning.ladder import changed_pixels, cheaper
 from lowmem_if.planning.locations import locate
 from lowmem_if.planning.plan import Plan, Step
-from lowmem_if.planning.strategies import STREAM
 from lowmem_if.running.events import Event, Report, ignore
 from lowmem_if.running.gallery import GalleryKeeper, has_gallery, is_stale
-from lowmem_if.running.run_folder import RunFolder, writing
-
-WORKER = ("-P", "-m", "lowmem_if.running.worker")
-"""Arguments of the interpreter; -P: the folder one stands in is no place to import from."""
+from lowmem_if.running.run_folder import RunFolder
+from lowmem_if.running.workshop import Short, Workshop
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,37 +41,50 @@ class RunResult:
     notices: tuple[str, ...]
 
 
-class WorkerCrashed(Exception):
-    """The worker ended with a traceback that is no known error."""
-
-
 def run(
-    plan: Plan, out: str | Path, *, report: Report = ignore, preview_every: int = 0
+    plan: Plan,
+    out: str | Path,
+    *,
+    report: Report = ignore,
+    preview_every: int = 0,
+    workshop: Workshop | None = None,
 ) -> RunResult:
     """Run a plan in the folder `out`, or go on with it if the same request was begun there.
 
     Args:
         report: called with every `Event` of the run.
         preview_every: steps after which a picture in the making is written; 0: never.
+        workshop: whose worker does it, a `Session`'s; None: one for this run alone.
 
     Raises:
         LowmemError: see the tree in `lowmem_if.errors`; the folder can be continued.
     """
     folder = RunFolder.for_plan(Path(out), plan)
-    return continue_run(folder, report=report, preview_every=preview_every)
+    return continue_run(folder, report=report, preview_every=preview_every, workshop=workshop)
 
 
-def resume(out: str | Path, *, report: Report = ignore, preview_every: int = 0) -> RunResult:
+def resume(
+    out: str | Path,
+    *,
+    report: Report = ignore,
+    preview_every: int = 0,
+    workshop: Workshop | None = None,
+) -> RunResult:
     """Continue the run in the folder `out`; a finished one is only read back. For the rest see `run`.
 
     Raises:
         RunFolderError: it is no run folder, is in use, or was begun with other library versions.
     """
-    return continue_run(RunFolder.open(Path(out)), report=report, preview_every=preview_every)
+    folder = RunFolder.open(Path(out))
+    return continue_run(folder, report=report, preview_every=preview_every, workshop=workshop)
 
 
 def continue_run(
-    folder: RunFolder, *, report: Report = ignore, preview_every: int = 0
+    folder: RunFolder,
+    *,
+    report: Report = ignore,
+    preview_every: int = 0,
+    workshop: Workshop | None = None,
 ) -> RunResult:
     """Do what is not done in a run folder."""
     if preview_every < 0:
@@ -87,8 +92,9 @@ def continue_run(
     keeper = GalleryKeeper(folder, report) if has_gallery(folder) else None
     if not folder.complete:
         folder.check_versions()
-        with folder.locked() as lock:
-            _work(folder.reload(), keeper or report, lock, preview_every)
+        shop = nullcontext(workshop) if workshop else Workshop()
+        with folder.locked() as lock, shop as worker:
+            _work(folder.reload(), worker, keeper or report, lock, preview_every)
         folder = folder.reload()
     if keeper and is_stale(folder):
         keeper.write()
@@ -98,13 +104,18 @@ def continue_run(
     return RunResult(folder.path, folder.images, steps, folder.notices)
 
 
-def _work(folder: RunFolder, report: Report, lock: int, preview_every: int) -> None:
+def _work(
+    folder: RunFolder, workshop: Workshop, report: Report, lock: int, preview_every: int
+) -> None:
     """Let workers work until one comes to the end."""
     while True:
-        short = _let_work(folder, report, lock, preview_every)
+        short = workshop.work(folder, lock, report=report, preview_every=preview_every)
         if short is None:
             return
         folder = folder.reload()
+        if short.beside or not short.is_new:
+            _try_again(folder, short, report)
+            continue
         step = _next_rung(folder, short)
         before = folder.plan.step(step.component)
         folder.replace_step(step, f"{step.component}: {step.reason}")
@@ -125,7 +136,19 @@ def _tell(folder: RunFolder, report: Report, component: str, text: str) -> None:
         report(Event("notice", component, text=notice))
 
 
-def _next_rung(folder: RunFolder, short: Event) -> Step:
+def _try_again(folder: RunFolder, short: Short, report: Report) -> None:
+    """Say that the same goes on in a new worker, which holds nothing from before."""
+    beside = " and ".join(short.beside).replace("_", " ")
+    why = f"beside {beside}, which stayed loaded" if beside else "in a worker that had drawn before"
+    if short.component:
+        step = folder.plan.step(short.component)
+        folder.replace_step(step, f"{short.component}: {short.resource} ran out {why}")
+    name = short.component.replace("_", " ") or "before the first step"
+    text = f"{name}: {short.resource} ran out {why}; now the same with nothing else loaded"
+    report(Event("retry", short.component, text=text))
+
+
+def _next_rung(folder: RunFolder, short: Short) -> Step:
     request, machine = folder.plan.request, folder.plan.machine
     component = short.component
     if not component:
@@ -136,112 +159,11 @@ def _next_rung(folder: RunFolder, short: Event) -> Step:
     location = locate(request.cascade, components=request.components, revision=request.revision)
     pinned = component in folder.plan.pins
     part, jobs = location.cascade.parts[component], jobs_of(request, location.cascade, component)
-    lower = cheaper(step, machine, part, jobs, short_of=short.name, pinned=pinned)
+    lower = cheaper(step, machine, part, jobs, short_of=short.resource, pinned=pinned)
     if lower is None:
         left = "your pin allows nothing cheaper" if pinned else "nothing cheaper is left"
         raise OutOfMemory(
-            f"{short.name} ran out in {component.replace('_', ' ')} ({short.text}) and {left}: "
+            f"{short.resource} ran out in {component.replace('_', ' ')} ({short.text}) and {left}: "
             f"free some memory, then `lowmem-if resume {folder.path}`"
         )
     return lower
-
-
-def _let_work(folder: RunFolder, report: Report, lock: int, preview_every: int) -> Event | None:
-    """Run one worker to its end; None if all is done, else the event that says memory ran out."""
-    last = Event("started")
-    report(Event("starting"))
-    with _worker(folder, lock, preview_every) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            event = Event.from_line(line)
-            if event.kind == "error":
-                raise _error(event)
-            if event.kind == "out_of_memory":
-                return Event("out_of_memory", last.component, text=event.text, name=event.name)
-            if event.kind == "started":
-                last = event
-            report(event)
-        code = process.wait()
-    if code == 0:
-        return None
-    if code < 0 and signal.Signals(-code).name == "SIGKILL":
-        text = "the system killed the worker"
-        return Event("out_of_memory", last.component, text=text, name=RAM)
-    if code < 0:
-        name = signal.Signals(-code).name
-        why = " (a weight file became shorter while it was in use)" if name == "SIGBUS" else ""
-        raise WorkerDied(
-            f"the worker was ended by {name} in {last.component or 'its start'}{why}: "
-            f"continue with `lowmem-if resume {folder.path}`"
-        )
-    raise WorkerCrashed(folder.log_file.read_text(encoding="utf-8", errors="replace")[-8000:])
-
-
-@contextmanager
-def _worker(folder: RunFolder, lock: int, preview_every: int) -> Iterator[subprocess.Popen[str]]:
-    """A worker process that never outlives the block, nor this process."""
-    with writing(folder.path):
-        log = folder.log_file.open("ab")
-    with log:
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                *WORKER,
-                str(folder.path),
-                *([str(preview_every)] if preview_every else ()),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            encoding="utf-8",
-            env=worker_environment(os.environ, streams=_streams(folder.plan)),
-            # The lock lives as long as whoever may still write: the worker too, if we are killed.
-            pass_fds=() if sys.platform == "win32" else (lock,),
-        )
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    pipe.close()
-
-
-def _streams(plan: Plan) -> bool:
-    return any(step.strategy == STREAM for step in plan.steps)
-
-
-def worker_environment(outer: os._Environ[str], *, streams: bool = False) -> dict[str, str]:
-    """The worker's environment: nothing goes to the network; the user's own settings win.
-
-    Args:
-        streams: whether memory is so short that weights stay in their files.
-    """
-    ours = {
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
-        "PYTHONIOENCODING": "utf-8",
-        # The loaders' threads would each get a heap of their own, which glibc does not trim: 80 MB of
-        # a 200 MB encoder stayed behind, with one heap 0.3 MB (docs/log.md).
-        "MALLOC_ARENA_MAX": "1",
-        # Fresh memory in pages of 2 MB: reading weights into it was twice as fast (docs/log.md).
-        "THP_MEM_ALLOC_ENABLE": "1",
-    }
-    if streams:
-        # A freed activation leaves the heap at once (250 MB of an upscaler's), for 6 % of the time.
-        ours |= {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
-    if "PYTORCH_CUDA_ALLOC_CONF" in outer:
-        del ours["PYTORCH_ALLOC_CONF"]  # the user's setting, under its older name
-    return ours | dict(outer) | {"HF_HUB_OFFLINE": "1"}
-
-
-def _error(event: Event) -> errors.LowmemError:
-    """The worker's error as this process's own."""
-    cls = getattr(errors, event.name, errors.LowmemError)
-    error: errors.LowmemError = cls.__new__(cls)
-    Exception.__init__(error, event.text)
-    return error

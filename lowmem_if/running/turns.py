@@ -1,7 +1,8 @@
 """What a worker does: every component in turn, from folder to folder.
 
 A turn loads its component if there is anything to do, does it image by image, writes each result as
-it comes, and proves that the component has left. Nothing is kept but what is in the run folder.
+it comes, and proves that the component has left, unless a session keeps it on its shelf. Of a run
+nothing is kept but what is in its folder.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +24,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from lowmem_if.errors import CascadeError, DeviceError, RunFolderError
 from lowmem_if.planning import catalog
-from lowmem_if.planning.footprint import in_place_bytes
+from lowmem_if.planning.footprint import at_rest, in_place_bytes
+from lowmem_if.planning.keeping import Kept
 from lowmem_if.planning.locations import Location, locate
 from lowmem_if.planning.lora import file_digest
 from lowmem_if.planning.modes import UPSCALE
@@ -34,10 +36,12 @@ from lowmem_if.running.embedding_cache import EmbeddingCache
 from lowmem_if.running.events import Event, Report
 from lowmem_if.running.recorder import Recorder
 from lowmem_if.running.run_folder import RunFolder, is_whole_png
+from lowmem_if.running.shelf import Form, Shelf, closed_on_error, left_behind
 from lowmem_if.running.sources import KINDS, read_source
 from lowmem_if.stages.base import BaseStage
+from lowmem_if.stages.compiling import why_not
 from lowmem_if.stages.finish import Finisher, to_image, to_unit_range
-from lowmem_if.stages.lifetime import C, alive
+from lowmem_if.stages.lifetime import C, Life
 from lowmem_if.stages.pipelines import Batch, DrawingStage
 from lowmem_if.stages.previews import Watching
 from lowmem_if.stages.super_resolution import SuperResolutionStage
@@ -53,11 +57,14 @@ S = TypeVar("S", bound=DrawingStage)
 _READ_T5 = {catalog.STAGE_1, catalog.STAGE_2}
 
 
-def work(folder: RunFolder, report: Report, *, preview_every: int = 0) -> None:
+def work(
+    folder: RunFolder, report: Report, *, preview_every: int = 0, shelf: Shelf | None = None
+) -> None:
     """Do every step of the folder's plan that is not done.
 
     Args:
         preview_every: steps after which pictures in the making are written; 0: never.
+        shelf: with what is loaded already, and for what may stay; None: nothing.
 
     Raises:
         LowmemError: weights, device or folder cannot be used; what is done stays done.
@@ -66,9 +73,10 @@ def work(folder: RunFolder, report: Report, *, preview_every: int = 0) -> None:
     request = folder.plan.request
     location = locate(request.cascade, components=request.components, revision=request.revision)
     todo = _todo(folder)
+    shelf = shelf or Shelf()
     for step in folder.plan.steps:
         if step.component in todo:
-            _Turn(folder, step, location, report, preview_every).take()
+            _Turn(folder, step, location, report, preview_every, shelf).take()
         else:
             report(Event("skipped", step.component))
 
@@ -131,9 +139,10 @@ class _Turn:
         location: Location,
         report: Report,
         preview_every: int,
+        shelf: Shelf,
     ) -> None:
         self._folder, self._step, self._report = folder, step, report
-        self._preview_every = preview_every
+        self._preview_every, self._shelf = preview_every, shelf
         self._request = folder.plan.request
         self._tasks = [task for task in self._request.tasks if step.component in task.stages]
         self._root = _root(location, step)
@@ -141,6 +150,8 @@ class _Turn:
         self._recorder = Recorder(step, folder.memory_file, report)
         self._weights = weights_identity(location, step)
         self._release: Release | None = None
+        self._beside = shelf.held_bytes()
+        self._stays = False
 
     def take(self) -> None:
         component = self._step.component
@@ -160,37 +171,69 @@ class _Turn:
         with self._recorder.recording():
             turns[component]()
         released = asdict(self._release) if self._release else None
-        self._folder.finish_step(component, self._recorder.measured(), released)
+        self._folder.finish_step(component, self._measured(), released, stays=self._stays)
         self._report(Event("finished", component))
         if self._release and not self._release.complete:
-            self._notice(
-                f"{component} left {self._release.ram_left_bytes / 1e6:.0f} MB of RAM and "
-                f"{self._release.vram_left_bytes / 1e6:.0f} MB of VRAM behind"
-                + (
-                    f"; still alive: {', '.join(self._release.alive)}"
-                    if self._release.alive
-                    else ""
-                )
-            )
+            self._notice(left_behind(component, self._release))
+
+    def _measured(self) -> dict[str, Any]:
+        measured = self._recorder.measured()
+        if any(self._beside):
+            names = ("warm_vram_bytes", "warm_ram_bytes")
+            measured |= dict(zip(names, self._beside, strict=True))
+        return measured
 
     @contextmanager
-    def _loaded(self, make: Callable[..., C], *args: object) -> Iterator[C]:
-        step = self._step
-        weight_bytes = in_place_bytes(self._part, step.setting)
-
-        def load() -> C:
-            with self._recorder.loading(weight_bytes):
-                component = make(self._root, step, *args)
+    def _loaded(
+        self, make: Callable[[Path, Step], C], made_with: tuple[object, ...] = ()
+    ) -> Iterator[C]:
+        """The component, loaded now or still; `made_with`: what `make` knows beside the step."""
+        step, shelf = self._step, self._shelf
+        form = Form.of(self._root, self._weights, step, made_with)
+        self._make_room(form)
+        life: Life[C] = self._taken() or Life(
+            lambda: self._load(make),
+            device=step.device,
+            weight_bytes=in_place_bytes(self._part, step.setting),
+        )
+        with closed_on_error(life):
             self._folder.keep_weights(step.component, self._weights)  # they could be used
-            return component
+            yield life.component
+        if shelf.keeps:
+            shelf.put(form, self._kept(), life)
+            self._stays = True
+        else:
+            self._release = life.end()
 
-        with alive(
-            load, device=step.device, weight_bytes=weight_bytes, on_release=self._keep_release
-        ) as component:
-            yield component
+    def _make_room(self, form: Form) -> None:
+        """Let go of what the step has no room beside, and say what was left of it."""
+        for component, release in self._shelf.clear(form, self._step, self._folder.plan):
+            self._folder.keep_release(component, asdict(release))
+            self._recorder.restart()
+            if not release.complete:
+                self._notice(left_behind(component, release))
 
-    def _keep_release(self, release: Release) -> None:
-        self._release = release
+    def _taken(self) -> Life[Any] | None:
+        """The component, if it is loaded."""
+        life = self._shelf.take(self._step.component)
+        self._beside = self._shelf.held_bytes()
+        if life is not None:
+            self._report(Event("warm", self._step.component, total=sum(self._at_rest())))
+        return life
+
+    def _load(self, make: Callable[[Path, Step], C]) -> C:
+        step = self._step
+        if step.speedup > 1 and (why := why_not(step.device)):
+            self._notice(f"not compiled, for torch.compile does not work here: {why}")
+            step = replace(step, speedup=1.0)
+        with self._recorder.loading(in_place_bytes(self._part, step.setting)):
+            return make(self._root, step)
+
+    def _kept(self) -> Kept:
+        return Kept(self._step.component, *self._at_rest(), self._step.predicted.read_bytes)
+
+    def _at_rest(self) -> tuple[int, int]:
+        return at_rest(self._part, self._step.setting)
 
     def _encode(self) -> None:
         texts = texts_of(self._folder)
@@ -207,7 +250,7 @@ class _Turn:
         if not missing:
             return
         with self._loaded(TextEncoder) as encoder:
-            embeddings = encoder.encode(missing, self._on_texts)
+            embeddings = encoder.encode(missing, self._step.batch, self._on_texts)
             for text, embedding in zip(missing, embeddings, strict=True):
                 self._folder.write(self._folder.embedding_file(text), tensor_bytes(embedding))
                 if not cache.put(cleaned[text].text, embedding):
@@ -266,7 +309,7 @@ class _Turn:
 
     def _draw_all(
         self,
-        make: Callable[..., S],
+        make: Callable[[Path, Step], S],
         draw: Callable[[S, Batch], torch.Tensor],
         show: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:
@@ -330,8 +373,8 @@ class _Turn:
         self._tell_of_done(len(request.tasks) - len(undone), len(request.tasks))
         if not undone:
             return
-        make = partial(Finisher, check=request.safety_checker, mark=request.watermark)
-        with self._loaded(make) as finisher:
+        check, mark = request.safety_checker, request.watermark
+        with self._loaded(partial(Finisher, check=check, mark=mark), (check, mark)) as finisher:
             for task in undone:
                 picture = self._pictures(task.stages[-1], [task])[0]
                 shown = picture if task.stages[-1] == catalog.UPSCALER else to_unit_range(picture)

@@ -1,8 +1,10 @@
 """The process that does the work and may be killed.
 
-    python -m lowmem_if.running.worker RUN [PREVIEW_EVERY]
+    python -m lowmem_if.running.worker
 
-Events go to standard output, one JSON object a line; what libraries print goes to standard error.
+Orders come through standard input (`orders.py`); when it closes, the process ends. Events go to standard
+output, one JSON object a line, the answer to an order last; what libraries print goes to standard error,
+and from there into the log of the run at hand.
 """
 
 from __future__ import annotations
@@ -15,15 +17,21 @@ import sys
 import threading
 import warnings
 from pathlib import Path
+from queue import SimpleQueue
+from typing import NoReturn
 
 import torch
 
 from lowmem_if.errors import LowmemError
 from lowmem_if.planning.ladder import RAM, VRAM
-from lowmem_if.running.events import Event
-from lowmem_if.running.run_folder import RunFolder
+from lowmem_if.running.events import Event, Report
+from lowmem_if.running.orders import Order, received
+from lowmem_if.running.run_folder import RunFolder, writing
+from lowmem_if.running.shelf import Shelf, left_behind
 from lowmem_if.running.turns import work
 from lowmem_if.weights.memory import is_out_of_memory
+
+Orders = SimpleQueue[tuple[Order, int | None]]
 
 
 def quiet_libraries() -> None:
@@ -39,12 +47,13 @@ def quiet_libraries() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-def main() -> int:
-    """Work on the folder that the command line names; exit like the command line does."""
+def main() -> NoReturn:
+    """Do what is ordered, one after the other, until nobody gives orders any more."""
     events = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    orders: Orders = SimpleQueue()
+    threading.Thread(target=_take_orders, args=(orders,), daemon=True).start()
     lock = threading.Lock()
 
     def report(event: Event) -> None:
@@ -54,28 +63,58 @@ def main() -> int:
     quiet_libraries()
     # The libraries' own objects stay to the end: collecting among them takes a second a component.
     gc.freeze()
+    shelf = Shelf(report)
+    while True:
+        order, folder_lock = orders.get()
+        report(_answer(order, folder_lock, shelf, report))
+
+
+def _answer(order: Order, folder_lock: int | None, shelf: Shelf, report: Report) -> Event:
+    """Do what is ordered; what is no known error ends this process with its traceback."""
     try:
-        preview_every = int(sys.argv[2]) if len(sys.argv) > 2 else 0
-        work(RunFolder.open(Path(sys.argv[1])), report, preview_every=preview_every)
+        try:
+            _obey(order, shelf, report)
+        finally:
+            if folder_lock is not None:
+                os.close(folder_lock)  # before the answer: the folder is free then
     except LowmemError as error:
-        report(Event("error", text=str(error), name=type(error).__name__))
-        return error.exit_code
+        return Event("error", text=str(error), name=type(error).__name__)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         short_of = VRAM if isinstance(error, torch.OutOfMemoryError) else RAM
         text = next(iter(str(error).splitlines()), type(error).__name__)
-        report(Event("out_of_memory", text=text, name=short_of))
-        return LowmemError.exit_code
-    return 0
+        return Event("out_of_memory", text=text, name=short_of)
+    return Event("done")
 
 
-def _leave_with_parent() -> None:
+def _obey(order: Order, shelf: Shelf, report: Report) -> None:
+    if order.directory:
+        os.chdir(order.directory)
+    shelf.keeps, shelf.alone = order.keeps, frozenset(order.alone)
+    if order.folder:
+        folder = RunFolder.open(Path(order.folder))
+        _log_into(folder)
+        work(folder, report, preview_every=order.preview_every, shelf=shelf)
+        return
+    for component, release in shelf.empty():
+        if not release.complete:
+            report(Event("notice", component, text=left_behind(component, release)))
+
+
+def _log_into(folder: RunFolder) -> None:
+    """From now on what the libraries print goes to this run's log."""
+    with writing(folder.path), folder.log_file.open("ab") as log:
+        os.dup2(log.fileno(), 2)
+        os.dup2(log.fileno(), 1)
+
+
+def _take_orders(orders: Orders) -> NoReturn:
     """Our standard input closes when the parent is gone, however it went."""
-    while sys.stdin.read(1):
-        pass
+    for order in received(sys.stdin.fileno()):
+        orders.put(order)
     os._exit(LowmemError.exit_code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

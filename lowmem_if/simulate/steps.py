@@ -133,7 +133,7 @@ class _Run:
         return Simulated(tuple(self._phases), invented, release.vram_left_bytes)
 
     def encode(self, encoder: TextEncoder) -> None:
-        for embedding in encoder.encode(self._texts, lambda _done, _total: None):
+        for embedding in encoder.encode(self._texts, len(self._texts), lambda _done, _total: None):
             del embedding
             self._end_phase(DRAWING)
 

@@ -16,6 +16,12 @@ _LAMBDA_MIN = -5.1
 IF's own configurations carry it."""
 
 
+def baked_in(step: Step) -> tuple[object, ...]:
+    """What of a step's samplings is made into its scheduler once; the rest is said at every drawing."""
+    sampling = step.sampling
+    return () if sampling is None else (sampling.scheduler, sampling.thresholding)
+
+
 def stage_scheduler(folder: Path, step: Step) -> Any:
     """The scheduler in `folder`, as the step's sampling has it: in every mode the same."""
     scheduler, sampling = load_scheduler(folder), step.sampling

@@ -104,16 +104,17 @@ class TextEncoder:
         return self._streamed.module
 
     def encode(
-        self, prompts: Sequence[str], on_step: Callable[[int, int], None]
+        self, prompts: Sequence[str], together: int, on_step: Callable[[int, int], None]
     ) -> Iterator[torch.Tensor]:
         """The embedding of each prompt: (1, 77, width) in the encoder's compute type, on the CPU.
 
         Args:
+            together: prompts that share a pass over weights that stream.
             on_step: called with what is done and of how much: prompts, or blocks where weights stream
                 and all prompts go through together.
         """
         if self._streamed:
-            yield from self._encode_together(self._streamed, list(prompts), on_step)
+            yield from self._encode_together(self._streamed, list(prompts), together, on_step)
             return
         for number, prompt in enumerate(prompts, start=1):
             yield self._encode(prompt)
@@ -127,7 +128,11 @@ class TextEncoder:
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def _encode_together(
-        self, streamed: Streamed, prompts: list[str], on_step: Callable[[int, int], None]
+        self,
+        streamed: Streamed,
+        prompts: list[str],
+        together: int,
+        on_step: Callable[[int, int], None],
     ) -> Iterator[torch.Tensor]:
         """As `encode_prompt` does it for each, but for all at once."""
         tokens = self._pipeline.tokenizer(
@@ -138,7 +143,7 @@ class TextEncoder:
             return_tensors="pt",
         ).to(self._step.device)
         for embedding in encode_in_one_pass(
-            streamed, tokens.input_ids, tokens.attention_mask, self._step.batch, on_step
+            streamed, tokens.input_ids, tokens.attention_mask, together, on_step
         ):
             yield embedding.cpu()
 

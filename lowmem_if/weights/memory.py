@@ -13,7 +13,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import psutil
@@ -37,6 +37,12 @@ class Reading:
     vram_allocated: int = 0
     vram_reserved: int = 0
     vram_used: int = 0
+
+    def __sub__(self, other: Reading) -> Reading:
+        """What has come since another moment; less than nothing where something has gone."""
+        return Reading(
+            *(now - then for now, then in zip(astuple(self), astuple(other), strict=True))
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,286 @@
+"""A worker process, from its start to its end, and what is known of it from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from lowmem_if import errors
+from lowmem_if.errors import WorkerDied
+from lowmem_if.planning.ladder import RAM
+from lowmem_if.planning.machine import Machine, probe, with_budget
+from lowmem_if.planning.strategies import STREAM
+from lowmem_if.running.events import Event, Report
+from lowmem_if.running.orders import Order, OrderLine
+from lowmem_if.running.run_folder import RunFolder, writing
+
+WORKER = ("-P", "-m", "lowmem_if.running.worker")
+"""Arguments of the interpreter; -P: the folder one stands in is no place to import from."""
+
+_ANSWERS = {"done", "error", "out_of_memory"}
+
+
+class WorkerCrashed(Exception):
+    """The worker ended with a traceback that is no known error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Warm:
+    """A component that stays loaded: how its weights live, and what they take where they are."""
+
+    component: str
+    strategy: str
+    storage_dtype: str
+    device: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Short:
+    """Memory ran out.
+
+    Attributes:
+        component: in whose turn; empty: before any.
+        resource, text: what ran out, and what was said of it.
+        beside: components that stayed loaded beside it.
+        is_new: whether the worker had done nothing before this run.
+    """
+
+    component: str
+    resource: str
+    text: str
+    beside: tuple[str, ...]
+    is_new: bool
+
+
+class Workshop:
+    """At most one worker process, which never outlives this one; a context manager, or `end()` it.
+
+    Attributes:
+        warm: what stays loaded in it.
+    """
+
+    def __init__(self, *, keeps: bool = False) -> None:
+        """Begin without a worker.
+
+        Args:
+            keeps: whether components stay loaded from one run to the next.
+        """
+        self.warm: tuple[Warm, ...] = ()
+        self._keeps = keeps
+        self._alone: set[str] = set()
+        self._process: subprocess.Popen[str] | None = None
+        self._line: OrderLine | None = None
+        self._log = Path()
+        self._streams = False
+        self._measured: dict[str, Machine] = {}
+
+    def __enter__(self) -> Workshop:
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        self.end()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a worker, alive."""
+        return self._process is not None and self._process.poll() is None
+
+    def measure(
+        self, device: str, *, ram_bytes: int | None = None, vram_bytes: int | None = None
+    ) -> Machine:
+        """The machine as `probe()` found it without a worker, whose memory would count as taken."""
+        if not self.is_open:
+            self._measured.clear()
+        if device not in self._measured:
+            self.end()
+            self._measured[device] = probe(device)
+        return with_budget(self._measured[device], ram_bytes=ram_bytes, vram_bytes=vram_bytes)
+
+    def work(
+        self, folder: RunFolder, lock: int, *, report: Report, preview_every: int
+    ) -> Short | None:
+        """Let a worker do what is to be done in a locked run folder; None if all is done.
+
+        Raises:
+            LowmemError: the worker's own, or it died of something that is not memory.
+            WorkerCrashed: of a bug.
+        """
+        is_new = self._make_ready(folder, report)
+        order = Order(
+            str(folder.path), _here(), preview_every, self._keeps, tuple(sorted(self._alone))
+        )
+        answer, component = self._ordered(order, report, lock)
+        if answer.kind == "error":
+            raise _error(answer)
+        if answer.kind == "done":
+            return None
+        beside = tuple(warm.component for warm in self.warm if warm.component != component)
+        if beside and component:
+            self._alone.add(component)
+        self.end()
+        return Short(component, answer.name, answer.text, beside, is_new)
+
+    def release(self, report: Report) -> dict[str, dict[str, Any]]:
+        """Let the worker go of all that stays loaded: of each component what is left of it."""
+        proofs: dict[str, dict[str, Any]] = {}
+
+        def note(event: Event) -> None:
+            if event.kind == "evicted":
+                proofs[event.component] = json.loads(event.text)
+            report(event)
+
+        if self.is_open:
+            answer, _component = self._ordered(Order(), note)
+            if answer.kind == "error":
+                raise _error(answer)
+            if answer.kind == "out_of_memory":
+                self.end()  # which frees everything
+        else:
+            self.end()
+        return proofs
+
+    def end(self) -> None:
+        """End the worker, and with it all that it holds."""
+        process, line = self._process, self._line
+        self._process = self._line = None
+        self.warm = ()
+        if process is not None:
+            process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+        if line is not None:
+            line.close()
+
+    def _make_ready(self, folder: RunFolder, report: Report) -> bool:
+        """See to it that there is a worker for this plan; whether it is a new one."""
+        streams = any(step.strategy == STREAM for step in folder.plan.steps)
+        # Only a plan that streams needs its settings; to others they do no harm but for some time.
+        if self.is_open and (self._streams or not streams):
+            return False
+        self.end()
+        report(Event("starting"))
+        self._streams, self._log = streams, folder.log_file
+        self._start()
+        return True
+
+    def _start(self) -> None:
+        with writing(self._log.parent):
+            log = self._log.open("ab")
+        with log:
+            self._line = OrderLine()
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, *WORKER],
+                    stdin=self._line.far_end,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                    encoding="utf-8",
+                    env=worker_environment(os.environ, streams=self._streams),
+                )
+            finally:
+                os.close(self._line.far_end)
+
+    def _ordered(self, order: Order, report: Report, lock: int | None = None) -> tuple[Event, str]:
+        """(the answer to an order, the component whose turn it was); cut short, it ends the worker."""
+        assert self._line is not None
+        if order.folder:
+            self._log = Path(order.folder) / self._log.name
+        component, answer = "", None
+        try:
+            self._line.give(order, lock)
+            for event in self._events():
+                if event.kind in _ANSWERS:
+                    answer = event
+                    break
+                component = event.component if event.kind == "started" else component
+                report(event)
+            if answer is None:
+                answer = self._silence(component)
+        except BaseException:
+            self.end()
+            raise
+        return answer, component
+
+    def _events(self) -> Iterator[Event]:
+        """What the worker says; what it says of its shelf is noted here."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            event = Event.from_line(line)
+            if event.kind == "shelf":
+                self.warm = tuple(Warm(**each) for each in json.loads(event.text))
+            else:
+                yield event
+
+    def _silence(self, component: str) -> Event:
+        """What it means that a worker ended without an answer."""
+        assert self._process is not None
+        code = self._process.wait()
+        if code >= 0:
+            raise WorkerCrashed(self._log.read_text(encoding="utf-8", errors="replace")[-8000:])
+        name = signal.Signals(-code).name
+        if name == "SIGKILL":
+            return Event("out_of_memory", text="the system killed the worker", name=RAM)
+        why = " (a weight file became shorter while it was in use)" if name == "SIGBUS" else ""
+        raise WorkerDied(
+            f"the worker was ended by {name} in {component or 'its start'}{why}: "
+            f"continue with `lowmem-if resume {self._log.parent}`"
+        )
+
+
+def worker_environment(outer: os._Environ[str], *, streams: bool = False) -> dict[str, str]:
+    """The worker's environment: nothing goes to the network; the user's own settings win.
+
+    Args:
+        streams: whether memory is so short that weights stay in their files.
+    """
+    ours = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+        "PYTHONIOENCODING": "utf-8",
+        # The loaders' threads would each get a heap of their own, which glibc does not trim: 80 MB of
+        # a 200 MB encoder stayed behind, with one heap 0.3 MB (docs/log.md).
+        "MALLOC_ARENA_MAX": "1",
+        # Fresh memory in pages of 2 MB: reading weights into it was twice as fast (docs/log.md).
+        "THP_MEM_ALLOC_ENABLE": "1",
+    }
+    if streams:
+        # A freed activation leaves the heap at once (250 MB of an upscaler's), for 6 % of the time.
+        ours |= {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
+    if "PYTORCH_CUDA_ALLOC_CONF" in outer:
+        del ours["PYTORCH_ALLOC_CONF"]  # the user's setting, under its older name
+    return ours | dict(outer) | {"HF_HUB_OFFLINE": "1"}
+
+
+def _error(event: Event) -> errors.LowmemError:
+    """The worker's error as this process's own."""
+    cls = getattr(errors, event.name, errors.LowmemError)
+    error: errors.LowmemError = cls.__new__(cls)
+    Exception.__init__(error, event.text)
+    return error
+
+
+def _here() -> str:
+    """Where relative paths begin, for a worker that began elsewhere; empty if that place is gone."""
+    with suppress(OSError):
+        return str(Path.cwd())
+    return ""
