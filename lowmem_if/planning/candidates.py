@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import ceil
 
 from lowmem_if.errors import CheckpointError, DeviceError, RequestError
 from lowmem_if.planning import catalog
 from lowmem_if.planning.catalog import Part
-from lowmem_if.planning.footprint import Setting, bytes_a_pass, resident_choices
+from lowmem_if.planning.compiling import speedup
+from lowmem_if.planning.footprint import (
+    Setting,
+    bytes_a_pass,
+    resident_choices,
+    texts_together,
+)
+from lowmem_if.planning.jobs import jobs_of, tasks_of
 from lowmem_if.planning.locations import Location
+from lowmem_if.planning.lora import merge_bytes_of, of_stage
 from lowmem_if.planning.machine import Machine
+from lowmem_if.planning.request import Request
 from lowmem_if.planning.strategies import (
     BALANCED,
     EXACT,
@@ -21,6 +31,8 @@ from lowmem_if.planning.strategies import (
     STREAM,
     Pin,
 )
+from lowmem_if.planning.tasks import ImageTask
+from lowmem_if.planning.tiling import TILES, UPSCALER_SIDE, WHOLE_AREA, aligned
 
 SMALL_BYTES = 500_000_000
 """A component whose float32 weights are smaller than this is run in float32: exactness is cheap."""
@@ -30,6 +42,65 @@ _MAX_BATCH = 8
 
 def settings_for(
     machine: Machine,
+    request: Request,
+    location: Location,
+    component: str,
+    prefer: str,
+    pin: Pin | None,
+) -> list[Setting]:
+    """Every setting of a component to weigh, best first, for what the request has to do with it.
+
+    Raises:
+        RequestError, DeviceError: the pin asks for what nobody or what this device cannot do.
+        CheckpointError: the pin asks for weights that a local cascade does not hold.
+    """
+    tasks = tasks_of(request, component)
+    settings = _ways_to_live(
+        machine, location, component, prefer=prefer, pin=pin, images=len(tasks)
+    )
+    if component == catalog.TEXT_ENCODER:
+        (job,) = jobs_of(request, location.cascade, component)
+        return _together(settings, job.texts)
+    settings = _in_shape(settings, component, tasks)
+    merging = merge_bytes_of(of_stage(request.lora, component))
+    settings = [replace(setting, merge_bytes=merging) for setting in settings]
+    return settings + (_compiled(machine, settings) if request.compile else [])
+
+
+def _compiled(machine: Machine, settings: list[Setting]) -> list[Setting]:
+    """The settings whose UNet can be compiled, compiled: weights must stay where they are."""
+    gains = {component: speedup(machine, component) for component in catalog.IMAGE_STAGES}
+    return [
+        replace(setting, speedup=gains[setting.component])
+        for setting in settings
+        if setting.strategy == RESIDENT and gains.get(setting.component, 1) > 1
+    ]
+
+
+def _together(settings: list[Setting], texts: int) -> list[Setting]:
+    """Where an encoder streams, as many texts as may wait for each other share each pass."""
+    return [
+        replace(setting, batch=texts_together(texts) if setting.strategy == STREAM else 1)
+        for setting in settings
+    ]
+
+
+def _in_shape(settings: list[Setting], component: str, tasks: list[ImageTask]) -> list[Setting]:
+    """The settings with the area of the largest picture, and tiles for the user's own."""
+    area = max((task.area_in(component) for task in tasks), default=1.0)
+    settings = [replace(setting, area=area) for setting in settings]
+    own = [task for task in tasks if task.is_enlarged_as_it_is]
+    if component != catalog.UPSCALER or not own:
+        return settings
+    others = max((task.area for task in tasks if not task.is_enlarged_as_it_is), default=0.0)
+    least = ceil(UPSCALER_SIDE * others**0.5)  # what is never cut must have room too
+    sides = [side for side in TILES if side >= least] or [aligned(least)]
+    sides = [0, *sides] if area <= WHOLE_AREA else sides
+    return [replace(setting, tile=side) for side in sides for setting in settings]
+
+
+def _ways_to_live(
+    machine: Machine,
     location: Location,
     component: str,
     *,
@@ -37,12 +108,7 @@ def settings_for(
     pin: Pin | None,
     images: int,
 ) -> list[Setting]:
-    """Every setting of a component to weigh, best first; never empty.
-
-    Raises:
-        RequestError, DeviceError: the pin asks for what nobody or what this device cannot do.
-        CheckpointError: the pin asks for weights that a local cascade does not hold.
-    """
+    """Where its weights could live, in which types, whatever there is to do; never empty."""
     if component == catalog.FINISH:
         return _finish_settings(component, pin)
     part = location.cascade.parts[component]

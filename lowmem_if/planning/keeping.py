@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from lowmem_if.planning.catalog import TEXT_ENCODER
 from lowmem_if.planning.footprint import Footprint
-from lowmem_if.planning.plan import Plan, Step, shortage
+from lowmem_if.planning.plan import Plan, Step
+from lowmem_if.planning.weighing import shortage
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,16 @@ def loras(given: Any) -> tuple[Lora, ...]:
     return tuple(one if isinstance(one, Lora) and one.digest else _look_at(one) for one in several)
 
 
+def of_stage(lora: Iterable[Lora], component: str) -> tuple[Lora, ...]:
+    """Those of a request that a component takes."""
+    return tuple(one for one in lora if one.stage == component)
+
+
+def merge_bytes_of(lora: Iterable[Lora]) -> int:
+    """Of RAM for all LoRAs of a step: what they add to one weight is held together."""
+    return sum(one.merge_bytes for one in lora if one.scale)
+
+
 def parse_lora(text: str) -> tuple[str | None, str, float]:
     """(stage, path, scale) of `[STAGE=]FILE[:SCALE]`; a path may hold colons, as on Windows.
 

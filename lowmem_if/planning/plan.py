@@ -7,9 +7,8 @@ Pins of the user are never overridden.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import ceil
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -22,43 +21,29 @@ from lowmem_if.errors import (
     RequestError,
     RunFolderError,
 )
-from lowmem_if.planning import catalog
-from lowmem_if.planning.candidates import compute_dtype, settings_for
-from lowmem_if.planning.catalog import Part
-from lowmem_if.planning.compiling import speedup
+from lowmem_if.planning.candidates import settings_for
 from lowmem_if.planning.footprint import (
-    Footprint,
     Setting,
-    headroom,
     predict,
-    texts_together,
 )
-from lowmem_if.planning.jobs import Job, jobs_of, samplings_of, tasks_of
+from lowmem_if.planning.jobs import jobs_of, samplings_of
 from lowmem_if.planning.locations import Location, locate
-from lowmem_if.planning.lora import Lora
+from lowmem_if.planning.lora import Lora, merge_bytes_of, of_stage
 from lowmem_if.planning.lora_fit import settled
 from lowmem_if.planning.machine import Machine
 from lowmem_if.planning.nearest import nearest
+from lowmem_if.planning.reasons import reason, runner_up
 from lowmem_if.planning.request import Request
-from lowmem_if.planning.seconds import predict_seconds
 from lowmem_if.planning.strategies import (
     EXACT,
     PREFERENCES,
-    QUANTISED,
-    RESIDENT,
-    SEQUENTIAL_OFFLOAD,
-    STREAM,
     Pin,
     parse_pin,
     pin_texts,
 )
 from lowmem_if.planning.tasks import ImageTask, Sampling
-from lowmem_if.planning.tiling import TILES, UPSCALER_SIDE, WHOLE_AREA, aligned
-from lowmem_if.planning.units import format_bytes, format_seconds
-
-SPILL_BYTES = 400_000_000
-"""More VRAM to leave free where the driver would lend RAM instead of failing (ComfyUI keeps 600 MB free
-on Windows for it)."""
+from lowmem_if.planning.tiling import UPSCALER_SIDE
+from lowmem_if.planning.weighing import overrun, shortage, weigh
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +88,7 @@ class Step:
         return Setting(
             self.component, self.strategy, self.storage_dtype, self.compute_dtype,
             self.batch, self.device, self.vae_tiling, self.resident_bytes, self.area, self.tile,
-            self.speedup, _merge_bytes(self.lora),
+            self.speedup, merge_bytes_of(self.lora),
         )  # fmt: skip
 
     @property
@@ -200,15 +185,6 @@ class _NoRoom(Exception):
         return DoesNotFit(*self.figures, nearest)
 
 
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    setting: Setting
-    footprint: Footprint
-    short: tuple[str, int, int] | None
-    """(resource, needed, available) where there is no room; None where there is."""
-    seconds: float
-
-
 def _choose(
     machine: Machine,
     request: Request,
@@ -219,12 +195,12 @@ def _choose(
 ) -> Step:
     part = location.cascade.parts[component]
     jobs = jobs_of(request, location.cascade, component)
-    settings = _settings(machine, request, location, component, prefer, pin)
-    lora = _of_stage(request.lora, component)
-    candidates = [_weigh(machine, part, setting, jobs) for setting in settings]
+    settings = settings_for(machine, request, location, component, prefer, pin)
+    lora = of_stage(request.lora, component)
+    candidates = [weigh(machine, part, setting, jobs) for setting in settings]
     fitting = [candidate for candidate in candidates if candidate.short is None]
     if not fitting:
-        closest = min((c for c in candidates if c.short), key=_overrun)
+        closest = min((c for c in candidates if c.short), key=overrun)
         assert closest.short is not None
         raise _NoRoom(component, *closest.short)
     # A picture is cut no smaller than it must be; among ways that cut it alike the quickest is taken.
@@ -238,213 +214,17 @@ def _choose(
         setting.tile,
         Prediction(chosen.footprint.vram_bytes, chosen.footprint.ram_bytes, chosen.seconds,
                    chosen.footprint.read_bytes),
-        "; ".join(
-            [_reason(machine, part, chosen, pin, lora), *_compiling(machine, request, setting)]
-        ),
-        _runner_up(machine, candidates, chosen),
+        reason(machine, request, part, chosen, pin),
+        runner_up(machine, candidates, chosen),
         setting.resident_bytes,
         setting.speedup,
         lora,
     )  # fmt: skip
 
 
-def _of_stage(lora: Sequence[Lora], component: str) -> tuple[Lora, ...]:
-    return tuple(one for one in lora if one.stage == component)
-
-
-def _merge_bytes(lora: Sequence[Lora]) -> int:
-    """Of RAM for all LoRAs of a step: what they add to one weight is held together."""
-    return sum(one.merge_bytes for one in lora if one.scale)
-
-
 def _cuts(setting: Setting) -> float:
     """How finely the user's own pictures are cut; 0: not at all."""
     return UPSCALER_SIDE / setting.tile if setting.tile else 0.0
-
-
-def _settings(
-    machine: Machine,
-    request: Request,
-    location: Location,
-    component: str,
-    prefer: str,
-    pin: Pin | None,
-) -> list[Setting]:
-    """Every setting to weigh, for what the request has to do with the component."""
-    tasks = tasks_of(request, component)
-    settings = settings_for(machine, location, component, prefer=prefer, pin=pin, images=len(tasks))
-    if component == catalog.TEXT_ENCODER:
-        (job,) = jobs_of(request, location.cascade, component)
-        return _together(settings, job.texts)
-    settings = _in_shape(settings, component, tasks)
-    merge_bytes = _merge_bytes(_of_stage(request.lora, component))
-    settings = [replace(setting, merge_bytes=merge_bytes) for setting in settings]
-    return settings + (_compiled(machine, settings) if request.compile else [])
-
-
-def _compiled(machine: Machine, settings: list[Setting]) -> list[Setting]:
-    """The settings whose UNet can be compiled, compiled: weights must stay where they are."""
-    gains = {component: speedup(machine, component) for component in catalog.IMAGE_STAGES}
-    return [
-        replace(setting, speedup=gains[setting.component])
-        for setting in settings
-        if setting.strategy == RESIDENT and gains.get(setting.component, 1) > 1
-    ]
-
-
-def _together(settings: list[Setting], texts: int) -> list[Setting]:
-    """Where an encoder streams, as many texts as may wait for each other share each pass."""
-    return [
-        replace(setting, batch=texts_together(texts) if setting.strategy == STREAM else 1)
-        for setting in settings
-    ]
-
-
-def _in_shape(settings: list[Setting], component: str, tasks: list[ImageTask]) -> list[Setting]:
-    """The settings with the area of the largest picture, and tiles for the user's own."""
-    area = max((task.area_in(component) for task in tasks), default=1.0)
-    settings = [replace(setting, area=area) for setting in settings]
-    own = [task for task in tasks if task.is_enlarged_as_it_is]
-    if component != catalog.UPSCALER or not own:
-        return settings
-    others = max((task.area for task in tasks if not task.is_enlarged_as_it_is), default=0.0)
-    least = ceil(UPSCALER_SIDE * others**0.5)  # what is never cut must have room too
-    sides = [side for side in TILES if side >= least] or [aligned(least)]
-    sides = [0, *sides] if area <= WHOLE_AREA else sides
-    return [replace(setting, tile=side) for side in sides for setting in settings]
-
-
-def _weigh(machine: Machine, part: Part, setting: Setting, jobs: Sequence[Job]) -> _Candidate:
-    footprint = predict(part, setting)
-    left = machine.ram_bytes - footprint.ram_bytes
-    left -= footprint.vram_bytes if machine.unified else 0
-    seconds = predict_seconds(part, setting, jobs, machine.speeds, left, unified=machine.unified)
-    return _Candidate(setting, footprint, shortage(machine, setting, footprint), seconds)
-
-
-def shortage(
-    machine: Machine, setting: Setting, footprint: Footprint
-) -> tuple[str, int, int] | None:
-    """(resource, needed, available) of what is missing most, headroom included; None: there is room."""
-    vram_spare, ram_spare = headroom(setting.device)
-    vram_spare += SPILL_BYTES if machine.spills_vram else 0
-    needs = [("RAM", footprint.ram_bytes + ram_spare, machine.ram_bytes)]
-    if setting.device != "cpu":
-        needs.insert(0, ("VRAM", footprint.vram_bytes + vram_spare, machine.vram_bytes))
-    if machine.unified and footprint.vram_bytes:
-        both = footprint.vram_bytes + footprint.ram_bytes + ram_spare
-        needs.append(("unified memory", both, machine.ram_bytes))
-    return max(
-        (need for need in needs if need[1] > need[2]), key=lambda n: n[1] - n[2], default=None
-    )
-
-
-def _overrun(candidate: _Candidate) -> int:
-    assert candidate.short is not None
-    return candidate.short[1] - candidate.short[2]
-
-
-def _reason(
-    machine: Machine, part: Part, chosen: _Candidate, pin: Pin | None, lora: Sequence[Lora]
-) -> str:
-    setting = chosen.setting
-    if setting.device == "cpu":
-        spare, what = machine.ram_bytes - chosen.footprint.ram_bytes, "RAM"
-    else:
-        spare, what = machine.vram_bytes - chosen.footprint.vram_bytes, "VRAM"
-    words = ["pinned"] if pin else []
-    words.append(f"{format_bytes(max(0, spare))} of {what} to spare")
-    if setting.component == catalog.FINISH:
-        return "on the CPU, where the pictures are"
-    if setting.vae_tiling:
-        words.append("VAE in tiles")
-    if setting.tile:
-        words.append(f"in tiles of {setting.tile} pixels")
-    if setting.strategy == SEQUENTIAL_OFFLOAD:
-        words.append("leaves move: slow")
-    if setting.strategy == STREAM:
-        words.append(_streaming(setting))
-        if not lora and _casts_at_every_pass(part, setting):
-            words.append("they are cast each time unless `fetch --convert bf16` was run")
-    words += _merging(setting, lora)
-    if setting.storage == "float32" and compute_dtype(machine, part)[1]:
-        words.append("small, so float32")
-    elif setting.storage in QUANTISED:
-        words.append("computes in " + setting.compute)
-    return "; ".join(words)
-
-
-def _compiling(machine: Machine, request: Request, setting: Setting) -> list[str]:
-    """What comes of the wish to compile."""
-    if not request.compile or setting.component not in catalog.IMAGE_STAGES:
-        return []
-    if setting.speedup > 1:
-        return [f"compiled: steps are {setting.speedup:g} times as fast"]
-    if speedup(machine, setting.component) == 1:
-        return ["not compiled: it gains nothing here"]
-    if setting.strategy != RESIDENT:
-        return ["not compiled: weights must stay for that"]
-    return ["not compiled: that takes longer than it saves, or too much RAM"]
-
-
-def _merging(setting: Setting, lora: Sequence[Lora]) -> list[str]:
-    if not lora:
-        return []
-    names = " and ".join(map(str, lora))
-    return [f"LoRA {names}, merged with {format_bytes(setting.merge_bytes)} of RAM"]
-
-
-def _streaming(setting: Setting) -> str:
-    """What of a streaming component comes from its file, and how often."""
-    if setting.component == catalog.TEXT_ENCODER:
-        return "layers come from the file, once"
-    stay = f"{format_bytes(setting.resident_bytes)} stay, other " if setting.resident_bytes else ""
-    return stay + "layers come from the file at every pass"
-
-
-def _casts_at_every_pass(part: Part, setting: Setting) -> bool:
-    """Whether a bfloat16 copy of the UNet would spare a CPU work; if there is one is not looked up."""
-    unets = [module for module in part.modules if module.folder == "unet"]
-    on_cpu = (setting.device, setting.storage) == ("cpu", "bfloat16")
-    return on_cpu and any(not unet.is_bfloat16 for unet in unets)
-
-
-def _runner_up(machine: Machine, candidates: list[_Candidate], chosen: _Candidate) -> str:
-    """What would have been taken with more room, the quickest of it; else the next quickest."""
-    others = [c for c in candidates if str(c.setting) != str(chosen.setting)]
-    before = candidates.index(chosen)
-    preferred = [
-        candidate
-        for place, candidate in enumerate(candidates)
-        if candidate in others
-        and candidate.short
-        and (candidate.seconds, place) < (chosen.seconds, before)
-    ]
-    if preferred:
-        best = min(preferred, key=lambda c: c.seconds)
-        assert best.short is not None
-        resource, needed, available = best.short
-        return (
-            f"{_named(machine, best)}: {format_seconds(best.seconds)}, but needs "
-            f"{format_bytes(needed)} of {resource}, {format_bytes(available)} available"
-        )
-    fitting = [c for c in others if c.short is None]
-    fitting = [c for c in fitting if _way(c.setting) != _way(chosen.setting)] or fitting
-    if not fitting:
-        return ""
-    best = min(fitting, key=lambda c: c.seconds)
-    slower = best.seconds > chosen.seconds
-    return f"{_named(machine, best)}: {format_seconds(best.seconds)}" + ("" if slower else ", too")
-
-
-def _way(setting: Setting) -> tuple[str, str, str]:
-    return setting.strategy, setting.storage, setting.device
-
-
-def _named(machine: Machine, candidate: _Candidate) -> str:
-    setting = candidate.setting
-    place = " on the CPU" if setting.device == "cpu" != machine.device else ""
-    return f"{setting}{place}"
 
 
 def _fits(machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pin]) -> bool:
@@ -454,7 +234,7 @@ def _fits(machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pi
         request = replace(request, lora=settled(request.lora, location, request.components))
         for name in request.components:
             part, pin = location.cascade.parts[name], pins.get(name)
-            settings = _settings(machine, request, location, name, prefer, pin)
+            settings = settings_for(machine, request, location, name, prefer, pin)
             if all(shortage(machine, setting, predict(part, setting)) for setting in settings):
                 return False
     except (DeviceError, CascadeError, CheckpointError):

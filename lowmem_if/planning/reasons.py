@@ -1,0 +1,136 @@
+"""Why a step is as it is, in words, and what would have been taken otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lowmem_if.planning import catalog
+from lowmem_if.planning.candidates import compute_dtype
+from lowmem_if.planning.catalog import Part
+from lowmem_if.planning.compiling import speedup
+from lowmem_if.planning.footprint import Setting
+from lowmem_if.planning.lora import Lora, of_stage
+from lowmem_if.planning.machine import Machine
+from lowmem_if.planning.request import Request
+from lowmem_if.planning.strategies import (
+    QUANTISED,
+    RESIDENT,
+    SEQUENTIAL_OFFLOAD,
+    STREAM,
+    Pin,
+)
+from lowmem_if.planning.units import format_bytes, format_seconds
+from lowmem_if.planning.weighing import Candidate
+
+
+def reason(
+    machine: Machine, request: Request, part: Part, chosen: Candidate, pin: Pin | None
+) -> str:
+    """Why a setting was chosen, and what is special about it."""
+    setting = chosen.setting
+    if setting.device == "cpu":
+        spare, what = machine.ram_bytes - chosen.footprint.ram_bytes, "RAM"
+    else:
+        spare, what = machine.vram_bytes - chosen.footprint.vram_bytes, "VRAM"
+    words = ["pinned"] if pin else []
+    words.append(f"{format_bytes(max(0, spare))} of {what} to spare")
+    if setting.component == catalog.FINISH:
+        return "on the CPU, where the pictures are"
+    lora = of_stage(request.lora, setting.component)
+    words += _cutting(setting)
+    words += _moving(part, setting, lora)
+    words += _merging(setting, lora)
+    if setting.storage == "float32" and compute_dtype(machine, part)[1]:
+        words.append("small, so float32")
+    elif setting.storage in QUANTISED:
+        words.append("computes in " + setting.compute)
+    return "; ".join([*words, *_compiling(machine, request, setting)])
+
+
+def _cutting(setting: Setting) -> list[str]:
+    words = ["VAE in tiles"] if setting.vae_tiling else []
+    return words + ([f"in tiles of {setting.tile} pixels"] if setting.tile else [])
+
+
+def _moving(part: Part, setting: Setting, lora: Sequence[Lora]) -> list[str]:
+    """How weights that do not stay come and go."""
+    if setting.strategy == SEQUENTIAL_OFFLOAD:
+        return ["leaves move: slow"]
+    if setting.strategy != STREAM:
+        return []
+    casts = not lora and _casts_at_every_pass(part, setting)
+    again = ["they are cast each time unless `fetch --convert bf16` was run"] if casts else []
+    return [_streaming(setting), *again]
+
+
+def _compiling(machine: Machine, request: Request, setting: Setting) -> list[str]:
+    """What comes of the wish to compile."""
+    if not request.compile or setting.component not in catalog.IMAGE_STAGES:
+        return []
+    if setting.speedup > 1:
+        return [f"compiled: steps are {setting.speedup:g} times as fast"]
+    if speedup(machine, setting.component) == 1:
+        return ["not compiled: it gains nothing here"]
+    if setting.strategy != RESIDENT:
+        return ["not compiled: weights must stay for that"]
+    return ["not compiled: that takes longer than it saves, or too much RAM"]
+
+
+def _merging(setting: Setting, lora: Sequence[Lora]) -> list[str]:
+    if not lora:
+        return []
+    names = " and ".join(map(str, lora))
+    return [f"LoRA {names}, merged with {format_bytes(setting.merge_bytes)} of RAM"]
+
+
+def _streaming(setting: Setting) -> str:
+    """What of a streaming component comes from its file, and how often."""
+    if setting.component == catalog.TEXT_ENCODER:
+        return "layers come from the file, once"
+    stay = f"{format_bytes(setting.resident_bytes)} stay, other " if setting.resident_bytes else ""
+    return stay + "layers come from the file at every pass"
+
+
+def _casts_at_every_pass(part: Part, setting: Setting) -> bool:
+    """Whether a bfloat16 copy of the UNet would spare a CPU work; if there is one is not looked up."""
+    unets = [module for module in part.modules if module.folder == "unet"]
+    on_cpu = (setting.device, setting.storage) == ("cpu", "bfloat16")
+    return on_cpu and any(not unet.is_bfloat16 for unet in unets)
+
+
+def runner_up(machine: Machine, candidates: list[Candidate], chosen: Candidate) -> str:
+    """What would have been taken with more room, the quickest of it; else the next quickest."""
+    others = [c for c in candidates if str(c.setting) != str(chosen.setting)]
+    before = candidates.index(chosen)
+    preferred = [
+        candidate
+        for place, candidate in enumerate(candidates)
+        if candidate in others
+        and candidate.short
+        and (candidate.seconds, place) < (chosen.seconds, before)
+    ]
+    if preferred:
+        best = min(preferred, key=lambda c: c.seconds)
+        assert best.short is not None
+        resource, needed, available = best.short
+        return (
+            f"{_named(machine, best)}: {format_seconds(best.seconds)}, but needs "
+            f"{format_bytes(needed)} of {resource}, {format_bytes(available)} available"
+        )
+    fitting = [c for c in others if c.short is None]
+    fitting = [c for c in fitting if _way(c.setting) != _way(chosen.setting)] or fitting
+    if not fitting:
+        return ""
+    best = min(fitting, key=lambda c: c.seconds)
+    slower = best.seconds > chosen.seconds
+    return f"{_named(machine, best)}: {format_seconds(best.seconds)}" + ("" if slower else ", too")
+
+
+def _way(setting: Setting) -> tuple[str, str, str]:
+    return setting.strategy, setting.storage, setting.device
+
+
+def _named(machine: Machine, candidate: Candidate) -> str:
+    setting = candidate.setting
+    place = " on the CPU" if setting.device == "cpu" != machine.device else ""
+    return f"{setting}{place}"
