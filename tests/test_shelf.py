@@ -19,6 +19,8 @@ from lowmem_if.planning.catalog import COMPONENTS, FINISH, STAGE_1, STAGE_2, TEX
 from lowmem_if.planning.footprint import at_rest, headroom
 from lowmem_if.planning.locations import locate
 from lowmem_if.planning.plan import Plan
+from lowmem_if.report.picture import _mark
+from lowmem_if.report.tables import console, print_run
 from lowmem_if.running.events import Event
 from lowmem_if.running.run_folder import RunFolder
 from lowmem_if.running.shelf import Shelf
@@ -146,6 +148,27 @@ def test_what_leaves_in_its_own_run_is_proved_in_its_folder(
     assert folder.released(FINISH) is None
     assert folder.stays(FINISH)
     assert folder.notices == ()
+
+
+def test_what_was_beside_a_step_is_not_put_down_to_it(
+    tiny: Path, tmp_path: Path, watched: Watched
+) -> None:
+    """The record has the whole peak and its company; the table subtracts it, the picture adds it."""
+    folder = watched.run(plan_of(tiny, RED, size=64), tmp_path / "run")
+    step = folder.plan.step(STAGE_1)
+    assert set(folder.measured(TEXT_ENCODER) or {}) == {"vram_bytes", "ram_bytes", "seconds"}
+    measured = dict(folder.measured(STAGE_1) or {})
+    assert measured["warm_ram_bytes"] == 526592  # the text encoder's weights in float32
+    measured |= {"ram_bytes": 700 * MB, "warm_ram_bytes": 300 * MB}
+    folder.finish_step(STAGE_1, measured, None, stays=True)
+    out = console(None)
+    print_run(folder, out)
+    told = out.file.getvalue()  # type: ignore[attr-defined]
+    line = next(line for line in told.splitlines() if line.startswith("stage 1"))
+    assert "400.0 MB" in line
+    assert line.endswith("stayed loaded")
+    assert "beside: stage 1 300.0 MB of RAM, finish" in told
+    assert _mark(folder, step, "ram") == pytest.approx(step.predicted.ram_bytes / 1e9 + 0.3)
 
 
 def test_weights_that_changed_on_disk_are_loaded_anew(

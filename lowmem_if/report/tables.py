@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import shlex
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
@@ -181,17 +180,18 @@ def _own_bytes(measured: dict[str, Any], kind: str) -> int:
     return max(0, int(measured[f"{kind}_bytes"]) - int(measured.get(f"warm_{kind}_bytes", 0)))
 
 
-def _company(folder: RunFolder) -> Iterator[str]:
-    """Of which steps others stayed loaded beside, in words."""
+def _company(folder: RunFolder) -> list[str]:
+    """What stayed loaded beside the steps, in one line if any did: measured peaks are without."""
+    beside = []
     for step in folder.plan.steps:
         measured = folder.measured(step.component) or {}
-        beside = {kind: measured.get(f"warm_{kind}_bytes", 0) for kind in ("vram", "ram")}
-        if any(beside.values()):
-            what = " and ".join(
-                f"{format_bytes(size)} of {kind.upper()}" for kind, size in beside.items() if size
-            )
-            name = step.component.replace("_", " ")
-            yield f"{name}: measured without {what} of others that stayed loaded in the session"
+        sizes = [(kind, measured.get(f"warm_{kind}_bytes", 0)) for kind in ("vram", "ram")]
+        told = " and ".join(
+            f"{format_bytes(size)} of {kind.upper()}" for kind, size in sizes if size
+        )
+        if told:
+            beside.append(f"{step.component.replace('_', ' ')} {told}")
+    return [f"not counted, of others that stayed loaded beside: {', '.join(beside)}"] * bool(beside)
 
 
 def _left(released: dict[str, object]) -> str:
