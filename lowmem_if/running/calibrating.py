@@ -35,7 +35,7 @@ from lowmem_if.weights.writing import NewTensor, header_bytes
 
 _FILE_BYTES = 256 * 2**20
 _PIECES = 16
-_SHARE_S = 1.2
+_SHARE_S = 1.0
 """Seconds that one measurement may go on; the last piece of work in it is finished."""
 _LAUNCHES = 1500
 """Kernels that one pass of IF's UNets starts, about."""
@@ -160,29 +160,27 @@ def _reading(file: Path, dtype: torch.dtype, clock: Clock) -> tuple[float, float
 
         raw = torch.empty(count, dtype=torch.float16)
         _forget(file)
-        sizes = [count * 2, count * 2, count * dtype.itemsize]
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as our loaders' threads read
         try:
-            disk, cached, filled = (
-                size * done / seconds
-                for size, (done, seconds) in zip(
-                    sizes, [_each(names, work, clock) for work in (cold, cast, fill)], strict=True
-                )
-            )
+            disk, cached = (count * 2 * _each(names, work, clock) for work in (cold, cast))
+            filled = count * dtype.itemsize * _each(names, fill, clock)
+            fresh.clear()
+            # Memory that a virtual machine has not had for long is slow to come: the quicker one counts.
+            filled = max(filled, count * dtype.itemsize * _each(names, fill, clock))
         finally:
             torch.set_num_threads(threads)
         return disk, cached, filled
 
 
-def _each(names: list[str], work: Callable[[str], None], clock: Clock) -> tuple[int, float]:
-    """(pieces, seconds) of work on pieces, until its time is over."""
-    begun = clock()
-    for done, name in enumerate(names, start=1):
+def _each(names: list[str], work: Callable[[str], None], clock: Clock) -> float:
+    """Pieces a second that some work does, until its time is over."""
+    begun, done = clock(), 0
+    for done, name in enumerate(names, start=1):  # noqa: B007
         work(name)
         if clock() - begun > 2 * _SHARE_S:
-            return done, clock() - begun
-    return len(names), clock() - begun
+            break
+    return done / (clock() - begun)
 
 
 def _forget(file: Path) -> None:
@@ -227,12 +225,13 @@ def _paces(machine: Machine, report: Report, clock: Clock) -> Iterator[Pace]:
         yield Pace(place, own, component, pace)
         if component == catalog.STAGE_1:
             yield Pace(place, own, ANY, pace)
-    # The safety checker is a transformer that computes in float32 beside the finished pictures.
-    yield Pace(CPU, "float32", catalog.FINISH, _pace(catalog.TEXT_ENCODER, "cpu", "float32", clock))
     others = {(place, device, "float32"), (CPU, "cpu", "float32")} - {(place, device, dtype)}
     for where, on, kind in sorted(others):
         report(f"computing: {kind} on {where}")
         yield Pace(where, kind, ANY, _pace(catalog.STAGE_1, on, kind, clock))
+        if on == "cpu":  # where the encoder goes that has no room elsewhere
+            pace = _pace(catalog.TEXT_ENCODER, on, kind, clock)
+            yield Pace(where, kind, catalog.TEXT_ENCODER, pace)
 
 
 def _pace(component: str, device: str, dtype: str, clock: Clock) -> float:
@@ -247,7 +246,7 @@ def _pace(component: str, device: str, dtype: str, clock: Clock) -> float:
 def _network(
     component: str, device: str, dtype: torch.dtype
 ) -> tuple[Callable[..., object], dict[str, torch.Tensor]]:
-    """A shortened network with weights that mean nothing, and inputs for a guided step of it."""
+    """A shortened network with weights that mean nothing, and inputs for a step of it, not guided."""
     part = catalog.UPSCALER if component == _VAE else component
     which = next(n for n in networks("if-m")[part] if n.folder.endswith(_FOLDERS[component]))
     network = replace(which, config=which.config | _SHORTENED.get(component, {})).skeleton()
@@ -269,12 +268,12 @@ def _unet_inputs(
     width = config.get("encoder_hid_dim") or config["cross_attention_dim"]
     of = {"device": device, "dtype": dtype}
     inputs = {
-        "sample": torch.ones(2, config["in_channels"], side, side, **of),
+        "sample": torch.ones(1, config["in_channels"], side, side, **of),
         "timestep": torch.tensor(500, device=device),
-        "encoder_hidden_states": torch.ones(2, catalog.MAX_TOKENS, width, **of),
+        "encoder_hidden_states": torch.ones(1, catalog.MAX_TOKENS, width, **of),
     }
     if config.get("class_embed_type") or config.get("num_class_embeds"):
-        inputs["class_labels"] = torch.tensor([100, 100], device=device)
+        inputs["class_labels"] = torch.tensor([100], device=device)
     return inputs
 
 
