@@ -57,7 +57,7 @@ def picture(tmp_path: Path) -> Path:
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The classes of the components that are loaded from now on, one entry a load."""
     loaded: list[str] = []
-    alive = turns.alive
+    life = turns.Life
 
     def counting(load: Callable[[], Any], **options: Any) -> Any:
         def counted() -> Any:
@@ -65,9 +65,9 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             loaded.append(type(component).__name__)
             return component
 
-        return alive(counted, **options)
+        return life(counted, **options)
 
-    monkeypatch.setattr(turns, "alive", counting)
+    monkeypatch.setattr(turns, "Life", counting)
     return loaded
 
 
