@@ -17,7 +17,7 @@ from lora_files import kohya, peft, random_lora, write
 from runs import CPU, plan_of
 
 from lowmem_if.cli import main
-from lowmem_if.errors import LoraError, RequestError
+from lowmem_if.errors import LoraError, RequestError, RunFolderError
 from lowmem_if.planning.lora import Lora, loras, parse_lora
 from lowmem_if.planning.lora_fit import Misfit, fitted
 from lowmem_if.planning.lora_keys import read_pairs
@@ -230,6 +230,9 @@ def test_a_plan_with_loras_is_a_value(tiny: Path, first: Path, second: Path) -> 
     for step in older["steps"]:
         del step["lora"]
     assert Plan.from_json(older) == plan_of(tiny)
+    data["request"]["lora"][0] |= {"digest": "", "path": "nowhere"}
+    with pytest.raises(RunFolderError, match="the plan cannot be read"):
+        Plan.from_json(data)
 
 
 def test_memory_for_merging_is_planned(tiny: Path, first: Path) -> None:

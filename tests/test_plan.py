@@ -385,7 +385,7 @@ def _damaged(data: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def test_a_damaged_plan_is_refused_in_one_line() -> None:
     """A plan that misses a part, or holds another type or an impossible request, is a RunFolderError;
-    what stays of streaming weights is not in plans that were made before anything streamed."""
+    what stays of streaming weights, and LoRAs, are not in plans that were made before there were any."""
     data = make_plan(card(16, 16), ask()).to_json()
     accepted = []
     for harm, damaged in _damaged(json.loads(json.dumps(data))):
@@ -395,7 +395,7 @@ def test_a_damaged_plan_is_refused_in_one_line() -> None:
         except RunFolderError as error:
             text = str(error)
         assert re.fullmatch(r"the plan cannot be read \(.*\); start a new folder", text), harm
-    assert accepted == ["a step without resident_bytes"]
+    assert accepted == ["a step without resident_bytes", "a step without lora"]
 
 
 def test_planning_is_a_function_of_its_arguments() -> None:

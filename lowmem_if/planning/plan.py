@@ -138,7 +138,7 @@ class Plan:
         """
         try:
             return TypeAdapter(Plan).validate_python({k: v for k, v in data.items() if k != "fits"})
-        except (ValidationError, RequestError, AttributeError) as error:
+        except (ValidationError, RequestError, CheckpointError, AttributeError) as error:
             first = str(error).splitlines()[0]
             raise RunFolderError(
                 f"the plan cannot be read ({first}); start a new folder"
