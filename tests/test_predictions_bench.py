@@ -1,4 +1,4 @@
-"""Predicted against measured, as the bench writes it of a run of the tiny cascade; all scripts import."""
+"""Predicted against measured, as the bench tells it of a run of the tiny cascade; scripts import."""
 
 from __future__ import annotations
 
