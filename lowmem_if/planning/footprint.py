@@ -357,29 +357,28 @@ def _largest(part: Part) -> Module:
 
 def _streamed_weights(part: Part, sizes: dict[str, int], setting: Setting) -> int:
     """In place of a component that streams: what stays of its largest network, and a window of each."""
-    windows = {
-        module.folder: min(
-            sizes[module.folder],
-            max(_window_bytes(module, sizes[module.folder], setting), _LEAST_WINDOW_BYTES),
-        )
-        for module in part.modules
-    }
+    windows = {module.folder: _window_bytes(module, setting) for module in part.modules}
     large = max(sizes, key=lambda name: sizes[name])
     return sum(windows.values()) + min(sizes[large] - windows[large], setting.resident_bytes)
 
 
-def _window_bytes(module: Module, size: int, setting: Setting) -> int:
+def _window_bytes(module: Module, setting: Setting) -> int:
+    """Room for what of a network comes and goes; all of a small one."""
+    size = stored_bytes(module.weights, setting.storage, setting.compute)
     if module.folder == "text_encoder":
         share = _CLIP_WINDOW if setting.component == catalog.UPSCALER else _BLOCK_WINDOW
-        return int(share * size)
-    return 2 * _layer_bytes(module, setting)
+        window = int(share * size)
+    else:
+        window = 2 * _layer_bytes(module, setting)
+    return min(size, max(window, _LEAST_WINDOW_BYTES))
 
 
 def _cpu_working_bytes(module: Module, activations: int, setting: Setting) -> int:
     """What a network takes beside its weights while a CPU computes it."""
     if module.folder == "vae":
         return int(_CPU_VAE_SLACK * activations)
-    streams = setting.strategy == STREAM
+    size = stored_bytes(module.weights, setting.storage, setting.compute)
+    streams = setting.strategy == STREAM and _window_bytes(module, setting) < size
     layers = _CPU_STREAMED_LAYERS if streams else _CPU_LAYERS
     again = int(layers * _layer_bytes(module, setting)) if module.folder == "unet" else 0
     return int((1 if streams else _HEAP_SLACK) * activations) + again
