@@ -145,8 +145,8 @@ def test_the_upscalers_peak_is_its_vae_in_float32() -> None:
     whole = predict(x4, setting(UPSCALER)).vram_bytes - weights
     assert whole == pytest.approx(3_222_274_048 + 2 * vae, rel=0.03)
     tiled = predict(x4, setting(UPSCALER, vae_tiling=True)).vram_bytes - weights
-    # Then the UNet's 1,023 MB are the peak. (348 MB stood here: I-XL's figure for two pictures.)
-    assert tiled == pytest.approx(1_023_419_392 + 2 * vae, rel=0.05)
+    # Then the UNet's 1,023 MB are the peak, while the VAE is in 16 bits, as the dry run has it.
+    assert tiled == pytest.approx(1_023_419_392, rel=0.05)
 
 
 def test_a_moved_vae_decodes_in_float32_too() -> None:
@@ -198,8 +198,8 @@ def test_offloading_trades_vram_for_ram(cascade: str, component: str, dtype: str
     )
     assert leaves.vram_bytes < streaming.vram_bytes < resident.vram_bytes
     assert streaming.ram_bytes < model.ram_bytes
-    # Dry runs: of a single network the allocator leaves 41 kB more unused when its hook moves it ...
-    assert leaves.vram_bytes < model.vram_bytes <= resident.vram_bytes + 50_000
+    # Dry runs: of a single network the allocator leaves up to 2.1 MB more when its hook moves it ...
+    assert leaves.vram_bytes < model.vram_bytes <= resident.vram_bytes + 2_200_000
     # ... and whole modules go back to RAM as they are, the decoder in float32.
     assert resident.ram_bytes < leaves.ram_bytes <= model.ram_bytes
     if len(part(cascade, component).modules) > 1:
@@ -224,7 +224,8 @@ def test_weights_are_on_the_card_in_ram_or_in_the_file(
     elif strategy == STREAM:
         resident = predict(part(cascade, component), in_float(component, dtype))
         assert on_card.vram_bytes < resident.vram_bytes - weights / 2
-        assert on_card.ram_bytes < 1_200 * MB
+        # Each network has two pinned buffers of 34 MB, as the dry runs have it; the upscaler has three.
+        assert on_card.ram_bytes < 1_200 * MB + 134 * MB * (component == UPSCALER)
     else:
         assert on_card.ram_bytes > weights
 

@@ -54,7 +54,8 @@ _ALLOCATOR = 1.015
 """torch's allocator counts rests of blocks that it does not split: up to 1.2 % in dry runs."""
 
 _PINNED_BYTES = 2 * 2**25
-"""The two buffers of loading to an accelerator (`weights/staging.py`)."""
+"""The two buffers of loading to an accelerator (`weights/staging.py`); each network that streams has its
+own."""
 
 _BLOCK_WINDOW, _CLIP_WINDOW = 0.082, 0.31
 """Of a text encoder, room for what streams: of T5-XXL for two of its 24 blocks, of the upscaler's CLIP
@@ -191,7 +192,7 @@ def at_rest(part: Part, setting: Setting) -> tuple[int, int]:
     if setting.device == "cpu":
         return 0, weights
     if setting.strategy in (RESIDENT, STREAM):
-        return int(_ALLOCATOR * weights), _PINNED_BYTES if setting.strategy == STREAM else 0
+        return int(_ALLOCATOR * weights), _pinned_bytes(part) if setting.strategy == STREAM else 0
     # A pipeline sends its networks back to RAM at its end, but a text encoder works without one.
     stays = setting.strategy == MODEL_OFFLOAD and setting.component == catalog.TEXT_ENCODER
     return weights if stays else 0, weights
@@ -305,11 +306,15 @@ def _put_together(
         resident = _turns(part, setting).get(RESIDENT)
         if resident and setting.drawn_area == 1:
             vram = min(vram, _turn_bytes(part, setting, resident))
-        return vram, _PINNED_BYTES
+        return vram, _pinned_bytes(part) if setting.strategy == STREAM else _PINNED_BYTES
     sizes = modules | {"vae": modules.get("vae", 0) + upcast}
     layers = {module.folder: _layer_bytes(module, setting) for module in part.modules}
     held = sizes if setting.strategy == MODEL_OFFLOAD else layers
     return int(_ALLOCATOR * max(held[name] + activations[name] for name in activations)), weights
+
+
+def _pinned_bytes(part: Part) -> int:
+    return len(part.modules) * _PINNED_BYTES
 
 
 def _layer_bytes(module: Module, setting: Setting) -> int:
