@@ -257,7 +257,9 @@ class Fake:
     def close(self) -> None:
         self.modules = []
 
-    def encode(self, prompts: list[str], _on_step: Callable[[int, int], None]) -> Any:
+    def encode(
+        self, prompts: list[str], _together: int, _on_step: Callable[[int, int], None]
+    ) -> Any:
         return (torch.zeros(1, 77, 64) for _ in prompts)
 
     def draw(self, batch: Any, *_embeds: Any) -> torch.Tensor:

@@ -1326,8 +1326,8 @@ def test_a_rung_tells_what_it_replaces() -> None:
 
 
 def test_short_of_ram_no_rung_takes_more_of_it() -> None:
-    """When the system kills for want of RAM, offloading into RAM is no way out but streaming past it is;
-    a pin forbids that too."""
+    """When the system kills for want of RAM, offloading into RAM is no way out but streaming past it is,
+    unless the weights were on the card already; a pin forbids that too."""
     machine, request = card(16, 12), ask("if-xl")
     part = locate("if-xl").cascade.parts[STAGE_1]
     pins = {STAGE_1: Pin(SEQUENTIAL_OFFLOAD)}
@@ -1338,11 +1338,8 @@ def test_short_of_ram_no_rung_takes_more_of_it() -> None:
     assert lower.predicted.ram_bytes < moving.predicted.ram_bytes
     assert cheaper(lower, machine, part, JOBS, short_of=RAM) is None
     stage = step(make_plan(machine, request), STAGE_1)
-    lower = cheaper(stage, machine, part, JOBS, short_of=RAM)
-    assert lower is not None
-    assert (lower.strategy, lower.device) == (STREAM, "cuda:0")
-    assert lower.predicted.ram_bytes < stage.predicted.ram_bytes
-    assert cheaper(lower, machine, part, JOBS, short_of=RAM) is None
+    # In dry runs both take the loader's two pinned buffers and 3 MB.
+    assert cheaper(stage, machine, part, JOBS, short_of=RAM) is None
     below = cheaper(stage, machine, part, JOBS, short_of=VRAM)
     assert below is not None
     assert below.strategy == SEQUENTIAL_OFFLOAD
