@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,10 @@ class Watched:
 
 
 @pytest.fixture
-def watched() -> Watched:
-    return Watched()
+def watched() -> Iterator[Watched]:
+    watched = Watched()
+    yield watched
+    list(watched.shelf.empty())  # what streams has a thread and a file open
 
 
 def with_ram(plan: Plan, ram_bytes: int) -> Plan:
