@@ -127,6 +127,19 @@ def test_a_perfect_answer_costs_nothing_at_any_noise() -> None:
     assert torch.equal(noisy, scheduler.add_noise(clean, noise, steps))
 
 
+def test_the_noise_that_is_wanted_leads_from_a_wrong_picture_to_the_true_one() -> None:
+    """Whatever picture was noised: taking the wanted noise away leaves the clean one."""
+    diffusion = PixelDiffusion(picture_scheduler())
+    generator = torch.Generator().manual_seed(0)
+    wrong, noise = (torch.randn(4, 3, 8, 8, generator=generator) for _ in range(2))
+    clean = torch.rand(4, 3, 8, 8, generator=generator) * 2 - 1
+    steps = torch.tensor([25, 300, 700, 950])
+    noisy = diffusion.mix(wrong, noise, steps)
+    wanted = diffusion.noise_over(noisy, clean, steps)
+    assert torch.allclose(diffusion.picture(noisy, wanted, steps), clean, atol=1e-4)
+    assert torch.allclose(diffusion.noise_over(noisy, wrong, steps), noise, atol=1e-4)
+
+
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled cascade's checkpoints."""

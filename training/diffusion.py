@@ -10,7 +10,6 @@ COARSE_SIDES = (1, 4)
 VARIANCE_SHARE = 0.05
 RANGE_SHARE = 1e-3
 HIGHEST_KL = 2.0
-LIGHTEST = 0.15
 
 
 def uneven_noise(
@@ -35,13 +34,18 @@ def uneven_noise(
 class PixelDiffusion:
     """Noise for clean pictures and the loss of a network's answer, for one schedule.
 
-    The weight of the epsilon error is `clamp(snr, least, most) / snr`, within `LIGHTEST` and `limit`:
+    The weight of the epsilon error is `clamp(snr, least, most) / snr`, within `lightest` and `limit`:
     min-SNR weighting (Hang et al. 2023) whose upper end keeps the noisiest steps, which decide on
     colours, from being forgotten, and whose lower end the cleanest, which decide on grain.
     """
 
     def __init__(
-        self, scheduler: DDPMScheduler, least: float = 0.1, most: float = 5.0, limit: float = 20.0
+        self,
+        scheduler: DDPMScheduler,
+        least: float = 0.1,
+        most: float = 5.0,
+        lightest: float = 0.15,
+        limit: float = 20.0,
     ) -> None:
         self.alphas = scheduler.alphas_cumprod
         before = torch.cat([torch.ones(1), self.alphas[:-1]])
@@ -50,12 +54,26 @@ class PixelDiffusion:
         self.small_variance = (1 - before) / (1 - self.alphas) * self.betas
         self.small_variance[0] = self.small_variance[1]
         snr = self.alphas / (1 - self.alphas)
-        self.weights = (snr.clamp(least, most) / snr).clamp(LIGHTEST, limit)
+        self.weights = (snr.clamp(least, most) / snr).clamp(lightest, limit)
 
     def mix(self, clean: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
         """The pictures as noisy as their steps say."""
         alphas = self._at(self.alphas, steps)
         return alphas.sqrt() * clean + (1 - alphas).sqrt() * noise
+
+    def picture(
+        self, noisy: torch.Tensor, epsilon: torch.Tensor, steps: torch.Tensor
+    ) -> torch.Tensor:
+        """What is left of noisy pictures without this noise, as the schedulers clip it."""
+        alphas = self._at(self.alphas, steps)
+        return ((noisy - (1 - alphas).sqrt() * epsilon) / alphas.sqrt()).clamp(-1, 1)
+
+    def noise_over(
+        self, noisy: torch.Tensor, clean: torch.Tensor, steps: torch.Tensor
+    ) -> torch.Tensor:
+        """The noise that leads from noisy pictures straight to these clean ones."""
+        alphas = self._at(self.alphas, steps)
+        return (noisy - alphas.sqrt() * clean) / (1 - alphas).sqrt()
 
     def epsilon_loss(
         self, answer: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor

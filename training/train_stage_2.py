@@ -3,12 +3,17 @@
 Windows of 64 px hold the most edges for the work; whole pictures teach the group norms what whole
 pictures look like. The noise on the small picture is mostly light, for that is the demo's default.
 
+Half of the steps start from what the network itself takes the picture for at a noisier step, and ask
+for the true one. Trained on true pictures alone it trusts the edges it finds in the noise, and while
+sampling these are its own first guesses; so it learns to take them from the small picture instead.
+
     python -m training.train_stage_2 --folder build/demo
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -27,11 +32,18 @@ LIGHT_NOISE, HEAVY_NOISE = 100, 350  # steps of a thousand
 HEAVY_SHARE = 0.15
 WEAR_SHARE = 0.5
 LARGEST_WEAR = 0.04
+OWN_SHARE = 0.5
+FIRST_OWN = 25  # below, hardly any noise is left to tell of a correction
+
+
+Answers = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Noisy pictures and their steps to the network's six channels."""
 
 
 def loss_of_step(words: Words) -> loop.LossOfStep:
-    """The loss on a fresh batch of windows."""
+    """The loss on a fresh batch of windows: of true pictures, or of the network's own."""
     diffusion = PixelDiffusion(picture_scheduler(), least=0.5)
+    correction = PixelDiffusion(picture_scheduler(), least=0.5, lightest=0.0)
     noiser = image_noising_scheduler()
 
     def loss(unet: nn.Module, lots: loop.Lots, _step: int):
@@ -45,18 +57,48 @@ def loss_of_step(words: Words) -> loop.LossOfStep:
         levels = _noise_levels(batch, rng)
         hint = _blown_up(scenes, windows, rng, generator)
         hint = noiser.add_noise(hint, torch.randn(hint.shape, generator=generator), levels)
+        answers = _answers(unet, hint, states, levels)
         times = torch.randint(0, 1000, (batch,), generator=generator)
         noise = uneven_noise(clean.shape, generator)
-        noisy = diffusion.mix(clean, noise, times)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            pair = torch.cat([noisy, hint], 1)
-            answer = unet(pair, times, states, class_labels=levels).sample
-        answer = answer.float()
-        weighted, plain = diffusion.epsilon_loss(answer, noise, times)
-        total = 2 * weighted + diffusion.small_variance_loss(answer)
-        return total, {"mse": plain.item(), "weighted": weighted.item()}
+        own = rng.random() < OWN_SHARE
+        if own:
+            times = times.clamp_min(FIRST_OWN)
+        start = _own_guess(diffusion, answers, clean, times, generator) if own else clean
+        noisy = diffusion.mix(start, noise, times)
+        wanted = diffusion.noise_over(noisy, clean, times)
+        answer = answers(noisy, times)
+        weighted, plain = (correction if own else diffusion).epsilon_loss(answer, wanted, times)
+        figures = {"own": weighted.item()} if own else {"mse": plain.item()}
+        return 2 * weighted + diffusion.small_variance_loss(answer), figures
 
     return loss
+
+
+def _answers(
+    unet: nn.Module, hint: torch.Tensor, states: torch.Tensor, levels: torch.Tensor
+) -> Answers:
+    def answers(noisy: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            pair = torch.cat([noisy, hint], 1)
+            return unet(pair, times, states, class_labels=levels).sample.float()
+
+    return answers
+
+
+def _own_guess(
+    diffusion: PixelDiffusion,
+    answers: Answers,
+    clean: torch.Tensor,
+    times: torch.Tensor,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """What the network takes the pictures for at some noisier steps, as while sampling."""
+    share = torch.rand(times.shape, generator=generator)
+    earlier = times + (share * (1000 - times)).long()
+    noisy = diffusion.mix(clean, torch.randn(clean.shape, generator=generator), earlier)
+    with torch.no_grad():
+        epsilon = answers(noisy, earlier).chunk(2, 1)[0]
+    return diffusion.picture(noisy, epsilon, earlier)
 
 
 def _noise_levels(batch: int, rng: random.Random) -> torch.Tensor:
