@@ -73,7 +73,19 @@ def test_a_window_is_the_very_piece_of_the_whole_picture() -> None:
         rows = slice(window.top, window.top + 64)
         columns = slice(window.left, window.left + 64)
         assert torch.allclose(render([scene], [window])[0], whole[:, rows, columns], atol=1e-4)
-        assert window.scaled(4) == Window(64, window.left // 4, window.top // 4, 16)
+        assert window.reduced(4) == Window(64, window.left // 4, window.top // 4, 16)
+
+
+def test_a_window_shows_what_enlarging_from_corner_to_corner_does() -> None:
+    """Stage 2 is shown its small picture that way, so this is what it has to draw."""
+    small, side = 64, 256
+    window = Window(side, 0, 0, side).corner_to_corner(small)
+    columns = (torch.arange(side) + 0.5 + window.left) / window.full
+    centres = ((torch.arange(small) + 0.5) / small)[None, None]
+    enlarged = nn.functional.interpolate(centres, side, mode="linear", align_corners=True)
+    assert torch.allclose(columns, enlarged[0, 0], atol=1e-6)
+    doubled = window.enlarged(2)
+    assert (doubled.left / doubled.full, doubled.side) == (window.left / window.full, 2 * side)
 
 
 def test_a_square_covers_the_area_that_its_radius_says() -> None:

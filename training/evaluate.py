@@ -1,11 +1,13 @@
 """Measure a cascade on held-out scenes, with its default settings, through the runner.
 
     python -m training.evaluate stage_1 [--cascade demo] [--count 96] [--sheet stage_1.png]
-    python -m training.evaluate pairs | whole | stage_2 | upscaler
+    python -m training.evaluate pairs | whole | stage_2 | upscaler | enlarged
 
 `stage_1`, `pairs` and `whole` are drawn by `lowmem-if generate` and judged by what the pictures show.
-`stage_2` and `upscaler` start from true small pictures and are measured against the true large ones,
-beside bicubic enlargement; the upscaler also beside what its autoencoder makes of the truth.
+`stage_2`, `upscaler` and `enlarged` (both stages, 64 to 1024 px) start from true small pictures and are
+measured against the true large ones, beside bicubic enlargement and what the autoencoder makes of the
+truth. The pipelines enlarge for stage 2 from corner to corner, bicubic does the same there, and both are
+held against the scene as it is seen then; `unmoved`: stage 2 against the scene where it was.
 What follows `--` goes to `lowmem-if generate`: `-- --pin text_encoder=resident:int8`.
 """
 
@@ -27,7 +29,7 @@ from torch.nn import functional
 from lowmem_if.planning.locations import locate
 from training.judge import Marks, both_colours_right, mark
 from training.pictures import draw, enlarge
-from training.scenes import Scene, plain_caption, random_scene, render
+from training.scenes import Scene, Window, plain_caption, random_scene, render
 from training.sheets import save_sheet
 
 SCENES_SEED = 7
@@ -113,9 +115,11 @@ def _pairs(trial: Trial) -> Found:
 
 
 def _stage_2(trial: Trial) -> Found:
-    small, truth = render(trial.scenes, 64), render(trial.scenes, 256)
+    small, truth = render(trial.scenes, 64), _seen_after_stage_2(trial, 256)
     pictures = enlarge(trial.cascade, trial.captions, [small], trial.folder)
-    return _beside(truth, {"": pictures, "bicubic ": _bicubic(small, 256)})
+    found, sheet = _beside(truth, {"": pictures, "bicubic ": _bicubic(small, 256, corners=True)})
+    unmoved = {"unmoved ": pictures, "unmoved bicubic ": _bicubic(small, 256)}
+    return found | _beside(render(trial.scenes, 256), unmoved)[0], sheet
 
 
 def _upscaler(trial: Trial) -> Found:
@@ -125,8 +129,23 @@ def _upscaler(trial: Trial) -> Found:
     return _beside(truth, found | {"autoencoder ": _there_and_back(trial.cascade, truth)})
 
 
-def _bicubic(small: torch.Tensor, side: int) -> torch.Tensor:
-    return functional.interpolate(small, (side, side), mode="bicubic").clamp(-1, 1)
+def _enlarged(trial: Trial) -> Found:
+    small, truth = render(trial.scenes, 64), _seen_after_stage_2(trial, 1024)
+    pictures = enlarge(trial.cascade, trial.captions, [small], trial.folder, side=1024)
+    bicubic = _bicubic(_bicubic(small, 256, corners=True), 1024)
+    found = {"": pictures, "bicubic ": bicubic}
+    return _beside(truth, found | {"autoencoder ": _there_and_back(trial.cascade, truth)})
+
+
+def _seen_after_stage_2(trial: Trial, side: int) -> torch.Tensor:
+    """The scenes as stage 2 is shown them, which the upscaler leaves where they are."""
+    window = Window(256, 0, 0, 256).corner_to_corner(64)
+    return render(trial.scenes, [window.enlarged(side // 256)] * len(trial.scenes))
+
+
+def _bicubic(small: torch.Tensor, side: int, corners: bool = False) -> torch.Tensor:
+    large = functional.interpolate(small, (side, side), mode="bicubic", align_corners=corners)
+    return large.clamp(-1, 1)
 
 
 def _there_and_back(cascade: str, truth: torch.Tensor) -> torch.Tensor:
@@ -151,6 +170,7 @@ MEASURES: dict[str, tuple[Callable[[Trial], Found], int, int]] = {
     "whole": (lambda trial: _singles(trial, 1024), 96, 1),
     "stage_2": (_stage_2, 16, 1),
     "upscaler": (_upscaler, 8, 1),
+    "enlarged": (_enlarged, 8, 1),
 }
 """How, on how many scenes, with how many things in each."""
 

@@ -30,23 +30,28 @@ def draw(cascade: str, captions: list[str], side: int, out: Path, *options: str)
 
 
 def enlarge(
-    cascade: str, captions: list[str], smaller: list[torch.Tensor], out: Path
+    cascade: str,
+    captions: list[str],
+    smaller: list[torch.Tensor],
+    out: Path,
+    side: int | None = None,
 ) -> torch.Tensor:
-    """What the last stage makes of given pictures: `smaller` stands in for the stages before it.
+    """What the next stage, or those up to `side`, make of given pictures.
 
-    A run that finds these stages' pictures in its folder does not draw them again.
+    `smaller` stands in for the first stages: a run that finds these stages' pictures in its folder does
+    not draw them again.
     """
-    side = tuple(SIZES)[len(smaller)]
+    side = side or tuple(SIZES)[len(smaller)]
     seeds = tuple(range(FIRST_SEED, FIRST_SEED + len(captions)))
     request = lm.Request(tuple(captions), cascade=cascade, size=side, seed=seeds)
     plan = lm.make_plan(lm.probe(), request)
     folder = lm.RunFolder.for_plan(out, plan)
     folder.prepare()
-    *given, last = SIZES[side]
-    for stage, pictures in zip(given, smaller, strict=True):
+    for stage, pictures in zip(SIZES[side], smaller, strict=False):
         for task, picture in zip(request.tasks, pictures, strict=True):
             folder.write(folder.tensor_file(stage, task), tensor_bytes(picture))
     lm.run(plan, out)
+    last = SIZES[side][-1]
     drawn = torch.stack([load_tensor(folder.tensor_file(last, task)) for task in request.tasks])
     return drawn * 2 - 1 if last == UPSCALER else drawn.clamp(-1, 1)
 

@@ -69,15 +69,29 @@ class Scene:
 class Window:
     """The square of `side` pixels at column `left`, row `top` of a `full` pixels wide picture."""
 
-    full: int
-    left: int
-    top: int
+    full: float
+    left: float
+    top: float
     side: int
 
-    def scaled(self, factor: int) -> Window:
+    def corner_to_corner(self, small: int) -> Window:
+        """What this window shows if `full` was enlarged from `small` with `align_corners`.
+
+        The small picture's corner pixels become the large one's, so its half a pixel beyond their
+        centres is lost on every side: of 64 px made 256 px, what was at the rim moves by 1.5 px.
+        """
+        full = small * (self.full - 1) / (small - 1)
+        shift = full / small / 2 - 0.5
+        return Window(full, self.left + shift, self.top + shift, self.side)
+
+    def enlarged(self, factor: int) -> Window:
+        """The same window in a picture `factor` times larger."""
+        return Window(self.full * factor, self.left * factor, self.top * factor, self.side * factor)
+
+    def reduced(self, factor: int) -> Window:
         """The same window in a picture `factor` times smaller."""
         return Window(
-            self.full // factor, self.left // factor, self.top // factor, self.side // factor
+            self.full / factor, self.left / factor, self.top / factor, self.side // factor
         )
 
 

@@ -53,7 +53,7 @@ def loss_of_step(words: Words) -> loop.LossOfStep:
         scenes = [random_scene(rng) for _ in range(batch)]
         windows = [random_window(rng, scene, FULL, side, 4) for scene in scenes]
         states = words.states(words.captions(scenes, rng))
-        clean = render(scenes, windows)
+        clean = render(scenes, [window.corner_to_corner(SMALL) for window in windows])
         levels = _noise_levels(batch, rng)
         hint = _blown_up(scenes, windows, rng, generator)
         hint = noiser.add_noise(hint, torch.randn(hint.shape, generator=generator), levels)

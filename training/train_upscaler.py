@@ -84,7 +84,7 @@ def _small_views(
     scenes: list[Scene], windows: list[Window], rng: random.Random, generator: torch.Generator
 ) -> torch.Tensor:
     """The windows at a quarter of the side, some a little blurred or worn, as stage 2 leaves them."""
-    small = render(scenes, [window.scaled(FACTOR) for window in windows])
+    small = render(scenes, [window.reduced(FACTOR) for window in windows])
     if rng.random() < BLUR_SHARE:
         padded = functional.pad(small, (1, 1, 1, 1), mode="replicate")
         small = torch.lerp(small, functional.avg_pool2d(padded, 3, 1), rng.random())
