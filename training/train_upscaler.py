@@ -6,6 +6,7 @@ python -m training.train_upscaler --folder build/demo
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ NOISE_LEVELS = 100
 EMPTY_SHARE = 0.15
 WEAR_SHARE, BLUR_SHARE = 0.5, 0.3
 LARGEST_WEAR = 0.03
+OWN_SHARE = 0.5
 
 
 class LetterWords:
@@ -50,8 +52,12 @@ class LetterWords:
             return self.encoder(tokens.input_ids)[0]
 
 
+Answers = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Noisy latents and their steps to the network's v."""
+
+
 def loss_of_step(folder: Path) -> loop.LossOfStep:
-    """The plain error of v on a fresh batch of windows."""
+    """The error on a fresh batch of windows: of v from true latents, of latents from its own."""
     vae, words = load_vae(folder), LetterWords(folder)
     scheduler, low_scheduler = latent_scheduler(), low_res_scheduler()
 
@@ -71,13 +77,45 @@ def loss_of_step(folder: Path) -> loop.LossOfStep:
         hint = low_scheduler.add_noise(hint, torch.randn(hint.shape, generator=generator), levels)
         times = torch.randint(0, 1000, (batch,), generator=generator)
         noise = uneven_noise(latents.shape, generator)
-        noisy = scheduler.add_noise(latents, noise, times)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            answer = unet(torch.cat([noisy, hint], 1), times, states, class_labels=levels).sample
-        error = (answer.float() - scheduler.get_velocity(latents, noise, times)).square().mean()
+
+        def answers(noisy: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                pair = torch.cat([noisy, hint], 1)
+                return unet(pair, times, states, class_labels=levels).sample.float()
+
+        if rng.random() < OWN_SHARE:
+            error = _error_of_own(scheduler.alphas_cumprod, answers, latents, noise, times, rng)
+            return error, {"own": error.item()}
+        answer = answers(scheduler.add_noise(latents, noise, times), times)
+        error = (answer - scheduler.get_velocity(latents, noise, times)).square().mean()
         return error, {"error of v": error.item()}
 
     return loss
+
+
+def _error_of_own(
+    kept: torch.Tensor,
+    answers: Answers,
+    latents: torch.Tensor,
+    noise: torch.Tensor,
+    times: torch.Tensor,
+    rng: random.Random,
+) -> torch.Tensor:
+    """The error of the latents seen in what one DDIM step of its own from noisier latents makes."""
+
+    def parts(steps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        share = kept[steps][:, None, None, None]
+        return share.sqrt(), (1 - share).sqrt()
+
+    earlier = times + ((999 - times) * rng.random()).long()
+    signal, spread = parts(earlier)
+    noisy = signal * latents + spread * noise
+    with torch.no_grad():
+        v = answers(noisy, earlier)
+    guess, left = signal * noisy - spread * v, spread * noisy + signal * v
+    signal, spread = parts(times)
+    stepped = signal * guess + spread * left
+    return (signal * stepped - spread * answers(stepped, times) - latents).square().mean()
 
 
 def _small_views(
