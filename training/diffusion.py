@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from diffusers import DDPMScheduler
 from torch.nn import functional
@@ -10,6 +12,12 @@ COARSE_SIDES = (1, 4)
 VARIANCE_SHARE = 0.05
 RANGE_SHARE = 1e-3
 HIGHEST_KL = 2.0
+FIRST_OWN = 25
+"""At cleaner steps hardly any noise is left to tell of a correction."""
+
+
+Answers = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Noisy pictures and their steps to a network's answer."""
 
 
 def uneven_noise(
@@ -74,6 +82,27 @@ class PixelDiffusion:
         """The noise that leads from noisy pictures straight to these clean ones."""
         alphas = self._at(self.alphas, steps)
         return (noisy - alphas.sqrt() * clean) / (1 - alphas).sqrt()
+
+    def own_guess(
+        self,
+        answers: Answers,
+        clean: torch.Tensor,
+        steps: torch.Tensor,
+        earliest: torch.Tensor,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        """What a network takes clean pictures for at noisier steps, `steps` to `earliest`.
+
+        That is what it starts from while sampling. Trained on clean pictures alone it trusts the edges
+        that it finds in the noise, and then these are its own first guesses; trained on guesses, too,
+        it mends them.
+        """
+        share = torch.rand(steps.shape, generator=generator)
+        noisier = steps + (share * (earliest - steps)).long()
+        noisy = self.mix(clean, torch.randn(clean.shape, generator=generator), noisier)
+        with torch.no_grad():
+            epsilon = answers(noisy, noisier).chunk(2, 1)[0]
+        return self.picture(noisy, epsilon, noisier)
 
     def epsilon_loss(
         self, answer: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor

@@ -3,9 +3,7 @@
 Windows of 64 px hold the most edges for the work; whole pictures teach the group norms what whole
 pictures look like. The noise on the small picture is mostly light, for that is the demo's default.
 
-Half of the steps start from what the network itself takes the picture for at a noisier step, and ask
-for the true one. Trained on true pictures alone it trusts the edges it finds in the noise, and while
-sampling these are its own first guesses; so it learns to take them from the small picture instead.
+Half of the steps start from the network's own guesses: edges are to be taken from the small picture.
 
     python -m training.train_stage_2 --folder build/demo
 """
@@ -13,7 +11,6 @@ sampling these are its own first guesses; so it learns to take them from the sma
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -21,7 +18,7 @@ from torch.nn import functional
 
 from training import loop
 from training.architectures import image_noising_scheduler, picture_scheduler, stage_2_unet
-from training.diffusion import PixelDiffusion, uneven_noise
+from training.diffusion import FIRST_OWN, Answers, PixelDiffusion, uneven_noise
 from training.scenes import Scene, Window, random_scene, random_window, render
 from training.words import Words
 
@@ -33,11 +30,6 @@ HEAVY_SHARE = 0.15
 WEAR_SHARE = 0.5
 LARGEST_WEAR = 0.04
 OWN_SHARE = 0.5
-FIRST_OWN = 25  # below, hardly any noise is left to tell of a correction
-
-
-Answers = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Noisy pictures and their steps to the network's six channels."""
 
 
 def loss_of_step(words: Words) -> loop.LossOfStep:
@@ -61,9 +53,11 @@ def loss_of_step(words: Words) -> loop.LossOfStep:
         times = torch.randint(0, 1000, (batch,), generator=generator)
         noise = uneven_noise(clean.shape, generator)
         own = rng.random() < OWN_SHARE
+        start = clean
         if own:
             times = times.clamp_min(FIRST_OWN)
-        start = _own_guess(diffusion, answers, clean, times, generator) if own else clean
+            earliest = torch.full_like(times, 1000)
+            start = diffusion.own_guess(answers, clean, times, earliest, generator)
         noisy = diffusion.mix(start, noise, times)
         wanted = diffusion.noise_over(noisy, clean, times)
         answer = answers(noisy, times)
@@ -83,22 +77,6 @@ def _answers(
             return unet(pair, times, states, class_labels=levels).sample.float()
 
     return answers
-
-
-def _own_guess(
-    diffusion: PixelDiffusion,
-    answers: Answers,
-    clean: torch.Tensor,
-    times: torch.Tensor,
-    generator: torch.Generator,
-) -> torch.Tensor:
-    """What the network takes the pictures for at some noisier steps, as while sampling."""
-    share = torch.rand(times.shape, generator=generator)
-    earlier = times + (share * (1000 - times)).long()
-    noisy = diffusion.mix(clean, torch.randn(clean.shape, generator=generator), earlier)
-    with torch.no_grad():
-        epsilon = answers(noisy, earlier).chunk(2, 1)[0]
-    return diffusion.picture(noisy, epsilon, earlier)
 
 
 def _noise_levels(batch: int, rng: random.Random) -> torch.Tensor:

@@ -6,7 +6,6 @@ python -m training.train_upscaler --folder build/demo
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ from training.architectures import (
     upscaler_unet,
 )
 from training.clip_tokenizer import write_clip_tokenizer
-from training.diffusion import uneven_noise
+from training.diffusion import Answers, uneven_noise
 from training.scenes import Scene, Window, plain_caption, random_scene, random_window, render
 from training.train_vae import load_vae
 
@@ -50,10 +49,6 @@ class LetterWords:
         )
         with torch.no_grad():
             return self.encoder(tokens.input_ids)[0]
-
-
-Answers = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Noisy latents and their steps to the network's v."""
 
 
 def loss_of_step(folder: Path) -> loop.LossOfStep:
