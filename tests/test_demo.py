@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 import lowmem_if as lm
+from lowmem_if.planning.catalog import KNOWN_WORDS
 from lowmem_if.planning.locations import DEMO_FOLDER
 from lowmem_if.running.run_folder import RunFolder
-from lowmem_if.stages.text import KNOWN_WORDS
 from training.judge import mark
 from training.pictures import read_picture
 from training.scenes import Scene, known_words, plain_caption, random_caption, random_scene

@@ -16,6 +16,7 @@ from lowmem_if.planning.component_files import weight_variant
 from lowmem_if.planning.configurations import read_config
 from lowmem_if.planning.headers import TensorHeader, read_headers
 from lowmem_if.planning.locations import locate, snapshot_folder, summarise
+from lowmem_if.planning.modes import VARY, defaults_for
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FIRST, SECOND = "DeepFloyd/IF-I-M-v1.0", "DeepFloyd/IF-II-M-v1.0"
@@ -392,6 +393,15 @@ def test_the_demo_is_the_bundled_folder_with_its_own_defaults(
     assert found.cascade.name == "demo"
     assert found.cascade.defaults == catalog.DEMO_DEFAULTS
     assert found.folder(UPSCALER) == cascade / "upscaler"
+
+
+def test_a_folder_that_was_trained_as_the_demo_is_sampled_like_it(cascade: Path) -> None:
+    """Its list of words tells; sampled as IF is it would be judged by another's settings."""
+    assert locate(str(cascade)).cascade.defaults == catalog.IF_DEFAULTS
+    (cascade / "stage_1" / "tokenizer" / catalog.KNOWN_WORDS).write_text("{}")
+    found = locate(str(cascade)).cascade
+    assert found.defaults == catalog.DEMO_DEFAULTS
+    assert defaults_for(found, VARY, STAGE_2).guidance_scale == 1.0
 
 
 def test_the_demo_is_looked_for_inside_the_package() -> None:

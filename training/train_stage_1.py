@@ -1,7 +1,5 @@
 """Train stage 1, words to 64 px: first on 32 px pictures, which is four times faster, then on 64.
 
-There many steps start from the network's own guesses: outlines are to be mended until the end.
-
 python -m training.train_stage_1 --folder build/demo
 """
 
@@ -12,7 +10,7 @@ from torch import nn
 
 from training import loop
 from training.architectures import picture_scheduler, stage_1_unet
-from training.diffusion import FIRST_OWN, PixelDiffusion, uneven_noise
+from training.diffusion import PixelDiffusion, uneven_noise
 from training.scenes import random_scene, render
 from training.words import Words
 
@@ -24,15 +22,9 @@ EARLY_SHARE, EARLY_FROM = 0.4, 650
 more error at steps 700 to 900 of a half-trained network, 1 % at step 400."""
 
 
-OWN_SHARE = 0.4
-LAST_OWN, OWN_REACH = 650, 300
-"""So far the network's own guesses are of the very scene; from more noise they would be of another."""
-
-
 def loss_of_step(words: Words) -> loop.LossOfStep:
     """The loss on a fresh batch of scenes of the training split."""
     diffusion = PixelDiffusion(picture_scheduler())
-    correction = PixelDiffusion(picture_scheduler(), lightest=0.0)
 
     def loss(unet: nn.Module, lots: loop.Lots, step: int):
         small = step < SMALL_STEPS
@@ -40,26 +32,16 @@ def loss_of_step(words: Words) -> loop.LossOfStep:
         scenes = [random_scene(lots.scenes) for _ in range(batch)]
         states = words.states(words.captions(scenes, lots.scenes))
         clean = render(scenes, side)
+        times = _times(batch, lots.noise)
         noise = uneven_noise(clean.shape, lots.noise, share=0.4, strength=0.1)
-
-        def answers(noisy: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                return unet(noisy, times, states).sample.float()
-
-        own = not small and lots.scenes.random() < OWN_SHARE
-        if own:
-            times = torch.randint(FIRST_OWN, LAST_OWN, (batch,), generator=lots.noise)
-            earliest = (times + OWN_REACH).clamp_max(LAST_OWN)
-            start = diffusion.own_guess(answers, clean, times, earliest, lots.noise)
-        else:
-            times, start = _times(batch, lots.noise), clean
-        noisy = diffusion.mix(start, noise, times)
-        wanted = diffusion.noise_over(noisy, clean, times)
-        answer = answers(noisy, times)
-        weighted, plain = (correction if own else diffusion).epsilon_loss(answer, wanted, times)
+        noisy = diffusion.mix(clean, noise, times)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            answer = unet(noisy, times, states).sample
+        answer = answer.float()
+        weighted, plain = diffusion.epsilon_loss(answer, noise, times)
         variance = diffusion.variance_loss(answer, clean, noisy, times)
-        figures = {"own": weighted.item()} if own else {"mse": plain.item()}
-        return 2 * weighted + variance, figures | {"bound": variance.item()}
+        total = 2 * weighted + variance
+        return total, {"mse": plain.item(), "weighted": weighted.item(), "bound": variance.item()}
 
     return loss
 

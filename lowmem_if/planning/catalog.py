@@ -129,6 +129,9 @@ DEMO_DEFAULTS = {
 }
 """What suited the bundled cascade best, on scenes that its figures are not taken from."""
 
+KNOWN_WORDS = "known_words.json"
+"""Beside the vocabulary of a cascade trained as the bundled one was: kind of word -> its words."""
+
 FOLDERS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     TEXT_ENCODER: ("stage_1", ("text_encoder",), ("tokenizer",)),
     STAGE_1: ("stage_1", ("unet",), ("scheduler",)),

@@ -136,7 +136,8 @@ def _local_cascade(name: str, folder: Path, components: Collection[str]) -> Loca
         _check_extras(roots[root], extras)
         parts[component] = Part(root, None, measured, extras)
     _check_contents(roots, parts)
-    defaults = catalog.DEMO_DEFAULTS if name == catalog.DEMO else catalog.IF_DEFAULTS
+    tiny = name == catalog.DEMO or catalog.KNOWN_WORDS in file_names(roots["stage_1"] / "tokenizer")
+    defaults = catalog.DEMO_DEFAULTS if tiny else catalog.IF_DEFAULTS
     return Location(Cascade(name, parts, defaults), roots)
 
 

@@ -37,5 +37,5 @@ _DEMO_DEFAULTS = {
 
 def defaults_for(cascade: Cascade, mode: str, component: str) -> StageDefaults | None:
     """How a component of a cascade samples in a mode; None for one that draws nothing."""
-    own = _DEMO_DEFAULTS if cascade.name == catalog.DEMO else _IF_DEFAULTS
+    own = _DEMO_DEFAULTS if cascade.defaults == catalog.DEMO_DEFAULTS else _IF_DEFAULTS
     return own.get(mode, {}).get(component, cascade.defaults.get(component))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from diffusers import IFPipeline
 
-from lowmem_if.planning.catalog import MAX_TOKENS
+from lowmem_if.planning.catalog import KNOWN_WORDS, MAX_TOKENS
 from lowmem_if.planning.configurations import read_as
 from lowmem_if.planning.plan import Step
 from lowmem_if.planning.strategies import STREAM
@@ -20,9 +20,6 @@ from lowmem_if.stages.one_pass import encode_in_one_pass
 from lowmem_if.stages.pipelines import let_go, loading_device, place
 from lowmem_if.weights.loading import load_text_encoder, load_tokenizer, stream_text_encoder
 from lowmem_if.weights.streaming import Streamed
-
-KNOWN_WORDS = "known_words.json"
-"""Beside a tokenizer whose encoder was taught a small language only: kind of word -> its words."""
 
 
 @dataclass(frozen=True, slots=True)
