@@ -12,9 +12,6 @@ COARSE_SIDES = (1, 4)
 VARIANCE_SHARE = 0.05
 RANGE_SHARE = 1e-3
 HIGHEST_KL = 2.0
-FIRST_OWN = 25
-"""At cleaner steps hardly any noise is left to tell of a correction."""
-
 
 Answers = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Noisy pictures and their steps to a network's answer."""
@@ -88,17 +85,16 @@ class PixelDiffusion:
         answers: Answers,
         clean: torch.Tensor,
         steps: torch.Tensor,
-        earliest: torch.Tensor,
         generator: torch.Generator,
     ) -> torch.Tensor:
-        """What a network takes clean pictures for at noisier steps, `steps` to `earliest`.
+        """What a network takes clean pictures for at some steps noisier than `steps`.
 
         That is what it starts from while sampling. Trained on clean pictures alone it trusts the edges
         that it finds in the noise, and then these are its own first guesses; trained on guesses, too,
         it mends them.
         """
         share = torch.rand(steps.shape, generator=generator)
-        noisier = steps + (share * (earliest - steps)).long()
+        noisier = steps + (share * (len(self.alphas) - steps)).long()
         noisy = self.mix(clean, torch.randn(clean.shape, generator=generator), noisier)
         with torch.no_grad():
             epsilon = answers(noisy, noisier).chunk(2, 1)[0]

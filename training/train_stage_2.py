@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from training import loop
 from training.architectures import image_noising_scheduler, picture_scheduler, stage_2_unet
-from training.diffusion import FIRST_OWN, Answers, PixelDiffusion, uneven_noise
+from training.diffusion import Answers, PixelDiffusion, uneven_noise
 from training.scenes import Scene, Window, random_scene, random_window, render
 from training.words import Words
 
@@ -30,6 +30,7 @@ HEAVY_SHARE = 0.15
 WEAR_SHARE = 0.5
 LARGEST_WEAR = 0.04
 OWN_SHARE = 0.5
+FIRST_OWN = 25  # at cleaner steps hardly any noise is left to tell of a correction
 
 
 def loss_of_step(words: Words) -> loop.LossOfStep:
@@ -56,8 +57,7 @@ def loss_of_step(words: Words) -> loop.LossOfStep:
         start = clean
         if own:
             times = times.clamp_min(FIRST_OWN)
-            earliest = torch.full_like(times, 1000)
-            start = diffusion.own_guess(answers, clean, times, earliest, generator)
+            start = diffusion.own_guess(answers, clean, times, generator)
         noisy = diffusion.mix(start, noise, times)
         wanted = diffusion.noise_over(noisy, clean, times)
         answer = answers(noisy, times)
