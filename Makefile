@@ -14,7 +14,7 @@ OUT := $(OUT)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check format bench bench-batch bench-predictions footprints notebooks train-demo clean
+.PHONY: demo test check format bench bench-batch bench-predictions footprints notebooks pictures train-demo clean
 
 demo: $(READY) ## draw PROMPT with the bundled cascade and its 8-bit text encoder
 	@$(BIN)/lowmem-if generate "$$PROMPT" --cascade demo --seed $(SEED) --out "$(OUT)" \
@@ -51,6 +51,9 @@ notebooks: $(READY) ## run the notebooks with the demo and keep their outputs
 
 footprints: $(READY) ## simulate what the shipped table of footprints lacks (rm it first: everything)
 	$(BIN)/python -m lowmem_if.simulate.table
+
+pictures: $(READY) ## draw the README's pictures again, after the demo's weights have changed
+	PYTHONPATH=. $(BIN)/python docs/pictures.py
 
 train-demo: $(READY) ## train the bundled cascade again, into build/
 	$(BIN)/python -m training

@@ -1,4 +1,4 @@
-"""Draw the README's pictures again with the bundled cascade: `PYTHONPATH=. python docs/pictures.py`.
+"""Draw the README's pictures again with the bundled cascade: `make pictures`.
 
 By the commands that stand beside them there; after the weights have changed, minutes on two cores.
 """

@@ -18,7 +18,7 @@ from torch import nn
 import lowmem_if as lm
 from lowmem_if.planning.locations import DEMO_FOLDER
 from training import architectures, loop
-from training.architectures import picture_scheduler
+from training.architectures import latent_scheduler, picture_scheduler
 from training.diffusion import PixelDiffusion
 from training.evaluate import sharpness
 from training.judge import both_colours_right, mark
@@ -34,6 +34,7 @@ from training.scenes import (
     random_window,
     render,
 )
+from training.train_upscaler import error_of_own
 from training.unpack import unpack
 from training.words import Words
 
@@ -73,7 +74,7 @@ def test_a_window_is_the_very_piece_of_the_whole_picture() -> None:
         rows = slice(window.top, window.top + 64)
         columns = slice(window.left, window.left + 64)
         assert torch.allclose(render([scene], [window])[0], whole[:, rows, columns], atol=1e-4)
-        assert window.reduced(4) == Window(64, window.left // 4, window.top // 4, 16)
+        assert window.scaled(1 / 4) == Window(64, window.left // 4, window.top // 4, 16)
 
 
 def test_a_window_shows_what_enlarging_from_corner_to_corner_does() -> None:
@@ -84,7 +85,7 @@ def test_a_window_shows_what_enlarging_from_corner_to_corner_does() -> None:
     centres = ((torch.arange(small) + 0.5) / small)[None, None]
     enlarged = nn.functional.interpolate(centres, side, mode="linear", align_corners=True)
     assert torch.allclose(columns, enlarged[0, 0], atol=1e-6)
-    doubled = window.enlarged(2)
+    doubled = window.scaled(2)
     assert (doubled.left / doubled.full, doubled.side) == (window.left / window.full, 2 * side)
 
 
@@ -150,6 +151,36 @@ def test_the_noise_that_is_wanted_leads_from_a_wrong_picture_to_the_true_one() -
     wanted = diffusion.noise_over(noisy, clean, steps)
     assert torch.allclose(diffusion.picture(noisy, wanted, steps), clean, atol=1e-4)
     assert torch.allclose(diffusion.noise_over(noisy, wrong, steps), noise, atol=1e-4)
+
+
+def test_a_perfect_network_guesses_the_true_picture_from_any_noise() -> None:
+    """Then starting from its guesses is starting from the truth, for pictures and for latents."""
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.rand(4, 3, 8, 8, generator=generator) * 2 - 1
+    steps = torch.tensor([25, 300, 700, 950])
+    diffusion = PixelDiffusion(picture_scheduler())
+
+    def true_noise(noisy: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        assert (at >= steps).all()
+        assert (at < 1000).all()
+        return diffusion.noise_over(noisy, clean, at).repeat(1, 2, 1, 1)
+
+    guess = diffusion.own_guess(true_noise, clean, steps, generator)
+    assert torch.allclose(guess, clean, atol=1e-3)
+
+    scheduler = latent_scheduler()
+    kept, seen = scheduler.alphas_cumprod, []
+    noise = torch.randn(clean.shape, generator=generator)
+
+    def true_v(noisy: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        seen.append(noisy)
+        share = kept[at][:, None, None, None]
+        return (share.sqrt() * noisy - clean) / (1 - share).sqrt()
+
+    assert error_of_own(kept, true_v, clean, noise, steps, random.Random(0)) < 1e-6
+    assert torch.allclose(seen[-1], scheduler.add_noise(clean, noise, steps), atol=1e-3)
+    wrong = error_of_own(kept, lambda x, at: 0 * x, clean, noise, steps, random.Random(0))
+    assert wrong > 0.1
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from diffusers import DDPMScheduler
+from torch import nn
 from torch.nn import functional
 
 COARSE_SIDES = (1, 4)
@@ -15,6 +16,19 @@ HIGHEST_KL = 2.0
 
 Answers = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Noisy pictures and their steps to a network's answer."""
+
+
+def answers_beside(
+    small: torch.Tensor, unet: nn.Module, states: torch.Tensor, levels: torch.Tensor
+) -> Answers:
+    """The answers of a network that sees `small`, as noisy as `levels`, beside each picture."""
+
+    def answers(noisy: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            pair = torch.cat([noisy, small], 1)
+            return unet(pair, steps, states, class_labels=levels).sample.float()
+
+    return answers
 
 
 def uneven_noise(

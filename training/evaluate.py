@@ -140,7 +140,7 @@ def _enlarged(trial: Trial) -> Found:
 def _seen_after_stage_2(trial: Trial, side: int) -> torch.Tensor:
     """The scenes as stage 2 is shown them, which the upscaler leaves where they are."""
     window = Window(256, 0, 0, 256).corner_to_corner(64)
-    return render(trial.scenes, [window.enlarged(side // 256)] * len(trial.scenes))
+    return render(trial.scenes, [window.scaled(side / 256)] * len(trial.scenes))
 
 
 def _bicubic(small: torch.Tensor, side: int, corners: bool = False) -> torch.Tensor:

@@ -84,15 +84,11 @@ class Window:
         shift = full / small / 2 - 0.5
         return Window(full, self.left + shift, self.top + shift, self.side)
 
-    def enlarged(self, factor: int) -> Window:
-        """The same window in a picture `factor` times larger."""
-        return Window(self.full * factor, self.left * factor, self.top * factor, self.side * factor)
-
-    def reduced(self, factor: int) -> Window:
-        """The same window in a picture `factor` times smaller."""
-        return Window(
-            self.full / factor, self.left / factor, self.top / factor, self.side // factor
-        )
+    def scaled(self, factor: float) -> Window:
+        """The same window in a picture `factor` times as large."""
+        sides = (self.full, self.left, self.top, self.side)
+        full, left, top, side = (factor * number for number in sides)
+        return Window(full, left, top, round(side))
 
 
 def is_held_out(shape: str, colour: str, ground: str) -> bool:

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from training import loop
 from training.architectures import image_noising_scheduler, picture_scheduler, stage_2_unet
-from training.diffusion import Answers, PixelDiffusion, uneven_noise
+from training.diffusion import PixelDiffusion, answers_beside, uneven_noise
 from training.scenes import Scene, Window, random_scene, random_window, render
 from training.words import Words
 
@@ -50,7 +50,7 @@ def loss_of_step(words: Words) -> loop.LossOfStep:
         levels = _noise_levels(batch, rng)
         hint = _blown_up(scenes, windows, rng, generator)
         hint = noiser.add_noise(hint, torch.randn(hint.shape, generator=generator), levels)
-        answers = _answers(unet, hint, states, levels)
+        answers = answers_beside(hint, unet, states, levels)
         times = torch.randint(0, 1000, (batch,), generator=generator)
         noise = uneven_noise(clean.shape, generator)
         own = rng.random() < OWN_SHARE
@@ -66,17 +66,6 @@ def loss_of_step(words: Words) -> loop.LossOfStep:
         return 2 * weighted + diffusion.small_variance_loss(answer), figures
 
     return loss
-
-
-def _answers(
-    unet: nn.Module, hint: torch.Tensor, states: torch.Tensor, levels: torch.Tensor
-) -> Answers:
-    def answers(noisy: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            pair = torch.cat([noisy, hint], 1)
-            return unet(pair, times, states, class_labels=levels).sample.float()
-
-    return answers
 
 
 def _noise_levels(batch: int, rng: random.Random) -> torch.Tensor:

@@ -21,7 +21,7 @@ from training.architectures import (
     upscaler_unet,
 )
 from training.clip_tokenizer import write_clip_tokenizer
-from training.diffusion import Answers, uneven_noise
+from training.diffusion import Answers, answers_beside, uneven_noise
 from training.scenes import Scene, Window, plain_caption, random_scene, random_window, render
 from training.train_vae import load_vae
 
@@ -72,14 +72,9 @@ def loss_of_step(folder: Path) -> loop.LossOfStep:
         hint = low_scheduler.add_noise(hint, torch.randn(hint.shape, generator=generator), levels)
         times = torch.randint(0, 1000, (batch,), generator=generator)
         noise = uneven_noise(latents.shape, generator)
-
-        def answers(noisy: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                pair = torch.cat([noisy, hint], 1)
-                return unet(pair, times, states, class_labels=levels).sample.float()
-
+        answers = answers_beside(hint, unet, states, levels)
         if rng.random() < OWN_SHARE:
-            error = _error_of_own(scheduler.alphas_cumprod, answers, latents, noise, times, rng)
+            error = error_of_own(scheduler.alphas_cumprod, answers, latents, noise, times, rng)
             return error, {"own": error.item()}
         answer = answers(scheduler.add_noise(latents, noise, times), times)
         error = (answer - scheduler.get_velocity(latents, noise, times)).square().mean()
@@ -88,7 +83,7 @@ def loss_of_step(folder: Path) -> loop.LossOfStep:
     return loss
 
 
-def _error_of_own(
+def error_of_own(
     kept: torch.Tensor,
     answers: Answers,
     latents: torch.Tensor,
@@ -117,7 +112,7 @@ def _small_views(
     scenes: list[Scene], windows: list[Window], rng: random.Random, generator: torch.Generator
 ) -> torch.Tensor:
     """The windows at a quarter of the side, some a little blurred or worn, as stage 2 leaves them."""
-    small = render(scenes, [window.reduced(FACTOR) for window in windows])
+    small = render(scenes, [window.scaled(1 / FACTOR) for window in windows])
     if rng.random() < BLUR_SHARE:
         padded = functional.pad(small, (1, 1, 1, 1), mode="replicate")
         small = torch.lerp(small, functional.avg_pool2d(padded, 3, 1), rng.random())
