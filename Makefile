@@ -14,7 +14,10 @@ OUT := $(OUT)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check format bench bench-batch bench-predictions footprints notebooks pictures train-demo clean
+# Which lists of tests/environments to check: ENVIRONMENTS="kaggle-2026-05 newest"; left out: CI's.
+ENVIRONMENTS ?=
+
+.PHONY: demo test test-environments check format bench bench-batch bench-predictions footprints notebooks pictures train-demo clean
 
 demo: $(READY) ## draw PROMPT with the bundled cascade and its 8-bit text encoder
 	@$(BIN)/lowmem-if generate "$$PROMPT" --cascade demo --seed $(SEED) --out "$(OUT)" \
@@ -24,6 +27,9 @@ demo: $(READY) ## draw PROMPT with the bundled cascade and its 8-bit text encode
 
 test: $(READY) ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-environments: $(READY) ## install the wheel where other libraries are, as on Colab, and test it there
+	$(BIN)/python tests/environments/check.py $(ENVIRONMENTS)
 
 check: $(READY) ## style, types, floors, and that the documents are fresh
 	$(BIN)/ruff format --check .

@@ -20,6 +20,7 @@ from lowmem_if.cli_options import (
     Asked,
     Device,
     Json,
+    OtherVersions,
     Pins,
     Prefer,
     PreviewEvery,
@@ -47,8 +48,9 @@ from lowmem_if.running.continuation import continued
 from lowmem_if.running.fetching import copy_for_streaming, fetch, remove_copies
 from lowmem_if.running.gallery import write_gallery
 from lowmem_if.running.generate import new_folder, with_begun_seed
-from lowmem_if.running.run_folder import RunFolder, library_versions
+from lowmem_if.running.run_folder import RunFolder
 from lowmem_if.running.scheduler import RunResult, continue_run
+from lowmem_if.running.versions import installed_versions
 
 app = typer.Typer(
     help="Run the DeepFloyd IF cascade on machines it does not fit.",
@@ -172,11 +174,14 @@ def _resume(
     as_json: Json = False,
     quiet: Quiet = False,
     preview_every: PreviewEvery = 0,
+    other_versions: OtherVersions = False,
 ) -> None:
     """Continue a run folder; what is finished is read back, never done again."""
     folder = RunFolder.open(run_folder)
     with RunProgress(console(sys.stderr), quiet=quiet) as progress:
-        result = continue_run(folder, report=progress, preview_every=preview_every)
+        result = continue_run(
+            folder, report=progress, preview_every=preview_every, other_versions=other_versions
+        )
     _print_result(result, as_json=as_json)
 
 
@@ -195,13 +200,17 @@ def _continue(
     as_json: Json = False,
     quiet: Quiet = False,
     preview_every: PreviewEvery = 0,
+    other_versions: OtherVersions = False,
 ) -> None:
     """Take chosen pictures of a finished run on to a larger size; stage 1 is not run again."""
     source = RunFolder.open(run_folder)
     machine, _ = choose_machine(profile, device=device, ram=ram, vram=vram)
-    folder = continued(source, parse_numbers("picture", pick), size, machine, out)
+    numbers = parse_numbers("picture", pick)
+    folder = continued(source, numbers, size, machine, out, other_versions=other_versions)
     with RunProgress(console(sys.stderr), quiet=quiet) as progress:
-        result = continue_run(folder, report=progress, preview_every=preview_every)
+        result = continue_run(
+            folder, report=progress, preview_every=preview_every, other_versions=other_versions
+        )
     _print_result(result, as_json=as_json)
 
 
@@ -436,7 +445,7 @@ def _report_bug(argv: Sequence[str] | None) -> int:
     sys.stderr.write(
         "This is a bug of lowmem-if. Please paste what follows into a report:\n"
         f"arguments: {list(sys.argv[1:] if argv is None else argv)!r}\n"
-        f"versions: {library_versions()}, Python {platform.python_version()}, {sys.platform}\n"
+        f"versions: {installed_versions()}, Python {platform.python_version()}, {sys.platform}\n"
         f"{traceback.format_exc()}"
     )
     return _BUG

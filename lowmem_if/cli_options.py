@@ -43,6 +43,12 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="One line a step.")]
 PreviewEvery = Annotated[
     int, typer.Option(help="Steps after which the picture in the making is written.")
 ]
+OtherVersions = Annotated[
+    bool,
+    typer.Option(
+        "--other-versions", help="Go on even if libraries have changed that pixels depend on."
+    ),
+]
 Prompts = Annotated[list[str], typer.Argument(metavar="PROMPT...")]
 PromptsOrNone = Annotated[list[str] | None, typer.Argument(metavar="[PROMPT...]")]
 Image = Annotated[Path, typer.Argument(metavar="IMAGE")]

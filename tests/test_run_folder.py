@@ -69,14 +69,51 @@ def test_another_format_is_refused(tiny: Path, tmp_path: Path) -> None:
         RunFolder.open(path)
 
 
-def test_other_library_versions_are_refused(tiny: Path, tmp_path: Path) -> None:
-    """Other libraries could draw other pixels: the version that began the run is named."""
-    path = RunFolder.for_plan(tmp_path / "run", plan_of(tiny)).path
+def begun_with(tiny: Path, path: Path, *done: str, **versions: str) -> RunFolder:
+    """A run that other versions of libraries began, with these components done."""
+    RunFolder.for_plan(path, plan_of(tiny))
     record = json.loads((path / "run.json").read_text())
-    record["versions"]["diffusers"] = "0.1.0"
+    record["versions"] |= versions
+    for component in done:
+        record["steps"][component]["status"] = "done"
     (path / "run.json").write_text(json.dumps(record))
-    with pytest.raises(RunFolderError, match=r"begun with diffusers 0\.1\.0"):
-        RunFolder.open(path).check_versions()
+    return RunFolder.open(path)
+
+
+def test_a_version_that_pixels_depend_on_is_refused(tiny: Path, tmp_path: Path) -> None:
+    """Another diffusers could draw other pixels: the run says with which it was begun, and a way on."""
+    folder = begun_with(tiny, tmp_path / "run", diffusers="0.1.0")
+    with pytest.raises(RunFolderError, match=r"diffusers 0\.1\.0, here .*--other-versions"):
+        folder.check_versions()
+    assert "pixels may differ" in folder.check_versions(others=True)
+
+
+@pytest.mark.parametrize(
+    ("done", "versions"),
+    [
+        ((), {"bitsandbytes": "0.1.0"}),  # nothing is quantised here
+        ((), {"lowmem-if": "0.0.1"}),
+        (("text_encoder",), {}),
+        (("text_encoder", "stage_1", "stage_2", "upscaler"), {"torch": "1.0", "diffusers": "0.1"}),
+    ],
+)
+def test_a_version_that_pixels_do_not_depend_on_is_a_notice(
+    tiny: Path, tmp_path: Path, done: tuple[str, ...], versions: dict[str, str]
+) -> None:
+    """What is still to be drawn does not use the library, so the run goes on and names it."""
+    folder = begun_with(tiny, tmp_path / "run", *done, **versions)
+    words = folder.check_versions()
+    assert all(f"{name} {version}" in words for name, version in versions.items())
+    assert bool(words) == bool(versions)
+
+
+def test_transformers_matters_to_texts_and_to_the_upscaler(tiny: Path, tmp_path: Path) -> None:
+    """Once texts are encoded and pictures enlarged, transformers may change."""
+    before = begun_with(tiny, tmp_path / "a", "text_encoder", transformers="1.0")
+    with pytest.raises(RunFolderError, match=r"transformers 1\.0"):
+        before.check_versions()
+    after = begun_with(tiny, tmp_path / "b", "text_encoder", "upscaler", transformers="1.0")
+    assert "do not depend" in after.check_versions()
 
 
 @pytest.mark.parametrize(

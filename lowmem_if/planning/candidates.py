@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from math import ceil
 
-from lowmem_if.errors import CheckpointError, DeviceError, RequestError
+from lowmem_if.errors import CheckpointError, DeviceError, MissingPackage, RequestError
 from lowmem_if.planning import catalog
 from lowmem_if.planning.catalog import Part
 from lowmem_if.planning.compiling import speedup
@@ -18,7 +18,7 @@ from lowmem_if.planning.footprint import (
 from lowmem_if.planning.jobs import jobs_of, tasks_of
 from lowmem_if.planning.locations import Location
 from lowmem_if.planning.lora import merge_bytes_of, of_stage
-from lowmem_if.planning.machine import Machine
+from lowmem_if.planning.machine import INSTALL_BITSANDBYTES, Machine
 from lowmem_if.planning.request import Request
 from lowmem_if.planning.strategies import (
     BALANCED,
@@ -52,6 +52,7 @@ def settings_for(
 
     Raises:
         RequestError, DeviceError: the pin asks for what nobody or what this device cannot do.
+        MissingPackage: the pin, or the only files there are, need bitsandbytes and it is not installed.
         CheckpointError: the pin asks for weights that a local cascade does not hold.
     """
     tasks = tasks_of(request, component)
@@ -138,9 +139,10 @@ def _ways_to_live(
         settings = [replace(s, device="cpu", compute="float32") for s in settings]
     if component == catalog.TEXT_ENCODER and machine.kind != "cpu" and not pin:
         # One pass in RAM takes seconds; it lets a card in that is too small for the encoder.
-        settings.append(Setting(component, RESIDENT, "int8", "float32", 1, "cpu"))
+        if machine.has_bitsandbytes:
+            settings.append(Setting(component, RESIDENT, "int8", "float32", 1, "cpu"))
         settings.append(Setting(component, STREAM, "float32", "float32", 1, "cpu"))
-    return _that_files_allow(settings, location, pin)
+    return _that_files_allow(settings, location, pin, has_bitsandbytes=machine.has_bitsandbytes)
 
 
 def _with_residents(streams: list[Setting], part: Part, images: int) -> list[Setting]:
@@ -165,7 +167,7 @@ def _with_residents(streams: list[Setting], part: Part, images: int) -> list[Set
 
 
 def _that_files_allow(
-    settings: list[Setting], location: Location, pin: Pin | None
+    settings: list[Setting], location: Location, pin: Pin | None, *, has_bitsandbytes: bool
 ) -> list[Setting]:
     """A local cascade may hold the 8-bit text encoder only; it cannot be had in another type."""
     first = settings[0]
@@ -174,6 +176,8 @@ def _that_files_allow(
         return settings
     allowed = [s for s in settings if location.folder(first.component, storage=s.storage)]
     if allowed or pin in (None, Pin(RESIDENT)):
+        if not allowed and not has_bitsandbytes:
+            raise _lacks_bitsandbytes(f"{location.cascade.name} has 8-bit weights only")
         return allowed or [replace(first, storage="int8", strategy=RESIDENT)]
     raise CheckpointError(
         f"{location.cascade.name} has no {first.component} files for {first.storage}, only 8-bit ones: "
@@ -214,11 +218,20 @@ def _pinned_ways(
             f"float16 is some 400 times slower than bfloat16 on a CPU: "
             f"pin {component}={pin.strategy}:bfloat16 or :float32"
         )
+    if pin.storage in QUANTISED and not machine.has_bitsandbytes:
+        raise _lacks_bitsandbytes(f"{component}={pin} is pinned")
     if pin.storage == "int8" and machine.kind != "mps" and not machine.multiplies_int8:
         raise DeviceError(
             f"{machine.device_name} cannot multiply int8: pin {component}=resident:nf4, or leave it open"
         )
     return [(pin.strategy, pin.storage or compute)]
+
+
+def _lacks_bitsandbytes(what: str) -> MissingPackage:
+    return MissingPackage(
+        f"{what}, and 8-bit and 4-bit weights need bitsandbytes, which is not installed: "
+        f"`{INSTALL_BITSANDBYTES}`"
+    )
 
 
 def _ways(
@@ -229,7 +242,8 @@ def _ways(
     offloads = machine.kind in ("cuda", "xpu")
     if component == catalog.TEXT_ENCODER and not small:
         eight_bit = [(RESIDENT, "int8")] if machine.multiplies_int8 else []
-        quantised = [*eight_bit, (RESIDENT, "nf4")] if machine.kind != "mps" else []
+        four_bit = machine.kind != "mps" and machine.has_bitsandbytes
+        quantised = [*eight_bit, (RESIDENT, "nf4")] if four_bit else []
         if offloads:
             # The 8-bit encoder is what IF's low-memory recipe has always used on a GPU.
             ways = [*(quantised if prefer == BALANCED else eight_bit), *ways]

@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -21,6 +22,9 @@ from lowmem_if.planning.rates import Rates, assumed
 DEVICE_KINDS = ("cpu", "cuda", "mps", "xpu")
 LEAST_PINNED_BYTES = 128 * 2**20
 """What streaming pins: two buffers of 32 MiB, which the allocator may round up."""
+
+INSTALL_BITSANDBYTES = "pip install --no-deps bitsandbytes"
+"""What brings 8-bit and 4-bit weights; it needs only torch, numpy and packaging, which are there."""
 
 _DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d+)?")
 
@@ -45,6 +49,7 @@ class Machine:
         spills_vram: the driver lends RAM where VRAM runs out, many times slower, and nothing fails
             (Windows): so more is left free.
         pinned_bytes: how much memory can be pinned for transfers; None: enough (WSL: next to nothing).
+        has_bitsandbytes: whether 8-bit and 4-bit weights can be used, which take that package.
     """
 
     name: str
@@ -62,6 +67,7 @@ class Machine:
     rates: Rates | None = None
     spills_vram: bool = False
     pinned_bytes: int | None = None
+    has_bitsandbytes: bool = True
 
     @property
     def speeds(self) -> Rates:
@@ -74,7 +80,8 @@ class Machine:
     @property
     def multiplies_int8(self) -> bool:
         """Whether bitsandbytes' int8 runs here: on CUDA from 7.5 (its `has_imma`), not on Apple."""
-        return self.kind != "mps" and not (0, 0) < self.capability < (7, 5)
+        can = self.kind != "mps" and not (0, 0) < self.capability < (7, 5)
+        return can and self.has_bitsandbytes
 
     @property
     def kind(self) -> str:
@@ -185,7 +192,13 @@ def _read_cpu(root: Path) -> Machine:
         compute_dtype=dtype,
         compute_dtype_reason=reason,
         notes=notes,
+        has_bitsandbytes=bitsandbytes_is_installed(),
     )
+
+
+def bitsandbytes_is_installed() -> bool:
+    """Whether 8-bit and 4-bit weights can be used in this environment."""
+    return find_spec("bitsandbytes") is not None
 
 
 def _read_ram() -> tuple[int, int, tuple[str, ...]]:

@@ -10,7 +10,7 @@ from lowmem_if.planning.catalog import Part
 from lowmem_if.planning.compiling import speedup
 from lowmem_if.planning.footprint import Setting
 from lowmem_if.planning.lora import Lora, of_stage
-from lowmem_if.planning.machine import Machine
+from lowmem_if.planning.machine import INSTALL_BITSANDBYTES, Machine
 from lowmem_if.planning.request import Request
 from lowmem_if.planning.strategies import (
     QUANTISED,
@@ -44,7 +44,16 @@ def reason(
         words.append("small, so float32")
     elif setting.storage in QUANTISED:
         words.append("computes in " + setting.compute)
+    words += _lacking(machine, setting)
     return "; ".join([*words, *_compiling(machine, request, setting)])
+
+
+def _lacking(machine: Machine, setting: Setting) -> list[str]:
+    """What would have been a way to run it if a package were installed."""
+    may_quantise = setting.component == catalog.TEXT_ENCODER and machine.kind in ("cuda", "xpu")
+    if machine.has_bitsandbytes or not may_quantise:
+        return []
+    return [f"8-bit weights need bitsandbytes: `{INSTALL_BITSANDBYTES}`"]
 
 
 def _cutting(setting: Setting) -> list[str]:

@@ -80,6 +80,7 @@ def enlarge(
     report: Report = ignore,
     preview_every: int = 0,
     workshop: Workshop | None = None,
+    other_versions: bool = False,
 ) -> RunResult:
     """Take chosen pictures of a finished run on to a larger size: `lowmem-if continue`.
 
@@ -88,14 +89,20 @@ def enlarge(
         numbers: of the pictures, as their files are called.
         out: a new folder, where they are numbered anew; None: they grow in the run's own.
         profile, device, ram, vram, report, preview_every, workshop: see `generate`.
+        other_versions: see `resume`.
 
     Raises:
         RequestError: a picture is not there or not smaller than `size`.
-        RunFolderError: the run is not finished.
+        RunFolderError: the run is not finished, or libraries have changed since, see `resume`.
         LowmemError: as `generate`.
     """
     measure = workshop.measure if workshop else None
     machine, _ = choose_machine(profile, device=device, ram=ram, vram=vram, measure=measure)
     new = None if out is None else Path(out)
-    folder = continued(RunFolder.open(Path(source)), numbers, size, machine, new)
-    return continue_run(folder, report=report, preview_every=preview_every, workshop=workshop)
+    folder = continued(
+        RunFolder.open(Path(source)), numbers, size, machine, new, other_versions=other_versions
+    )
+    return continue_run(
+        folder, report=report, preview_every=preview_every, workshop=workshop,
+        other_versions=other_versions,
+    )  # fmt: skip

@@ -19,7 +19,13 @@ from lowmem_if.weights.atomic import write_bytes
 
 
 def continued(
-    source: RunFolder, numbers: Sequence[int], size: int, machine: Machine, out: Path | None = None
+    source: RunFolder,
+    numbers: Sequence[int],
+    size: int,
+    machine: Machine,
+    out: Path | None = None,
+    *,
+    other_versions: bool = False,
 ) -> RunFolder:
     """The folder in which chosen pictures go on: the run's own, or a new one; nothing is drawn yet.
 
@@ -30,10 +36,12 @@ def continued(
         numbers: of the pictures, as their files are called.
         out: a new folder, where the pictures are numbered anew; None: the run's own, where the larger
             pictures take the places of the smaller ones.
+        other_versions: go on even if libraries have changed that pixels depend on.
 
     Raises:
         RequestError: a picture is not there or not smaller than `size`.
-        RunFolderError: the run is not finished, or other libraries began it.
+        RunFolderError: the run is not finished, or was begun with other versions of libraries that the
+            larger pictures depend on.
     """
     request = source.plan.request
     picks = picked(request, numbers, size)
@@ -41,10 +49,13 @@ def continued(
         raise RunFolderError(
             f"{source.path} is not finished: `lowmem-if resume {source.path}` first"
         )
-    source.check_versions()
     asked = (alone if out else among_others)(request, picks, size)
     pins = {component: parse_pin(component, pin) for component, pin in source.plan.pins.items()}
     plan = _keeping(source.plan, make_plan(machine, asked, prefer=source.plan.prefer, pins=pins))
+    done = {step.component for step in source.plan.steps}
+    differs = source.check_versions(
+        others=other_versions, to_do=[step for step in plan.steps if step.component not in done]
+    )
     if out is None:
         return _taken_on(source, plan, picks)
     _copy_sources(source, picks, out)
@@ -53,6 +64,8 @@ def continued(
         for task, old in zip(folder.plan.request.tasks, picks, strict=True):
             _copy(source, old, folder, task)
         drawn = {stage for task in picks for stage in task.stages}
+        if differs:
+            folder.note(differs)
         folder.inherit(source, [TEXT_ENCODER, *(s for s in IMAGE_STAGES if s in drawn)])
     return folder.reload()
 

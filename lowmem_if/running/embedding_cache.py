@@ -17,7 +17,7 @@ import torch
 from lowmem_if.planning.catalog import MAX_TOKENS
 from lowmem_if.planning.own_cache import cache_folder
 from lowmem_if.planning.plan import Step
-from lowmem_if.running.run_folder import library_versions
+from lowmem_if.running.versions import versions_behind
 from lowmem_if.weights.atomic import write_bytes
 from lowmem_if.weights.tensor_files import load_tensor, tensor_bytes
 
@@ -42,7 +42,7 @@ class EmbeddingCache:
             step.compute_dtype,
             step.device.partition(":")[0],
             MAX_TOKENS,
-            library_versions(),
+            versions_behind(step),
         ]
 
     def get(self, cleaned: str) -> torch.Tensor | None:

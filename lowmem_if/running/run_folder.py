@@ -22,7 +22,6 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +31,12 @@ from lowmem_if.planning.plan import Plan, Step
 from lowmem_if.planning.tasks import ImageTask
 from lowmem_if.planning.units import shorten
 from lowmem_if.running.sources import KINDS, source_bytes, source_name
+from lowmem_if.running.versions import differences, installed_versions, that_change_pixels
 from lowmem_if.weights.atomic import is_partial, remove_partials, write_bytes
 
 FORMAT = 1
 _RECORD, _LOCK, _SOURCES = "run.json", ".lock", "sources"
 _STAGE_FOLDERS = {STAGE_1: "stage_1", STAGE_2: "stage_2", UPSCALER: "stage_3"}
-_LIBRARIES = ("lowmem-if", "torch", "diffusers", "transformers", "bitsandbytes")
 _RECORD_KEYS = {
     "versions": dict,
     "plan": dict,
@@ -77,7 +76,7 @@ class RunFolder:
                 f"{path} holds other files ({strangers[0]}): give --out a new or empty folder"
             )
         steps = {step.component: {"status": "pending"} for step in plan.steps}
-        record = {"format": FORMAT, "versions": library_versions(), "plan": plan.to_json(),
+        record = {"format": FORMAT, "versions": installed_versions(), "plan": plan.to_json(),
                   "steps": steps, "weights": {}, "log": []}  # fmt: skip
         folder = RunFolder(path, record)
         with folder.locked():
@@ -138,15 +137,33 @@ class RunFolder:
                     "or continue it with `lowmem-if resume`"
                 )
 
-    def check_versions(self) -> None:
-        """Raise `RunFolderError` if other library versions would finish than began it."""
-        now = library_versions()
-        for library, version in self._record["versions"].items():
-            if now.get(library) != version:
-                raise RunFolderError(
-                    f"{self.path} was begun with {library} {version}, here is {now.get(library)}: "
-                    f"the pixels could differ; install that version or start a new folder"
-                )
+    def check_versions(self, *, others: bool = False, to_do: Iterable[Step] | None = None) -> str:
+        """Compare the libraries that are installed with those that the run was begun with.
+
+        Args:
+            others: go on with other versions even where pixels could differ.
+            to_do: the steps that other versions would do; None: those of the plan that are not done.
+
+        Returns:
+            What differs and why the run goes on all the same, for a notice; empty if nothing does.
+
+        Raises:
+            RunFolderError: what is still to be drawn depends on a version that has changed.
+        """
+        changed = differences(self._record["versions"])
+        if not changed:
+            return ""
+        steps = [s for s in self.plan.steps if not self.is_done(s.component)]
+        harmful = that_change_pixels(changed, steps if to_do is None else to_do)
+        if harmful and not others:
+            raise RunFolderError(
+                f"{self.path} was begun with {'; '.join(changed[name] for name in harmful)}: pixels "
+                "could differ; install that version, add --other-versions to go on all the same, or "
+                "start a new folder"
+            )
+        effect = "pixels may differ in their last bits" if harmful else "pixels do not depend on it"
+        words = "; ".join(changed.values())
+        return f"the run goes on with other versions than it was begun with ({words}): {effect}"
 
     @contextmanager
     def locked(self) -> Iterator[int]:
@@ -382,11 +399,6 @@ def is_whole_png(file: Path) -> bool:
             return stream.read() == _PNG_END
     except OSError:
         return False
-
-
-def library_versions() -> dict[str, str]:
-    """The versions that pixels depend on."""
-    return {name: metadata.version(name) for name in _LIBRARIES}
 
 
 @contextmanager

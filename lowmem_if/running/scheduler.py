@@ -69,14 +69,22 @@ def resume(
     report: Report = ignore,
     preview_every: int = 0,
     workshop: Workshop | None = None,
+    other_versions: bool = False,
 ) -> RunResult:
     """Continue the run in the folder `out`; a finished one is only read back. For the rest see `run`.
 
+    Args:
+        other_versions: go on even if libraries have changed that pixels depend on.
+
     Raises:
-        RunFolderError: it is no run folder, is in use, or was begun with other library versions.
+        RunFolderError: it is no run folder, is in use, or was begun with other versions of libraries
+            that what is still to be drawn depends on.
     """
     folder = RunFolder.open(Path(out))
-    return continue_run(folder, report=report, preview_every=preview_every, workshop=workshop)
+    return continue_run(
+        folder, report=report, preview_every=preview_every, workshop=workshop,
+        other_versions=other_versions,
+    )  # fmt: skip
 
 
 def continue_run(
@@ -85,16 +93,20 @@ def continue_run(
     report: Report = ignore,
     preview_every: int = 0,
     workshop: Workshop | None = None,
+    other_versions: bool = False,
 ) -> RunResult:
     """Do what is not done in a run folder."""
     if preview_every < 0:
         raise RequestError(f"a preview every {preview_every} steps: give a number from 1, or none")
     keeper = GalleryKeeper(folder, report) if has_gallery(folder) else None
     if not folder.complete:
-        folder.check_versions()
+        differs = folder.check_versions(others=other_versions)
         shop = nullcontext(workshop) if workshop else Workshop()
         with folder.locked() as lock, shop as worker:
-            _work(folder.reload(), worker, keeper or report, lock, preview_every)
+            folder = folder.reload()
+            if differs and folder.note(differs):
+                (keeper or report)(Event("notice", text=differs))
+            _work(folder, worker, keeper or report, lock, preview_every)
         folder = folder.reload()
     if keeper and is_stale(folder):
         keeper.write()

@@ -13,12 +13,11 @@ from contextlib import contextmanager
 from threading import local
 from typing import Any
 
-import bitsandbytes
 import torch
 
-from lowmem_if.errors import CheckpointError
 from lowmem_if.weights.checkpoint import Checkpoint
 from lowmem_if.weights.merging import NOTHING, Merges, reader_of
+from lowmem_if.weights.quantising import Maker, quantised_maker
 from lowmem_if.weights.reading import BLOCK
 from lowmem_if.weights.skeletons import Slot, owner_of, place
 from lowmem_if.weights.staging import Staging
@@ -84,67 +83,12 @@ def _in_parallel(act: Callable[[Slot], None], todo: list[Slot], threads: int) ->
                 future.result()
 
 
-def _maker(module: torch.nn.Module, slot: Slot) -> Callable[..., torch.Tensor]:
+def _maker(module: torch.nn.Module, slot: Slot) -> Maker:
     parameter = getattr(*owner_of(module, slot.names[0]))
-    if isinstance(parameter, bitsandbytes.nn.Int8Params):
-        return _stored_int8 if slot.stored.dtype == torch.int8 else _int8
-    if isinstance(parameter, bitsandbytes.nn.Params4bit):
-        settings = dict(parameter.__dict__)
-        return lambda *args: _nf4(*args, settings=settings)
-    return _plain
+    return quantised_maker(parameter, slot) or _plain
 
 
 def _plain(slot: Slot, reader: Any, device: str) -> torch.Tensor:
     tensor = torch.empty(slot.stored.shape, dtype=slot.dtype, device=device)
     reader.read(slot.stored, tensor)
     return tensor
-
-
-def _int8(slot: Slot, reader: Any, device: str) -> torch.Tensor:
-    """bitsandbytes' row-wise int8, bit for bit, of the weight in the compute type.
-
-    On an accelerator by its own kernel; on a CPU by its formula, a block of rows at a time, where its
-    own code takes float16 numbers, which CPUs are slow with, and several copies of the tensor.
-    """
-    if device != "cpu":
-        numbers = _plain(slot, reader, device).to(torch.float16)
-        codes, scales, _ = bitsandbytes.functional.int8_vectorwise_quant(numbers)
-        return _int8_parameter(codes, scales)
-    rows, width = slot.stored.shape
-    codes = torch.empty((rows, width), dtype=torch.int8)
-    scales = torch.empty(rows, dtype=torch.float32)
-    step = max(1, BLOCK // width)
-    block = torch.empty((step, width), dtype=slot.dtype)
-    for row in range(0, rows, step):
-        part = block[: min(step, rows - row)]
-        reader.read(slot.stored, part, first=row * width)
-        numbers = part.to(torch.float16).float()
-        scales[row : row + step] = numbers.abs().amax(1)
-        numbers *= (127.0 / scales[row : row + step])[:, None]
-        codes[row : row + step] = numbers.round_()
-    return _int8_parameter(codes, scales)
-
-
-def _stored_int8(slot: Slot, reader: Any, device: str) -> torch.Tensor:
-    codes = _plain(slot, reader, device)
-    if slot.scales is None:
-        raise CheckpointError(f"{slot.names[0]} is 8-bit without scales; fetch the folder again")
-    scales = torch.empty(slot.scales.shape, dtype=torch.float32, device=device)
-    reader.read(slot.scales, scales)
-    return _int8_parameter(codes, scales)
-
-
-def _int8_parameter(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    parameter: torch.Tensor = bitsandbytes.nn.Int8Params(
-        codes, requires_grad=False, has_fp16_weights=False, CB=codes, SCB=scales
-    )
-    return parameter
-
-
-def _nf4(slot: Slot, reader: Any, device: str, *, settings: dict[str, Any]) -> torch.Tensor:
-    host = torch.empty(slot.stored.shape, dtype=slot.dtype)
-    (reader if device == "cpu" else reader.reader).read(slot.stored, host)
-    parameter: torch.Tensor = bitsandbytes.nn.Params4bit(host, requires_grad=False, **settings).to(
-        device
-    )
-    return parameter

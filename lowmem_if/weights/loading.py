@@ -18,10 +18,11 @@ import torch
 import transformers
 from transformers.models.t5.modeling_t5 import T5Block
 
-from lowmem_if.errors import CheckpointError
+from lowmem_if.errors import CheckpointError, MissingPackage
 from lowmem_if.planning.component_files import file_names
 from lowmem_if.planning.configurations import read_config
 from lowmem_if.planning.lora import Lora
+from lowmem_if.planning.machine import INSTALL_BITSANDBYTES, bitsandbytes_is_installed
 from lowmem_if.planning.strategies import QUANTISED
 from lowmem_if.weights import converted
 from lowmem_if.weights.checkpoint import Checkpoint
@@ -52,9 +53,15 @@ def load_text_encoder(
 
     Raises:
         CheckpointError: a file is missing or broken, or does not match the configuration.
+        MissingPackage: it is to be quantised, and bitsandbytes is not installed.
     """
     folder = root / "text_encoder"
     dtype = DTYPES[compute if storage in QUANTISED else storage]
+    if storage in QUANTISED and not bitsandbytes_is_installed():
+        raise MissingPackage(
+            f"the plan stores the text encoder as {storage}, which needs bitsandbytes: "
+            f"`{INSTALL_BITSANDBYTES}`, or plan again on this machine"
+        )
     with _told(folder):
         config = transformers.T5Config(**read_config(folder / "config.json"))
         if storage in QUANTISED:

@@ -7,11 +7,11 @@ autoencoders, transformers drops CLIP's `text_model.` prefix.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import bitsandbytes
 import torch
 from accelerate import init_empty_weights
 from transformers import PreTrainedModel
@@ -149,11 +149,16 @@ def _renamed(
     eight_bit = {
         f"{name}.{extra}"
         for name, layer in module.named_modules()
-        if isinstance(layer, bitsandbytes.nn.Linear8bitLt)
+        if _is_eight_bit(layer)
         for extra in (_SCALES, "weight_format")
     }
     _complain(checkpoint, "unexpected", renamed.keys() - wanted.keys() - unsaved - eight_bit)
     return renamed
+
+
+def _is_eight_bit(layer: torch.nn.Module) -> bool:
+    library: Any = sys.modules.get("bitsandbytes")  # without it there is no such layer
+    return library is not None and isinstance(layer, library.nn.Linear8bitLt)
 
 
 def _diffusers_names(
