@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BitsAndBytesConfig, CLIPTextModel, T5EncoderModel
 
 from lowmem_if.errors import CheckpointError
-from lowmem_if.weights.library_repairs import repaired_safety_checker
+from lowmem_if.weights.library_differences import repaired_safety_checker
 from lowmem_if.weights.loading import (
     load_clip_text,
     load_diffusers_model,

@@ -260,6 +260,9 @@ def worker_environment(outer: os._Environ[str], *, streams: bool = False) -> dic
         # The loaders' threads would each get a heap of their own, which glibc does not trim: 80 MB of
         # a 200 MB encoder stayed behind, with one heap 0.3 MB (docs/log.md).
         "MALLOC_ARENA_MAX": "1",
+        # Two OpenMP threads of which one shares its core with another process: stage 1 of the demo took
+        # 64 s, with less spinning 1.4 s; idle 0.7 and 0.8 s. (Linux wheels of torch carry libgomp.)
+        "GOMP_SPINCOUNT": "1000",
         # Fresh memory in pages of 2 MB: reading weights into it was twice as fast (docs/log.md).
         "THP_MEM_ALLOC_ENABLE": "1",
     }

@@ -27,7 +27,7 @@ from lowmem_if.planning.strategies import QUANTISED
 from lowmem_if.weights import converted
 from lowmem_if.weights.checkpoint import Checkpoint
 from lowmem_if.weights.filling import fill
-from lowmem_if.weights.library_repairs import repaired_safety_checker
+from lowmem_if.weights.library_differences import pil_image_processor, repaired_safety_checker
 from lowmem_if.weights.memory import is_out_of_memory
 from lowmem_if.weights.merging import Merges
 from lowmem_if.weights.skeletons import (
@@ -197,7 +197,7 @@ def load_feature_extractor(folder: Path) -> Any:
     """The safety checker's picture preparation, by Pillow: torchvision is not needed."""
     read_config(folder / "preprocessor_config.json")
     with _told(folder):
-        return transformers.CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+        return pil_image_processor().from_pretrained(folder, local_files_only=True)
 
 
 def load_scheduler(folder: Path) -> Any:

@@ -6,7 +6,6 @@ autoencoders, transformers drops CLIP's `text_model.` prefix.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from transformers.quantizers import AutoHfQuantizer
 
 from lowmem_if.errors import CheckpointError
 from lowmem_if.weights.checkpoint import Checkpoint, Stored
+from lowmem_if.weights.library_differences import kept_dtype, nested_name
 
 _SCALES = "SCB"
 """The name of a row's largest magnitudes in bitsandbytes' 8-bit layout."""
@@ -92,7 +92,7 @@ def slots(module: torch.nn.Module, checkpoint: Checkpoint, dtype: torch.dtype) -
             mismatched.append(names[0])
         else:
             floating = source.dtype.is_floating_point
-            kept = _kept_dtype(module, names[0], dtype) if floating else source.dtype
+            kept = _own_dtype(module, names[0], dtype) if floating else source.dtype
             scales = stored.get(names[0].removesuffix("weight") + _SCALES)
             found.append(Slot(tuple(names), kept, source, scales))
     _complain(checkpoint, "missing", missing)
@@ -176,19 +176,17 @@ def _transformers_names(
         entry for entry in get_model_conversion_mapping(module) if isinstance(entry, WeightRenaming)
     ]
     prefix = module.base_model_prefix
-    return {
-        name: name if name in wanted else rename_source_key(name, renamings, [], prefix, wanted)[0]
-        for name in checkpoint
-    }
+
+    def renamed(name: str) -> str:
+        if name in wanted:
+            return name
+        return nested_name(rename_source_key(name, renamings, [], prefix, wanted)[0], wanted)
+
+    return {name: renamed(name) for name in checkpoint}
 
 
-def _kept_dtype(module: Any, name: str, dtype: torch.dtype) -> torch.dtype:
-    """The library's own exceptions: transformers keeps T5's `wo` in float32 beside float16."""
-    if isinstance(module, PreTrainedModel):
-        for pattern, kept in module._get_dtype_plan(dtype).items():
-            if re.search(rf"(^|\.){re.escape(pattern)}(\.|$)", name):
-                return kept
-    return dtype
+def _own_dtype(module: torch.nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:
+    return kept_dtype(module, name, dtype) if isinstance(module, PreTrainedModel) else dtype
 
 
 def _complain(checkpoint: Checkpoint, what: str, names: Collection[str]) -> None:

@@ -36,7 +36,7 @@ NOTEBOOK = TREE / "notebooks" / "colab_free_tier.ipynb"
 DEFAULT = ("colab-2026-08", "colab-2026-02", "newest")
 """The newest list of Colab, the oldest versions that are supported, and the newest ones."""
 
-TESTS = ("parity", "loading", "streaming", "release", "session", "hub", "library_repairs")
+TESTS = ("parity", "loading", "streaming", "release", "session", "hub", "library_differences")
 TEST_TOOLS = ("pytest", "pytest-xdist", "hypothesis", "peft", "nbclient", "ipykernel")
 PROMPT = "a red circle on a blue background"
 EIGHT_BIT = ("--pin", "text_encoder=resident:int8")

@@ -22,6 +22,11 @@ from lowmem_if.stages.text import TextCleaner, TextEncoder
 from lowmem_if.weights.loading import load_safety_checker, load_text_encoder, load_tokenizer
 
 
+def transformers_from(*version: int) -> bool:
+    """Whether transformers is at least of this version."""
+    return tuple(map(int, transformers.__version__.split(".")[:2])) >= version
+
+
 def step(cascade: Path, component: str, *pins: str) -> Step:
     plan = plan_of(cascade, pins=pins)
     return next(step for step in plan.steps if step.component == component)
@@ -77,6 +82,33 @@ def test_the_safety_checkers_repair_is_still_needed(tiny: Path, unrepaired: None
     """If this fails, diffusers has mended IFSafetyChecker: delete `repaired_safety_checker`."""
     with pytest.raises(AttributeError, match="all_tied_weights_keys"):
         IFSafetyChecker.from_pretrained(tiny / "stage_1" / "safety_checker", variant="fp16")
+
+
+def test_the_weights_kept_in_float32_are_those_of_transformers(tiny: Path) -> None:
+    """Beside float16, `wo` is float32 and the rest float16, as `from_pretrained` has it."""
+    ours = load_text_encoder(
+        tiny / "stage_1", storage="float16", compute="float16", device="cpu"
+    ).state_dict()
+    theirs = transformers.T5EncoderModel.from_pretrained(
+        tiny / "stage_1" / "text_encoder", variant="fp16", dtype=torch.float16
+    ).state_dict()
+    assert {name: t.dtype for name, t in ours.items()} == {n: t.dtype for n, t in theirs.items()}
+    assert {ours[name].dtype for name in ours if ".wo." in name} == {torch.float32}
+
+
+@pytest.mark.skipif(
+    transformers_from(5, 12), reason="only transformers 5.0 to 5.11 may keep `wo` so in bfloat16"
+)
+def test_an_old_transformers_is_still_met_as_the_later_ones(tiny: Path) -> None:
+    """Beside bfloat16 nothing is kept in float32. Once 5.12 is the oldest version that is supported,
+    `kept_dtype` can ask transformers' own `_get_dtype_plan`, and `pil_image_processor` can go."""
+    encoder = load_text_encoder(
+        tiny / "stage_1", storage="bfloat16", compute="bfloat16", device="cpu"
+    )
+    assert {t.dtype for t in encoder.state_dict().values()} == {torch.bfloat16}
+    assert not hasattr(transformers.PreTrainedModel, "_get_dtype_plan") or not hasattr(
+        transformers, "CLIPImageProcessorPil"
+    )
 
 
 def test_the_documented_8bit_argument_is_still_refused(tiny: Path) -> None:

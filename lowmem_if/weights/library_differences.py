@@ -1,0 +1,60 @@
+"""What differs between the versions of the libraries that this package runs on, with their numbers.
+
+The rest of the package is written for all of them: torch from 2.10, transformers from 5.0, diffusers
+from 0.36. `tests/test_library_differences.py` fails as soon as an entry is no longer needed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container
+from typing import Any
+
+import torch
+import transformers
+from diffusers.pipelines.deepfloyd_if import IFSafetyChecker
+
+
+def repaired_safety_checker() -> Any:
+    """IF's safety checker class, loadable. Needed up to diffusers 0.42 with transformers from 5.0.
+
+    Its constructor never calls `post_init()`, which since transformers 5 sets the table of tied
+    weights that loading reads. It ties none, so an empty table is right.
+    """
+    if not hasattr(IFSafetyChecker, "all_tied_weights_keys"):
+        IFSafetyChecker.all_tied_weights_keys = {}
+    return IFSafetyChecker
+
+
+def kept_dtype(module: Any, name: str, dtype: torch.dtype) -> torch.dtype:
+    """The type of a weight in a transformers module whose other weights are `dtype`.
+
+    transformers keeps T5's `wo` in float32 beside float16. Its table of such weights is a property of
+    the module up to 5.0 and a private method afterwards; 5.0 also keeps them in float32 beside
+    bfloat16, which no later version does. This is what the later ones do, in every version.
+    """
+    patterns = [*(module._keep_in_fp32_modules_strict or ())]
+    if dtype == torch.float16:
+        patterns += module._keep_in_fp32_modules or ()
+    kept = any(re.search(rf"(^|\.){re.escape(pattern)}(\.|$)", name) for pattern in patterns)
+    return torch.float32 if kept and dtype.itemsize == 2 else dtype
+
+
+def nested_name(name: str, wanted: Container[str]) -> str:
+    """A stored weight's name in a CLIP text encoder that may nest its network in `text_model`.
+
+    transformers 5.0 does so, and so do the published files. Later versions do not, translate the
+    published names themselves, and wrote the files of the demo.
+    """
+    nested = f"text_model.{name}"
+    return nested if name not in wanted and nested in wanted else name
+
+
+def pil_image_processor() -> Any:
+    """CLIP's picture preparation by Pillow, which needs no torchvision.
+
+    transformers 5.0 calls it `CLIPImageProcessor`; by 5.12 that name is torchvision's, and Pillow's has
+    a name of its own.
+    """
+    named = getattr(transformers, "CLIPImageProcessorPil", None)
+    return named or transformers.CLIPImageProcessor
