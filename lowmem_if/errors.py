@@ -2,6 +2,7 @@
 
     LowmemError                one line: what happened, and what to do
     ├── RequestError           the request itself cannot be run (prompt, seed, size, steps, pin)
+    ├── CacheError             there is no folder to keep things in for later runs
     ├── BatchError             a file of prompts cannot be read, or some of its lines could not be used
     ├── PictureError           a picture of the user is none, is broken, or has a size no stage takes
     ├── ProfileError           a machine profile is unknown, unreadable or has a wrong key
@@ -35,6 +36,10 @@ class RequestError(LowmemError):
     """The request cannot be run by anyone: an empty prompt, a negative seed, an unknown strategy."""
 
     exit_code = 2
+
+
+class CacheError(LowmemError):
+    """There is no folder to keep things in for later runs; says which variable names one."""
 
 
 class BatchError(LowmemError):

@@ -134,4 +134,4 @@ def test_a_cache_that_cannot_be_written_costs_no_run(
     monkeypatch.setenv("LOWMEM_IF_CACHE", str(tmp_path / "file"))
     folder = run_here(plan_of(tiny, size=64), tmp_path / "run")
     assert folder.images
-    assert "cannot be kept" in folder.notices[0]
+    assert "are not kept" in folder.notices[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 
 import pytest
@@ -204,3 +205,22 @@ def test_a_notebook_shows_the_pictures_as_they_come(handle: Handle, tmp_path: Pa
     assert "0001" not in page
     assert "&lt;b&gt;5 &amp; 6&lt;/b&gt;" in page
     assert page.count("data:image/jpeg;base64,") == 2
+
+
+def test_outside_a_notebook_it_writes_lines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a script, with IPython or without, what the run has to say goes to standard error, once."""
+    from lowmem_if.report.notebook import NotebookProgress
+
+    for missing in (False, True):
+        if missing:
+            monkeypatch.setitem(sys.modules, "IPython.display", None)
+        report = NotebookProgress()
+        report(Event("started", STAGE_1, total=2))
+        report(Event("notice", STAGE_1, text="cut after 77 tokens"))
+        report(Event("finished", STAGE_1))
+        written = capsys.readouterr()
+        assert written.out == ""
+        assert written.err.splitlines()[0] == "cut after 77 tokens"
+        assert len(written.err.splitlines()) == 2

@@ -18,7 +18,8 @@ from typing import Any
 import psutil
 from pydantic import TypeAdapter, ValidationError
 
-from lowmem_if.planning.own_cache import cache_folder
+from lowmem_if.errors import CacheError
+from lowmem_if.planning.cache_dir import cache_folder
 from lowmem_if.planning.rates import Rates
 
 
@@ -65,7 +66,7 @@ def read_calibration(device: str, now: Identity) -> Rates | None:
     try:
         content = calibration_file(device).read_bytes()
         found = TypeAdapter(_File).validate_json(content)
-    except (OSError, ValidationError):
+    except (OSError, CacheError, ValidationError):
         return None
     return found.rates if found.identity == now and _sane(found.rates) else None
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import sys
 import time
+from contextlib import redirect_stdout
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ _COLUMNS = {
 class NotebookProgress:
     """A report for notebooks: `lm.generate(..., report=lm.NotebookProgress())`.
 
+    Outside a notebook it writes what the run had to say to standard error, a line each.
+
     One output is updated in place: what is done and how long the step still takes, what the run had to
     say, and a row of pictures for each of the first images: after every stage, and in the making if
     `preview_every` was asked for.
@@ -38,15 +42,13 @@ class NotebookProgress:
     """
 
     def __init__(self, *, images: int = 4, width: int = 192) -> None:
-        from IPython.display import HTML, display
-
-        self._html, self._images, self._width = HTML, images, width
+        self._images, self._width = images, width
         self._pace = Pace()
         self._rows: dict[int, dict[str, str]] = {}
         self._said: list[str] = []
         self._line = "starting"
         self._shown = 0.0
-        self._handle: Any = display(HTML(""), display_id=True)
+        self._output = _notebook_output() or _TextOutput()
 
     def __call__(self, event: Event) -> None:
         self._pace(event)
@@ -84,7 +86,7 @@ class NotebookProgress:
         said = "".join(f"<div>{escape(line)}</div>" for line in self._said)
         line = f"<div><b>{escape(self._line)}</b></div>" if self._line else ""
         pictures = "".join(self._row(number) for number in sorted(self._rows))
-        self._handle.update(self._html(f"{said}{line}{pictures}"))
+        self._output.show(f"{said}{line}{pictures}", self._said)
 
     def _row(self, number: int) -> str:
         order = [*_COLUMNS.values(), _IN_MAKING]
@@ -95,6 +97,39 @@ class NotebookProgress:
             for name, source in columns
         )
         return f'<div style="display:flex;flex-wrap:wrap">{cells}</div>'
+
+
+class _HtmlOutput:
+    """One output of a notebook cell, replaced at every update."""
+
+    def __init__(self, html: Any, handle: Any) -> None:
+        self._html, self._handle = html, handle
+
+    def show(self, page: str, _said: list[str]) -> None:
+        self._handle.update(self._html(page))
+
+
+class _TextOutput:
+    """Lines on standard error, each of them once."""
+
+    def __init__(self) -> None:
+        self._shown = 0
+
+    def show(self, _page: str, said: list[str]) -> None:
+        for line in said[self._shown :]:
+            sys.stderr.write(f"{line}\n")
+        self._shown = len(said)
+
+
+def _notebook_output() -> _HtmlOutput | None:
+    """The output of the cell that runs; None where no notebook is listening, or IPython is missing."""
+    try:
+        from IPython.display import HTML, display
+    except ImportError:
+        return None
+    with redirect_stdout(io.StringIO()):  # outside a notebook it prints the object
+        handle: Any = display(HTML(""), display_id=True)
+    return _HtmlOutput(HTML, handle) if handle is not None else None
 
 
 def _name(event: Event) -> str:

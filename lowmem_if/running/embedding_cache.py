@@ -14,8 +14,9 @@ from pathlib import Path
 
 import torch
 
+from lowmem_if.errors import CacheError
+from lowmem_if.planning.cache_dir import cache_folder
 from lowmem_if.planning.catalog import MAX_TOKENS
-from lowmem_if.planning.own_cache import cache_folder
 from lowmem_if.planning.plan import Step
 from lowmem_if.running.versions import versions_behind
 from lowmem_if.weights.atomic import write_bytes
@@ -33,7 +34,7 @@ class EmbeddingCache:
     """The embeddings that one encoder, on one kind of device, makes of cleaned texts."""
 
     def __init__(self, encoder_identity: str, step: Step, folder: Path | None = None) -> None:
-        self.folder = folder or cache_folder("embeds")
+        self._folder = folder
         self._unpruned_bytes = _KEEP_BYTES
         self._encoder = [
             encoder_identity,
@@ -45,28 +46,42 @@ class EmbeddingCache:
             versions_behind(step),
         ]
 
+    @property
+    def folder(self) -> Path:
+        """Where they are kept; a `CacheError` if there is no such place."""
+        return self._folder or cache_folder("embeds")
+
     def get(self, cleaned: str) -> torch.Tensor | None:
         """The embedding of a cleaned text, None if it was never made or its file is broken."""
-        file, key = self._file(cleaned)
+        try:
+            file, key = self._file(cleaned)
+        except CacheError:
+            return None
         tensor = load_tensor(file, key=key)
         if tensor is not None:
             with suppress(OSError):  # a cache that can only be read is still a cache
                 os.utime(file)
         return tensor
 
-    def put(self, cleaned: str, embedding: torch.Tensor) -> bool:
-        """Keep an embedding, drop the longest unused beyond the limit; False if it cannot be kept."""
-        file, key = self._file(cleaned)
+    def put(self, cleaned: str, embedding: torch.Tensor) -> str:
+        """Keep an embedding, drop the longest unused beyond the limit.
+
+        Returns:
+            Why it cannot be kept, in words; empty if it is kept.
+        """
         try:
+            file, key = self._file(cleaned)
             self.folder.mkdir(parents=True, exist_ok=True)
             content = tensor_bytes(embedding, key=key)
             write_bytes(file, content)
             self._unpruned_bytes += len(content)
             if self._unpruned_bytes > _KEEP_BYTES // _PRUNINGS:
                 self._prune()
-        except OSError:
-            return False
-        return True
+        except OSError as error:
+            return f"{self.folder} cannot be written ({error.strerror or error})"
+        except CacheError as error:
+            return str(error)
+        return ""
 
     def _file(self, cleaned: str) -> tuple[Path, str]:
         key = hashlib.sha256(json.dumps([*self._encoder, cleaned]).encode()).hexdigest()

@@ -253,8 +253,8 @@ class _Turn:
             embeddings = encoder.encode(missing, self._step.batch, self._on_texts)
             for text, embedding in zip(missing, embeddings, strict=True):
                 self._folder.write(self._folder.embedding_file(text), tensor_bytes(embedding))
-                if not cache.put(cleaned[text].text, embedding):
-                    self._notice(f"embeddings cannot be kept for later runs in {cache.folder}")
+                if trouble := cache.put(cleaned[text].text, embedding):
+                    self._notice(f"embeddings are not kept for later runs: {trouble}")
 
     def _is_embedded(self, text: str) -> bool:
         return is_sound(self._folder.embedding_file(text))

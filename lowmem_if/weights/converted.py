@@ -15,12 +15,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lowmem_if.errors import CascadeError, CheckpointError
+from lowmem_if.errors import CacheError, CascadeError, CheckpointError
 from lowmem_if.planning import catalog
+from lowmem_if.planning.cache_dir import cache_folder
 from lowmem_if.planning.component_files import weight_variant
 from lowmem_if.planning.headers import are_bfloat16, read_headers, unreadable
 from lowmem_if.planning.locations import Location, storage_folder
-from lowmem_if.planning.own_cache import cache_folder
 from lowmem_if.planning.units import format_bytes
 from lowmem_if.weights.atomic import (
     remove_folder,
@@ -66,6 +66,7 @@ def converted_folder(module_folder: Path) -> Path:
 
     Raises:
         CheckpointError: a weight file is missing or cannot be read.
+        CacheError: there is no folder for copies.
     """
     files = _sources(module_folder)
     key = [_LAYOUT, DTYPE, identity(module_folder, files), [_date(file) for file in files]]
@@ -81,7 +82,10 @@ def find_converted(module_folder: Path) -> Path | None:
     Raises:
         CheckpointError: a weight file of the module folder is missing or cannot be read.
     """
-    copy = converted_folder(module_folder)
+    try:
+        copy = converted_folder(module_folder)
+    except CacheError:
+        return None
     record = _record(copy)
     return copy if record and _is_sound(copy, record) else None
 

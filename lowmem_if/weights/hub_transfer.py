@@ -68,6 +68,14 @@ def missing_bytes(repo_files: Iterable[RepoFiles]) -> int:
     return sum(file.size for file in _missing(repo_files))
 
 
+def _check_home() -> None:
+    """Without a home folder the library's cache would be a folder named `~` where the user stands."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_CACHE.startswith("~"):
+        raise HubError("there is no home folder to download to: set HF_HOME to a folder of yours")
+
+
 def fetch(repo_files: Iterable[RepoFiles], *, report: Callable[[Progress], None] = ignore) -> None:
     """Download what is not in the cache yet; a broken download goes on where it stopped.
 
@@ -83,6 +91,8 @@ def fetch(repo_files: Iterable[RepoFiles], *, report: Callable[[Progress], None]
     missing = _missing(repo_files)
     total = sum(r.total_bytes for r in repo_files)
     done = total - sum(file.size for file in missing)
+    if missing:
+        _check_home()
     report(Progress(done, total, ""))
     downloads = [_look_up(file) for file in missing]
     _check_disk(downloads)

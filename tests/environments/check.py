@@ -33,12 +33,14 @@ from PIL import Image, ImageChops
 HERE = Path(__file__).parent
 TREE = HERE.parents[1]
 NOTEBOOK = TREE / "notebooks" / "colab_free_tier.ipynb"
-DEFAULT = ("colab-2026-08", "colab-2026-02", "newest")
+DEFAULT = ("colab-2026-08", "oldest", "newest")
 """The newest list of Colab, the oldest versions that are supported, and the newest ones."""
 
 TESTS = ("parity", "loading", "streaming", "release", "session", "hub", "library_differences")
 TEST_TOOLS = ("pytest", "pytest-xdist", "hypothesis", "peft", "nbclient", "ipykernel")
 PROMPT = "a red circle on a blue background"
+MOST_ROUNDED = 1e-4
+"""Which share of pixels may round to the next level."""
 EIGHT_BIT = ("--pin", "text_encoder=resident:int8")
 
 
@@ -217,11 +219,25 @@ def _draw(
 
 
 def _compare(ours: Path, theirs: Path, kind: str) -> None:
+    """Raise `Failed` unless two pictures are the same but for the rounding of a few pixels.
+
+    torch 2.10 and 2.11 multiply with other kernels: in float32 a picture of the demo differs by up to
+    2e-5 of its range, as it does between one thread and two, and some 40 of a million pixels round to
+    the next of 255 levels. From 2.11 to 2.13 no bit differs.
+    """
     with Image.open(ours) as one, Image.open(theirs) as other:
         difference = ImageChops.difference(one.convert("RGB"), other.convert("RGB"))
-    if difference.getbbox():
-        largest = max(high for _low, high in difference.getextrema())
-        raise Failed(f"the demo ({kind}) differs by up to {largest} of 255 levels")
+    largest = max(high for _low, high in difference.getextrema())
+    other_pixels = sum(
+        ImageChops.lighter(
+            ImageChops.lighter(*difference.split()[:2]), difference.split()[2]
+        ).histogram()[1:]
+    )
+    if largest > 1 or other_pixels > MOST_ROUNDED * difference.width * difference.height:
+        raise Failed(
+            f"the demo ({kind}): {other_pixels} pixels differ, by up to {largest} of 255 levels"
+        )
+    _say(kind, f"{other_pixels} pixels differ, by up to {largest} of 255 levels")
 
 
 def _check_without_bitsandbytes(environment: Environment) -> None:
