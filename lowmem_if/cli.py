@@ -405,8 +405,9 @@ def _print_json(data: dict[str, Any]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. 0 done, 1 known error, 2 usage, 3 a bug of ours, 130 interrupted."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as Python does for standard error
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what its encoding lacks, as \\u escapes
     try:
         code = app(args=None if argv is None else list(argv), standalone_mode=False) or 0
         if code == _INTERRUPTED:  # typer's answer to Ctrl-C

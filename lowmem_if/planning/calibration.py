@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lowmem_if.planning.own_cache import cache_folder
 from lowmem_if.planning.rates import Rates
+from lowmem_if.system.hardware import usable_cpus
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +90,7 @@ def _threads() -> int:
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdecimal() and int(asked):
         return int(asked)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return usable_cpus()
 
 
 def _ram_gb() -> int:
