@@ -49,6 +49,7 @@ from lowmem_if.running.gallery import write_gallery
 from lowmem_if.running.generate import new_folder, with_begun_seed
 from lowmem_if.running.run_folder import RunFolder, library_versions
 from lowmem_if.running.scheduler import RunResult, continue_run
+from lowmem_if.system.channel import says_closed
 
 app = typer.Typer(
     help="Run the DeepFloyd IF cascade on machines it does not fit.",
@@ -421,9 +422,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         _say("interrupted: what is done is kept; begun runs go on with `lowmem-if resume RUN`")
         return _INTERRUPTED
-    except BrokenPipeError:
-        return 1
-    except Exception:  # noqa: BLE001  the last resort, which prints everything
+    except Exception as error:  # noqa: BLE001  the last resort, which prints everything
+        if isinstance(error, OSError) and says_closed(error):
+            return 1
         return _report_bug(argv)
     return int(code)
 

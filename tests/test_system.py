@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from runs import plan_of
 from safetensors.torch import load_file
 
+from lowmem_if import cli
 from lowmem_if.errors import HubError, RunFolderError
 from lowmem_if.planning import headers
 from lowmem_if.running import run_folder, workshop
@@ -26,7 +28,7 @@ from lowmem_if.running.generate import run
 from lowmem_if.running.run_folder import RunFolder
 from lowmem_if.running.workshop import worker_environment
 from lowmem_if.system import channel, endings, files, hardware, memory, paths
-from lowmem_if.weights import hub_transfer
+from lowmem_if.weights import filling, hub_transfer
 from lowmem_if.weights import memory as torch_memory
 from lowmem_if.weights.atomic import write_bytes
 from lowmem_if.weights.checkpoint import Checkpoint
@@ -263,9 +265,10 @@ def test_who_is_gone_is_told_nothing_on_windows(
     line.send(b"order\n")
     line.close()
     os.close(line.far_end)
-    assert not channel._says_closed(OSError(errno.ENOSPC, ""))
+    assert not channel.says_closed(OSError(errno.ENOSPC, ""))
+    assert not channel.says_closed(OSError(errno.EINVAL, "", "a file"))
     on("linux", channel)
-    assert not channel._says_closed(OSError(errno.EINVAL, ""))
+    assert not channel.says_closed(OSError(errno.EINVAL, ""))
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket"])
@@ -291,6 +294,20 @@ def test_standard_input_is_empty_once_orders_are_read_elsewhere(kind: str) -> No
     done = subprocess.run([sys.executable, "-c", code], stdin=far, capture_output=True, text=True)
     os.close(far)
     assert done.stdout.strip() == ("[b'a\\n', b'b\\n']" if kind == "pipe" else "[b'a\\n']"), done
+
+
+@pytest.mark.parametrize(("name", "code"), [(None, 1), ("a file", 3)])
+def test_a_pipe_that_nobody_reads_is_no_bug_of_ours(
+    on: On, monkeypatch: pytest.MonkeyPatch, name: str | None, code: int
+) -> None:
+    """`lowmem-if probe | more`, left early: EINVAL on Windows, where it names no file."""
+
+    def fail(*_args: object, **_options: object) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument", name)
+
+    on("win32", channel)
+    monkeypatch.setattr(cli, "choose_machine", fail)
+    assert cli.main(["probe"]) == code
 
 
 def test_a_worker_draws_the_same_through_a_pipe(on: On, tiny: Path, tmp_path: Path) -> None:
@@ -355,6 +372,13 @@ def test_an_apple_gpus_memory_counts_once(monkeypatch: pytest.MonkeyPatch) -> No
     reading = torch_memory.release_memory("mps")
     assert (reading.ram_anon, reading.vram_allocated, reading.vram_used) == (300, 100, 200)
     assert emptied == ["mps"]
+
+
+def test_one_loader_is_the_calling_thread() -> None:
+    """An Apple GPU is filled by the thread that computes on it."""
+    used: list[threading.Thread] = []
+    filling._in_parallel(lambda slot: used.append(threading.current_thread()), [1, 2], 1)
+    assert used == [threading.main_thread()] * 2
 
 
 # --- drivers, processors, endings

@@ -34,7 +34,7 @@ class Channel:
         try:
             self._send(line, descriptor)
         except OSError as error:
-            if not _says_closed(error):
+            if not says_closed(error):
                 raise
 
     def _send(self, line: bytes, descriptor: int | None) -> None:
@@ -87,8 +87,8 @@ def take_input() -> int:
     return descriptor
 
 
-def _says_closed(error: OSError) -> bool:
+def says_closed(error: OSError) -> bool:
     """Whether writing failed because nobody reads any more: EINVAL is what Windows says then."""
     if isinstance(error, BrokenPipeError | ConnectionResetError):
         return True
-    return sys.platform == "win32" and error.errno == errno.EINVAL
+    return sys.platform == "win32" and error.errno == errno.EINVAL and error.filename is None
