@@ -35,6 +35,8 @@ check: $(READY) ## style, types, floors, and that the documents are fresh
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy --platform win32
+	$(BIN)/mypy --platform darwin
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python docs/blocks.py --check
 

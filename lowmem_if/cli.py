@@ -51,6 +51,7 @@ from lowmem_if.running.generate import new_folder, with_begun_seed
 from lowmem_if.running.run_folder import RunFolder
 from lowmem_if.running.scheduler import RunResult, continue_run
 from lowmem_if.running.versions import installed_versions
+from lowmem_if.system.channel import says_closed
 
 app = typer.Typer(
     help="Run the DeepFloyd IF cascade on machines it does not fit.",
@@ -414,8 +415,9 @@ def _print_json(data: dict[str, Any]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. 0 done, 1 known error, 2 usage, 3 a bug of ours, 130 interrupted."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as Python does for standard error
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what its encoding lacks, as \\u escapes
     try:
         code = app(args=None if argv is None else list(argv), standalone_mode=False) or 0
         if code == _INTERRUPTED:  # typer's answer to Ctrl-C
@@ -429,9 +431,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         _say("interrupted: what is done is kept; begun runs go on with `lowmem-if resume RUN`")
         return _INTERRUPTED
-    except BrokenPipeError:
-        return 1
-    except Exception:  # noqa: BLE001  the last resort, which prints everything
+    except Exception as error:  # noqa: BLE001  the last resort, which prints everything
+        if isinstance(error, OSError) and says_closed(error):
+            return 1
         return _report_bug(argv)
     return int(code)
 

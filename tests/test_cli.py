@@ -24,6 +24,7 @@ from lowmem_if.planning.profiles import FOLDER, profile_names
 from lowmem_if.planning.units import format_bytes
 from lowmem_if.report.tables import print_run
 from lowmem_if.running.run_folder import RunFolder
+from lowmem_if.running.scheduler import RunResult
 
 STRANGE = "a 'red' \"circle\"\nدائرة حمراء 🟥 赤い円 \\ & <b>"
 
@@ -341,3 +342,40 @@ def test_a_prompt_too_long_for_the_upscaler_is_told(tiny: Path, tmp_path: Path) 
     prompt = "a red circle on a wonderfully blue background, " * 3
     notices = run_here(plan_of(tiny, prompt), tmp_path / "run").notices
     assert any("upscaler's own encoder" in notice for notice in notices)
+
+
+@pytest.mark.parametrize("code_page", ["cp1252", "cp437"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["generate", "--help"],
+        ["probe", "--no-accelerator"],
+        ["plan", STRANGE, "--size", "64", "--cascade", "demo"],
+        ["plan", STRANGE, "--cascade", "日本 🟥"],
+        ["plan", STRANGE, "--日本"],
+        ["show", "日本 🟥"],
+        ["gallery", "日本 🟥"],
+        ["resume", "日本 🟥", "--json"],
+    ],
+)
+def test_a_code_page_without_a_character_ends_no_command(
+    arguments: list[str], code_page: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows gives pipes and files the code page of its language; what that lacks is escaped."""
+    RunFolder.for_plan(Path("日本 🟥"), plan_of("demo", size=64))
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=code_page) for _ in range(2)]
+    for name, stream in zip(("stdout", "stderr"), streams, strict=True):
+        monkeypatch.setattr(sys, name, stream)
+    monkeypatch.setattr(cli, "continue_run", lambda folder, **_: RunResult(folder.path, (), (), ()))
+    code = main(arguments)
+    written = []
+    for stream in streams:
+        stream.flush()
+        written.append(stream.buffer.getvalue().decode(code_page))
+    monkeypatch.undo()
+    assert code in (0, 1, 2)
+    assert "UnicodeEncodeError" not in "".join(written)
+    assert (code == 0) == bool(written[0])
+    if "日本 🟥" in arguments:
+        assert "\\u65e5\\u672c" in "".join(written)

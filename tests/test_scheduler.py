@@ -193,6 +193,8 @@ def test_a_worker_leaves_with_its_parent(tiny: Path, tmp_path: Path) -> None:
         wait_until(lambda: folder.memory_file.exists() and "stage_1" in sampled(folder.path))
     with pytest.raises(RunFolderError, match="in use"), folder.locked():
         pass
+    if sys.platform == "linux":
+        assert Path(f"/proc/{worker.pid}/fd/0").samefile(os.devnull), "orders are read elsewhere"
     line.close()
     assert worker.wait(timeout=30) == 1
     with folder.locked():

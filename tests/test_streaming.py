@@ -156,6 +156,46 @@ def test_streamed_equals_resident_bit_for_bit(
                 assert torch.equal(call(streamed.module, number), expected[number])
 
 
+@pytest.mark.parametrize("component", ["stage_1/unet", "stage_1/text_encoder", "upscaler/vae"])
+def test_on_apple_gpus_the_computing_thread_brings_the_weights(
+    tiny: Path, component: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One thread alone then touches the weights; the bits are the same, and it goes on after a pass."""
+    assert not streaming.brings_beside("mps")
+    assert streaming.brings_beside("cuda:0")
+    assert streaming.brings_beside("cpu")
+    monkeypatch.setattr(streaming, "brings_beside", lambda device: False)
+    folder, call, threads = tiny / component, COMPONENTS[component][1], set()
+    whole, computes = resident(folder, "float32"), torch.get_num_threads()
+    with (
+        torch.no_grad(),
+        stream(
+            folder, "float32", between=lambda: threads.add(threading.current_thread())
+        ) as streamed,
+    ):
+        for number in range(PASSES):
+            assert torch.equal(call(streamed.module, number), call(whole, number))
+            assert "streaming" not in {thread.name for thread in threading.enumerate()}
+    assert threads == {threading.main_thread()}
+    assert torch.get_num_threads() == computes
+
+
+def test_an_error_on_the_computing_thread_is_the_readers_own(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fails while weights are brought is raised by the forward that needs them, and later ones."""
+    monkeypatch.setattr(streaming, "brings_beside", lambda device: False)
+
+    def fail() -> None:
+        raise CheckpointError("the disk is gone")
+
+    folder = tiny / "stage_1/unet"
+    with torch.no_grad(), stream(folder, "float32", between=fail) as streamed:
+        for number in range(2):
+            with pytest.raises(CheckpointError, match="the disk is gone"):
+                COMPONENTS["stage_1/unet"][1](streamed.module, number)
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("stored", "dtype"), [("float16", "float32"), ("float32", "float32")])
 def test_delays_anywhere_change_nothing(

@@ -21,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from lowmem_if.errors import CacheError
 from lowmem_if.planning.cache_dir import cache_folder
 from lowmem_if.planning.rates import Rates
+from lowmem_if.system.hardware import usable_cpus
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +91,7 @@ def _threads() -> int:
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdecimal() and int(asked):
         return int(asked)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return usable_cpus()
 
 
 def _ram_gb() -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_if.errors import CheckpointError
+from lowmem_if.system.paths import right_to_read, too_long
 
 ITEM_BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2,
@@ -123,13 +124,13 @@ def _check_gapless(file: Path, spans: list[tuple[int, int]], data_bytes: int) ->
 
 def unreadable(path: Path, error: OSError) -> CheckpointError:
     """Why a file or folder cannot be read, and what to do."""
+    if why := too_long(path):
+        return CheckpointError(f"{path}: {why}")
     if isinstance(error, FileNotFoundError):
         return _broken(path, "it is missing")
     if isinstance(error, PermissionError):
         closed = (folder for folder in reversed(path.parents) if not os.access(folder, os.X_OK))
-        return CheckpointError(
-            f"{next(closed, path)}: it may not be read; give yourself the right (chmod -R u+rX)"
-        )
+        return CheckpointError(f"{next(closed, path)}: it may not be read; {right_to_read()}")
     return _broken(path, f"it cannot be read ({error.strerror})")
 
 

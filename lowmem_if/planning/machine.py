@@ -145,12 +145,14 @@ def with_budget(
     )
 
 
-def cpu_compute_dtype(features: frozenset[str]) -> tuple[str, str]:
-    """The number type for large networks on a CPU, and the reason.
+def cpu_compute_dtype(features: frozenset[str] | None) -> tuple[str, str]:
+    """The number type for large networks on a CPU, and the reason; `features` None: not known.
 
     Never float16: a 2-core AVX512 machine multiplied 2048^3 matrices at 90 GFLOP/s in float32, 188 in
     bfloat16 and 0.4 in float16 (docs/log.md).
     """
+    if features is None:
+        return "float32", "this system does not say whether the CPU has bfloat16 units"
     native = sorted(features & {"amx_bf16", "avx512_bf16", "bf16"})
     if native:
         return "bfloat16", f"the CPU has {native[0]}; float16 is some 400 times slower on a CPU"
@@ -254,14 +256,14 @@ def _is_wsl(root: Path) -> bool:
         return False
 
 
-def _cpu_features(root: Path) -> frozenset[str]:
-    """The CPU's feature flags as Linux lists them; empty where there is no such list."""
+def _cpu_features(root: Path) -> frozenset[str] | None:
+    """The CPU's feature flags as Linux lists them; None where there is no such list."""
     try:
         text = (root / "proc/cpuinfo").read_text(errors="replace")
     except OSError:
-        return frozenset()
+        return None
     flags = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
-    return frozenset(flags.group(1).split()) if flags else frozenset()
+    return frozenset(flags.group(1).split()) if flags else None
 
 
 def weights_folder() -> Path:

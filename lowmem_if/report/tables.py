@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shlex
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
@@ -16,6 +15,7 @@ from lowmem_if.planning.plan import Plan, Step
 from lowmem_if.planning.rates import ACCELERATOR, ANY, CPU
 from lowmem_if.planning.units import GIB, format_bytes, format_seconds
 from lowmem_if.running.run_folder import RunFolder
+from lowmem_if.system.paths import quoted
 
 if TYPE_CHECKING:
     from lowmem_if.running.rehearsal import Rehearsal  # which imports the libraries
@@ -101,7 +101,7 @@ def print_run(folder: RunFolder, out: Console) -> None:
     out.print(table)
     for line in (*_company(folder), *folder.log, *folder.notices):
         _line(out, f"note: {line}")
-    again = f"lowmem-if resume {shlex.quote(str(folder.path))}"
+    again = f"lowmem-if resume {quoted(folder.path)}"
     state = "complete" if folder.complete else f"not finished: `{again}`"
     _line(out, f"{len(folder.images)} of {len(folder.plan.request.tasks)} image(s), {state}")
 

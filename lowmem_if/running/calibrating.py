@@ -25,6 +25,7 @@ from lowmem_if.planning import catalog
 from lowmem_if.planning.calibration import calibration_bytes, calibration_file, identity
 from lowmem_if.planning.machine import Machine, weights_folder
 from lowmem_if.planning.rates import ACCELERATOR, ANY, CPU, Pace, Rates
+from lowmem_if.system.files import drop_cached
 from lowmem_if.weights.atomic import write_bytes
 from lowmem_if.weights.checkpoint import Checkpoint
 from lowmem_if.weights.loading import DTYPES
@@ -185,10 +186,8 @@ def _each(names: list[str], work: Callable[[str], None], clock: Clock) -> float:
 
 def _forget(file: Path) -> None:
     """Ask the system to drop the file from its cache; where it cannot be asked, the disk looks fast."""
-    if not hasattr(os, "posix_fadvise"):
-        return
     with file.open("rb") as opened:
-        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        drop_cached(opened.fileno())
 
 
 # --- computing

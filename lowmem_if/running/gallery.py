@@ -7,7 +7,6 @@ that the safety checker's and the mark's work shows on them too.
 from __future__ import annotations
 
 import io
-import shlex
 import time
 from collections.abc import Iterator
 from html import escape
@@ -19,6 +18,7 @@ from lowmem_if.planning.request import Request
 from lowmem_if.planning.tasks import ImageTask
 from lowmem_if.running.events import Event, Report
 from lowmem_if.running.run_folder import RunFolder, is_whole_png, writing
+from lowmem_if.system.paths import quoted
 
 GALLERY = "gallery.html"
 
@@ -175,7 +175,7 @@ def _choosing(folder: RunFolder) -> str:
     if sizes[0] == max(catalog.SIZES):
         return ""
     larger = max(catalog.SIZES)
-    command = f"lowmem-if continue {shlex.quote(str(folder.path))} --size {larger} --pick "
+    command = f"lowmem-if continue {quoted(folder.path)} --size {larger} --pick "
     return f'<p id=choice data-command="{escape(command)}" hidden><code></code></p>'
 
 

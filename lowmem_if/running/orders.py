@@ -7,15 +7,11 @@ if we are killed, nobody else gets the folder. A pipe (Windows) cannot; there th
 from __future__ import annotations
 
 import json
-import os
-import socket
-import stat
-import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 
-_LINE_BYTES = 2**16
+from lowmem_if.system import channel
+from lowmem_if.system.channel import Channel
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,45 +48,19 @@ class OrderLine:
     """
 
     def __init__(self) -> None:
-        if sys.platform == "win32":
-            self.far_end, self._pipe = os.pipe()
-        else:
-            self._socket, far = socket.socketpair()
-            self.far_end = far.detach()
+        self._channel = Channel()
+        self.far_end = self._channel.far_end
 
     def give(self, order: Order, lock: int | None = None) -> None:
         """Tell the worker what to do; one that is gone hears nothing, and its silence is the answer."""
-        line = order.to_line().encode()
-        with suppress(BrokenPipeError, ConnectionResetError):
-            if sys.platform == "win32":
-                os.write(self._pipe, line)
-            elif lock is None:
-                self._socket.sendall(line)
-            else:
-                sent = socket.send_fds(self._socket, [line], [lock])
-                self._socket.sendall(line[sent:])
+        self._channel.send(order.to_line().encode(), lock)
 
     def close(self) -> None:
         """Send the worker away."""
-        if sys.platform == "win32":
-            os.close(self._pipe)
-        else:
-            self._socket.close()
+        self._channel.close()
 
 
 def received(descriptor: int) -> Iterator[tuple[Order, int | None]]:
     """The orders that come in, each with its lock's descriptor, until whoever gives them is gone."""
-    if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-        with open(descriptor, encoding="utf-8", closefd=False) as lines:
-            yield from ((Order.from_line(line), None) for line in lines)
-        return
-    with socket.socket(fileno=os.dup(descriptor)) as line_in:
-        while True:
-            line = b""
-            locks: list[int] = []
-            while not line.endswith(b"\n"):
-                part, passed, _flags, _address = socket.recv_fds(line_in, _LINE_BYTES, 1)
-                if not part:
-                    return
-                line, locks = line + part, locks + passed
-            yield Order.from_line(line.decode()), next(iter(locks), None)
+    for line, lock in channel.received(descriptor):
+        yield Order.from_line(line.decode()), lock

@@ -18,7 +18,6 @@ import errno
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -32,6 +31,8 @@ from lowmem_if.planning.tasks import ImageTask
 from lowmem_if.planning.units import shorten
 from lowmem_if.running.sources import KINDS, source_bytes, source_name
 from lowmem_if.running.versions import differences, installed_versions, that_change_pixels
+from lowmem_if.system.files import patiently, try_lock, unlock
+from lowmem_if.system.paths import roomy
 from lowmem_if.weights.atomic import is_partial, remove_partials, write_bytes
 
 FORMAT = 1
@@ -63,6 +64,7 @@ class RunFolder:
         Raises:
             RunFolderError: it holds another request, other files, or cannot be written.
         """
+        path = roomy(path)
         if RunFolder.begun(path):
             folder = RunFolder.open(path)
             folder.check_same(plan)
@@ -100,7 +102,7 @@ class RunFolder:
                 f"{path!r} is not valid Unicode: give --out another name"
             ) from None
         with writing(path):
-            return (path / _RECORD).is_file()
+            return (roomy(path) / _RECORD).is_file()
 
     @staticmethod
     def open(path: Path) -> RunFolder:
@@ -109,8 +111,9 @@ class RunFolder:
         Raises:
             RunFolderError: it is none, cannot be read, or another format wrote it.
         """
+        path = roomy(path)
         try:
-            record = json.loads((path / _RECORD).read_text(encoding="utf-8"))
+            record = json.loads(patiently((path / _RECORD).read_bytes))
             other = record["format"]
             if other == FORMAT:
                 return RunFolder(path, _checked(record))
@@ -174,9 +177,12 @@ class RunFolder:
         with writing(self.path):
             stream = (self.path / _LOCK).open("a+b")
         with stream:
-            if not _try_lock(stream.fileno()):
+            if not try_lock(stream.fileno()):
                 raise RunFolderError(f"{self.path} is in use by another run: wait for it to end")
-            yield stream.fileno()
+            try:
+                yield stream.fileno()
+            finally:
+                unlock(stream.fileno())
 
     def reload(self) -> RunFolder:
         """The folder as another process has left it."""
@@ -422,20 +428,3 @@ def _first_difference(old: Any, new: Any) -> str:
     # A batch has thousands of lines, and an error has one.
     told = [shorten(repr(getattr(value, name)), 200) for value in (old, new)]
     return f"{name} {told[0]} instead of {told[1]}"
-
-
-def _try_lock(descriptor: int) -> bool:
-    """Lock an open file for this process; the lock ends with the process, however it ends."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        # A file system without locks (some network and cloud drives) is no reason not to run.
-        return error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK)
-    return True

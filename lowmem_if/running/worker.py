@@ -13,7 +13,6 @@ import gc
 import logging
 import os
 import signal
-import sys
 import threading
 import warnings
 from pathlib import Path
@@ -29,6 +28,7 @@ from lowmem_if.running.orders import Order, received
 from lowmem_if.running.run_folder import RunFolder, writing
 from lowmem_if.running.shelf import Shelf, left_behind
 from lowmem_if.running.turns import work
+from lowmem_if.system.channel import take_input
 from lowmem_if.weights.memory import is_out_of_memory
 
 Orders = SimpleQueue[tuple[Order, int | None]]
@@ -49,11 +49,11 @@ def quiet_libraries() -> None:
 
 def main() -> NoReturn:
     """Do what is ordered, one after the other, until nobody gives orders any more."""
-    events = os.fdopen(os.dup(1), "w", buffering=1)
+    events = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     orders: Orders = SimpleQueue()
-    threading.Thread(target=_take_orders, args=(orders,), daemon=True).start()
+    threading.Thread(target=_take_orders, args=(take_input(), orders), daemon=True).start()
     lock = threading.Lock()
 
     def report(event: Event) -> None:
@@ -109,9 +109,9 @@ def _log_into(folder: RunFolder) -> None:
         os.dup2(log.fileno(), 1)
 
 
-def _take_orders(orders: Orders) -> NoReturn:
-    """Our standard input closes when the parent is gone, however it went."""
-    for order in received(sys.stdin.fileno()):
+def _take_orders(line: int, orders: Orders) -> NoReturn:
+    """What was our standard input closes when the parent is gone, however it went."""
+    for order in received(line):
         orders.put(order)
     os._exit(LowmemError.exit_code)
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,9 @@ from lowmem_if.planning.strategies import STREAM
 from lowmem_if.running.events import Event, Report
 from lowmem_if.running.orders import Order, OrderLine
 from lowmem_if.running.run_folder import RunFolder, writing
+from lowmem_if.system.endings import ending
+from lowmem_if.system.hardware import segments_expand
+from lowmem_if.system.paths import quoted
 
 WORKER = ("-P", "-m", "lowmem_if.running.worker")
 """Arguments of the interpreter; -P: the folder one stands in is no place to import from."""
@@ -232,30 +234,32 @@ class Workshop:
     def _silence(self, component: str) -> Event:
         """What it means that a worker ended without an answer."""
         assert self._process is not None
-        code = self._process.wait()
-        if code >= 0:
+        end = ending(self._process.wait())
+        if end is None:
             raise WorkerCrashed(self._log.read_text(encoding="utf-8", errors="replace")[-8000:])
-        name = signal.Signals(-code).name
-        if name == "SIGKILL":
-            return Event("out_of_memory", text="the system killed the worker", name=RAM)
-        why = " (a weight file became shorter while it was in use)" if name == "SIGBUS" else ""
+        if end.of_memory:
+            return Event("out_of_memory", text=end.of_memory, name=RAM)
+        why = " (a weight file became shorter while it was in use)" if end.of_lost_file else ""
         raise WorkerDied(
-            f"the worker was ended by {name} in {component or 'its start'}{why}: "
-            f"continue with `lowmem-if resume {self._log.parent}`"
+            f"the worker was ended by {end.words} in {component or 'its start'}{why}: "
+            f"continue with `lowmem-if resume {quoted(self._log.parent)}`; "
+            f"its {self._log.name} may say more"
         )
 
 
-def worker_environment(outer: os._Environ[str], *, streams: bool = False) -> dict[str, str]:
+def worker_environment(
+    outer: Mapping[str, str], *, streams: bool = False, root: Path = Path("/")
+) -> dict[str, str]:
     """The worker's environment: nothing goes to the network; the user's own settings win.
 
     Args:
         streams: whether memory is so short that weights stay in their files.
+        root: of the file system in which the drivers are looked for.
     """
     ours = {
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
         "PYTHONIOENCODING": "utf-8",
         # The loaders' threads would each get a heap of their own, which glibc does not trim: 80 MB of
         # a 200 MB encoder stayed behind, with one heap 0.3 MB (docs/log.md).
@@ -269,8 +273,11 @@ def worker_environment(outer: os._Environ[str], *, streams: bool = False) -> dic
     if streams:
         # A freed activation leaves the heap at once (250 MB of an upscaler's), for 6 % of the time.
         ours |= {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
-    if "PYTORCH_CUDA_ALLOC_CONF" in outer:
-        del ours["PYTORCH_ALLOC_CONF"]  # the user's setting, under its older name
+    if segments_expand(root) and "PYTORCH_CUDA_ALLOC_CONF" not in outer:  # its older name
+        ours["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    if sys.platform == "darwin":
+        # What Metal has no kernel for is computed on the CPU, instead of ending the run.
+        ours["PYTORCH_ENABLE_MPS_FALLBACK"] = "1"
     return ours | dict(outer) | {"HF_HUB_OFFLINE": "1"}
 
 

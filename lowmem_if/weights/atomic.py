@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lowmem_if.system.files import remove, remove_tree, replace
+
 _PARTIAL = ".partial"
 
 
@@ -20,9 +22,9 @@ def write_bytes(file: Path, content: bytes) -> None:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        partial.replace(file)
+        replace(partial, file)
     finally:
-        partial.unlink(missing_ok=True)
+        remove(partial)
 
 
 def is_partial(file: Path) -> bool:
@@ -33,7 +35,7 @@ def is_partial(file: Path) -> bool:
 def remove_partials(folder: Path) -> None:
     """Delete what killed writers left behind in a folder and below it."""
     for partial in folder.rglob(f".*{_PARTIAL}"):
-        partial.unlink(missing_ok=True)
+        remove(partial)
 
 
 @contextmanager
@@ -46,7 +48,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        partial.replace(folder)
+        replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -54,11 +56,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 def remove_folder(folder: Path) -> None:
     """Delete a folder: to others it is there whole or, from the first moment, not at all."""
     partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{_PARTIAL}")
-    folder.replace(partial)
-    shutil.rmtree(partial)
+    replace(folder, partial)
+    remove_tree(partial)
 
 
 def remove_partial_folders(folder: Path) -> None:
     """Delete the half-filled and half-deleted folders that killed processes left in a folder."""
     for partial in folder.glob(f".*{_PARTIAL}"):
-        shutil.rmtree(partial)
+        remove_tree(partial)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,15 +20,13 @@ import torch
 from lowmem_if.errors import CheckpointError
 from lowmem_if.planning.component_files import weight_variant
 from lowmem_if.planning.headers import TensorHeader, read_header, unreadable
+from lowmem_if.system.files import drop_cached, open_status, read_at
 
 TORCH_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-
-
-_SEEKING = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +59,7 @@ class _File:
             self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except OSError as error:
             raise unreadable(path, error) from error
-        self._opened = _who(os.fstat(self._descriptor))
+        self._opened = _who(open_status(self._descriptor, path))
         self._map: mmap.mmap | None = None
 
     def map(self) -> mmap.mmap:
@@ -76,7 +73,7 @@ class _File:
         done = 0
         while done < len(target):
             try:
-                count = _read_at(self._descriptor, target[done:], offset + done)
+                count = read_at(self._descriptor, target[done:], offset + done)
             except OSError as error:
                 raise unreadable(self.path, error) from error
             if count == 0:
@@ -99,8 +96,7 @@ class _File:
 
     def drop_cache(self, offset: int, size: int) -> None:
         """Tell the system that these pages will not be read again soon."""
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._descriptor, offset, size, os.POSIX_FADV_DONTNEED)
+        drop_cached(self._descriptor, offset, size)
 
     def close(self) -> None:
         """Let go of the file; the mapping goes with the last tensor that views it."""
@@ -223,13 +219,3 @@ def _typed(flat: torch.Tensor, stored: Stored) -> torch.Tensor:
 
 def _who(status: os.stat_result) -> tuple[int, int, int, int]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _read_at(descriptor: int, target: memoryview, offset: int) -> int:
-    if hasattr(os, "preadv"):
-        return os.preadv(descriptor, [target], offset)
-    with _SEEKING:  # Windows has no positioned read
-        os.lseek(descriptor, offset, os.SEEK_SET)
-        data = os.read(descriptor, len(target))
-    target[: len(data)] = data
-    return len(data)

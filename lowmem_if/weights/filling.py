@@ -6,7 +6,6 @@ pass as one whole tensor on an accelerator, and row by row on a CPU.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from lowmem_if.system.hardware import usable_cpus
 from lowmem_if.weights.checkpoint import Checkpoint
 from lowmem_if.weights.merging import NOTHING, Merges, reader_of
 from lowmem_if.weights.quantising import Maker, quantised_maker
@@ -51,12 +51,13 @@ def fill(
         place(module, slot.names, make(slot, reader(), device))
 
     # Each loader for itself: sharing its small copies costs more than it gains.
-    with _torch_threads(1):
+    with torch_threads(1):
         _in_parallel(load, list(wanted), 1 if device != "cpu" else _threads())
 
 
 @contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch compute on so many threads of the CPU when this thread asks it to."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -66,12 +67,18 @@ def _torch_threads(count: int) -> Iterator[None]:
 
 
 def _threads() -> int:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(_MOST_THREADS, usable or 1)
+    return min(_MOST_THREADS, usable_cpus())
 
 
 def _in_parallel(act: Callable[[Slot], None], todo: list[Slot], threads: int) -> None:
-    """Do it all, in order of the list; the first error ends it and is raised."""
+    """Do it all, in order of the list; the first error ends it and is raised.
+
+    One thread is the calling one: torch crashes when a second thread uses an Apple GPU (pytorch 197805).
+    """
+    if threads == 1:
+        for slot in todo:
+            act(slot)
+        return
     with ThreadPoolExecutor(threads, thread_name_prefix="loader") as pool:
         futures = [pool.submit(act, slot) for slot in todo]
         try:

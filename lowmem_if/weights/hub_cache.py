@@ -13,6 +13,7 @@ from lowmem_if.planning.component_files import files_in
 from lowmem_if.planning.configurations import read_config
 from lowmem_if.planning.headers import read_header
 from lowmem_if.planning.locations import snapshot_folder
+from lowmem_if.system.files import remove
 from lowmem_if.weights.hub_errors import plain_words
 
 _HASHED_BYTES = 32 * 2**20
@@ -84,5 +85,5 @@ def _drop(file: Path) -> None:
     """Delete a file of a snapshot, and its blob: a link out of the cache is somebody's own file."""
     blob = file.resolve()
     if blob.parent.name == "blobs":
-        blob.unlink(missing_ok=True)
-    file.unlink(missing_ok=True)
+        remove(blob)
+    remove(file)

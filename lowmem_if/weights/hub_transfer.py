@@ -18,6 +18,8 @@ from pathlib import Path
 from lowmem_if.errors import HubError
 from lowmem_if.planning.locations import storage_folder
 from lowmem_if.planning.units import GB, format_bytes
+from lowmem_if.system.files import remove, replace
+from lowmem_if.system.paths import too_long
 from lowmem_if.weights.hub_errors import plain_words, retry_busy
 
 SPARE_BYTES = GB
@@ -95,6 +97,7 @@ def fetch(repo_files: Iterable[RepoFiles], *, report: Callable[[Progress], None]
         _check_home()
     report(Progress(done, total, ""))
     downloads = [_look_up(file) for file in missing]
+    _check_paths(downloads)
     _check_disk(downloads)
     meter = _Meter(total, done, report)
     for download in downloads:
@@ -205,6 +208,14 @@ def _look_up(file: _File) -> _Download:
     return _Download(file, url, etag)
 
 
+def _check_paths(downloads: list[_Download]) -> None:
+    """Raise `HubError` before the first byte if a file's path is too long for this system."""
+    for download in downloads:
+        for path in (download.file.snapshot, download.partial, download.lock):
+            if why := too_long(path):
+                raise HubError(f"{path}: {why}")
+
+
 def _check_disk(downloads: list[_Download]) -> None:
     from huggingface_hub import constants
 
@@ -238,10 +249,10 @@ def _download(download: _Download, meter: _Meter) -> None:
         if _size(target) != file.size:
             retry_busy(lambda: _transfer(download, meter))
             _verify(download)
-            download.partial.replace(target)
+            replace(download.partial, target)
         # A snapshot file that is still of the wrong size is no link to the blob: out of the way.
         if not file.is_here:
-            file.snapshot.unlink(missing_ok=True)
+            remove(file.snapshot)
     retry_busy(lambda: hf_hub_download(file.repository, file.path, revision=file.commit))
     meter.finish(file)
 
@@ -256,7 +267,7 @@ def _transfer(download: _Download, meter: _Meter) -> None:
     headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
     while True:
         if _size(download.partial) > download.file.size:
-            download.partial.unlink()
+            remove(download.partial)
         have = _size(download.partial)
         meter.begin(download.file, have)
         try:
@@ -282,7 +293,7 @@ def _verify(download: _Download) -> None:
         is_sha256 = len(download.etag) == 64
         same = not is_sha256 or hashlib.file_digest(stream, "sha256").hexdigest() == download.etag
     if not same or _size(download.partial) != download.file.size:
-        download.partial.unlink()
+        remove(download.partial)
         raise HubError(
             f"{download.file.path} of {download.file.repository} came damaged and was dropped: try "
             "again; if it happens twice, check the disk and the proxy"
@@ -294,9 +305,9 @@ def _point(repo_files: RepoFiles) -> None:
     if repo_files.asked == repo_files.revision:
         return
     reference = storage_folder(repo_files.repository) / "refs" / repo_files.asked
-    if reference.is_file() and reference.read_text().strip() == repo_files.revision:
+    if reference.is_file() and reference.read_text(encoding="ascii").strip() == repo_files.revision:
         return
     reference.parent.mkdir(parents=True, exist_ok=True)
     draft = reference.with_name(f"{reference.name}.{os.getpid()}.tmp")
-    draft.write_text(repo_files.revision)
-    draft.replace(reference)
+    draft.write_text(repo_files.revision, encoding="ascii")
+    replace(draft, reference)

@@ -11,16 +11,14 @@ on either, one at a time.
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import mmap
-import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 
 from lowmem_if.errors import CheckpointError
+from lowmem_if.system.memory import DONT_NEED, POPULATE_READ, advise
 from lowmem_if.weights.arena import Arena, aligned
 from lowmem_if.weights.checkpoint import Checkpoint
 from lowmem_if.weights.merging import NOTHING, Merges, reader_of
@@ -31,10 +29,6 @@ from lowmem_if.weights.units import Unit, size_of
 
 READ_AHEAD_BYTES = 32 * 2**20
 """Pages of a mapped file are asked for in windows of this size."""
-
-_DONT_NEED, _POPULATE_READ = 4, 22
-"""Numbers of Linux's `madvise`; the second is new in 5.14: read these pages now, and a page that is gone
-is an error, not a SIGBUS."""
 
 
 class Lane(Protocol):
@@ -95,7 +89,7 @@ class MappedLane:
     def leave(self, unit: Unit) -> None:
         self._free += _mapped_bytes(unit)
         for slot in unit.slots:
-            _advise(self._checkpoint.view(slot.stored), _DONT_NEED)
+            _advise(self._checkpoint.view(slot.stored), DONT_NEED)
             if not self._caches(unit):
                 self._checkpoint.drop_cache(slot.stored)
 
@@ -103,7 +97,7 @@ class MappedLane:
         """Nothing is held but the checkpoint's mapping."""
 
     def _populate(self, slot: Slot, pages: torch.Tensor, start: int) -> None:
-        code = _advise(pages, _POPULATE_READ)
+        code = _advise(pages, POPULATE_READ)
         if code == errno.EFAULT:
             path = self._checkpoint.paths[slot.stored.file]
             raise CheckpointError(
@@ -244,17 +238,5 @@ class DeviceLane(_ArenaLane):
 
 
 def _advise(view: torch.Tensor, advice: int) -> int:
-    """`madvise` for the whole pages around a view; 0, or why the system would not (errno).
-
-    By ctypes, which lets other threads run meanwhile; Python's own `mmap.madvise` does not.
-    """
-    if sys.platform != "linux":
-        return errno.ENOSYS
-    start = view.data_ptr() // _PAGE * _PAGE
-    size = view.data_ptr() + view.numel() * view.itemsize - start
-    libc = ctypes.CDLL(None, use_errno=True)
-    done = libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), ctypes.c_int(advice))
-    return ctypes.get_errno() if done else 0
-
-
-_PAGE = mmap.PAGESIZE
+    """Advice on the pages of a view; 0, or why the system did not take it (errno)."""
+    return advise(view.data_ptr(), view.numel() * view.itemsize, advice)

@@ -6,18 +6,16 @@ keeps freed memory in its arenas until it is told to trim.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import gc
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass
-from pathlib import Path
 
-import psutil
 import torch
+
+from lowmem_if.system.memory import own_memory, trim_heap
 
 RELEASE_SHARE = 0.05
 RELEASE_BYTES = 64_000_000
@@ -80,19 +78,21 @@ class Watch:
 
 def read_memory(device: str = "cpu") -> Reading:
     """This process's memory, and the accelerator's if `device` is one."""
+    own, file = own_memory()
     if device == "cpu":
-        return Reading(*_read_ram())
+        return Reading(own, file)
     if device == "mps":
         allocated = torch.mps.current_allocated_memory()
         driver = torch.mps.driver_allocated_memory()
-        return Reading(*_read_ram(), allocated, driver, driver)
+        # Metal allocates in RAM, and macOS counts it as the process's own; here it counts once.
+        return Reading(max(0, own - driver), file, allocated, driver, driver)
     try:
         free, total = torch.accelerator.get_memory_info(device)
     except (RuntimeError, NotImplementedError):  # some drivers (XPU under WSL2) do not tell
         free = total = 0
     allocated = torch.accelerator.memory_allocated(device)
     reserved = torch.accelerator.memory_reserved(device)
-    return Reading(*_read_ram(), allocated, reserved, total - free)
+    return Reading(own, file, allocated, reserved, total - free)
 
 
 def wake(device: str) -> None:
@@ -111,10 +111,16 @@ def release_memory(device: str = "cpu") -> Reading:
     gc.collect()
     if device != "cpu":
         torch.accelerator.synchronize(device)
-        torch.accelerator.empty_cache()
-    if sys.platform == "linux" and hasattr(_libc(), "malloc_trim"):
-        _libc().malloc_trim(0)
+        _empty_cache(device)
+    trim_heap()
     return read_memory(device)
+
+
+def _empty_cache(device: str) -> None:
+    if device == "mps":
+        torch.mps.empty_cache()  # up to torch 2.12 `torch.accelerator` asserts there (pytorch 186430)
+    else:
+        torch.accelerator.empty_cache()
 
 
 def prove_release(watch: Watch, before: Reading, after: Reading, weight_bytes: int) -> Release:
@@ -164,17 +170,3 @@ class Sampler(threading.Thread):
     def stop(self) -> None:
         self._stop_asked.set()
         self.join()
-
-
-def _read_ram() -> tuple[int, int]:
-    """(anonymous, file-backed) bytes; where the system does not tell them apart, all is anonymous."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return psutil.Process().memory_info().rss, 0
-    kilobytes = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith("Rss")}
-    return 1024 * int(kilobytes.get("RssAnon", 0)), 1024 * int(kilobytes.get("RssFile", 0))
-
-
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)

@@ -2,7 +2,8 @@
 
 A thread brings the units that are next by the order in which they last followed one another; the first
 pass goes by the order of registration and is corrected as it goes. A pass that is the only one brings
-nothing twice: that the first unit follows the last one is learnt from the second pass.
+nothing twice: that the first unit follows the last one is learnt from the second pass. On Apple GPUs
+there is no such thread: each unit is brought when it is needed.
 
 `resident_bytes` of the units, evenly strewn, never leave: at 0 everything streams, from the network's
 own size on nothing does. What is computed does not depend on any of this, to the last bit
@@ -23,7 +24,7 @@ import torch
 from lowmem_if.planning.cgroups import tightest_group
 from lowmem_if.planning.lora import Lora
 from lowmem_if.weights.checkpoint import Checkpoint
-from lowmem_if.weights.filling import fill
+from lowmem_if.weights.filling import fill, torch_threads
 from lowmem_if.weights.lanes import CastLane, DeviceLane, Lane, MappedLane
 from lowmem_if.weights.merging import NOTHING, Merges
 from lowmem_if.weights.skeletons import Slot, as_weight, move_buffers, owner_of, place, slots
@@ -84,7 +85,11 @@ class Streamed:
         self._closing = False
         self._merges = NOTHING
         self._hooks: list[Any] = []
-        self._thread = threading.Thread(target=self._bring_all, name="streaming", daemon=True)
+        self._thread = (
+            threading.Thread(target=self._bring_all, name="streaming", daemon=True)
+            if brings_beside(device)
+            else None
+        )
         try:
             wanted = slots(module, checkpoint, dtype)
             self._merges = Merges.into(wanted, lora)
@@ -122,7 +127,8 @@ class Streamed:
         for unit in self._units:
             self._put(unit, [self._absent[slot].expand(slot.stored.shape) for slot in unit.slots])
         self._hook()
-        self._thread.start()
+        if self._thread is not None:
+            self._thread.start()
 
     def _make_lane(self, mapped: bool, device: str) -> Lane:
         largest = max((unit.size_bytes for unit in self._units), default=0)
@@ -159,7 +165,7 @@ class Streamed:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        if self._thread.is_alive():
+        if self._thread is not None and self._thread.is_alive():
             self._thread.join()
         for hook in self._hooks:
             hook.remove()
@@ -199,11 +205,25 @@ class Streamed:
 
     def _wait_for(self, unit: Unit) -> None:
         self._asked = unit
-        self._changed.notify_all()
-        self._changed.wait_for(lambda: unit in self._here or self._error is not None)
+        if self._thread is None:
+            self._bring_here()
+        else:
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: unit in self._here or self._error is not None)
         self._asked = None
         if self._error is not None:
             raise self._error
+
+    def _bring_here(self) -> None:
+        """Bring the unit that is asked for on this thread, where no other may use the accelerator."""
+        if self._error is not None or (unit := self._wanted_now()) is None:
+            return
+        try:
+            # Merged weights are then the same as on a thread of their own, to the last bit.
+            with torch_threads(1):
+                self._bring(unit)
+        except BaseException as error:  # noqa: BLE001  `_wait_for` raises it, and so do all later ones
+            self._error = error
 
     def _end(self, module: torch.nn.Module) -> None:
         unit = self._of_module[module]
@@ -226,7 +246,7 @@ class Streamed:
         self._here.discard(unit)
         self._lane.leave(unit)
 
-    # --- on the bringing thread
+    # --- on the bringing thread, if there is one
 
     def _bring_all(self) -> None:
         try:
@@ -234,19 +254,21 @@ class Streamed:
                 # Products are as when all is filled at the beginning, and leave the cores to computing.
                 torch.set_num_threads(1)  # of this thread alone
             while True:
-                unit = self._next()
-                self._checkpoint.check()
-                self._merges.check()
-                self._lane.bring(unit)
-                with self._changed:
-                    self._here.add(unit)
-                    self._changed.notify_all()
+                self._bring(self._next())
         except _Closed:
             return
         except BaseException as error:  # noqa: BLE001  it is raised where the weights are waited for
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
+
+    def _bring(self, unit: Unit) -> None:
+        self._checkpoint.check()
+        self._merges.check()
+        self._lane.bring(unit)
+        with self._changed:
+            self._here.add(unit)
+            self._changed.notify_all()
 
     def _pause(self) -> None:
         if self._closing:
@@ -293,6 +315,15 @@ class Streamed:
         for unit in idle:
             self._send_away(unit)
         return bool(idle)
+
+
+def brings_beside(device: str) -> bool:
+    """Whether a thread of its own brings the weights of a network that computes on `device`.
+
+    Not on Apple GPUs: torch crashes there when two threads use the GPU (pytorch issue 197805). Copies to
+    it wait for each other anyway, so that little is lost.
+    """
+    return device.partition(":")[0] != "mps"
 
 
 def _all_weights(module: torch.nn.Module) -> Iterator[tuple[list[str], torch.Tensor]]:

@@ -24,6 +24,7 @@ from lowmem_if.planning import catalog
 from lowmem_if.planning.headers import ITEM_BYTES
 from lowmem_if.planning.locations import DEMO_FOLDER
 from lowmem_if.planning.units import format_bytes
+from lowmem_if.system.files import replace
 from lowmem_if.weights.published import Network, networks
 from lowmem_if.weights.writing import (
     NewTensor,
@@ -214,7 +215,7 @@ def _write(file: _File, fill: str) -> Iterator[int]:
             else:
                 stream.truncate(stream.seek(tensor.size_bytes, 1))
                 yield tensor.size_bytes
-    partial.replace(file.path)
+    replace(partial, file.path)
 
 
 def _write_noise(stream: IO[bytes], tensor: NewTensor) -> Iterator[int]:

@@ -134,8 +134,8 @@ def _as_built(name: str) -> Environment:
     """The environment of a list with nothing else in it: kept from before, or built now."""
     file = HERE / f"{name}.txt"
     text = file.read_text(encoding="utf-8")
-    python = _find_python(text)
-    key = hashlib.sha256(f"{python}\n{text}".encode()).hexdigest()[:12]
+    python, version = _find_python(text)
+    key = hashlib.sha256(f"{version}\n{text}".encode()).hexdigest()[:12]
     environment = Environment(name, _cache() / f"{name}-{key}")
     if environment.record.is_file():
         _restore(environment, file)
@@ -278,17 +278,21 @@ def _wheel(scratch: Path) -> Path:
     return next(scratch.glob("*.whl"))
 
 
-def _find_python(text: str) -> str:
-    """The interpreter that a list asks for ("Python 3.13", "Python 3.11 or later")."""
+def _find_python(text: str) -> tuple[str, str]:
+    """The interpreter that a list asks for ("Python 3.13", "Python 3.11 or later"), and its version."""
     asked = re.search(r"Python 3\.(\d+)( or later)?", text)
     if asked is None:
         raise Failed("the list does not say which Python it is for")
     minor = int(asked[1])
     here = sys.version_info.minor
     if here == minor or (asked[2] and here > minor):
-        return sys.executable
+        return sys.executable, sys.version
     for python in _pythons(minor):
-        return python
+        # What stands on the path may be a stub that leads to no interpreter.
+        command = [python, "-c", "import sys, venv; print(sys.version)"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if not done.returncode:
+            return python, done.stdout.strip()
     raise Skipped(f"there is no Python 3.{minor} here")
 
 
