@@ -283,7 +283,34 @@ def test_a_card_in_use_is_not_asked_about_again(
     """Where torch can use the first card, `nvidia-smi` is not started."""
     torch_is(**CUDA_13, kind="cuda", cards=[T4])
     monkeypatch.setattr(accelerator, "cards", lambda root: pytest.fail("cards were looked for"))
-    assert read_accelerator("auto", tmp_path)[0] is not None
+    for device in ("auto", "cuda", "cuda:0"):
+        assert read_accelerator(device, tmp_path)[0] is not None
+
+
+def test_the_drivers_version_decides_for_a_card_that_torch_sees(
+    torch_is: Install, tmp_path: Path
+) -> None:
+    """torch does not tell it: a Blackwell card beside a build for CUDA 12.6 needs a driver first."""
+    old = {"version": "2.14.1+cu126", "cuda": "12.6", "arches": ["sm_75", "sm_80"]}
+    torch_is(**old, kind="cuda", cards=[("RTX 5090", 12, 0)])
+    _, (note,) = read_accelerator("auto", nvidia(tmp_path, "RTX 5090, 570.1, 12.0"))
+    assert "update the driver to 580 or newer" in note
+
+
+def test_an_amd_card_that_torch_sees_is_reported_once(torch_is: Install, tmp_path: Path) -> None:
+    """By torch's name of it, not again by the system's."""
+    torch_is(
+        version="2.13.0+rocm7.2", hip="7.2", kind="cuda", arches=["gfx1030"],
+        cards=[("RX 6700", 10, 3, "gfx1031")],
+    )  # fmt: skip
+    device = tmp_path / "sys/class/drm/renderD128/device"
+    device.mkdir(parents=True)
+    (device / "vendor").write_text("0x1002\n")
+    (device / "mem_info_vram_total").write_text(f"{12 * 2**30}\n")
+    (tmp_path / "dev/dri").mkdir(parents=True)
+    (tmp_path / "dev/dri/renderD128").touch()
+    _, (note,) = read_accelerator("auto", tmp_path)
+    assert note.startswith("RX 6700 cannot be used: torch 2.13.0+rocm7.2 has no kernels")
 
 
 def test_two_equal_cards_are_reported_once(torch_is: Install, tmp_path: Path) -> None:

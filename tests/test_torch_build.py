@@ -100,7 +100,8 @@ def test_beside_a_cpu_build_the_command_names_a_build_for_card_and_driver(
 
 
 @pytest.mark.parametrize(
-    ("driver", "index"), [("", "cu126"), ("570.1", "cu126"), ("595.2", "cu130")]
+    ("driver", "index"),
+    [("", "cu126"), ("570.1", "cu126"), ("580.1", "cu126"), ("595.2", "cu130")],
 )
 def test_a_card_that_nobody_names_gets_the_likeliest_build_and_a_place_to_check(
     driver: str, index: str
@@ -207,6 +208,7 @@ def test_what_torch_says_itself_is_passed_on() -> None:
     assert "does not see it (CUDA_VISIBLE_DEVICES is '')" in words
     assert "`nvidia-smi`" in words
     assert "does not see it; check" in why_unused(T4, BLIND)
+    assert "does not see it; check" in why_unused(replace(T4, driver=""), BLIND)
 
 
 def test_a_card_that_cannot_be_opened_is_told_with_torchs_words() -> None:

@@ -66,7 +66,7 @@ def read_accelerator(
             f"use --device {facts.kind}:0"
         )
     unused = {card: why_unused(card, facts) for card in _passed_over(reading, index, root)}
-    told = tuple(dict.fromkeys(words for words in unused.values() if words))
+    told = tuple(words for words in unused.values() if words)
     if number is not None and kind in ("auto", facts.kind):
         seen = facts.devices[number]
         name = facts.kind if facts.kind == "mps" else f"{facts.kind}:{number}"
