@@ -297,6 +297,17 @@ def test_the_drivers_version_decides_for_a_card_that_torch_sees(
     assert "update the driver to 580 or newer" in note
 
 
+def test_a_card_that_torch_names_is_not_reported_without_a_name(
+    torch_is: Install, tmp_path: Path
+) -> None:
+    """Without `nvidia-smi` the system knows of a card only; it is the one that torch names."""
+    torch_is(**CUDA_13, kind="cuda", cards=[P100])
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/nvidia0").touch()
+    _, (note,) = read_accelerator("auto", tmp_path)
+    assert note.startswith("Tesla P100 cannot be used")
+
+
 def test_an_amd_card_that_torch_sees_is_reported_once(torch_is: Install, tmp_path: Path) -> None:
     """By torch's name of it, not again by the system's."""
     torch_is(
