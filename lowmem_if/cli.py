@@ -31,6 +31,7 @@ from lowmem_if.cli_options import (
     Size,
     Vram,
     asking,
+    chosen_machine,
 )
 from lowmem_if.errors import DoesNotFit, LowmemError, RequestError
 from lowmem_if.planning import catalog
@@ -205,7 +206,7 @@ def _continue(
 ) -> None:
     """Take chosen pictures of a finished run on to a larger size; stage 1 is not run again."""
     source = RunFolder.open(run_folder)
-    machine, _ = choose_machine(profile, device=device, ram=ram, vram=vram)
+    machine, _ = chosen_machine(profile, device=device, ram=ram, vram=vram)
     numbers = parse_numbers("picture", pick)
     folder = continued(source, numbers, size, machine, out, other_versions=other_versions)
     with RunProgress(console(sys.stderr), quiet=quiet) as progress:
@@ -317,7 +318,7 @@ def _rehearse(
     from lowmem_if.running.calibrating import keep
     from lowmem_if.running.rehearsal import rehearse
 
-    machine, _ = choose_machine(device=device, ram=ram, vram=vram)
+    machine, _ = chosen_machine(None, device=device, ram=ram, vram=vram)
     request = Request(("a rehearsal",), cascade=cascade, seed=(1,), size=size)
     with RunProgress(console(sys.stderr), quiet=quiet) as progress:
         result = rehearse(

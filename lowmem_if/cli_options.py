@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -265,7 +265,7 @@ def _asked(
     return Asked(
         request,
         seed is not None,
-        lambda: choose_machine(profile, device=device, ram=ram, vram=vram),
+        cache(partial(chosen_machine, profile, device=device, ram=ram, vram=vram)),
         parse_pins(pin or ()),
         prefer,
         out,
@@ -275,6 +275,20 @@ def _asked(
         bad_lines,
         simulate,
     )
+
+
+def chosen_machine(
+    profile: str | None, *, device: str, ram: str | None, vram: str | None
+) -> tuple[Machine, dict[str, Any]]:
+    """`choose_machine`; a card that torch cannot use is reported on standard error at once.
+
+    Raises:
+        LowmemError: as `choose_machine`.
+    """
+    machine, pins = choose_machine(profile, device=device, ram=ram, vram=vram)
+    for card in machine.unused:
+        typer.echo(f"note: {card}", err=True)
+    return machine, pins
 
 
 def _request(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import types
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,8 @@ from hypothesis import strategies as st
 
 from lowmem_if.errors import DeviceError, DoesNotFit
 from lowmem_if.planning import machine as module
-from lowmem_if.planning.accelerator import Accelerator, looks_present, read_accelerator
+from lowmem_if.planning.accelerator import Accelerator
+from lowmem_if.planning.cards import looks_present
 from lowmem_if.planning.footprint import headroom
 from lowmem_if.planning.machine import (
     Machine,
@@ -45,7 +45,7 @@ def ram(monkeypatch: pytest.MonkeyPatch, total: int, available: int) -> None:
 def has(monkeypatch: pytest.MonkeyPatch, found: Accelerator | None) -> None:
     """Let probe() see this accelerator."""
     monkeypatch.setattr(module, "looks_present", lambda root: True)
-    monkeypatch.setattr(module, "read_accelerator", lambda device: found)
+    monkeypatch.setattr(module, "read_accelerator", lambda device, root: (found, ()))
 
 
 def cpuinfo(root: Path, flags: str, *, key: str = "flags\t\t") -> Path:
@@ -223,7 +223,7 @@ def test_without_signs_of_an_accelerator_nothing_asks_torch(
 ) -> None:
     """`auto` on a machine without device files is the CPU, at once."""
     monkeypatch.setattr(module, "looks_present", lambda root: False)
-    monkeypatch.setattr(module, "read_accelerator", lambda device: pytest.fail("torch was asked"))
+    monkeypatch.setattr(module, "read_accelerator", lambda *_: pytest.fail("torch was asked"))
     machine = probe(root=tmp_path)
     assert (machine.device, machine.kind, machine.vram_bytes) == ("cpu", "cpu", 0)
 
@@ -233,16 +233,24 @@ def test_the_cpu_is_taken_when_asked_for_whatever_else_is_there(
 ) -> None:
     """`cpu` never asks about an accelerator."""
     monkeypatch.setattr(module, "looks_present", lambda root: True)
-    monkeypatch.setattr(module, "read_accelerator", lambda device: pytest.fail("torch was asked"))
+    monkeypatch.setattr(module, "read_accelerator", lambda *_: pytest.fail("torch was asked"))
     assert probe("cpu", root=tmp_path).device == "cpu"
 
 
-def test_signs_without_a_working_driver_end_on_the_cpu(
+def test_signs_without_a_card_end_on_the_cpu(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """`auto` takes the CPU when there are device files but torch sees no accelerator."""
+    """`auto` takes the CPU when there are device files but no accelerator, and says nothing."""
     has(monkeypatch, None)
-    assert probe(root=tmp_path).device == "cpu"
+    machine = probe(root=tmp_path)
+    assert (machine.device, machine.notes, machine.unused) == ("cpu", (), ())
+
+
+def test_the_number_of_cards_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A run uses one of them, so the figures are those of one."""
+    has(monkeypatch, replace(T4, count=2))
+    machine = probe(root=tmp_path)
+    assert (machine.devices, machine.vram_total_bytes) == (2, 15 * GB)
 
 
 def test_an_accelerators_figures_are_taken_over(
@@ -364,133 +372,14 @@ def test_a_budget_keeps_earlier_notes(tmp_path: Path) -> None:
     assert len(notes) == 2
 
 
-def test_a_machine_is_a_frozen_value(tmp_path: Path) -> None:
+def test_a_machine_is_a_frozen_value(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Two readings of the same state are equal, and nobody changes one in passing."""
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=123))
     first, second = probe("cpu", root=tmp_path), probe("cpu", root=tmp_path)
     assert first == second
     assert isinstance(first, Machine)
     with pytest.raises(AttributeError):
         first.ram_bytes = 1  # type: ignore[misc]
-
-
-# --- asking torch -------------------------------------------------------------------------------
-
-TORCH = """
-import sys, types
-{first}
-__version__ = "2.13.0"
-class accelerator:
-    is_available = staticmethod(lambda: {kind!r} != "")
-    current_accelerator = staticmethod(lambda: types.SimpleNamespace(type={kind!r}))
-    device_count = staticmethod(lambda: 2)
-    get_memory_info = staticmethod(lambda n: (5_000_000_000 + n, 8_000_000_000))
-    memory_reserved = staticmethod(lambda n: 700_000_000)
-    memory_allocated = staticmethod(lambda n: 300_000_000)
-class cuda:
-    get_device_properties = staticmethod(
-        lambda n: types.SimpleNamespace(name="Card", major=7, minor=5))
-class xpu:
-    get_device_properties = staticmethod(lambda n: types.SimpleNamespace(name="Arc"))
-class mps:
-    recommended_max_memory = staticmethod(lambda: 11_000_000_000)
-    driver_allocated_memory = staticmethod(lambda: 1_000_000_000)
-"""
-
-
-@pytest.fixture(params=["in this process", "in a process of its own"])
-def torch_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Put a stand-in for torch where `read_accelerator` asks: imported here, or importable there."""
-
-    def install(kind: str, first: str = "") -> None:
-        source = TORCH.format(kind=kind, first=first)
-        if request.param == "in this process":
-            torch = types.ModuleType("torch")
-            exec(source, torch.__dict__)
-            monkeypatch.setitem(sys.modules, "torch", torch)
-        else:
-            (tmp_path / "path").mkdir()
-            (tmp_path / "path/torch.py").write_text(source)
-            monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
-            monkeypatch.delitem(sys.modules, "torch", raising=False)
-
-    return install
-
-
-def test_free_memory_is_the_drivers_plus_what_torch_holds_unused(torch_of) -> None:
-    """Memory that torch's allocator keeps cached can be used: it counts as free."""
-    torch_of("cuda")
-    assert read_accelerator("cuda:1") == Accelerator(
-        "cuda:1", "Card", 8_000_000_000, 5_400_000_001, (7, 5)
-    )
-
-
-@pytest.mark.parametrize(
-    ("kind", "found"),
-    [
-        ("cuda", Accelerator("cuda:0", "Card", 8_000_000_000, 5_400_000_000, (7, 5))),
-        ("xpu", Accelerator("xpu:0", "Arc", 8_000_000_000, 5_400_000_000)),
-    ],
-)
-def test_auto_takes_the_first_accelerator(torch_of, kind: str, found: Accelerator) -> None:
-    """`auto` and the bare kind both mean number 0."""
-    torch_of(kind)
-    assert read_accelerator("auto") == found
-
-
-def test_on_apple_the_recommended_share_counts(torch_of) -> None:
-    """Metal's recommended working set less what is allocated is what may be used."""
-    torch_of("mps")
-    found = read_accelerator("mps")
-    assert found is not None
-    assert (found.device, found.total_bytes, found.free_bytes) == ("mps", 11 * GB, 10 * GB)
-
-
-def test_torch_without_an_accelerator_is_no_error_for_auto(torch_of) -> None:
-    """`auto` on a CPU build of torch finds nothing."""
-    torch_of("")
-    assert read_accelerator("auto") is None
-
-
-@pytest.mark.parametrize(("kind", "here"), [("", "no accelerator"), ("xpu", "xpu")])
-def test_a_kind_that_torch_does_not_see_is_told(torch_of, kind: str, here: str) -> None:
-    """The error says which kind is missing, what torch sees instead, and what to use."""
-    torch_of(kind)
-    with pytest.raises(DeviceError, match=f"^there is no cuda device here.*{here}.*--device cpu"):
-        read_accelerator("cuda")
-
-
-def test_a_number_beyond_the_last_device_is_told(torch_of) -> None:
-    """`cuda:2` with two cards names how many there are and one that is there."""
-    torch_of("cuda")
-    with pytest.raises(DeviceError, match=r"^there is no cuda:2 here, only 2 .*--device cuda:0"):
-        read_accelerator("cuda:2")
-
-
-def test_warnings_of_torch_do_not_hide_what_is_wrong(torch_of) -> None:
-    """torch warns on stderr about old drivers: the error still says that the device is not here."""
-    torch_of("", first='sys.stderr.write("UserWarning: the driver is too old\\n")')
-    with pytest.raises(DeviceError, match=r"^there is no cuda device here"):
-        read_accelerator("cuda")
-
-
-def test_chatter_of_torch_does_not_hide_the_answer(torch_of) -> None:
-    """Lines that a library prints before the answer are passed over."""
-    torch_of("cuda", first='print("hello from a plugin")')
-    found = read_accelerator("cuda")
-    assert found is not None
-    assert found.name == "Card"
-
-
-def test_a_torch_that_cannot_be_imported_is_told_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """A broken torch is a DeviceError that quotes its last line and offers the CPU."""
-    (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.13 not found')\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.delitem(sys.modules, "torch", raising=False)
-    with pytest.raises(DeviceError, match=r"libcudart\.so\.13 not found.*--device cpu") as caught:
-        read_accelerator("auto")
-    assert "\n" not in str(caught.value)
 
 
 # --- readings that are wrong ---------------------------------------------------------------------

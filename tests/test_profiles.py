@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from lowmem_if.cli import main
 from lowmem_if.errors import DoesNotFit, ProfileError, RequestError
 from lowmem_if.planning import profiles
+from lowmem_if.planning.cards import NVIDIA, Card
 from lowmem_if.planning.catalog import PUBLISHED, SIZES
 from lowmem_if.planning.machine import Machine, with_budget
 from lowmem_if.planning.plan import make_plan
@@ -16,6 +21,7 @@ from lowmem_if.planning.profiles import FOLDER, choose_machine, load_profile, pr
 from lowmem_if.planning.rates import assumed
 from lowmem_if.planning.request import Request
 from lowmem_if.planning.strategies import Pin
+from lowmem_if.planning.torch_build import TorchFacts, why_unused
 from lowmem_if.planning.units import GIB, parse_bytes
 
 SHIPPED = (
@@ -93,6 +99,54 @@ def test_a_profile_says_what_its_file_says() -> None:
     assert machine.disk_free_bytes == parse_bytes(content["disk_free"])
     assert machine.compute_dtype == "float16"
     assert "Ampere" in machine.compute_dtype_reason
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("kaggle-p100", "cannot be used with the torch of PyPI or of Kaggle's image"),
+        ("kaggle-p100", "--index-url https://download.pytorch.org/whl/cu126`"),
+        ("gtx-1660-6gb", "black pictures in float16"),
+    ],
+)
+def test_a_profiles_notes_are_in_the_plans_text(
+    capsys: pytest.CaptureFixture[str], name: str, words: str
+) -> None:
+    """What its author warns of is printed with the plan and is in its JSON."""
+    assert main(["plan", "x", "--profile", name]) == 0
+    assert words in capsys.readouterr().out
+    assert main(["plan", "x", "--profile", name, "--json"]) == 0
+    assert words in json.loads(capsys.readouterr().out)["machine"]["notes"][0]
+
+
+def test_the_command_of_the_p100_profile_is_the_one_that_a_real_p100_gets() -> None:
+    """Profile and verdict name the same build."""
+    (note,) = load_profile("kaggle-p100").machine.notes
+    card = Card(NVIDIA, "Tesla P100-PCIE-16GB", (6, 0), "580.65.06")
+    facts = TorchFacts("2.13.0", cuda="13.0", kind="cuda", arches=("sm_75",))
+    facts = replace(facts, packages=("torchvision", "torchaudio"))
+    assert re.findall("`(.*?)`", note) == re.findall("`(.*?)`", why_unused(card, facts))
+
+
+def test_kaggle_has_two_cards_of_which_one_is_planned_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The number is in the text; memory is that of one card."""
+    machine = load_profile("kaggle-t4").machine
+    assert (machine.devices, machine.vram_total_bytes) == (2, int(14.7 * GIB))
+    assert main(["plan", "x", "--profile", "kaggle-t4"]) == 0
+    assert "Tesla T4 (one of 2)" in capsys.readouterr().out
+
+
+def test_a_file_of_ones_own_may_have_notes_and_several_devices(file: Path) -> None:
+    """Both are left out where there is nothing to say."""
+    machine = load_profile(str(file)).machine
+    assert (machine.notes, machine.devices) == ((), 1)
+    file.write_text(GOOD + 'notes = ["one", "two"]\ndevices = 4\n')
+    machine = load_profile(str(file)).machine
+    assert (machine.notes, machine.devices) == (("one", "two"), 4)
+    noted = with_budget(machine, vram_bytes=99 * 10**9).notes
+    assert noted[:2] == ("one", "two")
 
 
 def test_an_unknown_profile_is_refused_with_the_known_ones() -> None:
@@ -225,6 +279,9 @@ def test_a_missing_key_is_refused_by_name(file: Path, key: str) -> None:
         ("ram_total", "[1]"),
         ("ram_available", '"12 gigs"'),
         ("disk_free", '"0GB"'),
+        ("devices", "0"),
+        ("devices", '"2"'),
+        ("notes", '"one"'),
         ("disk_free", "2020-01-01"),
     ],
 )

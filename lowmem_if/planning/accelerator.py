@@ -1,22 +1,24 @@
-"""What the accelerator is and how much of its memory is free, read through torch.
+"""Which accelerator torch can use, what of its memory is free, and which cards it cannot use and why.
 
-Importing torch takes seconds, and `plan` must start at once: so hardware is looked for first
-(`looks_present`), and torch is asked in a process of its own unless this one has it already.
+torch is always asked in a process of its own: importing it takes seconds, and asking CUDA for free
+memory leaves a context on the card for as long as the asking process lives. So callers look for signs
+of a card first (`cards.looks_present`).
 """
 
 from __future__ import annotations
 
-import json
-import platform
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lowmem_if.errors import DeviceError
+from pydantic import TypeAdapter, ValidationError
 
-_TOLD = "device: "
-"""Before the words of a DeviceError, among whatever else a process of its own writes."""
+from lowmem_if.errors import DeviceError
+from lowmem_if.planning.cards import AMD, APPLE, INTEL, NVIDIA, Card, cards
+from lowmem_if.planning.torch_build import Reading, TorchFacts, why_unused
+
+_TIMEOUT_S = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +29,9 @@ class Accelerator:
         device: `cuda:0`, `xpu:0` or `mps`.
         name: the maker's name of it.
         total_bytes: its memory.
-        free_bytes: free by the driver, plus what torch holds cached and unused.
+        free_bytes: free by the driver.
         capability: CUDA compute capability (7, 5); (0, 0) elsewhere.
+        count: devices of this kind that torch sees, this one included.
     """
 
     device: str
@@ -36,92 +39,93 @@ class Accelerator:
     total_bytes: int
     free_bytes: int
     capability: tuple[int, int] = (0, 0)
+    count: int = 1
 
 
-def looks_present(root: Path = Path("/")) -> bool:
-    """Whether there are signs of an accelerator that torch might drive; cheap, no torch."""
-    if sys.platform == "darwin":
-        return platform.machine() == "arm64"
-    if sys.platform == "win32":
-        system = Path("C:/Windows/System32")
-        return any((system / dll).exists() for dll in ("nvcuda.dll", "ze_loader.dll"))
-    signs = ("dev/nvidiactl", "dev/nvidia0", "dev/dxg", "dev/kfd", "proc/driver/nvidia/version")
-    if any((root / sign).exists() for sign in signs):
-        return True
-    dri = root / "dev/dri"
-    return dri.is_dir() and any(dri.glob("renderD*"))
+def read_accelerator(
+    device: str = "auto", root: Path = Path("/")
+) -> tuple[Accelerator | None, tuple[str, ...]]:
+    """The accelerator that `device` names, and sentences about the cards that are passed over for it.
 
+    Args:
+        device: `cuda:1` is that one; `auto`, `cuda` and the like are the first one that torch can use.
+        root: of the file system in which cards are looked for.
 
-def read_accelerator(device: str = "auto") -> Accelerator | None:
-    """The accelerator that `device` names ("auto": the first); None if torch sees none.
+    Returns:
+        None for the accelerator if `device` is "auto" and torch can use none.
 
     Raises:
-        DeviceError: `device` names one that torch does not see.
+        DeviceError: torch cannot use the device; says why, and what to do.
     """
-    if "torch" in sys.modules:
-        return _ask_torch(device)
-    answer = subprocess.run(
-        [sys.executable, "-m", "lowmem_if.planning.accelerator", device],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    last = (answer.stderr.strip().splitlines() or ["no message"])[-1]
-    if answer.returncode == DeviceError.exit_code and last.startswith(_TOLD):
-        raise DeviceError(last.removeprefix(_TOLD))
-    if answer.returncode != 0:
-        raise DeviceError(f"torch cannot be asked about the accelerator ({last}); use --device cpu")
-    found = json.loads(answer.stdout.strip().splitlines()[-1])
-    return Accelerator(**{**found, "capability": tuple(found["capability"])}) if found else None
-
-
-def _ask_torch(device: str) -> Accelerator | None:
-    import torch
-
+    reading = _ask_torch(device)
+    facts, number = reading.facts, reading.number
     kind, _, index = device.partition(":")
-    current = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if current is None or kind not in ("auto", current.type):
-        if kind == "auto":
-            return None
-        here = f"torch {torch.__version__} sees " + (current.type if current else "no accelerator")
-        raise DeviceError(f"there is no {kind} device here ({here}); use --device cpu or auto")
-    number = int(index or 0)
-    if number >= torch.accelerator.device_count():
+    if kind == facts.kind and int(index or 0) >= len(facts.devices):
         raise DeviceError(
-            f"there is no {device} here, only {torch.accelerator.device_count()} device(s); "
-            f"use --device {current.type}:0"
+            f"there is no {device} here, only {len(facts.devices)} device(s); "
+            f"use --device {facts.kind}:0"
         )
-    if current.type == "mps":
-        total = torch.mps.recommended_max_memory()
-        free = total - torch.mps.driver_allocated_memory()
-        return Accelerator("mps", "Apple " + platform.machine(), total, max(0, free))
-    free, total = torch.accelerator.get_memory_info(number)
-    cached = torch.accelerator.memory_reserved(number) - torch.accelerator.memory_allocated(number)
-    name, capability = f"{current.type}:{number}", (0, 0)
-    if current.type == "cuda":
-        properties = torch.cuda.get_device_properties(number)
-        return Accelerator(
-            name, properties.name, total, free + cached, (properties.major, properties.minor)
-        )
-    if current.type == "xpu":
-        return Accelerator(
-            name, torch.xpu.get_device_properties(number).name, total, free + cached, capability
-        )
-    return Accelerator(name, current.type, total, free + cached, capability)
+    unused = {card: why_unused(card, facts) for card in _passed_over(reading, index, root)}
+    told = tuple(words for words in unused.values() if words)
+    if number is not None and kind in ("auto", facts.kind):
+        seen = facts.devices[number]
+        name = facts.kind if facts.kind == "mps" else f"{facts.kind}:{number}"
+        found = Accelerator(
+            name, seen.name, reading.total_bytes, reading.free_bytes, seen.capability,
+            len(facts.devices),
+        )  # fmt: skip
+        return found, told
+    if kind == "auto":
+        return None, told
+    own = next((words for card, words in unused.items() if words and card.kind == kind), "")
+    if own:
+        raise DeviceError(f"{own}; or use --device cpu")
+    here = f"torch {facts.version} sees {facts.kind or 'no accelerator'}"
+    raise DeviceError(f"there is no {device} device here ({here}); use --device cpu or auto")
 
 
-def _main() -> int:
-    """Print the answer as one line of JSON; the other half of `read_accelerator`."""
-    import torch  # noqa: F401  makes read_accelerator ask in this process
+def _passed_over(reading: Reading, index: str, root: Path) -> tuple[Card, ...]:
+    """The cards that the user may have meant and does not get; torch may be able to use them."""
+    facts, number = reading.facts, reading.number
+    seen = _seen(facts)
+    before = seen[:number]
+    if index:
+        before = seen[int(index) :][:1] if number is None else ()
+    # The graphics inside an Intel processor are an XPU, too: they do not replace another maker's card.
+    settled = number is not None and facts.kind != "xpu"
+    if settled and not before:
+        return ()
+    here = cards(root)
+    driver = next((card.driver for card in here if card.driver), "")
+    passed = tuple(replace(card, driver=driver) for card in before)
+    makers = {card.maker for card in seen}
+    return passed if settled else passed + tuple(c for c in here if c.maker not in makers)
 
+
+def _seen(facts: TorchFacts) -> tuple[Card, ...]:
+    """The devices that torch sees, as cards."""
+    maker = {"cuda": AMD if facts.hip else NVIDIA, "xpu": INTEL}.get(facts.kind, APPLE)
+    return tuple(Card(maker, device.name, device.capability) for device in facts.devices)
+
+
+def _ask_torch(device: str) -> Reading:
     try:
-        found = read_accelerator(sys.argv[1])
-    except DeviceError as error:
-        sys.stderr.write(f"{_TOLD}{error}\n")
-        return DeviceError.exit_code
-    sys.stdout.write(json.dumps(asdict(found) if found else None) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(_main())
+        answer = subprocess.run(
+            [sys.executable, "-m", "lowmem_if.planning.torch_facts", device],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise DeviceError(
+            f"torch has not answered for {_TIMEOUT_S} s about the accelerator; use --device cpu"
+        ) from None
+    try:
+        last = answer.stdout.strip().splitlines()[-1] if answer.returncode == 0 else ""
+        return TypeAdapter(Reading).validate_json(last)
+    except (IndexError, ValidationError):
+        last = (answer.stderr.strip().splitlines() or ["no message"])[-1]
+        raise DeviceError(
+            f"torch cannot be asked about the accelerator ({last}); use --device cpu"
+        ) from None

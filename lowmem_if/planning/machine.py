@@ -14,8 +14,9 @@ from pathlib import Path
 import psutil
 
 from lowmem_if.errors import DeviceError
-from lowmem_if.planning.accelerator import Accelerator, looks_present, read_accelerator
+from lowmem_if.planning.accelerator import Accelerator, read_accelerator
 from lowmem_if.planning.calibration import identity, read_calibration
+from lowmem_if.planning.cards import looks_present
 from lowmem_if.planning.cgroups import tightest_group
 from lowmem_if.planning.rates import Rates, assumed
 
@@ -50,6 +51,8 @@ class Machine:
             (Windows): so more is left free.
         pinned_bytes: how much memory can be pinned for transfers; None: enough (WSL: next to nothing).
         has_bitsandbytes: whether 8-bit and 4-bit weights can be used, which take that package.
+        devices: accelerators of this kind; a run uses one.
+        unused: cards that torch cannot use, each with the reason and what to do; among the notes, too.
     """
 
     name: str
@@ -68,6 +71,8 @@ class Machine:
     spills_vram: bool = False
     pinned_bytes: int | None = None
     has_bitsandbytes: bool = True
+    devices: int = 1
+    unused: tuple[str, ...] = ()
 
     @property
     def speeds(self) -> Rates:
@@ -106,17 +111,18 @@ def probe(
     Args:
         device: `auto` (the first accelerator, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`, `xpu`.
         ram_bytes, vram_bytes: budgets of the user; taken as they are, noted if above the reading.
-        root: of the file system the control groups are read from.
+        root: of the file system that control groups and signs of cards are read from.
 
     Raises:
-        DeviceError: no such device here.
+        DeviceError: no such device here, or torch cannot use it; says why, and what to do.
     """
     if not _DEVICE.fullmatch(device):
         raise DeviceError(f"unknown device {device!r}: use auto, cpu, cuda, cuda:N, mps or xpu")
     machine = _read_cpu(root)
     if device != "cpu" and looks_present(root):
-        found = read_accelerator(device)
+        found, unused = read_accelerator(device, root)
         machine = _with_accelerator(machine, found, root) if found else machine
+        machine = replace(machine, notes=unused + machine.notes, unused=unused)
     elif device not in ("auto", "cpu"):
         raise DeviceError(f"there is no {device} device here; use --device cpu or auto")
     machine = replace(machine, rates=_calibrated(machine, root))
@@ -242,6 +248,7 @@ def _with_accelerator(machine: Machine, found: Accelerator, root: Path) -> Machi
         compute_dtype=dtype,
         compute_dtype_reason=reason,
         capability=found.capability,
+        devices=found.count,
         notes=notes,
         spills_vram=spills,
         pinned_bytes=0 if walled else None,

@@ -106,6 +106,8 @@ class _File(BaseModel):
     cpu_features: list[str] = []
     spills_vram: bool = False
     pinned: _Size | None = None
+    devices: int = Field(1, gt=0)
+    notes: list[str] = []
     rates: _Rates | None = None
     pins: dict[str, str] = {}
 
@@ -228,4 +230,6 @@ def _machine(name: str, content: _File) -> Machine:
         rates=rates,
         spills_vram=content.spills_vram,
         pinned_bytes=content.pinned,
+        devices=content.devices,
+        notes=tuple(content.notes),
     )

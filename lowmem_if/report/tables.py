@@ -44,7 +44,7 @@ def machine_line(machine: Machine) -> str:
     """One line: device, memory, number type and why."""
     vram = f" {machine.vram_bytes / GIB:.1f} GiB free," if machine.vram_total_bytes else ","
     return (
-        f"{machine.name}: {machine.device_name}{vram} RAM {machine.ram_bytes / 1e9:.1f} GB free of "
+        f"{machine.name}: {_device_name(machine)}{vram} RAM {machine.ram_bytes / 1e9:.1f} GB free of "
         f"{machine.ram_total_bytes / 1e9:.1f}, {machine.compute_dtype} "
         f"({machine.compute_dtype_reason})"
     )
@@ -53,7 +53,7 @@ def machine_line(machine: Machine) -> str:
 def print_machine(machine: Machine, out: Console) -> None:
     """What the machine has, what may be used, and why."""
     table = _table(out, "", "")
-    table.add_row("device", f"{machine.device}, {machine.device_name}")
+    table.add_row("device", f"{machine.device}, {_device_name(machine)}")
     if machine.vram_total_bytes:
         table.add_row("VRAM", _of(machine.vram_bytes, machine.vram_total_bytes))
     table.add_row("RAM", _of(machine.ram_bytes, machine.ram_total_bytes))
@@ -66,9 +66,9 @@ def print_machine(machine: Machine, out: Console) -> None:
     )
     table.add_row("computes", f"{pace / 1e12:.2f} TFLOP a second in {machine.compute_dtype}")
     table.add_row("times", _times(machine).removeprefix("times: "))
-    for note in machine.notes:
-        table.add_row("note", note)
     out.print(table)
+    for note in machine.notes:
+        _line(out, f"note: {note}")
 
 
 def print_plan(plan: Plan, out: Console) -> None:
@@ -130,6 +130,12 @@ def print_rehearsal(rehearsal: Rehearsal, out: Console) -> None:
     peaks += f", peak VRAM {format_bytes(rehearsal.vram_bytes)}" if rehearsal.vram_bytes else ""
     each_image = format_seconds(plan.seconds / len(plan.request.tasks))
     _line(out, f"{plan.request.cascade} at {plan.request.size} px: {each_image} an image, {peaks}")
+
+
+def _device_name(machine: Machine) -> str:
+    """The maker's name of the device; of several only one is used."""
+    others = f" (one of {machine.devices})" if machine.devices > 1 else ""
+    return f"{machine.device_name}{others}"
 
 
 def _line(out: Console, text: str) -> None:

@@ -47,7 +47,8 @@ def fetch(
 
     Args:
         size: of the pictures that will be asked for, in pixels: 64 needs stage 1 only.
-        notice: called with what was found broken in the cache and is fetched anew, in words.
+        notice: called with what was found broken in the cache and is fetched anew, in words, and with
+            each card that torch cannot use: the plan is then another one.
         profile, device, ram, vram, pins, prefer: what the plan is made with, as in `generate`.
 
     Raises:
@@ -58,6 +59,8 @@ def fetch(
     from lowmem_if.weights.hub_cache import drop_broken
 
     machine, profile_pins = choose_machine(profile, device=device, ram=ram, vram=vram)
+    for card in machine.unused:
+        notice(card)
     request = _request(cascade, revision, size)
     published = catalog.PUBLISHED.get(cascade)
     if published:

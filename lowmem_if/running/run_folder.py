@@ -85,6 +85,8 @@ class RunFolder:
             if not (path / _RECORD).exists():
                 folder._keep_sources()
                 folder._save()
+                for card in plan.machine.unused:
+                    folder.note(card)
                 return folder
         return RunFolder.for_plan(path, plan)  # somebody else was quicker
 

@@ -60,6 +60,8 @@ def run(
         LowmemError: see the tree in `lowmem_if.errors`; the folder can be continued.
     """
     folder = RunFolder.for_plan(Path(out), plan)
+    for card in plan.machine.unused:
+        report(Event("notice", text=card))
     return continue_run(folder, report=report, preview_every=preview_every, workshop=workshop)
 
 
