@@ -91,8 +91,8 @@ def check(
     """Run a notebook with the packages of `python`'s environment; return its outputs and what it installed.
 
     It runs in an empty folder, where only `source` lies, a wheel of lowmem-if. What it installs goes into a virtual
-    environment on top of the other one, which stays as it was. Raises CheckFailed if a cell fails, if a package
-    that was installed has changed, or if the wheel is not what was installed.
+    environment on top of the other one, which stays as it was. Raises CheckFailed if the environment has no kernel
+    or already has lowmem-if, if a cell fails, if an installed package has changed, or if the wheel is not installed.
     """
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch) / "work"
@@ -101,6 +101,12 @@ def check(
             shutil.copy2(source, work)
         upper = environment_above(python, Path(scratch) / "environment")
         before = versions(upper)
+        if "ipykernel" not in before:
+            raise CheckFailed("the environment has no ipykernel")
+        if source is not None and "lowmem-if" in before:
+            raise CheckFailed(
+                "the environment already has lowmem-if, so nothing would be installed"
+            )
         try:
             ran = executed(notebook, work, python=upper, environment=clean_environment(scratch))
         except CellExecutionError as error:

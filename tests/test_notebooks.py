@@ -332,7 +332,7 @@ def test_the_cell_works_with_the_real_pip(tmp_path: Path) -> None:
     make_wheel(tmp_path, "lowmem_if", "0.1.0", "a-helper>=2")
     stopped = run("-c", install_cell())
     assert stopped.returncode == 1
-    assert "would replace a-helper 1.0 with 2.0." in stopped.stderr
+    assert "would replace a-helper 1.0 with 2.0.\n" in stopped.stderr
     make_wheel(tmp_path, "lowmem_if", "0.1.0", "a-helper>=1")
     done = run("-c", install_cell() + "\nimport bitsandbytes, lowmem_if")
     assert "Adds  lowmem-if 0.1.0, bitsandbytes 0.50\n" in done.stdout, done.stderr
@@ -348,24 +348,43 @@ def one_cell(folder: Path, source: str) -> Path:
     return file
 
 
+ADD_A_HELPER = """
+import sys, nbformat, sysconfig, shutil
+from pathlib import Path
+packages = Path(sysconfig.get_path("purelib"))
+assert packages not in Path(nbformat.__file__).parents
+assert Path(shutil.which("python")).parent == Path(sys.executable).parent
+info = packages / "a_helper-1.0.dist-info"
+info.mkdir()
+(info / "METADATA").write_text("Name: a_helper\\nVersion: 1.0\\n")
+"""
+
+
 def test_a_check_runs_above_the_environment(tmp_path: Path) -> None:
-    """The kernel sees its packages and the wheel, and installs elsewhere."""
-    (tmp_path / "lowmem_if-1-py3-none-any.whl").touch()
-    file = one_cell(
-        tmp_path,
-        "import sys, nbformat, sysconfig, shutil\nfrom pathlib import Path\n"
-        "assert [path.name for path in Path.cwd().iterdir()] == ['lowmem_if-1-py3-none-any.whl']\n"
-        "packages = Path(sysconfig.get_path('purelib'))\n"
-        "assert packages not in Path(nbformat.__file__).parents\n"
-        "assert Path(shutil.which('python')).parent == Path(sys.executable).parent\n"
-        "info = packages / 'a_helper-1.0.dist-info'\ninfo.mkdir()\n"
-        "(info / 'METADATA').write_text('Name: a_helper\\nVersion: 1.0\\n')",
-    )
-    with pytest.raises(execute.CheckFailed, match="did not install lowmem_if-1-py3"):
-        execute.check(file, Path(sys.executable), tmp_path / "lowmem_if-1-py3-none-any.whl")
-    file.write_text(file.read_text().replace("['lowmem_if-1-py3-none-any.whl']", "[]"))
-    _, added = execute.check(file, Path(sys.executable))
+    """The kernel uses its packages, and installs elsewhere."""
+    _, added = execute.check(one_cell(tmp_path, ADD_A_HELPER), Path(sys.executable))
     assert added == {"a-helper": "1.0"}
+
+
+def test_a_check_fails_if_the_wheel_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wheel alone lies beside the notebook; an environment that has the package is refused."""
+    wheel = tmp_path / "lowmem_if-1-py3-none-any.whl"
+    wheel.touch()
+    alone = "from pathlib import Path\nassert [file.name for file in Path.cwd().iterdir()] == "
+    file = one_cell(tmp_path, alone + repr([wheel.name]))
+    real = execute.versions
+    monkeypatch.setattr(execute, "versions", lambda python: real(python) | {"lowmem-if": "0.1"})
+    with pytest.raises(execute.CheckFailed, match="already has lowmem-if"):
+        execute.check(file, Path(sys.executable), wheel)
+
+    def without(python: Path) -> dict[str, str]:
+        return {name: found for name, found in real(python).items() if name != "lowmem-if"}
+
+    monkeypatch.setattr(execute, "versions", without)
+    with pytest.raises(execute.CheckFailed, match="did not install lowmem_if-1-py3"):
+        execute.check(file, Path(sys.executable), wheel)
 
 
 def test_a_check_fails_with_the_cell(tmp_path: Path) -> None:
