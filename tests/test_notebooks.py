@@ -1,13 +1,17 @@
-"""The notebooks run from top to bottom, and what stands in them came from what stands in them."""
+"""The notebooks run, their outputs are those of their cells, and they install safely."""
 
 from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import re
+import subprocess
 import sys
-from importlib import util
+import venv
+import zipfile
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +84,6 @@ def test_a_fresh_run_gives_what_is_committed(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every cell runs; texts and pictures are those in the file, but for times and for the machine."""
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     fresh = execute.executed(ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "work")
     for ours, theirs in zip(fresh.cells, committed(name).cells, strict=True):
@@ -113,3 +116,295 @@ def assert_alike(picture: bytes, other: bytes) -> None:
     )
     assert ours.shape == theirs.shape
     assert abs(ours - theirs).mean() < 2
+
+
+def install_cell(name: str = NAMES[0]) -> str:
+    """The source of the cell that installs the package."""
+    (cell,) = (cell for cell in committed(name).cells if 'SOURCE = ""' in cell.source)
+    return str(cell.source)
+
+
+class StubPip:
+    """Stands in for `subprocess.run`: answers `pip install` with reports, and notes each call."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+        self.new = {"lowmem-if": "0.1.0", "ftfy": "6.3.1"}
+        self.error = ""
+
+    def __call__(self, command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        assert command[:4] == [sys.executable, "-m", "pip", "install"]
+        self.calls.append(command[4:])
+        if self.error:
+            return subprocess.CompletedProcess(command, 1, "", self.error)
+        new = {"bitsandbytes": "0.50.2"} if command[-1].startswith("bitsandbytes") else self.new
+        items = [{"metadata": {"name": name, "version": new[name]}} for name in new]
+        return subprocess.CompletedProcess(command, 0, json.dumps({"install": items}), "")
+
+    @property
+    def packages(self) -> list[str]:
+        """What the calls named, without options."""
+        return [word for call in self.calls for word in call if word[0] != "-"]
+
+    @property
+    def changed_nothing(self) -> bool:
+        return all("--dry-run" in call for call in self.calls)
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The packages that the cell finds."""
+    packages = {"torch": "2.11.0", "transformers": "5.15.0"}
+
+    def version(name: str) -> str:
+        if name not in packages:
+            raise metadata.PackageNotFoundError(name)
+        return packages[name]
+
+    monkeypatch.setattr(metadata, "version", version)
+    return packages
+
+
+@pytest.fixture
+def pip(installed: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> StubPip:
+    stub = StubPip()
+    monkeypatch.setattr(subprocess, "run", stub)
+    return stub
+
+
+def run_install_cell(source: str = "") -> None:
+    """Run the cell in this process and this folder, with its SOURCE set."""
+    code = install_cell().replace('SOURCE = ""', f"SOURCE = {source!r}", 1)
+    exec(compile(code, "install cell", "exec"), {})
+
+
+def make_clone(folder: Path, name: str = "lowmem-if") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "pyproject.toml").write_text(f'[project]\nname = "{name}"\n')
+    return folder
+
+
+def test_all_notebooks_install_alike() -> None:
+    """One cell, tested once."""
+    assert len({install_cell(name) for name in NAMES}) == 1
+
+
+def test_nothing_is_installed_where_the_package_is(
+    pip: StubPip, installed: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A development install stays, and a cell that runs twice installs once."""
+    installed["lowmem-if"] = "0.1.0"
+    run_install_cell("https://example.org/lowmem_if-9-py3-none-any.whl")
+    assert not pip.calls
+    assert "installed already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("here", ["clone/notebooks", "clone", "."])
+def test_a_clone_is_found_around_and_beside_the_notebook(
+    here: str, pip: StubPip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its `notebooks` folder, from its root, and from the folder that it was cloned into."""
+    make_clone(tmp_path / "a_other", "other")
+    clone = make_clone(tmp_path / "clone")
+    (clone / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / here)
+    run_install_cell()
+    assert pip.packages[0] == f"lowmem-if[plot] @ {clone.as_uri()}"
+
+
+def test_a_wheel_is_found_beside_the_notebook(pip: StubPip, tmp_path: Path) -> None:
+    """Another project's clone is passed over."""
+    make_clone(tmp_path / "other", "lowmem-if-other")
+    wheel = tmp_path / "lowmem_if-0.1.0-py3-none-any.whl"
+    wheel.touch()
+    run_install_cell()
+    assert pip.packages[0] == f"lowmem-if[plot] @ {wheel.as_uri()}"
+
+
+@pytest.mark.parametrize(
+    "source", ["https://example.org/lowmem_if-0.1.0-py3-none-any.whl", "git+https://example.org/a"]
+)
+def test_the_address_that_was_set_is_taken(source: str, pip: StubPip, tmp_path: Path) -> None:
+    """What the user chose comes before what lies there."""
+    make_clone(tmp_path / "clone")
+    run_install_cell(source)
+    assert pip.packages[0] == f"lowmem-if[plot] @ {source}"
+
+
+def test_a_path_that_was_set_is_taken(pip: StubPip, tmp_path: Path) -> None:
+    """Relative to the notebook; pip gets an address, so it cannot read it as a name."""
+    make_clone(tmp_path / "clone")
+    folder = make_clone(tmp_path / "elsewhere" / "lowmem-if")
+    run_install_cell("elsewhere/lowmem-if")
+    assert pip.packages[0] == f"lowmem-if[plot] @ {folder.as_uri()}"
+
+
+@pytest.mark.parametrize("source", ["", "lowmem-if", "lowmem-if==0.1.0", "no/such/folder"])
+def test_the_cell_stops_where_there_is_no_package(source: str, pip: StubPip) -> None:
+    """It says what to do, and asks no registry for a name that anyone may register."""
+    with pytest.raises(SystemExit, match="was not found in") as stopped:
+        run_install_cell(source)
+    assert "Upload a wheel" in str(stopped.value)
+    assert "SOURCE" in str(stopped.value)
+    assert not pip.calls
+
+
+def test_what_was_reported_is_installed_and_nothing_else(
+    pip: StubPip, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Dry runs first; then these versions, without dependencies; the package only by its address."""
+    package = f"lowmem-if[plot] @ {make_clone(tmp_path / 'clone').as_uri()}"
+    run_install_cell()
+    options = ["--quiet", "--report", "-"]
+    assert pip.calls == [
+        [*options, "--dry-run", package],
+        [*options, "--dry-run", "--no-deps", "bitsandbytes>=0.48"],
+        [*options, "--no-deps", package, "ftfy==6.3.1", "bitsandbytes==0.50.2"],
+    ]
+    said = capsys.readouterr().out
+    assert "Adds  lowmem-if 0.1.0, ftfy 6.3.1, bitsandbytes 0.50.2\n" in said
+    assert "Keeps torch 2.11.0, transformers 5.15.0\n" in said
+
+
+def test_bitsandbytes_stays_where_it_is(
+    pip: StubPip, installed: dict[str, str], tmp_path: Path
+) -> None:
+    """Any version of it is left alone."""
+    installed["bitsandbytes"] = "0.45.0"
+    make_clone(tmp_path / "clone")
+    run_install_cell()
+    assert not [word for word in pip.packages if word.startswith("bitsandbytes")]
+
+
+def test_the_cell_stops_before_it_replaces_a_package(pip: StubPip, tmp_path: Path) -> None:
+    """It names the package with both versions."""
+    make_clone(tmp_path / "clone")
+    pip.new |= {"torch": "2.14.1", "transformers": "5.20.0"}
+    replaced = r"Nothing was .* torch 2\.11\.0 with 2\.14\.1, transformers 5\.15\.0 with 5\.20\.0\."
+    with pytest.raises(SystemExit, match=replaced):
+        run_install_cell()
+    assert pip.calls
+    assert pip.changed_nothing
+
+
+def test_the_cell_stops_where_pip_does(pip: StubPip, tmp_path: Path) -> None:
+    """With pip's message."""
+    make_clone(tmp_path / "clone")
+    pip.error = "ERROR: requires a different Python: 3.10 not in '>=3.11'"
+    with pytest.raises(SystemExit, match="requires a different Python"):
+        run_install_cell()
+    assert len(pip.calls) == 1
+
+
+def make_wheel(folder: Path, name: str, version: str, *needs: str) -> None:
+    """A wheel with one empty module."""
+    info = f"{name}-{version}.dist-info"
+    described = "".join(f"Requires-Dist: {need}\n" for need in needs)
+    files = {
+        f"{name}.py": "",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\n"
+        f"Version: {version}\nProvides-Extra: plot\n{described}",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    files[f"{info}/RECORD"] = "".join(f"{file},,\n" for file in [*files, f"{info}/RECORD"])
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        for file, text in files.items():
+            wheel.writestr(file, text)
+
+
+def test_the_cell_works_with_the_real_pip(tmp_path: Path) -> None:
+    """It stops for a dependency that is too old; else it installs, and imports in this process."""
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    for name, version in (("a_helper", "1.0"), ("a_helper", "2.0"), ("bitsandbytes", "0.50")):
+        make_wheel(shelf, name, version, *["torch"] if name == "bitsandbytes" else [])
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    alone = {
+        name: text for name, text in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))
+    }
+    alone |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(shelf), "PIP_CONFIG_FILE": os.devnull}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([python, *arguments], env=alone, capture_output=True, text=True)
+
+    assert run("-m", "pip", "install", "a_helper==1.0").returncode == 0
+    make_wheel(tmp_path, "lowmem_if", "0.1.0", "a-helper>=2")
+    stopped = run("-c", install_cell())
+    assert stopped.returncode == 1
+    assert "would replace a-helper 1.0 with 2.0.\n" in stopped.stderr
+    make_wheel(tmp_path, "lowmem_if", "0.1.0", "a-helper>=1")
+    done = run("-c", install_cell() + "\nimport bitsandbytes, lowmem_if")
+    assert "Adds  lowmem-if 0.1.0, bitsandbytes 0.50\n" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "installed already" in run("-c", install_cell()).stdout
+
+
+def one_cell(folder: Path, source: str) -> Path:
+    """A notebook with this cell."""
+    file = folder / "one.ipynb"
+    cells = [nbformat.v4.new_code_cell(source)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), file)
+    return file
+
+
+ADD_A_HELPER = """
+import sys, nbformat, sysconfig, shutil
+from pathlib import Path
+packages = Path(sysconfig.get_path("purelib"))
+assert packages not in Path(nbformat.__file__).parents
+assert Path(shutil.which("python")).parent == Path(sys.executable).parent
+info = packages / "a_helper-1.0.dist-info"
+info.mkdir()
+(info / "METADATA").write_text("Name: a_helper\\nVersion: 1.0\\n")
+"""
+
+
+def test_a_check_runs_above_the_environment(tmp_path: Path) -> None:
+    """The kernel uses its packages, and installs elsewhere."""
+    _, added = execute.check(one_cell(tmp_path, ADD_A_HELPER), Path(sys.executable))
+    assert added == {"a-helper": "1.0"}
+
+
+def test_a_check_fails_if_the_wheel_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wheel alone lies beside the notebook; an environment that has the package is refused."""
+    wheel = tmp_path / "lowmem_if-1-py3-none-any.whl"
+    wheel.touch()
+    alone = "from pathlib import Path\nassert [file.name for file in Path.cwd().iterdir()] == "
+    file = one_cell(tmp_path, alone + repr([wheel.name]))
+    real = execute.versions
+    monkeypatch.setattr(execute, "versions", lambda python: real(python) | {"lowmem-if": "0.1"})
+    with pytest.raises(execute.CheckFailed, match="already has lowmem-if"):
+        execute.check(file, Path(sys.executable), wheel)
+
+    def without(python: Path) -> dict[str, str]:
+        return {name: found for name, found in real(python).items() if name != "lowmem-if"}
+
+    monkeypatch.setattr(execute, "versions", without)
+    with pytest.raises(execute.CheckFailed, match="did not install lowmem_if-1-py3"):
+        execute.check(file, Path(sys.executable), wheel)
+
+
+def test_a_check_fails_with_the_cell(tmp_path: Path) -> None:
+    """Its source and its traceback are the message."""
+    file = one_cell(tmp_path, "shape = 'star'\n1 / 0")
+    with pytest.raises(
+        SystemExit, match=r"(?s)one\.ipynb with .*shape = 'star'.*ZeroDivisionError"
+    ):
+        execute.main(["--check", str(file)])
+
+
+def test_a_check_fails_if_a_package_changes(tmp_path: Path) -> None:
+    """Whatever the notebook itself says."""
+    file = one_cell(
+        tmp_path,
+        "import sysconfig\nfrom pathlib import Path\n"
+        "info = Path(sysconfig.get_path('purelib'), 'nbformat-0.1.dist-info')\ninfo.mkdir()\n"
+        "(info / 'METADATA').write_text('Name: nbformat\\nVersion: 0.1\\n')",
+    )
+    with pytest.raises(
+        execute.CheckFailed, match=f"changed .* nbformat {metadata.version('nbformat')}$"
+    ):
+        execute.check(file, Path(sys.executable))
