@@ -32,11 +32,15 @@ from PIL import Image, ImageChops
 
 HERE = Path(__file__).parent
 TREE = HERE.parents[1]
-NOTEBOOK = TREE / "notebooks" / "colab_free_tier.ipynb"
+NOTEBOOKS = TREE / "notebooks"
+NOTEBOOK = NOTEBOOKS / "colab_free_tier.ipynb"
 DEFAULT = ("colab-2026-08", "oldest", "newest")
 """The newest list of Colab, the oldest versions that are supported, and the newest ones."""
 
-TESTS = ("parity", "loading", "streaming", "release", "session", "hub", "library_differences")
+TESTS = (
+    "parity", "loading", "streaming", "release", "session", "hub", "library_differences", "noise",
+    "bitsandbytes",
+)  # fmt: skip
 TEST_TOOLS = ("pytest", "pytest-xdist", "hypothesis", "peft", "nbclient", "ipykernel")
 PROMPT = "a red circle on a blue background"
 MOST_ROUNDED = 1e-4
@@ -118,7 +122,8 @@ def main() -> int:
 def _check(name: str, wheel: Path, pictures: dict[str, Path], scratch: Path) -> None:
     scratch.mkdir()
     environment = _as_built(name)
-    _install(environment, wheel)
+    _run_notebook(environment, wheel)
+    _add(environment, wheel)
     _say(name, "installed the wheel; nothing else has changed")
     _draw(environment, scratch, kinds=("plain",), like=pictures)
     _check_without_bitsandbytes(environment)
@@ -127,7 +132,6 @@ def _check(name: str, wheel: Path, pictures: dict[str, Path], scratch: Path) -> 
     _say(name, "drew the same pixels, with the 8-bit text encoder, too")
     _add(environment, *TEST_TOOLS)
     _test(environment)
-    _run_notebook(environment, wheel)
 
 
 def _as_built(name: str) -> Environment:
@@ -172,11 +176,6 @@ def _restore(environment: Environment, file: Path) -> None:
 
 def _keep_record(environment: Environment) -> None:
     environment.record.write_text(json.dumps(environment.installed(), indent=1))
-
-
-def _install(environment: Environment, wheel: Path) -> None:
-    """Install the wheel as a user does; raises `Failed` if that changed anything."""
-    _add(environment, wheel)
 
 
 def _add(environment: Environment, *what: str | Path) -> None:
@@ -266,7 +265,20 @@ def _test(environment: Environment) -> None:
 
 
 def _run_notebook(environment: Environment, wheel: Path) -> None:
-    """Run Colab's notebook from top to bottom, as a user of this environment would."""
+    """Run Colab's notebook from top to bottom, which installs the wheel into an environment on top."""
+    _add(environment, "ipykernel")
+    command = [NOTEBOOKS / "execute.py", "--check", NOTEBOOK, "--python", environment.python]
+    done = subprocess.run(
+        [sys.executable, *map(str, command), "--source", str(wheel)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=_environ(),
+    )
+    if done.returncode:
+        print(done.stdout[-3000:], done.stderr[-3000:])
+        raise Failed(f"{NOTEBOOK.name}: {_last_words(done)}")
+    _say(environment.name, f"{NOTEBOOK.name} ran from top to bottom")
 
 
 def _wheel(scratch: Path) -> Path:
