@@ -320,3 +320,16 @@ def test_attention_under_the_names_of_old_files_is_found(tiny: Path, tmp_path: P
     save_file(tensors, file, metadata={"format": "pt"})
     ours = load_diffusers_model(folder, AutoencoderKL, dtype="float32", device="cpu")
     assert_same(ours, vae.eval())
+
+
+def test_a_library_that_lacks_a_name_is_not_only_called_a_broken_file(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unknown version of a library is named beside the file, for the file may be sound."""
+
+    def missing(*_args: object) -> None:
+        raise AttributeError("'T5EncoderModel' object has no attribute 'something'")
+
+    monkeypatch.setattr("lowmem_if.weights.skeletons.kept_dtype", missing)
+    with pytest.raises(CheckpointError, match=r"no attribute.*transformers \d+\..*another version"):
+        load_text_encoder(tiny / "stage_1", storage="float32", compute="float32", device="cpu")

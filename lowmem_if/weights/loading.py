@@ -269,5 +269,15 @@ def _told(path: Path) -> Iterator[None]:
             raise
         line = next((line for line in str(error).splitlines() if line.strip()), repr(error))
         raise CheckpointError(
-            f"{path}: cannot be loaded ({line.strip()[:200]}); fetch or copy it again"
+            f"{path}: cannot be loaded ({line.strip()[:200]}); fetch or copy it again{_or(error)}"
         ) from error
+
+
+def _or(error: Exception) -> str:
+    """What else may be wrong: a library that has no such name is another one than was expected."""
+    if not isinstance(error, AttributeError | ImportError | TypeError):
+        return ""
+    return (
+        f"; if that does not help, transformers {transformers.__version__} or diffusers "
+        f"{diffusers.__version__} is not one that lowmem-if knows: install another version"
+    )
