@@ -21,6 +21,10 @@ from lowmem_if.running.run_folder import library_versions
 from lowmem_if.weights.atomic import write_bytes
 from lowmem_if.weights.tensor_files import load_tensor, tensor_bytes
 
+_FORMAT = 2
+"""Increase it when the same key would stand for other numbers: what was kept before is not read again.
+2: encoders that stream keep their hidden states as the blocks return them (before: cut to float16)."""
+
 _KEEP_BYTES = 1_000_000_000
 """Some 1600 prompts of T5-XXL in float16; the longest unused are dropped beyond that."""
 
@@ -36,6 +40,7 @@ class EmbeddingCache:
         self.folder = folder or cache_folder("embeds")
         self._unpruned_bytes = _KEEP_BYTES
         self._encoder = [
+            _FORMAT,
             encoder_identity,
             step.strategy,
             step.storage_dtype,
