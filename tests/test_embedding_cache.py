@@ -94,7 +94,8 @@ def test_a_damaged_entry_is_made_again(tiny: Path, tmp_path: Path, damage: bytes
 @pytest.mark.parametrize(
     "change",
     [
-        {"strategy": "stream"}, {"storage_dtype": "int8"}, {"compute_dtype": "bfloat16"}, {"device": "cuda:0"},
+        {"strategy": "stream"}, {"storage_dtype": "int8"}, {"compute_dtype": "bfloat16"},
+        {"device": "cuda:0"},
     ],
 )  # fmt: skip
 def test_every_part_of_the_setting_is_in_the_key(

@@ -17,6 +17,7 @@ from lowmem_if.planning.plan import Step
 from lowmem_if.planning.strategies import MODEL_OFFLOAD, RESIDENT, SEQUENTIAL_OFFLOAD, STREAM
 from lowmem_if.planning.tasks import ImageTask, Sampling
 from lowmem_if.stages.compiling import compile_unet, forget_compiled
+from lowmem_if.stages.finite import checked
 from lowmem_if.stages.previews import Watching, watched
 from lowmem_if.stages.style import styled
 from lowmem_if.weights.loading import load_diffusers_model, stream_diffusers_model
@@ -74,7 +75,7 @@ class DrawingStage:
         pipeline = self._as(kind)
         watching = batch.watching if self.watchable else None
         style = nullcontext() if batch.style is None else styled(pipeline.unet, batch.style)
-        with style, watched(pipeline.scheduler, watching, self._look):
+        with style, watched(pipeline.scheduler, watching, self._look), checked(pipeline):
             pictures = pipeline(
                 guidance_scale=batch.sampling.guidance_scale,
                 # One CPU generator an image: seeds mean the same on every device, in every batch.

@@ -27,8 +27,8 @@ from lowmem_if.weights import converted
 from lowmem_if.weights.checkpoint import Checkpoint
 from lowmem_if.weights.filling import fill
 from lowmem_if.weights.library_repairs import repaired_safety_checker
-from lowmem_if.weights.memory import is_out_of_memory
 from lowmem_if.weights.merging import Merges
+from lowmem_if.weights.shortages import is_shortage
 from lowmem_if.weights.skeletons import (
     diffusers_skeleton,
     move_buffers,
@@ -258,7 +258,7 @@ def _told(path: Path) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:
-        if is_out_of_memory(error):
+        if is_shortage(error):
             raise
         line = next((line for line in str(error).splitlines() if line.strip()), repr(error))
         raise CheckpointError(

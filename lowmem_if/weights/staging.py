@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from lowmem_if.weights.checkpoint import Stored
-from lowmem_if.weights.memory import is_out_of_memory
 from lowmem_if.weights.reading import Reader
+from lowmem_if.weights.shortages import is_shortage
 
 STAGING_BYTES = 32 * 2**20
 """Of each of the two buffers: a power of two, which is what pinned memory is rounded to."""
@@ -71,6 +71,6 @@ def _host_buffer(*, pinned: bool) -> torch.Tensor:
         return torch.empty(STAGING_BYTES, dtype=torch.uint8, pin_memory=pinned)
     except RuntimeError as error:
         # WSL and containers allow little pinned memory, and the driver words its refusal variously.
-        if not pinned or not (is_out_of_memory(error) or "pin" in str(error).lower()):
+        if not pinned or not (is_shortage(error) or "pin" in str(error).lower()):
             raise
         return torch.empty(STAGING_BYTES, dtype=torch.uint8)
