@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import plan_of
+from runs import kinds, plan_of
 
 from lowmem_if.planning.ladder import RAM, VRAM
-from lowmem_if.running import worker, workshop
+from lowmem_if.running import turns, worker, workshop
 from lowmem_if.running.events import Event, ignore
 from lowmem_if.running.orders import Order
 from lowmem_if.running.run_folder import RunFolder
@@ -144,6 +144,21 @@ def test_what_ran_out_follows_from_the_steps_device(
     assert workshop._resource(folder, "stage_1", answer) == on_card
     assert workshop._resource(folder, "text_encoder", answer) == RAM
     assert workshop._resource(folder, "", answer) == RAM
+
+
+def test_a_device_without_room_for_its_first_use_is_short_in_the_steps_turn(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the step before, which is done, would be planned again."""
+
+    def fail(_device: str) -> None:
+        raise DEVICE[0]
+
+    events: list[Event] = []
+    monkeypatch.setattr(turns, "wake", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        turns.work(folder, events.append)
+    assert kinds(events, "started") == ["text_encoder"]
 
 
 class Ended:

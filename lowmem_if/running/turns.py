@@ -159,10 +159,12 @@ class _Turn:
         component = self._step.component
         _check_device(self._step)
         _check_lora(self._step, self._folder)
-        wake(self._step.device)
         self._folder.check_weights(component, self._weights)
         images = len(self._tasks or self._request.tasks)
         self._report(Event("started", component, total=images, batch=self._step.batch))
+        wake(
+            self._step.device
+        )  # in its turn: a device that has no room left even for this is short
         turns = {
             catalog.TEXT_ENCODER: self._encode,
             catalog.STAGE_1: self._draw_first,

@@ -276,7 +276,7 @@ class Workshop:
 
 def _resource(folder: RunFolder, component: str, answer: Event) -> str:
     """Which memory ran out: RAM on a CPU and where only RAM can be meant, otherwise VRAM."""
-    device = folder.reload().plan.step(component).device if component else "cpu"
+    device = folder.plan.step(component).device if component else "cpu"
     return RAM if device == "cpu" or answer.name == RAM else VRAM
 
 

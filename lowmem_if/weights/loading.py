@@ -18,7 +18,7 @@ import torch
 import transformers
 from transformers.models.t5.modeling_t5 import T5Block
 
-from lowmem_if.errors import CheckpointError
+from lowmem_if.errors import CheckpointError, LowmemError
 from lowmem_if.planning.component_files import file_names
 from lowmem_if.planning.configurations import read_config
 from lowmem_if.planning.lora import Lora
@@ -255,7 +255,7 @@ def _told(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except CheckpointError:
+    except LowmemError:
         raise
     except Exception as error:
         if is_shortage(error):

@@ -59,8 +59,8 @@ _LAST_WORDS = re.compile(r"^Error out of memory at line \d+ in file .*$", re.MUL
 """bitsandbytes calls `exit(1)` from C++ after this line (`csrc/ops.cuh`, CUDA_CHECK_RETURN)."""
 
 _TORCH_CLASSES = {"OutOfMemoryError"}
-_SPEAKING_CLASSES = {"SafetensorError"}
-"""Not of the class RuntimeError, but they pass on what the system says."""
+_SPEAKING_CLASSES = {"SafetensorError", "DeferredCudaCallError"}
+"""Not of the class RuntimeError, but they pass on what a system or a driver says."""
 
 
 def find_wording(text: str) -> Wording | None:
