@@ -28,7 +28,8 @@ from bench.cases import Case
 from bench.networks import steps
 from bench.ways import BY_NAME, PIECE_BYTES, read_piece, weight_bytes, weight_files
 from lowmem_if.running.worker import quiet_libraries
-from lowmem_if.weights.memory import Reading, Sampler, is_out_of_memory, read_memory, wake
+from lowmem_if.weights.memory import Reading, Sampler, read_memory, wake
+from lowmem_if.weights.shortages import is_shortage
 
 INTERVAL_S = 0.02
 FREE_RESERVE_BYTES = 10**9
@@ -176,7 +177,7 @@ def _told(error: Exception, case: Case) -> dict[str, str]:
     line = next(iter(str(error).splitlines()), "") or type(error).__name__
     for place in (case.scratch, case.folder, Path.cwd()):
         line = line.replace(f"{place}/", "").replace(str(place), place.name)
-    return {"kind": "memory" if is_out_of_memory(error) else "error", "text": line}
+    return {"kind": "memory" if is_shortage(error) else "error", "text": line}
 
 
 def main() -> None:

@@ -14,6 +14,7 @@
     ├── HubError               a download could not be done
     ├── MissingPackage         a package that only some commands need is not installed
     ├── RunFolderError         the run folder is busy, unwritable, or of another request or version
+    ├── NotFinite              a component gives NaN or infinite numbers in every number type that fits
     ├── SessionError           a session is closed, or busy with another call
     ├── SimulationError        a dry run cannot go on: another torch, or a number that nobody knows
     └── WorkerDied             the working process ended without a word (most often: out of memory)
@@ -80,6 +81,16 @@ class MissingPackage(LowmemError):
 
 class RunFolderError(LowmemError):
     """The run folder is in use, cannot be written, or belongs to another request or version."""
+
+
+class NotFinite(LowmemError):
+    """A result holds NaN or infinite numbers; it is not kept.
+
+    Attributes:
+        component: whose result it is; known outside the worker.
+    """
+
+    component: str = ""
 
 
 class SessionError(LowmemError):

@@ -82,6 +82,35 @@ def killed_in_stage_1() -> None:
     BaseStage.draw = lambda self, *args: os.kill(os.getpid(), signal.SIGKILL)
 
 
+def killed_in_stage_1_at_first() -> None:
+    """The kernel kills the first process in stage 1, and no other."""
+    if Path(sys.argv[2]).stat().st_size == 1:
+        killed_in_stage_1()
+
+
+def killed_at_the_first_start() -> None:
+    """The kernel kills the first process before it does anything."""
+    if Path(sys.argv[2]).stat().st_size == 1:
+        killed_at_every_start()
+
+
+def killed_at_every_start() -> None:
+    """The kernel kills every process before it does anything."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def bitsandbytes_exits_at_first() -> None:
+    """bitsandbytes finds no memory in stage 1 of the first process, and ends it from C++."""
+    if Path(sys.argv[2]).stat().st_size > 1:
+        return
+
+    def end(self: Any, *args: Any) -> torch.Tensor:
+        os.write(2, b"Error out of memory at line 341 in file /src/csrc/ops.cu\n")
+        os._exit(1)
+
+    BaseStage.draw = end
+
+
 def touches_a_lost_page() -> None:
     """A mapped file has become shorter, and stage 1 reads where it ended."""
     BaseStage.draw = lambda self, *args: os.kill(os.getpid(), signal.SIGBUS)

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from lowmem_if.planning.catalog import STAGE_1, STAGE_2, UPSCALER
 from lowmem_if.planning.compiling import COMPILE_S, compile_seconds, speedup
 from lowmem_if.planning.footprint import COMPILER_RAM_BYTES
-from lowmem_if.planning.jobs import Job, jobs_of
-from lowmem_if.planning.ladder import changed_pixels, cheaper
+from lowmem_if.planning.jobs import Job
+from lowmem_if.planning.ladder import RAM, VRAM, Findings, changed_pixels, cheaper
 from lowmem_if.planning.locations import locate
 from lowmem_if.planning.machine import Machine
 from lowmem_if.planning.plan import Plan, make_plan
@@ -93,15 +93,20 @@ def test_every_shape_is_compiled_by_itself() -> None:
     assert compile_seconds("cuda:0", jobs[:1], 1) == COMPILE_S["cuda"]
 
 
-def test_after_memory_ran_out_the_first_rung_is_to_compile_no_more() -> None:
-    """The same setting without the compiler, and the run says that pixels change."""
-    step = plan(images=16).step(STAGE_1)
-    location = locate("if-xl")
-    jobs = jobs_of(plan(images=16).request, location.cascade, STAGE_1)
-    lower = cheaper(step, T4, location.cascade.parts[STAGE_1], jobs)
-    assert lower is not None
-    assert lower.setting == replace(step.setting, speedup=1.0)
-    assert changed_pixels(step, lower) == "it is no longer compiled"
+def test_after_memory_ran_out_nothing_is_compiled_any_more() -> None:
+    """Short of RAM: the same without the compiler; of VRAM, less of it. Both change pixels."""
+    made, location = plan(images=16), locate("if-xl")
+    step = made.step(STAGE_1)
+    for short_of in (RAM, VRAM):
+        findings = Findings().ran_out(step, T4, short_of)
+        lower = cheaper(made, location, STAGE_1, findings, short_of=short_of)
+        assert lower is not None
+        assert lower.speedup == 1
+        assert changed_pixels(step, lower) == "it is no longer compiled"
+        if short_of == RAM:
+            assert lower.setting == replace(step.setting, speedup=1.0)
+        else:
+            assert lower.predicted.vram_bytes < step.predicted.vram_bytes
 
 
 def test_a_plan_that_compiles_reads_back_equal() -> None:

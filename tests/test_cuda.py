@@ -16,6 +16,9 @@ from lowmem_if.planning.request import Request
 from lowmem_if.planning.strategies import parse_pins
 from lowmem_if.running.run_folder import RunFolder
 from lowmem_if.running.scheduler import run
+from lowmem_if.weights.checkpoint import Checkpoint
+from lowmem_if.weights.reading import Reader
+from lowmem_if.weights.staging import Staging
 
 pytestmark = pytest.mark.cuda
 
@@ -77,3 +80,36 @@ def test_every_text_storage_runs_and_leaves(tiny: Path, tmp_path: Path, storage:
         assert released["alive"] == []
         assert released["vram_left_bytes"] <= released["allowed_bytes"]
     assert folder.notices == ()
+
+
+def test_float16_streams_to_the_accelerator_with_the_resident_bits(
+    tiny: Path, tmp_path: Path
+) -> None:
+    """What small cards plan: every component in float16, from its files and in memory."""
+    components = ("text_encoder", "stage_1", "stage_2", "upscaler")
+    runs = [
+        run_here(
+            plan_here(tiny, *(f"{name}={strategy}:float16" for name in components)),
+            tmp_path / strategy,
+        )
+        for strategy in ("resident", "stream")
+    ]
+    for stage in ("stage_1", "stage_2", "stage_3"):
+        ours, theirs = (load_file(r.path / stage / "0000.safetensors")["tensor"] for r in runs)
+        assert torch.equal(ours, theirs), stage
+        assert ours.isfinite().all()
+
+
+def test_loading_and_computing_alternate_in_the_same_blocks(tiny: Path) -> None:
+    """Each tensor gets the block of the one before, which a kernel still reads; 200 times."""
+    with Checkpoint.of_folder(tiny / "stage_1/text_encoder") as checkpoint:
+        name = max(checkpoint, key=lambda key: checkpoint.stored(key).size_bytes)
+        stored, expected = checkpoint.stored(name), checkpoint[name]
+        staging = Staging(Reader(checkpoint), "cuda:0")
+        copies = []
+        for _ in range(200):
+            fresh = torch.empty(expected.shape, dtype=stored.dtype, device="cuda:0")
+            staging.read(stored, fresh)
+            copies.append(fresh * 1)
+            del fresh
+        assert all(torch.equal(copy.cpu(), expected) for copy in copies)

@@ -94,13 +94,14 @@ def test_a_damaged_entry_is_made_again(tiny: Path, tmp_path: Path, damage: bytes
 @pytest.mark.parametrize(
     "change",
     [
-        {"storage_dtype": "int8"}, {"compute_dtype": "bfloat16"}, {"device": "cuda:0"},
+        {"strategy": "stream"}, {"storage_dtype": "int8"}, {"compute_dtype": "bfloat16"},
+        {"device": "cuda:0"},
     ],
 )  # fmt: skip
 def test_every_part_of_the_setting_is_in_the_key(
     tiny: Path, tmp_path: Path, change: dict[str, object]
 ) -> None:
-    """Storage, compute type and kind of device each make another entry."""
+    """Strategy, storage, compute type and kind of device each make another entry."""
     step = plan_of(tiny).steps[0]
     EmbeddingCache("encoder", step, tmp_path).put("a red circle", torch.ones(1, 77, 8))
     assert EmbeddingCache("encoder", step, tmp_path).get("a red circle") is not None
@@ -108,6 +109,18 @@ def test_every_part_of_the_setting_is_in_the_key(
     assert EmbeddingCache("encoder", step, tmp_path).get("a red circl") is None
     changed = EmbeddingCache("encoder", replace(step, **change), tmp_path)
     assert changed.get("a red circle") is None
+
+
+def test_embeddings_of_an_older_format_are_not_read(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an earlier release kept under the same encoder, text and types is made again."""
+    step = plan_of(tiny).steps[0]
+    monkeypatch.setattr(embedding_cache, "_FORMAT", embedding_cache._FORMAT - 1)
+    EmbeddingCache("encoder", step, tmp_path).put("a red circle", torch.ones(1, 77, 8))
+    assert EmbeddingCache("encoder", step, tmp_path).get("a red circle") is not None
+    monkeypatch.undo()
+    assert EmbeddingCache("encoder", step, tmp_path).get("a red circle") is None
 
 
 def test_the_longest_unused_entries_leave_first(

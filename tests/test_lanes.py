@@ -41,6 +41,7 @@ class Stream:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.waited_for: list[Event] = []
+        self.followed: list[Stream] = []
 
     def __enter__(self) -> Stream:
         return self
@@ -54,6 +55,9 @@ class Stream:
 
     def wait_event(self, event: Event) -> None:
         self.waited_for.append(event)
+
+    def wait_stream(self, other: Stream) -> None:
+        self.followed.append(other)
 
     def synchronize(self) -> None:
         """Everything has been done."""
@@ -139,6 +143,54 @@ def test_a_staging_buffer_is_not_filled_again_before_it_was_sent(
     pieces = -(-out.numel() * 4 // 4096)
     assert len(copying.events) == pieces > 4
     assert all(event.waited for event in copying.events[:-2])
+
+
+def test_copies_into_fresh_memory_follow_computing_and_those_into_an_arena_do_not(
+    tiny: Path, streams: tuple[Stream, Stream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A freed block may still be read; an arena's units have events, and copies beside computing."""
+    copying, computing = streams
+    with Checkpoint.of_folder(tiny / "stage_1/unet") as checkpoint:
+        name = next(iter(checkpoint))
+        out = torch.empty(checkpoint[name].shape)
+        staged = Staging(Reader(checkpoint), "cpu")
+        for number in range(1, 4):
+            staged.read(checkpoint.stored(name), out)
+            assert copying.followed == [computing] * number
+        staged.send(checkpoint.stored(name), out)
+        assert len(copying.followed) == 3
+    copying.followed.clear()
+    folder, call = tiny / "stage_1/unet", COMPONENTS["stage_1/unet"][1]
+    reads: list[int] = []
+    read = Staging.read
+    monkeypatch.setattr(Staging, "read", lambda *args: (reads.append(1), read(*args)))
+    with torch.no_grad(), on_device(folder, monkeypatch) as streamed:
+        call(streamed.module, 1)
+        call(streamed.module, 2)
+        assert copying.followed == [computing] * (1 + len(reads))  # once, for the arena itself
+
+
+def test_waiting_for_a_copy_on_cuda_does_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event is CUDA's own and blocking, recorded on the very stream of the copies."""
+    made: list[Any] = []
+
+    class CudaEvent:
+        def __init__(self, **options: Any) -> None:
+            self.options = options
+            made.append(self)
+
+        def record(self, stream: Any) -> None:
+            self.stream = stream
+
+    class Copying:
+        stream_id, device_index, device_type = 7, 0, 1
+
+    monkeypatch.setattr(torch.cuda, "Event", CudaEvent)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda **names: names)
+    event = staging.sleeping_event(Copying(), "cuda:0")
+    assert made == [event]
+    assert event.options == {"blocking": True}
+    assert event.stream == {"stream_id": 7, "device_index": 0, "device_type": 1}
 
 
 @pytest.mark.parametrize("words", ["CUDA out of memory", "failed to pin memory"])

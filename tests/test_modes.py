@@ -30,8 +30,7 @@ from test_resume import Killable, killable, results  # noqa: F401  a fixture
 
 import lowmem_if as lm
 from lowmem_if.planning import catalog
-from lowmem_if.planning.jobs import jobs_of
-from lowmem_if.planning.ladder import RAM, changed_pixels, cheaper
+from lowmem_if.planning.ladder import RAM, Findings, changed_pixels, cheaper
 from lowmem_if.planning.locations import locate
 from lowmem_if.planning.modes import INPAINT, UPSCALE, VARY
 from lowmem_if.planning.plan import Plan, make_plan
@@ -277,12 +276,19 @@ def test_a_picture_that_does_not_fit_whole_is_cut_no_smaller_than_it_must(
     small = make_plan(replace(machine, ram_bytes=4 * 10**9), request).step(catalog.UPSCALER)
     assert 0 < small.tile < 256
     assert small.predicted.ram_bytes < 4 * 10**9
-    cascade = locate("if-m").cascade
-    jobs = jobs_of(request, cascade, catalog.UPSCALER)
-    lower = cheaper(large, machine, cascade.parts[catalog.UPSCALER], jobs, short_of=RAM)
-    assert lower is not None
-    assert lower.tile == 128
-    assert "tiles of 128" in changed_pixels(large, lower)
+    plan, location, findings = make_plan(machine, request), locate("if-m"), Findings()
+    step, tiles = large, []
+    while step is not None:
+        tiles.append(step.tile)
+        plan = replace(
+            plan, steps=tuple(step if s.component == step.component else s for s in plan.steps)
+        )
+        findings = findings.ran_out(step, machine, RAM)
+        step = cheaper(plan, location, catalog.UPSCALER, findings, short_of=RAM)
+    assert tiles[:2] == [256, 256]  # weights from the file draw the same pixels
+    assert tiles == sorted(tiles, reverse=True)
+    assert tiles[-1] < 128
+    assert "tiles of 128" in changed_pixels(large, replace(large, tile=128))
 
 
 def test_a_finished_picture_does_not_tell_where_its_source_lay(

@@ -28,11 +28,16 @@ SEEDS = (3, 14, 15)
 
 
 def by_hand(
-    cascade: Path, prompt: str, seed: int, negative: str = "", **stage_1: Any
+    cascade: Path,
+    prompt: str,
+    seed: int,
+    negative: str = "",
+    dtype: torch.dtype = torch.float32,
+    **stage_1: Any,
 ) -> dict[str, Any]:
     """The cascade as the documentation of diffusers calls it, one prompt, a fresh seed each stage."""
     IFSafetyChecker.all_tied_weights_keys = {}  # or its weights cannot be loaded today
-    options = {"variant": "fp16", "torch_dtype": torch.float32}
+    options = {"variant": "fp16", "torch_dtype": dtype}
     first = IFPipeline.from_pretrained(cascade / "stage_1", **options)
     second = IFSuperResolutionPipeline.from_pretrained(
         cascade / "stage_2", text_encoder=None, tokenizer=None, safety_checker=None,

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,6 @@ from lowmem_if.planning.footprint import (
     resident_choices,
 )
 from lowmem_if.planning.jobs import Job, jobs_of
-from lowmem_if.planning.ladder import RAM, VRAM, cheaper
 from lowmem_if.planning.locations import locate
 from lowmem_if.planning.machine import Machine, accelerator_compute_dtype, cpu_compute_dtype
 from lowmem_if.planning.plan import Plan, Step, make_plan
@@ -1200,165 +1198,7 @@ def test_a_broken_file_is_told_before_anything_is_planned(tiny: Path, tmp_path: 
     assert make_plan(cpu(8), ask(str(broken), size=64))
 
 
-# --- the ladder ---------------------------------------------------------------------------------
-
-
-def ladder(first: Step, machine: Machine, request: Request, *, short_of: str = VRAM) -> list[Step]:
-    """A step and all the cheaper ones below it."""
-    part = locate(request.cascade, components=request.components).cascade.parts[first.component]
-    rungs = [first]
-    while lower := cheaper(rungs[-1], machine, part, JOBS, short_of=short_of):
-        rungs.append(lower)
-        assert len(rungs) < 20, "the ladder has no end"
-    return rungs
-
-
-@thorough
-@given(machines, requests, preferences, pins, st.sampled_from([RAM, VRAM]))
-def test_every_ladder_ends_and_every_rung_differs(
-    machine: Machine, request: Request, prefer: str, pins: dict[str, Pin], short_of: str
-) -> None:
-    """After each lack of memory something else is tried that takes no more of it, at last one image on
-    the CPU, whose weights stream if they can, then nothing."""
-    try:
-        plan = make_plan(machine, request, prefer=prefer, pins=pins)
-    except (DoesNotFit, DeviceError, RequestError):
-        return
-    for first in plan.steps:
-        rungs = ladder(first, machine, request, short_of=short_of)
-        assert len({rung.setting for rung in rungs}) == len(rungs)
-        assert all(rung.predicted.ram_bytes <= machine.ram_bytes for rung in rungs[1:])
-        if rungs[-1].device == "cpu":
-            assert rungs[-1].batch == 1
-            stays = first.component == FINISH or rungs[-1].storage_dtype in QUANTISED
-            assert rungs[-1].strategy == (RESIDENT if stays else STREAM)
-            assert rungs[-1].resident_bytes == 0
-            # Tiles that would save no RAM, for the UNet takes more, are passed over.
-            assert not rungs[-1].vae_tiling or first.component == UPSCALER
-        for upper, lower in pairwise(rungs):
-            assert lower.predicted.vram_bytes <= machine.vram_bytes
-            if short_of == VRAM:
-                assert lower.predicted.vram_bytes <= upper.predicted.vram_bytes
-            if short_of == RAM or upper.device == "cpu":
-                assert lower.predicted.ram_bytes < upper.predicted.ram_bytes
-            if lower.device == "cpu":
-                assert "float16" not in (lower.storage_dtype, lower.compute_dtype)
-                assert lower.strategy in (RESIDENT, STREAM)
-            if lower.strategy == STREAM == upper.strategy:
-                assert lower.resident_bytes <= upper.resident_bytes
-            assert lower.strategy == STREAM or lower.resident_bytes == 0
-            assert (lower.component, lower.sampling) == (first.component, first.sampling)
-            assert "RAM ran out with" in lower.reason
-            assert lower.predicted.seconds > 0
-
-
-def test_the_ladder_of_the_upscaler_has_every_rung() -> None:
-    """Smaller batches, a tiled VAE, moving modules, moving leaves, the CPU and streaming there; a stream
-    to the card takes more of it than leaves do and is left out."""
-    machine, request = card(80, 80), ask(images=4)
-    first = step(make_plan(machine, request, prefer="balanced"), UPSCALER)
-    rungs = [
-        (rung.batch, rung.vae_tiling, rung.strategy, rung.device)
-        for rung in ladder(first, machine, request)
-    ]
-    assert rungs == [
-        (4, False, RESIDENT, "cuda:0"),
-        (2, False, RESIDENT, "cuda:0"),
-        (1, False, RESIDENT, "cuda:0"),
-        (1, True, RESIDENT, "cuda:0"),
-        (1, True, MODEL_OFFLOAD, "cuda:0"),
-        (1, True, SEQUENTIAL_OFFLOAD, "cuda:0"),
-        (1, True, RESIDENT, "cpu"),
-        (1, True, STREAM, "cpu"),
-    ]
-
-
-def test_short_of_ram_moving_leaves_become_a_stream_to_the_card() -> None:
-    """Offloaded weights fill the RAM; from the file they need not be there."""
-    machine, request = card(6, 16), ask(size=64)
-    pins = {STAGE_1: Pin(SEQUENTIAL_OFFLOAD)}
-    first = step(make_plan(machine, request, pins=pins), STAGE_1)
-    rungs = ladder(first, machine, request, short_of=RAM)
-    assert [(rung.strategy, rung.device) for rung in rungs] == [
-        (SEQUENTIAL_OFFLOAD, "cuda:0"), (STREAM, "cuda:0"),
-    ]  # fmt: skip
-    assert rungs[1].predicted.ram_bytes < rungs[0].predicted.ram_bytes - 8 * GB
-
-
-def test_a_stream_keeps_less_and_less_in_place() -> None:
-    """What stays is halved until nothing does; then the CPU, where the card's memory was short."""
-    machine, request = card(7, 4), ask(size=64)
-    first = step(make_plan(machine, request), STAGE_1)
-    rungs = ladder(first, machine, request)
-    assert rungs[0].resident_bytes > 4 * GB
-    streams = [rung.resident_bytes for rung in rungs if rung.device != "cpu"]
-    assert len(streams) > 4
-    assert streams[-1] == 0
-    assert all(lower <= upper / 2 for upper, lower in pairwise(streams))
-    assert [(rung.strategy, rung.device) for rung in rungs[len(streams) :]] == [(STREAM, "cpu")]
-
-
-def test_an_8bit_encoder_goes_to_the_cpu_as_it_is() -> None:
-    """bitsandbytes' weights do not move: the rung below the card is the CPU, still 8-bit."""
-    machine, request = card(16, 16), ask()
-    rungs = ladder(step(make_plan(machine, request), TEXT_ENCODER), machine, request)
-    assert [(rung.device, rung.storage_dtype) for rung in rungs] == [
-        ("cuda:0", "int8"), ("cpu", "int8"),
-    ]  # fmt: skip
-    assert rungs[1].compute_dtype == "float32"
-
-
-def test_apple_streams_and_then_goes_to_the_cpu() -> None:
-    """There is nothing to offload to on Apple, but the file to stream from, on either device."""
-    machine, request = card(40, 64, "mps"), ask()
-    rungs = ladder(step(make_plan(machine, request), STAGE_1), machine, request)
-    assert [(rung.device, rung.strategy) for rung in rungs] == [
-        ("mps", RESIDENT), ("mps", STREAM), ("cpu", RESIDENT), ("cpu", STREAM),
-    ]  # fmt: skip
-
-
-def test_a_rung_tells_what_it_replaces() -> None:
-    """The step after a lack of memory names the setting that was too much."""
-    machine, request = card(24, 32), ask()
-    lower = ladder(step(make_plan(machine, request), STAGE_1), machine, request)[1]
-    assert lower.instead_of == "resident float16"
-    assert lower.reason == "VRAM ran out with resident float16 on cuda:0"
-
-
-def test_short_of_ram_no_rung_takes_more_of_it() -> None:
-    """When the system kills for want of RAM, offloading into RAM is no way out but streaming past it is,
-    unless the weights were on the card already; a pin forbids that too."""
-    machine, request = card(16, 12), ask("if-xl")
-    part = locate("if-xl").cascade.parts[STAGE_1]
-    pins = {STAGE_1: Pin(SEQUENTIAL_OFFLOAD)}
-    moving = step(make_plan(machine, request, pins=pins), STAGE_1)
-    lower = cheaper(moving, machine, part, JOBS, short_of=RAM)
-    assert lower is not None
-    assert (lower.strategy, lower.device) == (STREAM, "cuda:0")
-    assert lower.predicted.ram_bytes < moving.predicted.ram_bytes
-    assert cheaper(lower, machine, part, JOBS, short_of=RAM) is None
-    stage = step(make_plan(machine, request), STAGE_1)
-    # In dry runs both take the loader's two pinned buffers and 3 MB.
-    assert cheaper(stage, machine, part, JOBS, short_of=RAM) is None
-    below = cheaper(stage, machine, part, JOBS, short_of=VRAM)
-    assert below is not None
-    assert below.strategy == SEQUENTIAL_OFFLOAD
-    for short_of in (RAM, VRAM):
-        assert cheaper(stage, machine, part, JOBS, short_of=short_of, pinned=True) is None
-
-
-def test_a_pinned_stream_may_keep_less_in_place_but_stays_a_stream() -> None:
-    """What stays is no choice of the user's, so a lack of memory may lower it under a pin."""
-    machine, request = card(7, 4), ask(size=64)
-    rung = step(make_plan(machine, request, pins={STAGE_1: Pin(STREAM)}), STAGE_1)
-    part = locate("if-xl").cascade.parts[STAGE_1]
-    while rung.resident_bytes:
-        lower = cheaper(rung, machine, part, JOBS, pinned=True)
-        assert lower is not None
-        assert (lower.strategy, lower.device) == (STREAM, "cuda:0")
-        assert lower.resident_bytes < rung.resident_bytes
-        rung = lower
-    assert cheaper(rung, machine, part, JOBS, pinned=True) is None
+# --- Apple ----------------------------------------------------------------------------------------
 
 
 def test_a_pinned_8bit_encoder_runs_on_the_cpu_beside_an_apple_gpu() -> None:

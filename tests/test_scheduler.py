@@ -62,7 +62,7 @@ def test_out_of_memory_in_the_upscaler_goes_on_with_a_tiled_vae(
 def test_a_smaller_batch_is_tried_before_anything_is_given_up(
     tiny: Path, tmp_path: Path, starts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A batch of four is halved and halved again, once each, and then the error says what to do."""
+    """One at a time clearly takes less than four; that is tried twice, and the error says what to do."""
     inject(monkeypatch, "out_of_memory_always", starts)
     request = Request(tuple("abcd"), cascade=str(tiny), seed=(1,), steps=(2,), size=64)
     plan = make_plan(CPU, request, prefer="balanced")
@@ -99,15 +99,53 @@ def test_a_file_system_without_locks_is_no_reason_not_to_run(
 def test_a_worker_that_the_system_kills_is_a_known_event(
     tiny: Path, tmp_path: Path, starts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SIGKILL counts as memory; at the bottom of the ladder it is told, and the run can be resumed."""
+    """SIGKILL counts as memory; the cheapest step is tried twice, and then the run can be resumed."""
     inject(monkeypatch, "killed_in_stage_1", starts)
     plan = plan_of(tiny, size=64)
-    with pytest.raises(OutOfMemory, match="the system killed the worker"):
+    with pytest.raises(OutOfMemory, match=r"the system killed the worker.*nothing cheaper is left"):
         run(plan, tmp_path / "run")
-    assert starts.read_text() == "x"
+    assert starts.read_text() == "xx"
     monkeypatch.undo()
     os.chdir(tmp_path)
     assert len(run_here(plan, tmp_path / "run").images) == 1
+
+
+def test_the_cheapest_step_is_tried_again_once(
+    tiny: Path, tmp_path: Path, starts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RAM belongs to all processes: what was killed at first may find room a moment later."""
+    inject(monkeypatch, "killed_in_stage_1_at_first", starts)
+    plan, events = plan_of(tiny, size=64), []
+    result = run(plan, tmp_path / "run", report=events.append)
+    assert starts.read_text() == "xx"
+    (retry,) = [event for event in events if event.kind == "retry"]
+    assert "nothing takes less of it; now the same" in retry.text
+    folder = RunFolder.open(result.folder)
+    assert folder.plan == plan
+    assert folder.log == ("stage_1: RAM ran out and nothing takes less of it",)
+    assert folder.notices == ()
+
+
+def test_a_worker_that_is_killed_while_it_starts_is_started_again_once(
+    tiny: Path, tmp_path: Path, starts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Importing the libraries takes RAM, too."""
+    inject(monkeypatch, "killed_at_the_first_start", starts)
+    assert len(run(plan_of(tiny, size=64), tmp_path / "run").images) == 1
+    assert starts.read_text() == "xx"
+    inject(monkeypatch, "killed_at_every_start", starts)
+    with pytest.raises(WorkerDied, match="killed while it started"):
+        run(plan_of(tiny, size=64), tmp_path / "other")
+    assert starts.read_text() == "xxxx"
+
+
+def test_a_worker_that_bitsandbytes_ends_is_a_shortage(
+    tiny: Path, tmp_path: Path, starts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It prints a line and calls exit(1) from C++; the step is tried again, and no bug is told."""
+    inject(monkeypatch, "bitsandbytes_exits_at_first", starts)
+    assert len(run(plan_of(tiny, size=64), tmp_path / "run").images) == 1
+    assert starts.read_text() == "xx"
 
 
 def test_a_file_lost_under_a_mapping_is_told_and_not_retried(

@@ -101,6 +101,37 @@ def test_a_buffer_that_is_filled_too_early_is_found_out(monkeypatch: pytest.Monk
         simulate(STAGE_1, STREAM)
 
 
+def test_a_freed_block_that_is_copied_over_too_early_is_found_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """8-bit loading: the allocator hands on a block whose numbers are still being quantised."""
+    assert simulate(TEXT_ENCODER, RESIDENT, "int8").phases
+    monkeypatch.setattr(Staging, "follow_computing", lambda _staging: None)
+    with pytest.raises(SimulationError, match=r"race: stream .* writes over what computing"):
+        simulate(TEXT_ENCODER, RESIDENT, "int8")
+
+
+def test_blocks_that_are_joined_and_split_keep_their_uses() -> None:
+    """A tensor that gets a part of a freed one's block is as little safe."""
+    with dry_run(kernel="fused") as trace:
+        copying = trace.timeline.stream()
+        large = torch.empty(4096, device=DEVICE)
+        large.add_(1)
+        del large
+        part = torch.empty(512, device=DEVICE)
+        with pytest.raises(SimulationError, match="race"), copying:
+            part.add_(1)
+        copying.wait_stream(torch.accelerator.current_stream(DEVICE))
+        with copying:
+            part.add_(1)
+        del part
+        # And the other way round: computing where a copy may still be on its way.
+        with pytest.raises(SimulationError, match="race"):
+            torch.empty(4096, device=DEVICE).add_(1)
+        torch.accelerator.synchronize(DEVICE)
+        torch.empty(4096, device=DEVICE).add_(1)
+
+
 # --- what is patched, and what is unknown -------------------------------------------------------
 
 

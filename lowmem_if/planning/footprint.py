@@ -77,6 +77,9 @@ TEXTS_A_PASS = 256
 _TEXT_NUMBERS = 77 * 4096
 """Of the hidden states of each, T5-XXL's, between the blocks."""
 
+_STATE_BYTES = {"float16": 4, "bfloat16": 2, "float32": 4}
+"""Bytes of each number of these states: beside float16 transformers keeps them in float32."""
+
 _SMALL_ACTIVATION_BYTES = 50_000_000
 """Of the safety checker and the picture it looks at."""
 
@@ -404,7 +407,7 @@ def headroom(device: str) -> tuple[int, int]:
 def _waiting_bytes(setting: Setting) -> int:
     """Of the texts that wait for each other between the blocks of an encoder that streams."""
     together = setting.component == catalog.TEXT_ENCODER and setting.strategy == STREAM
-    return setting.batch * _TEXT_NUMBERS * ITEM_BYTES[setting.compute] if together else 0
+    return setting.batch * _TEXT_NUMBERS * _STATE_BYTES[setting.compute] if together else 0
 
 
 def _growth(module: Module, setting: Setting) -> float:

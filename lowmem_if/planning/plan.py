@@ -204,7 +204,7 @@ def _choose(
         assert closest.short is not None
         raise _NoRoom(component, *closest.short)
     # A picture is cut no smaller than it must be; among ways that cut it alike the quickest is taken.
-    chosen = min(fitting, key=lambda candidate: (_cuts(candidate.setting), candidate.seconds))
+    chosen = min(fitting, key=lambda candidate: (cuts(candidate.setting), candidate.seconds))
     setting = chosen.setting
     return Step(
         component, setting.strategy, setting.storage, setting.compute, setting.device, setting.batch,
@@ -222,7 +222,7 @@ def _choose(
     )  # fmt: skip
 
 
-def _cuts(setting: Setting) -> float:
+def cuts(setting: Setting) -> float:
     """How finely the user's own pictures are cut; 0: not at all."""
     return UPSCALER_SIDE / setting.tile if setting.tile else 0.0
 

@@ -11,6 +11,7 @@ from lowmem_if.planning.compiling import speedup
 from lowmem_if.planning.footprint import Setting
 from lowmem_if.planning.lora import Lora, of_stage
 from lowmem_if.planning.machine import INSTALL_BITSANDBYTES, Machine
+from lowmem_if.planning.number_types import doubt
 from lowmem_if.planning.request import Request
 from lowmem_if.planning.strategies import (
     QUANTISED,
@@ -45,6 +46,8 @@ def reason(
     elif setting.storage in QUANTISED:
         words.append("computes in " + setting.compute)
     words += _lacking(machine, setting)
+    if setting.device != "cpu" and (known := doubt(machine, setting.compute)):
+        words.append(f"{known}: every step is checked")
     return "; ".join([*words, *_compiling(machine, request, setting)])
 
 

@@ -22,6 +22,10 @@ from lowmem_if.running.versions import versions_behind
 from lowmem_if.weights.atomic import write_bytes
 from lowmem_if.weights.tensor_files import load_tensor, tensor_bytes
 
+_FORMAT = 2
+"""Increase it when the same key would stand for other numbers: what was kept before is not read again.
+2: encoders that stream keep their hidden states as the blocks return them (before: cut to float16)."""
+
 _KEEP_BYTES = 1_000_000_000
 """Some 1600 prompts of T5-XXL in float16; the longest unused are dropped beyond that."""
 
@@ -37,6 +41,7 @@ class EmbeddingCache:
         self._folder = folder
         self._unpruned_bytes = _KEEP_BYTES
         self._encoder = [
+            _FORMAT,
             encoder_identity,
             step.strategy,
             step.storage_dtype,

@@ -1,8 +1,10 @@
 """Run a plan: a worker process does the components in turn; if memory kills it, a cheaper plan goes on.
 
-The ladder: each rung is tried once, only after memory ran out, and named in the log. If anything stayed
-loaded from before, or the worker had drawn before, the first rung is the same again in a new worker. Any
-other error ends the run at once. Whatever ends it, the folder can be continued.
+After a shortage the step is planned again (`planning/ladder.py`), and the log names the reason. The
+same step is tried again in a new worker if anything stayed loaded from before, if the worker had drawn
+before, and once if RAM, which all processes share, ran out with the cheapest step there is. A step that
+gives NaN or infinite numbers goes on in a wider number type. Any other error ends the run at once.
+Whatever ends it, the folder can be continued.
 """
 
 from __future__ import annotations
@@ -12,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lowmem_if.errors import OutOfMemory, RequestError, WorkerDied
-from lowmem_if.planning.jobs import jobs_of
-from lowmem_if.planning.ladder import changed_pixels, cheaper
-from lowmem_if.planning.locations import locate
+from lowmem_if.errors import NotFinite, OutOfMemory, RequestError, WorkerDied
+from lowmem_if.planning.ladder import RAM, Findings, changed_pixels, cheaper, more_exact
+from lowmem_if.planning.locations import Location, locate
 from lowmem_if.planning.plan import Plan, Step
 from lowmem_if.running.events import Event, Report, ignore
 from lowmem_if.running.gallery import GalleryKeeper, has_gallery, is_stale
@@ -122,62 +123,129 @@ def _work(
     folder: RunFolder, workshop: Workshop, report: Report, lock: int, preview_every: int
 ) -> None:
     """Let workers work until one comes to the end."""
+    recovery = _Recovery(report)
     while True:
-        short = workshop.work(folder, lock, report=report, preview_every=preview_every)
+        try:
+            short = workshop.work(folder, lock, report=report, preview_every=preview_every)
+        except NotFinite as error:
+            folder = folder.reload()
+            recovery.after_overflow(folder, error)
+            continue
         if short is None:
             return
         folder = folder.reload()
+        recovery.after_shortage(folder, short)
+
+
+class _Recovery:
+    """What one call has found out about its components, and how it goes on after each failure."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._findings: dict[str, Findings] = {}
+        self._tried_again: set[str] = set()
+
+    def after_shortage(self, folder: RunFolder, short: Short) -> None:
+        """Change the folder's plan so that it takes less, or leave it for another try as it is.
+
+        Raises:
+            OutOfMemory, WorkerDied: there is nothing left to try.
+        """
+        component = short.component
         if short.beside or not short.is_new:
-            _try_again(folder, short, report)
-            continue
-        step = _next_rung(folder, short)
+            self._try_again(folder, short, _beside(short))
+            return
+        step = self._cheaper(folder, short) if component else None
+        if step is not None:
+            self._replace(folder, step)
+        elif short.resource == RAM and component not in self._tried_again:
+            self._tried_again.add(component)
+            self._try_again(folder, short, "and nothing takes less of it")
+        elif component:
+            raise _nothing_cheaper(folder, short)
+        else:
+            raise WorkerDied(
+                f"the worker was killed while it started: `lowmem-if resume {folder.path}`"
+            )
+
+    def after_overflow(self, folder: RunFolder, error: NotFinite) -> None:
+        """Change the folder's plan so that the component computes in a wider number type.
+
+        Raises:
+            NotFinite: the error, if no such type fits or is left.
+        """
+        plan, name = folder.plan, error.component
+        found = self._findings.get(name, Findings()).overflowed(plan.step(name))
+        self._findings[name] = found
+        step = more_exact(plan, _location(folder), name, found)
+        if step is None:
+            raise NotFinite(f"{error}: {_what_to_do(folder, name)}") from error
+        self._tell(folder, name, str(error))
+        self._replace(folder, step)
+
+    def _cheaper(self, folder: RunFolder, short: Short) -> Step | None:
+        plan, name = folder.plan, short.component
+        found = self._findings.get(name, Findings())
+        found = found.ran_out(plan.step(name), plan.machine, short.resource)
+        self._findings[name] = found
+        return cheaper(plan, _location(folder), name, found, short_of=short.resource)
+
+    def _replace(self, folder: RunFolder, step: Step) -> None:
+        """Go on with another step, and say so."""
         before = folder.plan.step(step.component)
         folder.replace_step(step, f"{step.component}: {step.reason}")
         if change := changed_pixels(before, step):
-            _tell(
-                folder,
-                report,
-                step.component,
-                f"{change}, so pixels differ from a run with more memory",
-            )
+            other = "so pixels differ from a run as it was planned"
+            self._tell(folder, step.component, f"{change}, {other}")
         now = f"{step.reason}; now {step.setting} on {step.device}"
-        report(Event("retry", step.component, text=f"{step.component.replace('_', ' ')}: {now}"))
+        self._report(Event("retry", step.component, text=f"{_words(step.component)}: {now}"))
+
+    def _try_again(self, folder: RunFolder, short: Short, why: str) -> None:
+        """Say that the same goes on in a new worker, which holds nothing from before."""
+        if short.component:
+            step = folder.plan.step(short.component)
+            folder.replace_step(step, f"{short.component}: {short.resource} ran out {why}")
+        name = _words(short.component) or "before the first step"
+        text = f"{name}: {short.resource} ran out {why}; now the same with nothing else loaded"
+        self._report(Event("retry", short.component, text=text))
+
+    def _tell(self, folder: RunFolder, component: str, text: str) -> None:
+        name = _words(component)
+        notice = text if text.startswith(name) else f"{name}: {text}"
+        if folder.note(notice):
+            self._report(Event("notice", component, text=notice))
 
 
-def _tell(folder: RunFolder, report: Report, component: str, text: str) -> None:
-    notice = f"{component.replace('_', ' ')}: {text}"
-    if folder.note(notice):
-        report(Event("notice", component, text=notice))
+def _beside(short: Short) -> str:
+    """What was in the way of a step that ran out of memory."""
+    beside = _words(" and ".join(short.beside))
+    return (
+        f"beside {beside}, which stayed loaded" if beside else "in a worker that had drawn before"
+    )
 
 
-def _try_again(folder: RunFolder, short: Short, report: Report) -> None:
-    """Say that the same goes on in a new worker, which holds nothing from before."""
-    beside = " and ".join(short.beside).replace("_", " ")
-    why = f"beside {beside}, which stayed loaded" if beside else "in a worker that had drawn before"
-    if short.component:
-        step = folder.plan.step(short.component)
-        folder.replace_step(step, f"{short.component}: {short.resource} ran out {why}")
-    name = short.component.replace("_", " ") or "before the first step"
-    text = f"{name}: {short.resource} ran out {why}; now the same with nothing else loaded"
-    report(Event("retry", short.component, text=text))
+def _location(folder: RunFolder) -> Location:
+    request = folder.plan.request
+    return locate(request.cascade, components=request.components, revision=request.revision)
 
 
-def _next_rung(folder: RunFolder, short: Short) -> Step:
-    request, machine = folder.plan.request, folder.plan.machine
-    component = short.component
-    if not component:
-        raise WorkerDied(
-            f"the worker was killed while it started: `lowmem-if resume {folder.path}`"
-        )
-    step = folder.plan.step(component)
-    location = locate(request.cascade, components=request.components, revision=request.revision)
-    pinned = component in folder.plan.pins
-    part, jobs = location.cascade.parts[component], jobs_of(request, location.cascade, component)
-    lower = cheaper(step, machine, part, jobs, short_of=short.resource, pinned=pinned)
-    if lower is None:
-        left = "your pin allows nothing cheaper" if pinned else "nothing cheaper is left"
-        raise OutOfMemory(
-            f"{short.resource} ran out in {component.replace('_', ' ')} ({short.text}) and {left}: "
-            f"free some memory, then `lowmem-if resume {folder.path}`"
-        )
-    return lower
+def _nothing_cheaper(folder: RunFolder, short: Short) -> OutOfMemory:
+    pinned = short.component in folder.plan.pins
+    left = "your pin allows nothing cheaper" if pinned else "nothing cheaper is left"
+    return OutOfMemory(
+        f"{short.resource} ran out in {_words(short.component)} ({short.text}) and {left}: "
+        f"free some memory, then `lowmem-if resume {folder.path}`"
+    )
+
+
+def _what_to_do(folder: RunFolder, component: str) -> str:
+    """How to go on after numbers that are not finite, where no other number type can be taken."""
+    if folder.plan.step(component).compute_dtype == "float32":
+        return "fetch or copy them again"
+    if component in folder.plan.pins:
+        return f"your pin allows no wider number type; run it without --pin {component}=..."
+    return "no wider number type fits this machine: give it more memory, or run with --device cpu"
+
+
+def _words(component: str) -> str:
+    return component.replace("_", " ")

@@ -22,13 +22,14 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from lowmem_if.errors import CascadeError, DeviceError, RunFolderError
+from lowmem_if.errors import CascadeError, DeviceError, NotFinite, RunFolderError
 from lowmem_if.planning import catalog
 from lowmem_if.planning.footprint import at_rest, in_place_bytes
 from lowmem_if.planning.keeping import Kept
 from lowmem_if.planning.locations import Location, locate
 from lowmem_if.planning.lora import file_digest
 from lowmem_if.planning.modes import UPSCALE
+from lowmem_if.planning.number_types import likely_cause
 from lowmem_if.planning.plan import Step
 from lowmem_if.planning.tasks import ImageTask
 from lowmem_if.planning.units import shorten
@@ -41,6 +42,7 @@ from lowmem_if.running.sources import KINDS, read_source
 from lowmem_if.stages.base import BaseStage
 from lowmem_if.stages.compiling import why_not
 from lowmem_if.stages.finish import Finisher, to_image, to_unit_range
+from lowmem_if.stages.finite import check_finite, is_finite
 from lowmem_if.stages.lifetime import C, Life
 from lowmem_if.stages.pipelines import Batch, DrawingStage
 from lowmem_if.stages.previews import Watching
@@ -157,10 +159,12 @@ class _Turn:
         component = self._step.component
         _check_device(self._step)
         _check_lora(self._step, self._folder)
-        wake(self._step.device)
         self._folder.check_weights(component, self._weights)
         images = len(self._tasks or self._request.tasks)
         self._report(Event("started", component, total=images, batch=self._step.batch))
+        wake(
+            self._step.device
+        )  # in its turn: a device that has no room left even for this is short
         turns = {
             catalog.TEXT_ENCODER: self._encode,
             catalog.STAGE_1: self._draw_first,
@@ -168,13 +172,27 @@ class _Turn:
             catalog.UPSCALER: self._upscale,
             catalog.FINISH: self._finish,
         }
-        with self._recorder.recording():
+        with self._recorder.recording(), self._finite():
             turns[component]()
         released = asdict(self._release) if self._release else None
         self._folder.finish_step(component, self._measured(), released, stays=self._stays)
         self._report(Event("finished", component))
         if self._release and not self._release.complete:
             self._notice(left_behind(component, self._release))
+
+    @contextmanager
+    def _finite(self) -> Iterator[None]:
+        """Say of numbers that are not finite whose they are and what the likely cause is."""
+        step = self._step
+        try:
+            yield
+        except NotFinite as error:
+            machine = self._folder.plan.machine
+            cause = likely_cause(machine, step.compute_dtype, str(self._root))
+            raise NotFinite(
+                f"{step.component.replace('_', ' ')}: {error} holds NaN or infinite numbers, computed "
+                f"in {step.compute_dtype} on {step.device}; {cause}"
+            ) from error
 
     def _measured(self) -> dict[str, Any]:
         measured = self._recorder.measured()
@@ -252,6 +270,7 @@ class _Turn:
         with self._loaded(TextEncoder) as encoder:
             embeddings = encoder.encode(missing, self._step.batch, self._on_texts)
             for text, embedding in zip(missing, embeddings, strict=True):
+                check_finite(embedding, f"the embedding of {shorten(text, 40)!r}")
                 self._folder.write(self._folder.embedding_file(text), tensor_bytes(embedding))
                 if trouble := cache.put(cleaned[text].text, embedding):
                     self._notice(f"embeddings are not kept for later runs: {trouble}")
@@ -323,6 +342,7 @@ class _Turn:
         with self._loaded(make) as component:
             for tasks in undone:
                 for task, picture in zip(tasks, draw(component, self._batch(tasks)), strict=True):
+                    check_finite(picture, f"image {task.name}")
                     # The preview first: with its tensor there a picture counts as drawn.
                     image = to_image(show(picture))
                     self._folder.write(self._folder.preview_file(stage, task), _png(image))
@@ -448,6 +468,10 @@ def weights_identity(location: Location, step: Step) -> str:
 def _there(tensor: torch.Tensor | None, file: Path) -> torch.Tensor:
     if tensor is None:
         raise RunFolderError(f"{file} is gone or broken: `lowmem-if resume` makes it again")
+    if not is_finite(tensor):  # earlier releases wrote what they had
+        raise RunFolderError(
+            f"{file} holds NaN or infinite numbers: delete it, and `lowmem-if resume` makes it again"
+        )
     return tensor
 
 

@@ -19,17 +19,15 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import NoReturn
 
-import torch
-
 from lowmem_if.errors import LowmemError
-from lowmem_if.planning.ladder import RAM, VRAM
+from lowmem_if.planning.ladder import RAM
 from lowmem_if.running.events import Event, Report
 from lowmem_if.running.orders import Order, received
 from lowmem_if.running.run_folder import RunFolder, writing
 from lowmem_if.running.shelf import Shelf, left_behind
 from lowmem_if.running.turns import work
 from lowmem_if.system.channel import take_input
-from lowmem_if.weights.memory import is_out_of_memory
+from lowmem_if.weights.shortages import is_of_host, is_shortage
 
 Orders = SimpleQueue[tuple[Order, int | None]]
 
@@ -80,11 +78,10 @@ def _answer(order: Order, folder_lock: int | None, shelf: Shelf, report: Report)
     except LowmemError as error:
         return Event("error", text=str(error), name=type(error).__name__)
     except Exception as error:
-        if not is_out_of_memory(error):
+        if not is_shortage(error):
             raise
-        short_of = VRAM if isinstance(error, torch.OutOfMemoryError) else RAM
         text = next(iter(str(error).splitlines()), type(error).__name__)
-        return Event("out_of_memory", text=text, name=short_of)
+        return Event("out_of_memory", text=text, name=RAM if is_of_host(error) else "")
     return Event("done")
 
 

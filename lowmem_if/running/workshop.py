@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Any
 
 from lowmem_if import errors
-from lowmem_if.errors import WorkerDied
-from lowmem_if.planning.ladder import RAM
+from lowmem_if.errors import NotFinite, WorkerDied
+from lowmem_if.planning.ladder import RAM, VRAM
 from lowmem_if.planning.machine import Machine, probe, with_budget
 from lowmem_if.planning.strategies import STREAM
 from lowmem_if.running.events import Event, Report
@@ -24,6 +24,7 @@ from lowmem_if.running.run_folder import RunFolder, writing
 from lowmem_if.system.endings import ending
 from lowmem_if.system.hardware import segments_expand
 from lowmem_if.system.paths import quoted
+from lowmem_if.weights.shortages import find_wording, last_words
 
 WORKER = ("-P", "-m", "lowmem_if.running.worker")
 """Arguments of the interpreter; -P: the folder one stands in is no place to import from."""
@@ -83,6 +84,7 @@ class Workshop:
         self._process: subprocess.Popen[str] | None = None
         self._line: OrderLine | None = None
         self._log = Path()
+        self._log_start = 0  # where this worker's own words begin
         self._streams = False
         self._measured: dict[str, Machine] = {}
 
@@ -128,14 +130,18 @@ class Workshop:
         )
         answer, component = self._ordered(order, report, lock)
         if answer.kind == "error":
-            raise _error(answer)
+            error = _error(answer)
+            if isinstance(error, NotFinite):
+                error.component = component
+            raise error
         if answer.kind == "done":
             return None
+        resource = _resource(folder, component, answer)
         beside = tuple(warm.component for warm in self.warm if warm.component != component)
         if beside and component:
             self._alone.add(component)
         self.end()
-        return Short(component, answer.name, answer.text, beside, is_new)
+        return Short(component, resource, answer.text, beside, is_new)
 
     def release(self, report: Report) -> dict[str, dict[str, Any]]:
         """Let the worker go of all that stays loaded: of each component what is left of it."""
@@ -185,6 +191,7 @@ class Workshop:
         with writing(self._log.parent):
             log = self._log.open("ab")
         with log:
+            self._log_start = log.tell()
             self._line = OrderLine()
             try:
                 self._process = subprocess.Popen(
@@ -203,7 +210,7 @@ class Workshop:
         """(the answer to an order, the component whose turn it was); cut short, it ends the worker."""
         assert self._line is not None
         if order.folder:
-            self._log = Path(order.folder) / self._log.name
+            self._note_log(Path(order.folder) / self._log.name)
         component, answer = "", None
         try:
             self._line.give(order, lock)
@@ -219,6 +226,17 @@ class Workshop:
             self.end()
             raise
         return answer, component
+
+    def _note_log(self, log: Path) -> None:
+        """From this order on the worker writes into another log, or goes on in the same."""
+        if log != self._log:
+            self._log, self._log_start = log, log.stat().st_size if log.exists() else 0
+
+    def _said(self) -> str:
+        """The end of what this worker has written into its log."""
+        with self._log.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read().decode("utf-8", errors="replace")[-8000:]
 
     def _events(self) -> Iterator[Event]:
         """What the worker says; what it says of its shelf is noted here."""
@@ -236,15 +254,27 @@ class Workshop:
         assert self._process is not None
         end = ending(self._process.wait())
         if end is None:
+            if said := last_words(self._said()):
+                return Event("out_of_memory", text=said)
             raise WorkerCrashed(self._log.read_text(encoding="utf-8", errors="replace")[-8000:])
         if end.of_memory:
             return Event("out_of_memory", text=end.of_memory, name=RAM)
+        if end.words == "SIGABRT" and (wording := find_wording(self._said())):
+            # An exception that no code of ours could catch: thrown on a thread of a library.
+            text = f"the worker was ended by SIGABRT after {wording.words!r}"
+            return Event("out_of_memory", text=text, name=RAM if wording.host else "")
         why = " (a weight file became shorter while it was in use)" if end.of_lost_file else ""
         raise WorkerDied(
             f"the worker was ended by {end.words} in {component or 'its start'}{why}: "
             f"continue with `lowmem-if resume {quoted(self._log.parent)}`; "
             f"its {self._log.name} may say more"
         )
+
+
+def _resource(folder: RunFolder, component: str, answer: Event) -> str:
+    """Which memory ran out: RAM on a CPU and where only RAM can be meant, otherwise VRAM."""
+    device = folder.plan.step(component).device if component else "cpu"
+    return RAM if device == "cpu" or answer.name == RAM else VRAM
 
 
 def worker_environment(

@@ -135,6 +135,7 @@ def _substitutes(trace: Trace, total_bytes: int) -> Iterator[tuple[Any, str, Any
     yield torch.accelerator, "get_memory_info", free
     yield torch.accelerator, "current_accelerator", lambda *_args: torch.device("cuda")
     yield staging, "copy_stream", lambda _device: trace.timeline.stream()
+    yield staging, "sleeping_event", lambda stream, _device: stream.record_event()
     yield torch.nn.Module, "_apply", _apply
     yield FakeTensor, "__new__", _new_fake(FakeTensor.__new__)
     yield fake_tensor, "CONSTANT_NUMEL_LIMIT", -1  # `Values` does that, and on any device

@@ -19,7 +19,11 @@ _MIDDLE_BYTES, _MIDDLE_SEGMENT_BYTES, _LARGE_GRAIN_BYTES = 10 * _MIB, 20 * _MIB,
 
 @dataclass(slots=True, eq=False)
 class _Block:
-    """A piece of a segment, free or given out, with its neighbours there."""
+    """A piece of a segment, free or given out, with its neighbours there.
+
+    Attributes:
+        used: streams that may not be done with what was here before, and up to which of their uses.
+    """
 
     size: int
     small: bool
@@ -27,6 +31,7 @@ class _Block:
     before: _Block | None = None
     after: _Block | None = None
     free: bool = False
+    used: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -86,6 +91,7 @@ class CachingAllocator:
         if left < BLOCK_BYTES if block.small else left <= _SMALL_BYTES:
             return
         rest = self._block(left, small=block.small)
+        rest.used = dict(block.used)
         rest.before, rest.after = block, block.after
         if block.after is not None:
             block.after.before = rest
@@ -122,6 +128,8 @@ def _joined(one: _Block, other: _Block) -> _Block:
     """Two neighbours as one block."""
     first, second = (one, other) if one.after is other else (other, one)
     first.size += second.size
+    for stream, count in second.used.items():
+        first.used[stream] = max(count, first.used.get(stream, 0))
     first.after = second.after
     if second.after is not None:
         second.after.before = first

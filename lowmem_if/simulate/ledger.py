@@ -36,12 +36,15 @@ class Ledger:
     Attributes:
         accounts: the bytes of the storages themselves.
         allocators: what torch's caching allocator makes of those on an accelerator.
-        gone: called with the number of each storage that dies.
+        taken: called with the number of each storage on an accelerator whose block was in use before,
+            and with the streams that may not be done with it.
+        gone: called with the number of each storage that dies; returns such streams.
     """
 
     accounts: dict[str, Account] = field(default_factory=dict)
     allocators: dict[str, CachingAllocator] = field(default_factory=dict)
-    gone: Callable[[int], None] = lambda _storage: None
+    taken: Callable[[int, dict[str, int]], None] = lambda _storage, _used: None
+    gone: Callable[[int], dict[str, int]] = lambda _storage: {}
     _kind: str = ANONYMOUS
     _known: dict[int, weakref.ref[Any]] = field(default_factory=dict)
 
@@ -71,15 +74,18 @@ class Ledger:
         size = storage.nbytes()
         place = self._kind if tensor.device.type == "cpu" else str(tensor.device)
         block = self.allocator(place).take(size) if tensor.device.type != "cpu" and size else None
+        if block is not None and block.used:
+            self.taken(key, block.used)
         if place == PINNED:
             size = pinned_bytes(size)
         self.account(place).add(size)
 
         def leave(_reference: Any) -> None:
             del self._known[key]
-            self.gone(key)
+            used = self.gone(key)
             self.accounts[place].now -= size
             if block is not None:
+                block.used = used
                 self.allocators[place].give_back(block)
 
         self._known[key] = weakref.ref(storage, leave)

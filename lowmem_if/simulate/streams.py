@@ -2,8 +2,9 @@
 
 Each stream counts what was put on it and knows what of other streams it is sure to come after (a vector
 clock). Two uses of the same bytes, one of them a write, must be ordered by that; what is not is a race,
-which a real accelerator would show as wrong pictures, once in a while. All host threads count as one
-here: computing before a copy that only another thread waits for is not found.
+which a real accelerator would show as wrong pictures, once in a while. A storage that takes the block of
+a freed one inherits its uses: the allocator does not wait for them. All host threads count as one here:
+computing before a copy that only another thread waits for is not found.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import torch
 from lowmem_if.errors import SimulationError
 
 HOST, COMPUTING = "host", "computing"
+
+_EVERYTHING = 1 << 62
+"""The end of every storage."""
 
 
 @dataclass(slots=True)
@@ -52,6 +56,8 @@ class Timeline:
     current: str = COMPUTING
     _moments: dict[str, Moment] = field(default_factory=dict)
     _uses: dict[int, list[_Use]] = field(default_factory=dict)
+    _last: dict[int, dict[str, int]] = field(default_factory=dict)
+    """Of every storage on the device: the last use of it, or of its block before it, by each stream."""
 
     def stream(self) -> Stream:
         """A new stream."""
@@ -73,7 +79,14 @@ class Timeline:
 
     def watch(self, tensor: torch.Tensor) -> None:
         """From now on check the uses of a tensor's storage: more than one stream has to do with it."""
-        self._uses.setdefault(tensor.untyped_storage()._cdata, [])
+        self._watch(tensor.untyped_storage()._cdata)
+
+    def _watch(self, storage: int) -> None:
+        if storage not in self._uses:
+            last = self._last.get(storage, {})
+            self._uses[storage] = [
+                _Use(0, _EVERYTHING, stream, count, writes=True) for stream, count in last.items()
+            ]
 
     def use(self, tensor: torch.Tensor, *, stream: str, writes: bool) -> None:
         """Put a use of a tensor on a stream; the host gives its work out in order.
@@ -81,14 +94,19 @@ class Timeline:
         Raises:
             SimulationError: it is not ordered after an earlier use that it must not meet.
         """
-        if tensor.untyped_storage()._cdata not in self._uses:
+        key = tensor.untyped_storage()._cdata
+        on_device = tensor.device.type != "cpu"
+        if not on_device and key not in self._uses:
             return
         if stream != HOST:
             self.wait(stream, self.moment(HOST))
         moment = self.moment(stream)
         count = moment.seen.get(stream, 0) + 1
         moment.seen[stream] = count
-        self._use(tensor, stream, count, moment, writes=writes)
+        if key in self._uses:
+            self._use(tensor, stream, count, moment, writes=writes)
+        if on_device:
+            self._last.setdefault(key, {})[stream] = count
 
     def _use(
         self, tensor: torch.Tensor, stream: str, count: int, moment: Moment, *, writes: bool
@@ -117,9 +135,18 @@ class Timeline:
             )
         ] + [use]
 
-    def forget(self, storage: int) -> None:
-        """The storage is gone."""
+    def inherit(self, storage: int, used: dict[str, int]) -> None:
+        """A storage has taken the block of others, which these streams may still use."""
+        self._last[storage] = dict(used)
+        if used.keys() - {COMPUTING}:
+            self._watch(storage)
+
+    def forget(self, storage: int) -> dict[str, int]:
+        """The storage is gone; the streams that may still use its bytes, the host not having waited."""
         self._uses.pop(storage, None)
+        done = self.moment(HOST).seen
+        last = self._last.pop(storage, {})
+        return {stream: count for stream, count in last.items() if done.get(stream, 0) < count}
 
 
 class Stream:

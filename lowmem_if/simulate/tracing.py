@@ -39,6 +39,7 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]
         super().__init__()
         self.ledger, self.values, self.kernel = ledger, values, kernel
         self.timeline = Timeline()
+        self.ledger.taken = self.timeline.inherit
         self.ledger.gone = self.timeline.forget
         self.flops = 0
         self.moved: Counter[tuple[str, str]] = Counter()

@@ -47,6 +47,12 @@ INVENTIONS = (
         0.0,
         "the x4 pipeline asks whether its picture has negative values, and then only warns",
     ),
+    Invention(
+        "lowmem_if.stages.finite",
+        "is_finite",
+        True,
+        "a run in which a number is not finite ends there",
+    ),
 )
 
 OUTLIER_COLUMNS = Invention(

@@ -17,6 +17,7 @@ from lowmem_if.planning.plan import Step
 from lowmem_if.planning.strategies import MODEL_OFFLOAD, RESIDENT, SEQUENTIAL_OFFLOAD, STREAM
 from lowmem_if.planning.tasks import ImageTask, Sampling
 from lowmem_if.stages.compiling import compile_unet, forget_compiled
+from lowmem_if.stages.finite import checked
 from lowmem_if.stages.noise import float32_noise
 from lowmem_if.stages.previews import Watching, watched
 from lowmem_if.stages.style import styled
@@ -75,7 +76,8 @@ class DrawingStage:
         pipeline = self._as(kind)
         watching = batch.watching if self.watchable else None
         style = nullcontext() if batch.style is None else styled(pipeline.unet, batch.style)
-        with style, float32_noise(pipeline), watched(pipeline.scheduler, watching, self._look):
+        watched_steps = watched(pipeline.scheduler, watching, self._look)
+        with style, float32_noise(pipeline), watched_steps, checked(pipeline):
             pictures = pipeline(
                 guidance_scale=batch.sampling.guidance_scale,
                 # One CPU generator for each image, and noise in float32: a seed means the same picture

@@ -142,7 +142,7 @@ class TextEncoder:
         for embedding in encode_in_one_pass(
             streamed, tokens.input_ids, tokens.attention_mask, together, on_step
         ):
-            yield embedding.cpu()
+            yield embedding.to(streamed.module.dtype).cpu()
 
     def close(self) -> None:
         let_go(self._pipeline)

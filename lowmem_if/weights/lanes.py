@@ -199,6 +199,7 @@ class DeviceLane(_ArenaLane):
         super().__init__(window_bytes, device)
         self._checkpoint, self._caches = checkpoint, caches
         self._staging = Staging(reader_of(checkpoint, merges, between), device)
+        self._staging.follow_computing()  # the arena may lie where a freed tensor is still read
         self._arrived: dict[Unit, Any] = {}
         self._left: list[tuple[int, int, Any]] = []
 
@@ -224,7 +225,10 @@ class DeviceLane(_ArenaLane):
 
     def _wait_for_those_who_left(self, unit: Unit) -> None:
         offset, memory = self._rooms[unit]
-        if offset is None or self._staging.stream is None:
+        if self._staging.stream is None:
+            return
+        if offset is None:
+            self._staging.follow_computing()  # fresh from the allocator
             return
         for start, end, done in self._left:
             if start < offset + memory.numel() and offset < end:

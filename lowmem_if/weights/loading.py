@@ -18,7 +18,7 @@ import torch
 import transformers
 from transformers.models.t5.modeling_t5 import T5Block
 
-from lowmem_if.errors import CheckpointError, MissingPackage
+from lowmem_if.errors import CheckpointError, LowmemError, MissingPackage
 from lowmem_if.planning.component_files import file_names
 from lowmem_if.planning.configurations import read_config
 from lowmem_if.planning.lora import Lora
@@ -28,8 +28,8 @@ from lowmem_if.weights import converted
 from lowmem_if.weights.checkpoint import Checkpoint
 from lowmem_if.weights.filling import fill
 from lowmem_if.weights.library_differences import pil_image_processor, repaired_safety_checker
-from lowmem_if.weights.memory import is_out_of_memory
 from lowmem_if.weights.merging import Merges
+from lowmem_if.weights.shortages import is_shortage
 from lowmem_if.weights.skeletons import (
     diffusers_skeleton,
     move_buffers,
@@ -262,10 +262,10 @@ def _told(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except CheckpointError:
+    except LowmemError:
         raise
     except Exception as error:
-        if is_out_of_memory(error):
+        if is_shortage(error):
             raise
         line = next((line for line in str(error).splitlines() if line.strip()), repr(error))
         raise CheckpointError(

@@ -6,7 +6,6 @@ keeps freed memory in its arenas until it is told to trim.
 
 from __future__ import annotations
 
-import errno
 import gc
 import threading
 import weakref
@@ -131,26 +130,6 @@ def prove_release(watch: Watch, before: Reading, after: Reading, weight_bytes: i
         max(0, after.vram_allocated - before.vram_allocated),
         max(int(RELEASE_SHARE * weight_bytes), RELEASE_BYTES),
     )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on the accelerator or the host."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
-
-
-_OUT_OF_MEMORY = (
-    "out of memory",
-    "not enough memory",
-    "can't allocate memory",
-    "cannot allocate memory",
-    "cublas_status_alloc_failed",
-    "cudnn_status_alloc_failed",
-)
 
 
 class Sampler(threading.Thread):

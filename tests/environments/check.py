@@ -122,7 +122,7 @@ def main() -> int:
 def _check(name: str, wheel: Path, pictures: dict[str, Path], scratch: Path) -> None:
     scratch.mkdir()
     environment = _as_built(name)
-    _run_notebook(environment, wheel)
+    _run_notebook(environment, wheel, scratch)
     _add(environment, wheel)
     _say(name, "installed the wheel; nothing else has changed")
     _draw(environment, scratch, kinds=("plain",), like=pictures)
@@ -130,7 +130,7 @@ def _check(name: str, wheel: Path, pictures: dict[str, Path], scratch: Path) -> 
     _add(environment, "--no-deps", "bitsandbytes")
     _draw(environment, scratch, kinds=("int8",), like=pictures)
     _say(name, "drew the same pixels, with the 8-bit text encoder, too")
-    _add(environment, *TEST_TOOLS)
+    _add_tools(environment, scratch, *TEST_TOOLS)
     _test(environment)
 
 
@@ -179,7 +179,7 @@ def _keep_record(environment: Environment) -> None:
 
 
 def _add(environment: Environment, *what: str | Path) -> None:
-    """Install more; raises `Failed` if a package that was there has changed or gone."""
+    """Install more as a user would; raises `Failed` if a package that was there has changed or gone."""
     before = environment.installed()
     environment.pip("install", *what)
     after = environment.installed()
@@ -190,6 +190,15 @@ def _add(environment: Environment, *what: str | Path) -> None:
     ]
     if changed:
         raise Failed(f"installing {what[-1]} changed {', '.join(changed)}")
+
+
+def _add_tools(environment: Environment, scratch: Path, *names: str) -> None:
+    """Install what the tests need, in releases that go with what is there."""
+    kept = scratch / "constraints.txt"
+    pins = [f"{name}=={version}" for name, version in environment.installed().items()]
+    # The wheel and builds of torch are not in the registry under these versions.
+    kept.write_text("\n".join(pin for pin in pins if "+" not in pin and "lowmem" not in pin))
+    _add(environment, "--constraint", kept, *names)
 
 
 def _draw(
@@ -264,9 +273,9 @@ def _test(environment: Environment) -> None:
         raise Failed(_last_words(done))
 
 
-def _run_notebook(environment: Environment, wheel: Path) -> None:
+def _run_notebook(environment: Environment, wheel: Path, scratch: Path) -> None:
     """Run Colab's notebook from top to bottom, which installs the wheel into an environment on top."""
-    _add(environment, "ipykernel")
+    _add_tools(environment, scratch, "ipykernel")
     command = [NOTEBOOKS / "execute.py", "--check", NOTEBOOK, "--python", environment.python]
     done = subprocess.run(
         [sys.executable, *map(str, command), "--source", str(wheel)],

@@ -1,0 +1,375 @@
+"""After a failure: the next step takes less of the right memory, and is the quickest that does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from test_plan import (
+    GB,
+    ask,
+    card,
+    cpu,
+    machines,
+    nothing_downloaded,
+    pins,
+    preferences,
+    requests,
+    thorough,
+)
+
+from lowmem_if.errors import DeviceError, DoesNotFit, RequestError
+from lowmem_if.planning.catalog import COMPONENTS, FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
+from lowmem_if.planning.footprint import Footprint
+from lowmem_if.planning.jobs import jobs_of
+from lowmem_if.planning.ladder import (
+    RAM,
+    SLOWER,
+    VRAM,
+    Findings,
+    _settings,
+    changed_pixels,
+    cheaper,
+    more_exact,
+)
+from lowmem_if.planning.locations import Location, locate
+from lowmem_if.planning.machine import Machine
+from lowmem_if.planning.number_types import wider
+from lowmem_if.planning.plan import Plan, Step, make_plan
+from lowmem_if.planning.profiles import load_profile, profile_names
+from lowmem_if.planning.request import Request
+from lowmem_if.planning.strategies import (
+    BALANCED,
+    FLOATS,
+    MODEL_OFFLOAD,
+    RESIDENT,
+    SEQUENTIAL_OFFLOAD,
+    STREAM,
+    Pin,
+)
+from lowmem_if.planning.weighing import weigh
+
+__all__ = ["nothing_downloaded"]  # a fixture, used in every test
+
+
+def located(plan: Plan) -> Location:
+    return locate(plan.request.cascade, components=plan.request.components)
+
+
+def out_of(plan: Plan, component: str, short_of: str) -> tuple[Findings, Step | None]:
+    """What a first shortage leaves, and the step after it."""
+    step = plan.step(component)
+    findings = Findings().ran_out(step, plan.machine, short_of)
+    return findings, cheaper(plan, located(plan), component, findings, short_of=short_of)
+
+
+def rungs(plan: Plan, component: str, short_of: str) -> list[Step]:
+    """A step and all that follow it while memory runs out again and again; on a CPU that is RAM."""
+    location, findings = located(plan), Findings()
+    steps = [plan.step(component)]
+    while True:
+        short = RAM if steps[-1].device == "cpu" else short_of
+        findings = findings.ran_out(steps[-1], plan.machine, short)
+        lower = cheaper(plan, location, component, findings, short_of=short)
+        if lower is None:
+            return steps
+        steps.append(lower)
+        assert len(steps) < 40, "the ladder has no end"
+        plan = replace(
+            plan, steps=tuple(lower if s.component == component else s for s in plan.steps)
+        )
+
+
+def taken(machine: Machine, short_of: str, peaks: Footprint) -> int:
+    """What a step takes of a memory; RAM holds both where memory is unified."""
+    if short_of == VRAM:
+        return peaks.vram_bytes
+    return peaks.ram_bytes + (peaks.vram_bytes if machine.unified else 0)
+
+
+def profile_plans(size: int = 1024) -> list[Plan]:
+    """A plan for every profile, balanced where an exact one does not fit."""
+    plans = []
+    for name in profile_names():
+        machine, request = load_profile(name).machine, ask(size=size)
+        try:
+            plans.append(make_plan(machine, request))
+        except DoesNotFit:
+            plans.append(make_plan(machine, request, prefer=BALANCED))
+    return plans
+
+
+# --- every profile ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("short_of", [VRAM, RAM])
+def test_on_every_profile_the_next_step_takes_less_and_is_quick(
+    short_of: str, component: str
+) -> None:
+    """Never more than 2.5 times as slow as the quickest that fits and takes less of what ran out."""
+    for plan in profile_plans():
+        machine, step = plan.machine, plan.step(component)
+        if short_of == VRAM and step.device == "cpu":
+            continue
+        findings, lower = out_of(plan, component, short_of)
+        before = taken(machine, short_of, step.predicted)
+        settings = _settings(plan, located(plan), step, findings)
+        part = located(plan).cascade.parts[component]
+        jobs = jobs_of(plan.request, located(plan).cascade, component)
+        fitting = [
+            candidate
+            for candidate in (weigh(machine, part, setting, jobs) for setting in settings)
+            if candidate.short is None and taken(machine, short_of, candidate.footprint) < before
+        ]
+        where = (machine.name, component, short_of)
+        if not fitting:
+            assert lower is None or short_of == VRAM, where
+            continue
+        assert lower is not None, where
+        assert taken(machine, short_of, lower.predicted) < before, where
+        quickest = min(candidate.seconds for candidate in fitting)
+        assert lower.predicted.seconds <= SLOWER * quickest, where
+
+
+def test_short_of_vram_every_component_of_every_profile_has_an_answer() -> None:
+    """On a card there is always something that takes less of its memory, at last the CPU."""
+    for plan in profile_plans():
+        for step in plan.steps:
+            if step.device != "cpu":
+                _, lower = out_of(plan, step.component, VRAM)
+                assert lower is not None, (plan.machine.name, step.component)
+
+
+def test_on_free_colab_stage_1_streams_to_the_card() -> None:
+    """Not sequential offload (221 s, 9.7 GB of 12.7 GB of RAM), nor the CPU (3.5 hours)."""
+    plan = make_plan(load_profile("colab-free").machine, ask())
+    steps = rungs(plan, STAGE_1, VRAM)
+    assert (steps[0].strategy, steps[1].strategy) == (RESIDENT, STREAM)
+    assert steps[1].predicted.seconds < 1.2 * steps[0].predicted.seconds
+    on_card = [step for step in steps if step.device != "cpu"]
+    assert STREAM in [step.strategy for step in on_card[2:]]
+    assert all(step.predicted.ram_bytes < 2 * GB for step in on_card if step.strategy == STREAM)
+    assert len(on_card) <= 8
+    assert steps[len(on_card) :] == [step for step in steps if step.device == "cpu"]
+
+
+@pytest.mark.parametrize("component", [STAGE_1, STAGE_2])
+def test_short_of_ram_offloaded_weights_go_to_the_card_or_stay_in_the_file(component: str) -> None:
+    """A GPU machine that is short of RAM keeps weights where there is room."""
+    plan = make_plan(card(16, 16), ask(), pins={component: Pin(SEQUENTIAL_OFFLOAD)})
+    plan = replace(plan, pins={})
+    lower = out_of(plan, component, RAM)[1]
+    assert lower is not None
+    assert (lower.strategy, lower.device) == (RESIDENT, "cuda:0")
+    small = replace(plan, machine=replace(plan.machine, vram_bytes=2 * GB))
+    lower = out_of(small, component, RAM)[1]
+    assert lower is not None
+    assert (lower.strategy, lower.device) == (STREAM, "cuda:0")
+
+
+# --- any machine --------------------------------------------------------------------------------
+
+
+@thorough
+@given(machines, requests, preferences, pins)
+def test_every_ladder_ends_and_every_step_takes_less(
+    machine: Machine, request: Request, prefer: str, pins: dict[str, Pin]
+) -> None:
+    """Whatever ran out, less of it is taken from then on; what ran out before is not forgotten."""
+    try:
+        plan = make_plan(machine, request, prefer=prefer, pins=pins)
+    except (DoesNotFit, DeviceError, RequestError):
+        return
+    for first in plan.steps:
+        for short_of in (VRAM, RAM):
+            steps = rungs(plan, first.component, short_of)
+            assert len({step.setting for step in steps}) == len(steps)
+            for upper, lower in pairwise(steps):
+                short = RAM if upper.device == "cpu" else short_of
+                before, after = (taken(machine, short, s.predicted) for s in (upper, lower))
+                assert after < before
+                assert lower.predicted.vram_bytes <= machine.vram_bytes
+                assert lower.predicted.ram_bytes <= machine.ram_bytes
+                assert (lower.component, lower.samplings) == (first.component, first.samplings)
+                assert lower.reason == f"{short} ran out with {upper.setting} on {upper.device}"
+                assert lower.instead_of == str(upper.setting)
+                if lower.device == "cpu":
+                    assert "float16" not in (lower.storage_dtype, lower.compute_dtype)
+            if first.component in plan.pins and first.component != FINISH:
+                assert {step.strategy for step in steps} == {first.strategy}
+
+
+def test_what_ran_out_once_is_not_tried_again_after_the_other_memory_ran_out() -> None:
+    """Short of RAM, then of VRAM: the step that had too little RAM does not come back."""
+    plan = make_plan(card(16, 16), ask(), pins={STAGE_1: Pin(SEQUENTIAL_OFFLOAD)})
+    plan = replace(plan, pins={})
+    findings, lower = out_of(plan, STAGE_1, RAM)
+    assert lower is not None
+    limit = findings.ram_bytes
+    while lower is not None:
+        assert lower.predicted.ram_bytes < limit
+        plan = replace(
+            plan, steps=tuple(lower if s.component == STAGE_1 else s for s in plan.steps)
+        )
+        findings = findings.ran_out(lower, plan.machine, VRAM)
+        lower = cheaper(plan, located(plan), STAGE_1, findings, short_of=VRAM)
+
+
+def test_from_the_second_shortage_on_steps_grow_larger() -> None:
+    """Each try loads the component again: where the prediction was wrong, small steps take too long."""
+    peaks = [
+        step.predicted.vram_bytes
+        for step in rungs(make_plan(card(16, 16), ask()), STAGE_1, VRAM)
+        if step.device != "cpu"
+    ]
+    assert peaks[1] < 0.95 * peaks[0]
+    assert all(lower < 0.7 * upper for upper, lower in pairwise(peaks[1:-2]))
+
+
+def test_exact_pixels_are_kept_as_long_as_that_is_not_much_slower() -> None:
+    """An exact upscaler moves its modules before its VAE works in tiles; a balanced one draws fewer."""
+    exact = make_plan(card(80, 80), ask())
+    steps = rungs(exact, UPSCALER, VRAM)
+    assert [(step.strategy, step.vae_tiling) for step in steps[:2]] == [
+        (RESIDENT, False), (MODEL_OFFLOAD, False),
+    ]  # fmt: skip
+    assert changed_pixels(steps[0], steps[1]) == ""
+    assert any(step.vae_tiling for step in steps if step.device != "cpu")
+    balanced = make_plan(card(80, 80), ask(images=4), prefer=BALANCED)
+    lower = out_of(balanced, UPSCALER, VRAM)[1]
+    assert lower is not None
+    assert lower.batch < balanced.step(UPSCALER).batch
+
+
+@pytest.mark.parametrize(
+    "machine", [card(16, 16), card(16, 16, "xpu"), card(40, 64, "mps"), cpu(32)]
+)
+def test_a_pin_keeps_its_strategy(machine: Machine) -> None:
+    """Less may stay in place, batches and tiles may be smaller; weights live as the user said."""
+    for strategy in (RESIDENT, STREAM):
+        plan = make_plan(machine, ask(), pins={STAGE_1: Pin(strategy), UPSCALER: Pin(strategy)})
+        for component in (STAGE_1, UPSCALER):
+            steps = rungs(plan, component, VRAM)
+            assert {(s.strategy, s.device) for s in steps} == {(strategy, machine.device)}
+            assert (len(steps) > 1) == (strategy == STREAM or component == UPSCALER)
+
+
+def test_only_files_that_are_here_are_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the published 8-bit encoder on the disk alone, streaming 16-bit files is no way out."""
+    plan = make_plan(card(16, 16), ask())
+    assert plan.step(TEXT_ENCODER).storage_dtype == "int8"
+    findings, lower = out_of(plan, TEXT_ENCODER, VRAM)
+    assert lower is not None
+    assert lower.strategy == STREAM
+    location = located(plan)
+    monkeypatch.setattr(
+        Location, "folder", lambda _self, _name, storage="float16": storage == "int8" or None
+    )
+    lower = cheaper(plan, location, TEXT_ENCODER, findings, short_of=VRAM)
+    assert lower is not None
+    assert (lower.storage_dtype, lower.device) == ("int8", "cpu")
+
+
+# --- numbers that are not finite ----------------------------------------------------------------
+
+
+def overflowed(plan: Plan, component: str) -> Step | None:
+    """The step after a component gave numbers that are not finite."""
+    findings = Findings().overflowed(plan.step(component))
+    return more_exact(plan, located(plan), component, findings)
+
+
+def test_on_every_profile_float16_is_answered_by_a_type_that_fits() -> None:
+    """bfloat16 where the device has it, else float32; within the memory that there is."""
+    answered = 0
+    for plan in profile_plans():
+        machine = plan.machine
+        for step in plan.steps:
+            if step.compute_dtype != "float16":
+                continue
+            other = overflowed(plan, step.component)
+            where = (machine.name, step.component)
+            assert other is not None, where
+            answered += 1
+            assert other.storage_dtype in FLOATS, where
+            assert other.compute_dtype in ("float32", *wider(machine, "float16")), where
+            assert other.predicted.vram_bytes <= machine.vram_bytes, where
+            assert other.predicted.ram_bytes <= machine.ram_bytes, where
+            assert other.reason == "float16 gave NaN or infinite numbers", where
+            assert "computes in" in changed_pixels(step, other), where
+    assert answered > 20
+
+
+@pytest.mark.parametrize(
+    ("machine", "types"),
+    [
+        (replace(card(16, 16), capability=(7, 5)), ("float32",)),
+        (replace(card(16, 16), capability=(8, 6)), ("bfloat16", "float32")),
+        (card(16, 16, "xpu"), ("bfloat16", "float32")),
+        (card(16, 16, "mps"), ("float32",)),
+        (cpu(16), ("float32",)),
+        (cpu(16, "avx512_bf16"), ("bfloat16", "float32")),
+    ],
+)
+def test_bfloat16_is_tried_where_the_device_has_it(
+    machine: Machine, types: tuple[str, ...]
+) -> None:
+    """Before Ampere, on Apple and on older CPUs only float32 is left, and after that nothing."""
+    assert wider(machine, "float16") == types
+    assert wider(machine, "bfloat16") == ("float32",)
+    assert wider(machine, "float32") == ()
+
+
+def test_a_type_that_overflowed_does_not_come_back_when_memory_runs_out() -> None:
+    """In float32 memory runs out again and again; all that follows is float32, too."""
+    plan = make_plan(replace(card(16, 16), capability=(7, 5)), ask())
+    findings, steps = Findings().overflowed(plan.step(STAGE_1)), []
+    step = more_exact(plan, located(plan), STAGE_1, findings)
+    while step is not None:
+        steps.append(step)
+        assert (step.compute_dtype, step.storage_dtype) == ("float32", "float32")
+        plan = replace(plan, steps=tuple(step if s.component == STAGE_1 else s for s in plan.steps))
+        short_of = RAM if step.device == "cpu" else VRAM
+        findings = findings.ran_out(step, plan.machine, short_of)
+        step = cheaper(plan, located(plan), STAGE_1, findings, short_of=short_of)
+    assert len(steps) > 3
+
+
+def test_8_bit_layers_are_no_answer_to_numbers_that_overflow() -> None:
+    """bitsandbytes multiplies in float16, whatever is said of the rest."""
+    plan = make_plan(card(16, 16), ask())
+    assert plan.step(TEXT_ENCODER).setting.storage == "int8"
+    other = overflowed(plan, TEXT_ENCODER)
+    assert other is not None
+    assert (other.storage_dtype, other.compute_dtype) == ("float32", "float32")
+
+
+def test_a_pinned_number_type_is_kept() -> None:
+    """`--pin stage_1=resident:float16` leaves nothing to try; without the type it does."""
+    machine = replace(card(40, 64), capability=(8, 6))
+    for pin, fits in ((Pin(RESIDENT, "float16"), False), (Pin(RESIDENT), True)):
+        plan = make_plan(machine, ask(), pins={STAGE_1: pin})
+        other = overflowed(plan, STAGE_1)
+        assert (other is not None) == fits
+        if other is not None:
+            assert (other.strategy, other.compute_dtype) == (RESIDENT, "bfloat16")
+
+
+def test_a_plan_for_a_gtx_16_card_tells_of_its_black_pictures() -> None:
+    """What the profile knows is in the reasons of all that computes in float16."""
+    plan = make_plan(load_profile("gtx-1660-6gb").machine, ask())
+    halves = [step for step in plan.steps if step.compute_dtype == "float16"]
+    assert halves
+    assert all("black pictures in float16" in step.reason for step in halves)
+    other = make_plan(load_profile("rtx-2060-6gb").machine, ask())
+    assert not any("black pictures" in step.reason for step in other.steps)
+
+
+def test_a_step_names_what_it_replaces() -> None:
+    """The step after a shortage says which setting was too much."""
+    lower = rungs(make_plan(card(24, 32), ask()), STAGE_1, VRAM)[1]
+    assert lower.instead_of == "resident float16"
+    assert lower.reason == "VRAM ran out with resident float16 on cuda:0"
