@@ -162,13 +162,13 @@ def _build(environment: Environment, python: str, file: Path) -> None:
 
 
 def _restore(environment: Environment, file: Path) -> None:
-    """Take out what an earlier check added; a list without versions is brought up to date."""
+    """Undo what an earlier check did; a list without versions is brought up to date."""
     before = json.loads(environment.record.read_text())
-    added = sorted(environment.installed().keys() - before.keys())
-    if added:
+    now = environment.installed()
+    if added := sorted(now.keys() - before.keys()):
         environment.pip("uninstall", "--yes", *added)
-    if environment.installed() != before:
-        raise Failed(f"{environment.folder} has changed: delete it, and it is built again")
+    if changed := [f"{n}=={v}" for n, v in before.items() if now.get(n) != v]:
+        environment.pip("install", "--no-deps", *changed)
     if "==" not in file.read_text(encoding="utf-8"):
         environment.pip("install", "--upgrade", "--requirement", file)
         _keep_record(environment)
