@@ -133,13 +133,15 @@ class StubPip:
         self.error = ""
 
     def __call__(self, command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        assert command[:4] == [sys.executable, "-m", "pip", "install"]
-        self.calls.append(command[4:])
+        assert command[:6] == [sys.executable, "-m", "pip", "install", "--quiet", "--report"]
+        report, *arguments = command[6:]
+        self.calls.append(arguments)
         if self.error:
             return subprocess.CompletedProcess(command, 1, "", self.error)
         new = {"bitsandbytes": "0.50.2"} if command[-1].startswith("bitsandbytes") else self.new
         items = [{"metadata": {"name": name, "version": new[name]}} for name in new]
-        return subprocess.CompletedProcess(command, 0, json.dumps({"install": items}), "")
+        Path(report).write_text(json.dumps({"install": items}))
+        return subprocess.CompletedProcess(command, 0, "\x1b[1mcoloured\x1b[0m", "")
 
     @property
     def packages(self) -> list[str]:
@@ -255,11 +257,10 @@ def test_what_was_reported_is_installed_and_nothing_else(
     """Dry runs first; then these versions, without dependencies; the package only by its address."""
     package = f"lowmem-if[plot] @ {make_clone(tmp_path / 'clone').as_uri()}"
     run_install_cell()
-    options = ["--quiet", "--report", "-"]
     assert pip.calls == [
-        [*options, "--dry-run", package],
-        [*options, "--dry-run", "--no-deps", "bitsandbytes>=0.48"],
-        [*options, "--no-deps", package, "ftfy==6.3.1", "bitsandbytes==0.50.2"],
+        ["--dry-run", package],
+        ["--dry-run", "--no-deps", "bitsandbytes>=0.48"],
+        ["--no-deps", package, "ftfy==6.3.1", "bitsandbytes==0.50.2"],
     ]
     said = capsys.readouterr().out
     assert "Adds  lowmem-if 0.1.0, ftfy 6.3.1, bitsandbytes 0.50.2\n" in said
