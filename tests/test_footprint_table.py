@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -30,11 +29,8 @@ T5 = PUBLISHED["if-xl"].parts[TEXT_ENCODER]
 
 
 def test_the_table_names_the_libraries_that_it_saw() -> None:
-    """A newer library is no error: whether it takes the same is what the new simulations below say."""
-    seen = read_table().versions
-    assert seen.keys() == {*VERSIONS}
-    for name, parts in {"torch": 2, "diffusers": 2, "transformers": 1, "accelerate": 1}.items():
-        assert seen[name].split(".")[:parts] == version(name).split(".")[:parts], name
+    """The installed ones may be others: whether they take the same is what the new simulations say."""
+    assert read_table().versions.keys() == {*VERSIONS}
 
 
 def test_reading_it_imports_no_torch() -> None:
