@@ -16,7 +16,7 @@
     ├── RunFolderError         the run folder is busy, unwritable, or of another request or version
     ├── NotFinite              a component gives NaN or infinite numbers in every number type that fits
     ├── SessionError           a session is closed, or busy with another call
-    ├── SimulationError        a dry run cannot go on: another torch, or a number that nobody knows
+    ├── SimulationError        a dry run cannot go on: an untried torch, or a number that nobody knows
     └── WorkerDied             the working process ended without a word (most often: out of memory)
         └── OutOfMemory        ... because memory ran out, and no cheaper way was left
 
@@ -98,7 +98,7 @@ class SessionError(LowmemError):
 
 
 class SimulationError(LowmemError):
-    """The dry run cannot go on: another torch than it was written for, or an unknown number."""
+    """The dry run cannot go on: a torch it does not support, or an unknown number."""
 
 
 class WorkerDied(LowmemError):

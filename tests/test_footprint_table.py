@@ -5,10 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from transformers import T5PreTrainedModel
 
 from lowmem_if.errors import CheckpointError
 from lowmem_if.planning.catalog import PUBLISHED, STAGE_1, TEXT_ENCODER, UPSCALER, Module, Weights
@@ -21,20 +21,30 @@ from lowmem_if.planning.footprint_table import (
     read_table,
 )
 from lowmem_if.planning.strategies import RESIDENT, SEQUENTIAL_OFFLOAD
-from lowmem_if.simulate.networks import known_networks, simulate_passes
+from lowmem_if.simulate.networks import Known, known_networks, simulate_passes
 from lowmem_if.simulate.table import VERSIONS, Case, as_text, turn_of
 from lowmem_if.weights.synthesis import ZEROS, synthesize
+
+TOLERANCE = 0.001
+"""How far a simulated row may be from the shipped one, as a part of it, whatever is installed.
+
+None was, on torch 2.10 to 2.14 with diffusers 0.39 to 0.42 and transformers 5.15 to 5.24. Counted
+operations are always the same.
+"""
+
+EAGER_T5_TOLERANCE = 0.15
+"""The same for a pass of T5 with transformers before 5.15, which does not use torch's attention for it.
+
+The demo's takes 12 % more there, T5-XXL 7 %: 0.6 MB beside 9.5 GB of weights.
+"""
 
 I_XL, I_M = (PUBLISHED[cascade].parts[STAGE_1] for cascade in ("if-xl", "if-m"))
 T5 = PUBLISHED["if-xl"].parts[TEXT_ENCODER]
 
 
 def test_the_table_names_the_libraries_that_it_saw() -> None:
-    """A newer library is no error: whether it takes the same is what the new simulations below say."""
-    seen = read_table().versions
-    assert seen.keys() == {*VERSIONS}
-    for name, parts in {"torch": 2, "diffusers": 2, "transformers": 1, "accelerate": 1}.items():
-        assert seen[name].split(".")[:parts] == version(name).split(".")[:parts], name
+    """The installed ones may be others: whether they take the same is what the new simulations say."""
+    assert read_table().versions.keys() == {*VERSIONS}
 
 
 def test_reading_it_imports_no_torch() -> None:
@@ -80,13 +90,19 @@ def test_a_new_simulation_gives_the_same_rows() -> None:
             row = next(row for row in read_table().passes if row.network == known.name)
             runs = simulate_passes(known, [(1, row.attention)], item_bytes=row.item_bytes)
             again = runs[1, row.attention]
-            assert (again.activation_bytes, again.flops) == (row.activation_bytes, row.flops)
+            expected = pytest.approx(row.activation_bytes, rel=tolerance(known))
+            assert (again.activation_bytes, again.flops) == (expected, row.flops), known.name
     known = next(known for known in known_networks() if known.parameters == 371_605_830)
     row = look_up(I_M.modules[0], item_bytes=2)
     assert row is not None
     four = simulate_passes(known, [(4, FUSED)], item_bytes=2)[4, FUSED]
-    assert four.activation_bytes == row.activations(4)
+    assert four.activation_bytes == pytest.approx(row.activations(4), rel=TOLERANCE)
     assert four.flops == 4 * row.flops
+
+
+def tolerance(known: Known) -> float:
+    is_t5 = known.component == TEXT_ENCODER
+    return TOLERANCE if T5PreTrainedModel._supports_sdpa or not is_t5 else EAGER_T5_TOLERANCE
 
 
 def test_a_new_simulation_gives_the_same_turn(tmp_path: Path) -> None:
@@ -95,7 +111,13 @@ def test_a_new_simulation_gives_the_same_turn(tmp_path: Path) -> None:
     case = Case(SEQUENTIAL_OFFLOAD, "float16")
     options = {"attention": FUSED, "tiled": False}
     row = look_up_turn(T5, TEXT_ENCODER, case.strategy, case.storage, **options)
-    assert row == turn_of(TEXT_ENCODER, T5, case, tmp_path / "stage_1")
+    assert row is not None
+    again = turn_of(TEXT_ENCODER, T5, case, tmp_path / "stage_1").model_dump()
+    for name, shipped in row.model_dump().items():
+        is_number = isinstance(shipped, int)
+        assert again[name] == (pytest.approx(shipped, rel=TOLERANCE) if is_number else shipped), (
+            name
+        )
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8])

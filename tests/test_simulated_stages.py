@@ -19,8 +19,7 @@ from lowmem_if.planning.strategies import (
     STRATEGIES,
     STREAM,
 )
-from lowmem_if.simulate import accelerator
-from lowmem_if.simulate.accelerator import DEVICE, dry_run
+from lowmem_if.simulate.accelerator import DEVICE, check_version, dry_run
 from lowmem_if.simulate.steps import DRAWING, LOADING, Simulated, simulate_step
 from lowmem_if.simulate.table import Case, step_of
 from lowmem_if.weights.lanes import DeviceLane
@@ -150,14 +149,32 @@ def test_everything_is_as_before_when_a_dry_run_ends() -> None:
     assert torch.ones(2).sum().item() == 2
 
 
-def test_another_torch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The inside of torch that is replaced is that of one version."""
-    monkeypatch.setattr(accelerator, "TORCH", "2.12")
+@pytest.mark.parametrize("version", ["2.9.1", "2.99.0+cu130", "3.13.0"])
+def test_an_untried_torch_is_refused(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    """The error names the versions that work, and the way to a plan with this one."""
+    monkeypatch.setattr(torch, "__version__", version)
     with (
-        pytest.raises(SimulationError, match=r"knows the inside of torch 2\.12"),
+        pytest.raises(SimulationError, match=r"2\.10, .*2\.14.*without --simulate.*shipped table"),
         dry_run(kernel="math"),
     ):
         raise AssertionError("never reached")
+
+
+@pytest.mark.parametrize("version", ["2.10.0a0+b4e4ee8", "2.11.0+cu128", "2.14.1"])
+def test_every_build_of_a_tried_torch_is_accepted(
+    monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    """The patch number, an alpha of a vendor and the local tag do not matter."""
+    monkeypatch.setattr(torch, "__version__", version)
+    check_version()
+
+
+def test_a_dry_run_does_not_initialize_cuda() -> None:
+    """A build with CUDA and without a driver, as on Colab's CPU machines, would raise an error."""
+    before = torch.cuda.is_initialized()
+    with dry_run(kernel="fused"):
+        assert torch.zeros(2, device="cuda").is_cuda
+    assert torch.cuda.is_initialized() == before
 
 
 def test_an_unlisted_question_is_an_error() -> None:

@@ -94,7 +94,10 @@ class Turn(BaseModel):
 
 
 class FootprintTable(BaseModel):
-    """The whole table, with the versions of the libraries whose kernels and hooks it saw."""
+    """The whole table, with the versions of the libraries that the dry runs used.
+
+    The rows hold for the other versions, too: `tests/test_footprint_table.py` states how closely.
+    """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 

@@ -1,9 +1,12 @@
 """A CUDA device that is not there: everything that must be told otherwise, in one place, and undone.
 
-Written for torch 2.13 and diffusers 0.42, accelerate 1.15; another torch is refused. Tensors are fake
-(`FakeTensorMode`); what they lack for the real pipelines and hooks to run on them is added here:
+It works on the versions of torch in `TORCH`, in builds with and without CUDA, with and without a
+driver; any other torch is refused. Everything that depends on the version of torch is in this file.
+Tensors are fake (`FakeTensorMode`); what they lack for the real pipelines and hooks to run on them is
+added here:
 
 - C++ code that switches devices finds the guard of the meta device, which does nothing;
+- nothing initializes CUDA (up to torch 2.11, a fake tensor does so where there is a device);
 - "cuda" means "cuda:0", since that guard knows no current device;
 - modules move by `param.data = ...`, as those of real tensors do, which frees in the same order;
 - streams and events are bookkeeping, pinned memory a place in the ledger;
@@ -35,8 +38,8 @@ from lowmem_if.simulate.tracing import Trace
 from lowmem_if.simulate.values import Values
 from lowmem_if.weights import staging
 
-TORCH = "2.13"
-"""The version whose inside is known here."""
+TORCH = ("2.10", "2.11", "2.12", "2.13", "2.14")
+"""The minor versions of torch on which the tests of the simulator passed."""
 
 DEVICE = "cuda:0"
 
@@ -54,7 +57,7 @@ def dry_run(*, kernel: str, total_bytes: int = 1 << 60) -> Iterator[Trace]:
         total_bytes: the accelerator's memory, as it tells; nothing runs out.
 
     Raises:
-        SimulationError: torch is of another version.
+        SimulationError: torch is not a version in `TORCH`.
     """
     check_version()
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -71,11 +74,16 @@ def dry_run(*, kernel: str, total_bytes: int = 1 << 60) -> Iterator[Trace]:
 
 
 def check_version() -> None:
-    """Raise `SimulationError` unless torch is the one that this was written for."""
-    if not torch.__version__.startswith(f"{TORCH}."):
+    """Check that torch is a version in `TORCH`.
+
+    Raises:
+        SimulationError: it is another one.
+    """
+    if ".".join(torch.__version__.split(".")[:2]) not in TORCH:
         raise SimulationError(
-            f"the simulator knows the inside of torch {TORCH} and this is {torch.__version__}: plan "
-            f"without --simulate, or install torch {TORCH}"
+            f"--simulate works with torch {', '.join(TORCH)}, and this is torch {torch.__version__}: "
+            "plan without --simulate, which takes its figures from the shipped table, or install one "
+            "of these"
         )
 
 
@@ -83,11 +91,8 @@ def check_version() -> None:
 def _meta_guard() -> Iterator[None]:
     """Let C++ code that asks for CUDA's device guard find the meta device's.
 
-    A build with CUDA has a guard of its own, which a fake tensor does not harm.
+    A build without CUDA has no guard for it; the one of a build with CUDA needs a driver and a card.
     """
-    if torch.backends.cuda.is_built():
-        yield
-        return
     guards = (ctypes.c_void_p * (_META + 1)).in_dll(ctypes.CDLL(_core_library()), _GUARDS)
     before, guards[_CUDA] = guards[_CUDA], guards[_META]
     try:
@@ -138,6 +143,7 @@ def _substitutes(trace: Trace, total_bytes: int) -> Iterator[tuple[Any, str, Any
     yield staging, "sleeping_event", lambda stream, _device: stream.record_event()
     yield torch.nn.Module, "_apply", _apply
     yield FakeTensor, "__new__", _new_fake(FakeTensor.__new__)
+    yield fake_tensor, "init_gpu_context", nothing
     yield fake_tensor, "CONSTANT_NUMEL_LIMIT", -1  # `Values` does that, and on any device
     yield import_utils, "is_fake_tensor", lambda _tensor: False
 

@@ -33,7 +33,7 @@ def simulated_plan(
     """The plan, made again until a dry run has seen every step that it puts on an accelerator.
 
     Raises:
-        SimulationError: torch is not the one that the simulator knows.
+        SimulationError: the simulator does not support this version of torch.
         DoesNotFit and the others of `make_plan`.
     """
     location = locate(request.cascade, components=request.components, revision=request.revision)

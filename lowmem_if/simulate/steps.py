@@ -86,7 +86,8 @@ def simulate_step(
         texts: what the text encoder reads.
 
     Raises:
-        SimulationError: torch is of another version, or a number was asked for that nobody knows.
+        SimulationError: the simulator does not support this torch, or a number was asked for that nobody
+            knows.
         CheckpointError: the files do not match the configuration.
     """
     samplings = {
