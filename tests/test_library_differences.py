@@ -19,7 +19,12 @@ from lowmem_if.errors import CheckpointError, DeviceError
 from lowmem_if.planning.plan import Step
 from lowmem_if.stages.base import BaseStage
 from lowmem_if.stages.text import TextCleaner, TextEncoder
-from lowmem_if.weights.loading import load_safety_checker, load_text_encoder, load_tokenizer
+from lowmem_if.weights.loading import (
+    load_clip_text,
+    load_safety_checker,
+    load_text_encoder,
+    load_tokenizer,
+)
 
 
 def transformers_from(*version: int) -> bool:
@@ -101,14 +106,16 @@ def test_the_weights_kept_in_float32_are_those_of_transformers(tiny: Path) -> No
 )
 def test_an_old_transformers_is_still_met_as_the_later_ones(tiny: Path) -> None:
     """Beside bfloat16 nothing is kept in float32. Once 5.12 is the oldest version that is supported,
-    `kept_dtype` can ask transformers' own `_get_dtype_plan`, and `pil_image_processor` can go."""
+    `kept_dtype` can ask transformers' own `_get_dtype_plan`, and `pil_image_processor` and `nested_name`
+    can go."""
     encoder = load_text_encoder(
         tiny / "stage_1", storage="bfloat16", compute="bfloat16", device="cpu"
     )
     assert {t.dtype for t in encoder.state_dict().values()} == {torch.bfloat16}
-    assert not hasattr(transformers.PreTrainedModel, "_get_dtype_plan") or not hasattr(
-        transformers, "CLIPImageProcessorPil"
-    )
+    assert not hasattr(transformers.PreTrainedModel, "_get_dtype_plan")
+    assert not hasattr(transformers, "CLIPImageProcessorPil")
+    clip = load_clip_text(tiny / "upscaler" / "text_encoder", dtype="float32", device="cpu")
+    assert hasattr(clip, "text_model")
 
 
 def test_the_documented_8bit_argument_is_still_refused(tiny: Path) -> None:

@@ -163,8 +163,8 @@ class RunFolder:
         if harmful and not others:
             raise RunFolderError(
                 f"{self.path} was begun with {'; '.join(changed[name] for name in harmful)}: pixels "
-                "could differ; install that version, add --other-versions to go on all the same, or "
-                "start a new folder"
+                "could differ; install that version, start a new folder, or go on all the same with "
+                "--other-versions (`resume` and `continue` take it)"
             )
         effect = "pixels may differ in their last bits" if harmful else "pixels do not depend on it"
         words = "; ".join(changed.values())
