@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lowmem_if.planning.catalog import (
@@ -30,7 +30,7 @@ from lowmem_if.planning.footprint import (
     resident_choices,
     stored_bytes,
 )
-from lowmem_if.planning.footprint_table import look_up, look_up_turn
+from lowmem_if.planning.footprint_table import look_up, look_up_turn, read_table
 from lowmem_if.planning.strategies import (
     FLOATS,
     MODEL_OFFLOAD,
@@ -234,7 +234,9 @@ def test_weights_are_on_the_card_in_ram_or_in_the_file(
 @settings(derandomize=True, database=None, deadline=None, max_examples=100)
 @given(st.integers(1, 10**10), st.integers(0, 10**9), floats, st.sampled_from(STRATEGIES))
 def test_more_weights_never_take_less(numbers: int, more: int, dtype: str, strategy: str) -> None:
-    """Predictions grow with the module."""
+    """Estimates grow with the module; a network in the table has measured figures instead."""
+    in_table = {count for turn in read_table().turns for count in turn.modules.values()}
+    assume(in_table.isdisjoint({numbers, numbers + more}))
     for device in ("cuda:0", "cpu"):
         sizes = [
             predict(

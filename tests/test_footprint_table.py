@@ -114,10 +114,9 @@ def test_a_new_simulation_gives_the_same_turn(tmp_path: Path) -> None:
     assert row is not None
     again = turn_of(TEXT_ENCODER, T5, case, tmp_path / "stage_1").model_dump()
     for name, shipped in row.model_dump().items():
-        is_number = isinstance(shipped, int)
-        assert again[name] == (pytest.approx(shipped, rel=TOLERANCE) if is_number else shipped), (
-            name
-        )
+        if isinstance(shipped, int):
+            shipped = pytest.approx(shipped, rel=TOLERANCE)
+        assert again[name] == shipped, name
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8])
