@@ -14,11 +14,13 @@ from diffusers.models.attention_processor import SlicedAttnAddedKVProcessor
 from diffusers.pipelines.deepfloyd_if import IFSafetyChecker
 from runs import plan_of, run_here
 from safetensors.torch import load_file, save_file
+from transformers.masking_utils import create_bidirectional_mask
 
 from lowmem_if.errors import CheckpointError, DeviceError
 from lowmem_if.planning.plan import Step
 from lowmem_if.stages.base import BaseStage
 from lowmem_if.stages.text import TextCleaner, TextEncoder
+from lowmem_if.weights.library_differences import t5_block
 from lowmem_if.weights.loading import (
     load_clip_text,
     load_safety_checker,
@@ -101,21 +103,47 @@ def test_the_weights_kept_in_float32_are_those_of_transformers(tiny: Path) -> No
     assert {ours[name].dtype for name in ours if ".wo." in name} == {torch.float32}
 
 
-@pytest.mark.skipif(
-    transformers_from(5, 12), reason="only transformers 5.0 to 5.11 may keep `wo` so in bfloat16"
-)
-def test_an_old_transformers_is_still_met_as_the_later_ones(tiny: Path) -> None:
-    """Beside bfloat16 nothing is kept in float32. Once 5.12 is the oldest version that is supported,
-    `kept_dtype` can ask transformers' own `_get_dtype_plan`, and `pil_image_processor` and `nested_name`
-    can go."""
+OLD = "a difference of transformers before this version"
+
+
+@pytest.mark.skipif(transformers_from(5, 1), reason=OLD)
+def test_before_5_1_wo_is_kept_in_bfloat16_as_later(tiny: Path) -> None:
+    """Beside bfloat16 nothing is kept in float32. Once 5.3 is the oldest version that is supported,
+    `kept_dtype` can ask transformers' own `_get_dtype_plan`."""
     encoder = load_text_encoder(
         tiny / "stage_1", storage="bfloat16", compute="bfloat16", device="cpu"
     )
     assert {t.dtype for t in encoder.state_dict().values()} == {torch.bfloat16}
     assert not hasattr(transformers.PreTrainedModel, "_get_dtype_plan")
-    assert not hasattr(transformers, "CLIPImageProcessorPil")
+
+
+@pytest.mark.skipif(transformers_from(5, 4), reason=OLD)
+def test_before_5_4_clip_is_nested_and_prepared_under_other_names(tiny: Path) -> None:
+    """Once 5.8 is the oldest version that is supported, `nested_name` and `pil_image_processor` can
+    go."""
     clip = load_clip_text(tiny / "upscaler" / "text_encoder", dtype="float32", device="cpu")
     assert hasattr(clip, "text_model")
+    assert not hasattr(transformers, "CLIPImageProcessorPil")
+
+
+@pytest.mark.parametrize("padded", [0, 5])
+def test_a_block_of_t5_gives_what_the_whole_encoder_gives(tiny: Path, padded: int) -> None:
+    """Block by block, with a mask or without, the bits are those of the encoder's own pass. Once
+    transformers 5.15 is the oldest version that is supported, `t5_block` can go."""
+    encoder = load_text_encoder(
+        tiny / "stage_1", storage="float32", compute="float32", device="cpu"
+    ).encoder
+    ids = torch.arange(3, 20)[None]
+    attended = torch.ones_like(ids)
+    attended[:, len(attended[0]) - padded :] = 0
+    with torch.no_grad():
+        states, bias = encoder.embed_tokens(ids), None
+        mask = create_bidirectional_mask(encoder.config, states, attended)
+        for block in encoder.block:
+            states, bias = t5_block(block, states, mask, bias)
+        whole = encoder(input_ids=ids, attention_mask=attended)[0]
+        assert torch.equal(encoder.final_layer_norm(states), whole)
+    assert transformers_from(5, 15) == transformers.T5PreTrainedModel._supports_sdpa
 
 
 def test_the_documented_8bit_argument_is_still_refused(tiny: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers.masking_utils import create_bidirectional_mask
 
+from lowmem_if.weights.library_differences import t5_block
 from lowmem_if.weights.streaming import Streamed
 
 
@@ -58,14 +59,16 @@ def _one_pass(
     with streamed.holding(stack.embed_tokens):
         hidden = [stack.embed_tokens(ids) for ids in input_ids.split(1)]
     masks = [
-        create_bidirectional_mask(config=stack.config, inputs_embeds=states, attention_mask=mask)
+        create_bidirectional_mask(
+            stack.config, states, mask
+        )  # in 5.0 its arguments have other names
         for states, mask in zip(hidden, attention_mask.split(1), strict=True)
     ]
     bias = None  # of positions alone: the first block makes it, for all prompts and blocks
     for done, block in enumerate(stack.block, start=1):
         with streamed.holding(block):
             for number, mask in enumerate(masks):
-                hidden[number], bias, _ = block(hidden[number], mask, bias)
+                hidden[number], bias = t5_block(block, hidden[number], mask, bias)
         on_block(done)
     with streamed.holding(stack.final_layer_norm):
         for states in hidden:

@@ -38,8 +38,8 @@ DEFAULT = ("colab-2026-08", "oldest", "newest")
 """The newest list of Colab, the oldest versions that are supported, and the newest ones."""
 
 TESTS = (
-    "parity", "loading", "streaming", "release", "session", "hub", "library_differences", "noise",
-    "bitsandbytes",
+    "parity", "loading", "streaming", "streamed_runs", "half_precision", "release", "session", "hub",
+    "library_differences", "noise", "bitsandbytes",
 )  # fmt: skip
 TEST_TOOLS = ("pytest", "pytest-xdist", "hypothesis", "peft", "nbclient", "ipykernel")
 PROMPT = "a red circle on a blue background"
