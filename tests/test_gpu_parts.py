@@ -1,0 +1,203 @@
+"""What the parts of the GPU check measure, on the CPU with the tiny cascade."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.gpu import (
+    bare_worker,
+    decoding,
+    ordering,
+    provoke,
+    rates,
+    sessions,
+    shortages,
+    strategies,
+    transfers,
+)
+from bench.gpu.rows import Row
+from bench.gpu.setup import Setup
+from lowmem_if.planning.machine import probe
+from lowmem_if.planning.rates import assumed
+from lowmem_if.planning.request import Request
+from lowmem_if.running import workshop
+
+FAULTY = Path(__file__).with_name("faulty_worker.py")
+
+
+@pytest.fixture
+def setup(tiny: Path, tmp_path: Path) -> Setup:
+    """A quick setup that has the tiny cascade already."""
+    weights = tmp_path / "out" / "weights"
+    weights.mkdir(parents=True)
+    (weights / "tiny").symlink_to(tiny)
+    return Setup("cpu", True, tmp_path / "out")
+
+
+def figures(row: Row) -> dict[str, Any]:
+    return {each["what"]: each for each in row["figures"]}
+
+
+def test_the_bare_workers_memory_grows_with_the_libraries(setup: Setup) -> None:
+    """Each first use has a row, and the planner's own constant stands beside the libraries'."""
+    rows = {row["name"]: row for row in bare_worker.rows(setup)}
+    assert all(row["ok"] for row in rows.values()), rows
+    ram = figures(rows["libraries"])["anonymous RAM"]
+    assert ram["predicted"] == bare_worker.PROCESS_RAM_BYTES
+    assert ram["measured"] > 100e6
+
+
+def test_a_use_that_fails_is_a_row_and_the_others_follow(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without bitsandbytes attention is still measured."""
+
+    def fail(_device: str) -> None:
+        raise ModuleNotFoundError("No module named 'bitsandbytes'")
+
+    monkeypatch.setattr(bare_worker, "_multiply_in_8_bits", fail)
+    rows = {row["name"]: row for row in bare_worker.rows(setup)}
+    assert rows["bitsandbytes"]["ok"] is False
+    assert "ModuleNotFoundError" in rows["bitsandbytes"]["text"]
+    assert rows["attention"]["ok"]
+
+
+def test_streamed_and_resident_states_have_the_same_bits(setup: Setup) -> None:
+    """With and without sums that float16 cannot hold; int8 codes are the library's."""
+    small, large, codes = ordering.rows(setup)
+    assert small["ok"]
+    assert large["ok"]
+    assert codes["ok"]
+
+
+def test_other_bits_and_other_codes_are_failures(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row is not ok, and its figures count what differs."""
+    one_pass = ordering.encode_in_one_pass
+    monkeypatch.setattr(
+        ordering, "encode_in_one_pass", lambda *given: (2 * each for each in one_pass(*given))
+    )
+    codes = ordering._codes
+    calls: list[int] = []
+
+    def changing(encoder: Any) -> Any:
+        calls.append(1)
+        found = codes(encoder)
+        return {name: each + (len(calls) == 3) for name, each in found.items()}
+
+    monkeypatch.setattr(ordering, "_codes", changing)
+    small, _large, int8 = ordering.rows(setup)
+    assert small["ok"] is False
+    assert figures(small)["numbers that differ"]["measured"] > 0
+    assert int8["ok"] is False
+    assert figures(int8)["loads with other codes"]["measured"] == 1
+
+
+def test_a_round_compares_every_component(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RAM and seconds beside the prediction, paces for the cost model; done rounds are left out."""
+    rounds = (strategies.Round(15e9, "stream"), strategies.Round(6e9))
+    monkeypatch.setattr(strategies, "QUICK_ROUNDS", rounds)
+    have = Setup("cpu", True, setup.out, have=(rounds[1].name,))
+    *components, last = strategies.rows(have)
+    assert [row["name"].partition(": ")[2] for row in components] == [
+        "text encoder", "stage 1", "stage 2", "upscaler", "finish",
+    ]  # fmt: skip
+    for row in components:
+        assert figures(row)["RAM"]["measured"] > 100e6
+        assert figures(row)["turn"]["predicted"] > 0
+        assert figures(row)["turn"]["measured"] >= figures(row)["loading"]["measured"] > 0
+    assert last["name"] == rounds[0].name
+    assert {pace["component"] for pace in last["constants"]["paces"]} >= {"vae"}
+
+
+def test_a_round_that_no_plan_fits_is_told(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no failure of the check: the planner refuses what does not fit."""
+    monkeypatch.setattr(strategies, "QUICK_ROUNDS", (strategies.Round(15e9, "model_offload"),))
+    (row,) = strategies.rows(setup)
+    assert row["ok"] is None
+    assert row["text"]
+
+
+def test_streaming_is_compared_with_what_is_resident(setup: Setup) -> None:
+    """The same bits, and step times of both."""
+    rows = list(transfers.rows(setup))
+    assert [row["ok"] for row in rows] == [True, True]
+    assert figures(rows[0])["a step, streamed"]["measured"] > 0
+
+
+@pytest.mark.parametrize(
+    ("both", "share"), [(3.0, 1.0), (5.0, 0.0), (4.0, 0.5), (9.0, 0.0), (2.0, 1.0)]
+)
+def test_what_is_hidden_is_a_share_of_the_shorter_activity(both: float, share: float) -> None:
+    """Three seconds of computing, two of bringing."""
+    assert transfers.hidden_share(3.0, 2.0, both) == share
+
+
+def test_measured_constants_stand_beside_the_assumed_ones() -> None:
+    """A row of all of them, and the constants as the cost model reads them."""
+    machine = probe("cpu")
+    row = rates.compared(machine, assumed("cpu"))
+    assert figures(row)["bus_bytes"]["measured"] == figures(row)["bus_bytes"]["predicted"]
+    assert row["constants"]["rates"]["bus_bytes"] == assumed("cpu").bus_bytes
+
+
+def test_a_shortage_on_purpose_is_recognised(
+    setup: Setup, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """torch's own words on a CPU, from a process of its own."""
+    provoke.main("allocation", "cpu")
+    assert '"shortage": true, "host": true' in capsys.readouterr().out
+    row = shortages._provoked(setup, "allocation")
+    assert row["ok"] is True
+    assert "DefaultCPUAllocator" in row["text"]
+
+
+def test_words_that_nobody_knows_are_a_failure(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So is a process that ends by itself without the words of bitsandbytes."""
+    row = shortages._provoked(setup, "nothing of that name")
+    assert row["ok"] is False
+    assert "KeyError" in row["text"]
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    row = shortages._provoked(setup, "allocation")
+    assert row["ok"] is False
+    assert row["text"].startswith("ended with code 1")
+
+
+def test_a_run_short_of_memory_tells_how_it_went_on(
+    setup: Setup, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its retries are the row's remark, with the step that did it in the end."""
+    starts = tmp_path / "starts"
+    starts.touch()
+    fault = (str(FAULTY), "out_of_memory_unless_tiled", str(starts))
+    monkeypatch.setattr(workshop, "WORKER", fault)
+    request = Request(("a fox",), cascade=str(tiny), seed=(1,), steps=(2,))
+    row = shortages._run(setup, shortages._Short("upscaler", request, "upscaler"))
+    assert row["ok"] is True
+    assert "RAM ran out" in row["text"]
+    assert "in the end" in row["text"]
+
+
+def test_decoding_is_timed_with_both_sets_of_kernels(setup: Setup) -> None:
+    """Whole and in tiles; the switches are as before afterwards."""
+    import torch
+
+    before = torch.backends.cuda.flash_sdp_enabled()
+    rows = list(decoding.rows(setup))
+    assert [row["ok"] for row in rows] == [True] * 4
+    assert torch.backends.cuda.flash_sdp_enabled() == before
+
+
+def test_a_session_is_released_with_proof(setup: Setup) -> None:
+    """Two calls, what stays loaded, one proof per component."""
+    rows = {row["name"]: row for row in sessions.rows(setup)}
+    assert figures(rows["call 1"])["stays loaded"]["measured"] > 0
+    assert rows["released: stage 1"]["ok"]
+    assert rows["after the session"]["ok"]
