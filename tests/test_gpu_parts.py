@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,11 @@ from bench.gpu import (
 from bench.gpu.rows import Row
 from bench.gpu.setup import Setup
 from lowmem_if.planning.machine import probe
+from lowmem_if.planning.plan import make_plan
+from lowmem_if.planning.profiles import load_profile
 from lowmem_if.planning.rates import assumed
 from lowmem_if.planning.request import Request
+from lowmem_if.planning.strategies import BALANCED
 from lowmem_if.running import workshop
 
 FAULTY = Path(__file__).with_name("faulty_worker.py")
@@ -121,6 +125,30 @@ def test_a_round_that_no_plan_fits_is_told(setup: Setup, monkeypatch: pytest.Mon
     (row,) = strategies.rows(setup)
     assert row["ok"] is None
     assert row["text"]
+
+
+def test_every_round_has_a_plan_on_the_cards_that_it_imitates(setup: Setup) -> None:
+    """What users would get, and each strategy by itself, with free Colab's RAM."""
+    colab = load_profile("colab-free").machine
+    for round_ in strategies.ROUNDS:
+        machine = replace(colab, vram_bytes=int(round_.leave_bytes), ram_bytes=int(12e9))
+        pins = round_.pins(machine, "if-xl")
+        request = Request(("a fox",), cascade="if-xl", seed=(1,), steps=(strategies.STEPS,))
+        plan = make_plan(machine, request, prefer=BALANCED, pins=pins)
+        kinds = [step.strategy for step in plan.steps if step.component in strategies.STAGES]
+        assert not round_.strategy or {*kinds} == {round_.strategy}
+
+
+def test_a_users_plan_is_rehearsed_as_it_is() -> None:
+    """Files of zeros read from no disk would make streaming look better than it is."""
+    machine = replace(load_profile("colab-free").machine, vram_bytes=15 * 10**9)
+    pins = strategies.Round(15e9).pins(machine, "if-xl")
+    request = Request(("a fox",), cascade="if-xl", seed=(1,))
+    plan = make_plan(machine, request, prefer=BALANCED)
+    for component, pin in pins.items():
+        step = plan.step(component)
+        assert (pin.strategy, pin.storage) == (step.strategy, step.storage_dtype)
+    assert pins["text_encoder"].storage == "int8"
 
 
 def test_streaming_is_compared_with_what_is_resident(setup: Setup) -> None:

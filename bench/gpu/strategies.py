@@ -14,6 +14,7 @@ from bench.gpu.setup import Setup, real_cascade
 from lowmem_if.errors import LowmemError
 from lowmem_if.planning import catalog
 from lowmem_if.planning.machine import Machine, probe
+from lowmem_if.planning.plan import make_plan
 from lowmem_if.planning.rates import Rates
 from lowmem_if.planning.request import Request
 from lowmem_if.planning.strategies import (
@@ -22,19 +23,24 @@ from lowmem_if.planning.strategies import (
     RESIDENT,
     SEQUENTIAL_OFFLOAD,
     STREAM,
+    Pin,
     parse_pins,
 )
 from lowmem_if.running.rehearsal import Rehearsed, rehearse
 from lowmem_if.running.worker import quiet_libraries
 
 STEPS = 3
-COMPONENTS = (catalog.TEXT_ENCODER, catalog.STAGE_1, catalog.STAGE_2, catalog.UPSCALER)
+STAGES = (catalog.STAGE_1, catalog.STAGE_2, catalog.UPSCALER)
 LARGE, SMALL = 15e9, 6e9
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One rehearsal: bytes that the ballast leaves free, and the strategy of all components."""
+    """One rehearsal: bytes that the ballast leaves free, and the strategy of all components.
+
+    Offloading keeps weights in RAM, where T5-XXL alone is as large as free Colab's: there the text
+    encoder streams.
+    """
 
     leave_bytes: float
     strategy: str = ""
@@ -43,9 +49,16 @@ class Round:
     def name(self) -> str:
         return f"{self.leave_bytes / 1e9:.0f} GB free, {self.strategy or 'as planned'}"
 
-    @property
-    def pins(self) -> tuple[str, ...]:
-        return tuple(f"{name}={self.strategy}" for name in COMPONENTS) if self.strategy else ()
+    def pins(self, machine: Machine, cascade: str) -> dict[str, Pin]:
+        """A pin of each network; without a strategy those that a user's own plan would choose."""
+        if self.strategy:
+            text = STREAM if self.strategy in (MODEL_OFFLOAD, SEQUENTIAL_OFFLOAD) else self.strategy
+            stages = [f"{stage}={self.strategy}" for stage in STAGES]
+            return parse_pins([f"{catalog.TEXT_ENCODER}={text}", *stages])
+        plan = make_plan(machine, Request(("a fox",), cascade=cascade, seed=(1,)), prefer=BALANCED)
+        steps = [step for step in plan.steps if step.component != catalog.FINISH]
+        kinds = {step.component: f"{step.strategy}:{step.storage_dtype}" for step in steps}
+        return parse_pins(f"{component}={kind}" for component, kind in kinds.items())
 
 
 ROUNDS = (
@@ -74,14 +87,14 @@ def rows(setup: Setup) -> Iterator[Row]:
 def _round(setup: Setup, round_: Round, cascade: str) -> Iterator[Row]:
     """Rows of one round; the one with its own name comes last and says that it ended."""
     with holding(setup.device, round_.leave_bytes) as ballast:
-        machine = _machine(setup)
+        machine = probe(setup.device, ram_bytes=setup.ram_bytes)
         before = ballast.used_bytes()
         try:
             done = rehearse(
                 Request(("a fox",), cascade=cascade, seed=(1,), steps=(STEPS,)),
-                machine,
+                _without_disk(machine),
                 prefer=BALANCED,
-                pins=parse_pins(round_.pins),
+                pins=round_.pins(machine, cascade),
                 steps=STEPS,
             )
         except LowmemError as error:
@@ -94,9 +107,8 @@ def _round(setup: Setup, round_: Round, cascade: str) -> Iterator[Row]:
         yield row(round_.name, text=_told(ballast, machine), constants=_paces(measured))
 
 
-def _machine(setup: Setup) -> Machine:
-    """The machine as a user's plan sees it beside the ballast; files of zeros come from no disk."""
-    machine = probe(setup.device, ram_bytes=setup.ram_bytes)
+def _without_disk(machine: Machine) -> Machine:
+    """The machine as it is for files of zeros, which are read from no disk."""
     return replace(machine, rates=replace(machine.speeds, disk_bytes=1e15))
 
 
