@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +31,7 @@ from lowmem_if.planning.rates import assumed
 from lowmem_if.planning.request import Request
 from lowmem_if.planning.strategies import BALANCED
 from lowmem_if.running import workshop
+from lowmem_if.running.rehearsal import Rehearsed
 
 FAULTY = Path(__file__).with_name("faulty_worker.py")
 
@@ -229,3 +232,71 @@ def test_a_session_is_released_with_proof(setup: Setup) -> None:
     assert figures(rows["call 1"])["stays loaded"]["measured"] > 0
     assert rows["released: stage 1"]["ok"]
     assert rows["after the session"]["ok"]
+
+
+# --- what is said only where there is a card
+
+
+class _Card:
+    """A card whose memory in use grows by a gigabyte with every reading."""
+
+    def __init__(self) -> None:
+        self._used = 0
+
+    def used_bytes(self) -> int:
+        self._used += 10**9
+        return self._used
+
+
+def test_on_a_card_memory_beyond_the_context_is_told() -> None:
+    """What was in use before does not count; the context is subtracted once it is there."""
+    card: Any = _Card()
+    reader = bare_worker._Reader("cuda:0", card)
+    context = figures(reader.row("context", lambda: None))
+    assert context["driver"]["measured"] == 1e9
+    assert context["beyond the context"]["measured"] == 0
+    attention = reader.row("attention", lambda: None)
+    beyond = figures(attention)["beyond the context"]
+    assert (beyond["measured"], beyond["predicted"]) == (1e9, bare_worker.VRAM_WORKSPACE_BYTES)
+    assert attention["constants"]["process"]["attention_vram_bytes"] == 2e9
+
+
+def test_on_a_card_three_kinds_of_vram_are_compared() -> None:
+    """Allocated, reserved, and what the driver counts without what was there before."""
+    colab = load_profile("colab-free").machine
+    plan = make_plan(colab, Request(("a fox",), cascade="if-xl", seed=(1,)))
+    step = plan.step("stage_1")
+    measured = Rehearsed(step, 8 * 10**9, 10**9, 1.0, 0.5, None, 9.0, 9 * 10**9, 12 * 10**9)
+    row = strategies._compared(strategies.Round(15e9), measured, 2 * 10**9)
+    found = {name: each["measured"] for name, each in figures(row).items() if "VRAM" in name}
+    assert found == {"VRAM, allocated": 8e9, "VRAM, reserved": 9e9, "VRAM, driver": 10e9}
+    assert figures(row)["VRAM, allocated"]["predicted"] == step.predicted.vram_bytes
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "ok"),
+    [
+        ("convolution", {"raised": "x", "shortage": True, "host": False}, True),
+        ("convolution", {"raised": "x", "shortage": True, "host": True}, False),
+        ("convolution", {"raised": "x", "shortage": False, "host": False}, False),
+        ("pinned memory", {"raised": "x", "shortage": True, "host": False}, True),
+        ("product", {"raised": "", "shortage": False, "host": False}, None),
+    ],
+)
+def test_on_a_card_a_shortage_must_be_taken_for_vram(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, kind: str, answer: Row, ok: bool | None
+) -> None:
+    """Known words that mean RAM are wrong there; a library that had its memory proves nothing."""
+    done = subprocess.CompletedProcess([], 0, stdout=json.dumps(answer) + "\n", stderr="")
+    monkeypatch.setattr(shortages.subprocess, "run", lambda *_given, **_options: done)
+    assert shortages._provoked(replace(setup, device="cuda:0"), kind)["ok"] is ok
+
+
+def test_bitsandbytes_own_end_is_known(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends the process with code 1 and a line of its own."""
+    said = "Error out of memory at line 341 in file /src/csrc/ops.cu\n"
+    done = subprocess.CompletedProcess([], 1, stdout="", stderr=said)
+    monkeypatch.setattr(shortages.subprocess, "run", lambda *_given, **_options: done)
+    row = shortages._provoked(replace(setup, device="cuda:0"), "bitsandbytes")
+    assert row["ok"] is True
+    assert said.strip() in row["text"]
