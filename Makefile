@@ -17,7 +17,7 @@ READY := .venv/.ready
 # Which lists of tests/environments to check: ENVIRONMENTS="kaggle-2026-05 newest"; left out: CI's.
 ENVIRONMENTS ?=
 
-.PHONY: demo test test-environments check format bench bench-batch bench-predictions footprints notebooks pictures train-demo clean
+.PHONY: demo test test-environments check format bench bench-batch bench-predictions gpu-check gpu-pack footprints notebooks pictures train-demo clean
 
 demo: $(READY) ## draw PROMPT with the bundled cascade and its 8-bit text encoder
 	@$(BIN)/lowmem-if generate "$$PROMPT" --cascade demo --seed $(SEED) --out "$(OUT)" \
@@ -53,6 +53,12 @@ bench: $(READY) ## ways of loading and running side by side, into bench/RESULTS.
 
 bench-predictions: $(READY) ## predicted against measured, into bench/RESULTS.md (an hour; needs 14 GB of disk)
 	$(BIN)/python -m bench.predictions $(BENCH)
+
+gpu-check: $(READY) ## measure on this GPU what only a card can tell, into docs/gpu/ (8 minutes)
+	$(BIN)/python -m bench.gpu $(BENCH)
+
+gpu-pack: $(READY) ## pack the check for a machine with a GPU but no registry, into build/gpu-pack
+	$(BIN)/python -m bench.gpu.pack $(BENCH)
 
 notebooks: $(READY) ## run the notebooks with the demo and keep their outputs
 	$(BIN)/python notebooks/execute.py

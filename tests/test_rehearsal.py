@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -117,3 +119,17 @@ def test_streaming_to_an_accelerator_says_nothing_of_its_pace(tiny: Path) -> Non
     part = rehearsal.locate(str(tiny)).cascade.parts["stage_1"]
     seen = rehearsal.Rehearsed(step, 0, 0, 1.0, 1.0, 1.0)
     assert list(rehearsal._paces(seen, part, machine.speeds)) == []
+
+
+def test_peaks_of_reserved_memory_are_those_of_the_components_own_turn(tmp_path: Path) -> None:
+    """Samples of other turns do not count."""
+    samples = [
+        {"step": "stage_1", "vram_reserved": 5},
+        {"step": "stage_2", "vram_reserved": 9},
+        {"step": "stage_1", "vram_reserved": 7},
+    ]
+    file = tmp_path / "memory.jsonl"
+    file.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    run: Any = SimpleNamespace(memory_file=file)
+    assert rehearsal._peak(run, "stage_1", "vram_reserved") == 7
+    assert rehearsal._peak(run, "finish", "vram_reserved") == 0

@@ -7,6 +7,7 @@ ones, and its seconds a step become constants of the machine for every later pla
 
 from __future__ import annotations
 
+import json
 import secrets
 import tempfile
 import time
@@ -48,6 +49,9 @@ class Rehearsed:
         load_s: until the weights were there.
         step_s: of one denoising step, or of one text; None where nothing was timed.
         picture_s: after the last step, until a picture was on disk: the upscaler decodes it there.
+        turn_s: of the whole turn, with its few steps.
+        reserved_bytes: peak of what torch held from the driver.
+        used_bytes: peak of what all processes together held on the accelerator.
     """
 
     step: Step
@@ -56,6 +60,9 @@ class Rehearsed:
     load_s: float
     step_s: float | None
     picture_s: float | None
+    turn_s: float = 0.0
+    reserved_bytes: int = 0
+    used_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +212,15 @@ def _rehearsed(step: Step, run: RunFolder, clock: _Clock) -> Rehearsed:
     picture = saved[-1] - (drawn[-1] if drawn else begun) if saved else None
     return Rehearsed(
         step, measured["vram_bytes"], measured["ram_bytes"], begun - started,
-        median(gaps) if gaps else None, picture,
+        median(gaps) if gaps else None, picture, measured["seconds"],
+        *(_peak(run, name, kind) for kind in ("vram_reserved", "vram_used")),
     )  # fmt: skip
+
+
+def _peak(run: RunFolder, component: str, kind: str) -> int:
+    """The highest sample of one kind of memory in a component's turn."""
+    samples = map(json.loads, run.memory_file.read_text(encoding="utf-8").splitlines())
+    return max((int(s[kind]) for s in samples if s["step"] == component), default=0)
 
 
 def _paces(each: Rehearsed, part: Part, rates: Rates) -> Iterator[Pace]:

@@ -1,0 +1,1 @@
+"""The measurements for the first hour with a GPU: `make gpu-check`."""
