@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from runs import plan_of, run_here
+from runs import CPU, plan_of, run_here
 from transformers import T5Config, T5EncoderModel
 
 from lowmem_if.planning.catalog import COMPONENTS, FINISH, STAGE_1, TEXT_ENCODER
+from lowmem_if.planning.plan import make_plan
+from lowmem_if.planning.request import Request
 from lowmem_if.running.events import ignore
 from lowmem_if.running.recorder import Recorder
 from lowmem_if.running.run_folder import RunFolder
@@ -126,6 +129,26 @@ def test_a_steps_first_sample_is_taken_before_its_work(tiny: Path, tmp_path: Pat
         time.sleep(0.1)
     samples = [json.loads(line)["ram_anon"] for line in file.read_text().splitlines()]
     assert samples[-1] - samples[0] > 0.9 * held.nbytes
+
+
+@pytest.mark.parametrize(("counts_reserve", "peak"), [(False, 5), (True, 8)])
+def test_vram_is_measured_as_it_was_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts_reserve: bool, peak: int
+) -> None:
+    """Where the plan counts what torch's allocator holds, so does what is shown beside it."""
+    step = replace(
+        make_plan(CPU, Request(("x",), cascade="if-m", size=64)).steps[0], device="cuda:0"
+    )
+    reading = Reading(0, 0, vram_allocated=1, vram_reserved=2)
+    monkeypatch.setattr("lowmem_if.running.recorder.read_memory", lambda _device: reading)
+    monkeypatch.setattr("lowmem_if.weights.memory.read_memory", lambda _device: reading)
+    for name, value in (("allocated", 5), ("reserved", 8)):
+        monkeypatch.setattr(torch.accelerator, f"max_memory_{name}", lambda _d, v=value: v)
+    monkeypatch.setattr(torch.accelerator, "reset_peak_memory_stats", lambda _device: None)
+    recorder = Recorder(step, tmp_path / "memory.jsonl", ignore, counts_reserve=counts_reserve)
+    with recorder.recording():
+        pass
+    assert recorder.measured()["vram_bytes"] == peak
 
 
 def test_measured_peaks_are_those_of_the_samples(tiny: Path, tmp_path: Path) -> None:

@@ -149,7 +149,9 @@ class _Turn:
         self._tasks = [task for task in self._request.tasks if step.component in task.stages]
         self._root = _root(location, step)
         self._part = location.cascade.parts[step.component]
-        self._recorder = Recorder(step, folder.memory_file, report)
+        self._recorder = Recorder(
+            step, folder.memory_file, report, counts_reserve=folder.plan.machine.counts_reserve
+        )
         self._weights = weights_identity(location, step)
         self._release: Release | None = None
         self._beside = shelf.held_bytes()
