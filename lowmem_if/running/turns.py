@@ -24,7 +24,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from lowmem_if.errors import CascadeError, DeviceError, NotFinite, RunFolderError
 from lowmem_if.planning import catalog
-from lowmem_if.planning.footprint import at_rest, in_place_bytes
+from lowmem_if.planning.footprint import VRAM_WORKSPACE_BYTES, at_rest, in_place_bytes
 from lowmem_if.planning.keeping import Kept
 from lowmem_if.planning.locations import Location, locate
 from lowmem_if.planning.lora import file_digest
@@ -49,6 +49,7 @@ from lowmem_if.stages.previews import Watching
 from lowmem_if.stages.super_resolution import SuperResolutionStage
 from lowmem_if.stages.text import CleanedText, TextCleaner, TextEncoder, cut_off
 from lowmem_if.stages.upscaler import Upscaler
+from lowmem_if.weights.allocator import limit, try_segments
 from lowmem_if.weights.identity import identity
 from lowmem_if.weights.loading import load_tokenizer
 from lowmem_if.weights.memory import Release, wake
@@ -164,9 +165,7 @@ class _Turn:
         self._folder.check_weights(component, self._weights)
         images = len(self._tasks or self._request.tasks)
         self._report(Event("started", component, total=images, batch=self._step.batch))
-        wake(
-            self._step.device
-        )  # in its turn: a device that has no room left even for this is short
+        self._wake()
         turns = {
             catalog.TEXT_ENCODER: self._encode,
             catalog.STAGE_1: self._draw_first,
@@ -181,6 +180,14 @@ class _Turn:
         self._report(Event("finished", component))
         if self._release and not self._release.complete:
             self._notice(left_behind(component, self._release))
+
+    def _wake(self) -> None:
+        """Use the device for the first time, in the step's turn: it may be short of memory even here."""
+        device, machine = self._step.device, self._folder.plan.machine
+        try_segments(device)
+        if machine.spills_vram and device == machine.device:
+            limit(device, machine.vram_bytes - VRAM_WORKSPACE_BYTES, machine.vram_total_bytes)
+        wake(device)
 
     @contextmanager
     def _finite(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ from dataclasses import astuple, dataclass
 import torch
 
 from lowmem_if.system.memory import own_memory, trim_heap
+from lowmem_if.weights.allocator import empty_caches
 
 RELEASE_SHARE = 0.05
 RELEASE_BYTES = 64_000_000
@@ -106,20 +107,13 @@ def wake(device: str) -> None:
 
 
 def release_memory(device: str = "cpu") -> Reading:
-    """Collect garbage, empty the accelerator's cache, trim the heap; what is in use then."""
+    """Collect garbage, empty the allocators' caches, trim the heap; what is in use then."""
     gc.collect()
     if device != "cpu":
         torch.accelerator.synchronize(device)
-        _empty_cache(device)
+        empty_caches(device)
     trim_heap()
     return read_memory(device)
-
-
-def _empty_cache(device: str) -> None:
-    if device == "mps":
-        torch.mps.empty_cache()  # up to torch 2.12 `torch.accelerator` asserts there (pytorch 186430)
-    else:
-        torch.accelerator.empty_cache()
 
 
 def prove_release(watch: Watch, before: Reading, after: Reading, weight_bytes: int) -> Release:
