@@ -52,7 +52,7 @@ from lowmem_if.stages.upscaler import Upscaler
 from lowmem_if.weights.allocator import limit, try_segments
 from lowmem_if.weights.identity import identity
 from lowmem_if.weights.loading import load_tokenizer
-from lowmem_if.weights.memory import Release, wake
+from lowmem_if.weights.memory import Release, VramTaken, free_vram, wake
 from lowmem_if.weights.tensor_files import is_sound, load_tensor, tensor_bytes
 
 S = TypeVar("S", bound=DrawingStage)
@@ -250,11 +250,26 @@ class _Turn:
 
     def _load(self, make: Callable[[Path, Step], C]) -> C:
         step = self._step
+        self._check_room()
         if step.speedup > 1 and (why := why_not(step.device)):
             self._notice(f"not compiled, for torch.compile does not work here: {why}")
             step = replace(step, speedup=1.0)
         with self._recorder.loading(in_place_bytes(self._part, step.setting)):
             return make(self._root, step)
+
+    def _check_room(self) -> None:
+        """Look at the free VRAM once more; nothing is left free on top, the plan has done that.
+
+        Raises:
+            VramTaken: less is free than was predicted. What the user has pinned is tried all the same.
+        """
+        step, available = self._step, free_vram(self._step.device)
+        needed = step.predicted.vram_bytes
+        if available is None or available >= needed or step.component in self._folder.plan.pins:
+            return
+        taken = VramTaken(available, needed)
+        self._notice(f"{step.component.replace('_', ' ')}: {taken}")
+        raise taken
 
     def _kept(self) -> Kept:
         return Kept(self._step.component, *self._at_rest(), self._step.predicted.read_bytes)

@@ -56,6 +56,7 @@ class Short:
         resource, text: what ran out, and what was said of it.
         beside: components that stayed loaded beside it.
         is_new: whether the worker had done nothing before this run.
+        available_bytes: of VRAM, where it was seen before loading that it would not do; else 0.
     """
 
     component: str
@@ -63,6 +64,7 @@ class Short:
     text: str
     beside: tuple[str, ...]
     is_new: bool
+    available_bytes: int = 0
 
 
 class Workshop:
@@ -145,7 +147,7 @@ class Workshop:
         if beside and component:
             self._alone.add(component)
         self.end()
-        return Short(component, resource, answer.text, beside, is_new)
+        return Short(component, resource, answer.text, beside, is_new, answer.total)
 
     def _do_without_segments(
         self, folder: RunFolder, component: str, text: str, report: Report

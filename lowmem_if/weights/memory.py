@@ -95,6 +95,32 @@ def read_memory(device: str = "cpu") -> Reading:
     return Reading(own, file, allocated, reserved, total - free)
 
 
+class VramTaken(Exception):
+    """Less VRAM is free than a step was planned to take: `available_bytes`."""
+
+    def __init__(self, available_bytes: int, needed_bytes: int) -> None:
+        self.available_bytes = available_bytes
+        super().__init__(
+            f"{available_bytes / 1e9:.1f} GB of VRAM are free now and {needed_bytes / 1e9:.1f} GB are "
+            "needed: other programs have taken some since the run was planned"
+        )
+
+
+def free_vram(device: str) -> int | None:
+    """Bytes that tensors may still take: free by the driver, or unused in torch's allocator.
+
+    None on a CPU, where memory is unified, and where the driver does not tell.
+    """
+    if device in ("cpu", "mps"):
+        return None
+    try:
+        free, total = torch.accelerator.get_memory_info(device)
+    except (RuntimeError, NotImplementedError):
+        return None
+    unused = torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(device)
+    return int(free + unused) if total else None
+
+
 def wake(device: str) -> None:
     """Use an accelerator once, so that what its first use costs is not put down to a component."""
     if device == "cpu":
