@@ -118,13 +118,13 @@ def test_the_worker_is_limited_where_the_driver_would_lend_ram(
     order: list[Any] = []
     monkeypatch.setattr(turns, "try_segments", lambda device: None)
     monkeypatch.setattr(turns, "limit", lambda *given: order.append(given))
-    monkeypatch.setattr(turns, "wake", lambda device: order.append("awake"))
+    monkeypatch.setattr(turns, "wake", lambda device, dtype: order.append(dtype))
     turn: Any = object.__new__(turns._Turn)
     machine = replace(CARD, spills_vram=spills)
     turn._folder = SimpleNamespace(plan=SimpleNamespace(machine=machine))
-    turn._step = SimpleNamespace(device=device)
+    turn._step = SimpleNamespace(device=device, compute_dtype="float16")
     turn._wake()
-    assert order == [*limits, "awake"]
+    assert order == [*limits, "float16"]
 
 
 @pytest.mark.parametrize(

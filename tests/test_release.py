@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,8 @@ from lowmem_if.running.events import ignore
 from lowmem_if.running.recorder import Recorder
 from lowmem_if.running.run_folder import RunFolder
 from lowmem_if.running.scheduler import run
-from lowmem_if.weights.memory import Reading, Watch, prove_release
+from lowmem_if.running.shelf import left_behind
+from lowmem_if.weights.memory import Reading, Watch, prove_release, use_once, wake
 
 MB = 10**6
 
@@ -95,6 +97,50 @@ def test_memory_left_behind_within_the_tolerance_is_accepted() -> None:
     assert small.complete
     assert large.complete
     assert not too_much.complete
+
+
+def test_what_the_allocator_still_holds_is_left_behind_too() -> None:
+    """Tensors may be gone and their memory is not: then it is named."""
+    workspace = 32 * MB
+    before = Reading(0, 0, vram_allocated=workspace, vram_reserved=workspace)
+    held = Reading(0, 0, vram_allocated=workspace, vram_reserved=workspace + 90 * MB)
+    proof = prove_release(Watch([]), before, held, weight_bytes=0)
+    assert (proof.vram_left_bytes, proof.reserved_left_bytes) == (0, 90 * MB)
+    assert not proof.complete
+    assert "90 MB of VRAM" in left_behind("stage_1", proof)
+
+
+def test_free_blocks_in_the_segments_of_others_are_nobodys_fault() -> None:
+    """Where something else is loaded, torch may have to hold memory that is free."""
+    before = Reading(0, 0, vram_allocated=500 * MB, vram_reserved=520 * MB)
+    after = Reading(0, 0, vram_allocated=500 * MB, vram_reserved=700 * MB)
+    assert prove_release(Watch([]), before, after, weight_bytes=0).complete
+
+
+def test_what_the_driver_counts_is_recorded_and_not_judged() -> None:
+    """Contexts and workspaces are in it, and all that other programs take."""
+    before, after = Reading(0, 0, vram_used=300 * MB), Reading(0, 0, vram_used=900 * MB)
+    proof = prove_release(Watch([]), before, after, weight_bytes=0)
+    assert proof.driver_left_bytes == 600 * MB
+    assert proof.complete
+    assert prove_release(Watch([]), after, before, weight_bytes=0).driver_left_bytes == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_waking_a_device_uses_what_networks_use(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each kind of kernel, in the type of the network to come and in float32."""
+    with torch.profiler.profile() as seen:
+        use_once("cpu", dtype)
+    names = {event.name for event in seen.events()}
+    kinds = ("conv2d", "group_norm", "layer_norm", "linear", "scaled_dot_product_attention", "bmm")
+    assert {f"aten::{kind}" for kind in kinds} <= names
+    used: list[Any] = []
+    monkeypatch.setattr("lowmem_if.weights.memory.use_once", lambda *given: used.append(given))
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda _device: None)
+    wake("cuda:0", str(dtype).removeprefix("torch."))
+    assert used == [("cuda:0", each) for each in dict.fromkeys((torch.float32, dtype))]
 
 
 def test_every_step_of_a_run_records_its_proof(tiny: Path, tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ class _Turn:
         try_segments(device)
         if machine.spills_vram and device == machine.device:
             limit(device, machine.vram_bytes - VRAM_WORKSPACE_BYTES, machine.vram_total_bytes)
-        wake(device)
+        wake(device, self._step.compute_dtype)
 
     @contextmanager
     def _finite(self) -> Iterator[None]:
