@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
-from lowmem_if.running import worker
+from lowmem_if.running import turns, worker
 from lowmem_if.stages.base import BaseStage
 from lowmem_if.stages.super_resolution import SuperResolutionStage
 from lowmem_if.stages.upscaler import Upscaler
+from lowmem_if.weights.allocator import SegmentsFail
 
 
 def out_of_memory_unless_tiled() -> None:
@@ -109,6 +110,16 @@ def bitsandbytes_exits_at_first() -> None:
         os._exit(1)
 
     BaseStage.draw = end
+
+
+def segments_fail() -> None:
+    """The driver refuses torch's expandable segments, if they are set."""
+
+    def refused(_device: str) -> None:
+        if "expandable_segments:True" in os.environ.get("PYTORCH_ALLOC_CONF", ""):
+            raise SegmentsFail("CUDA driver error: unknown error")
+
+    turns.try_segments = refused
 
 
 def touches_a_lost_page() -> None:

@@ -339,6 +339,56 @@ def test_a_quantised_encoder_fits_where_the_16bit_one_does_not(storage: str) -> 
     assert quantised.vram_bytes < predict(t5, setting(TEXT_ENCODER)).vram_bytes - 3_000 * MB
 
 
+# --- what torch's allocator holds ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("component", "strategy"),
+    [(TEXT_ENCODER, RESIDENT), (STAGE_1, STREAM), (STAGE_2, MODEL_OFFLOAD), (UPSCALER, RESIDENT)],
+)
+def test_the_allocators_reserve_is_the_tables(component: str, strategy: str) -> None:
+    """Of a turn that a dry run saw, the reserve is predicted to the byte; RAM does not change."""
+    its = part("if-xl", component)
+    one = in_float(component, "float16", strategy=strategy, device="cuda:0")
+    turn = look_up_turn(its, component, strategy, "float16", attention="fused", tiled=False)
+    assert turn is not None
+    plain, held = (predict(its, one, reserve=reserve) for reserve in (False, True))
+    waiting = plain.vram_bytes - max(turn.loading_bytes, turn.drawing_bytes, turn.decoding_bytes)
+    assert held.vram_bytes == turn.reserved_bytes + waiting > plain.vram_bytes
+    assert replace(held, vram_bytes=plain.vram_bytes) == plain
+
+
+@pytest.mark.parametrize("changes", [{"batch": 4}, {"area": 2.0}, {"batch": 2, "area": 1.5}])
+def test_the_reserve_grows_with_what_is_drawn(changes: dict[str, float]) -> None:
+    """More is unused beside more activations."""
+    its = part("if-xl", STAGE_2)
+    one = in_float(STAGE_2, "float16", device="cuda:0")
+    more = replace(one, **changes)  # type: ignore[arg-type]
+    unused = [
+        predict(its, each, reserve=True).vram_bytes - predict(its, each).vram_bytes
+        for each in (one, more)
+    ]
+    assert unused[1] > 1.4 * unused[0] > 0
+
+
+def test_a_network_that_nobody_simulated_has_a_reserve_too() -> None:
+    """Of a cascade that the table lacks, it is a share of the activations."""
+    known = part("if-xl", STAGE_2)
+    (module,) = known.modules
+    weights = replace(module.weights, other=module.weights.other + 1)
+    unknown = replace(known, modules=(replace(module, weights=weights),))
+    one = in_float(STAGE_2, "float16", device="cuda:0")
+    unused = predict(unknown, one, reserve=True).vram_bytes - predict(unknown, one).vram_bytes
+    there = predict(known, one, reserve=True).vram_bytes - predict(known, one).vram_bytes
+    assert 0.9 * there < unused < 1.2 * there
+
+
+def test_on_a_cpu_there_is_no_such_reserve() -> None:
+    """The allocator there is the system's."""
+    its, one = part("if-xl", STAGE_1), in_float(STAGE_1, "float32", device="cpu")
+    assert predict(its, one, reserve=True) == predict(its, one)
+
+
 def test_headroom_is_kept_in_ram_always_and_in_vram_on_a_card() -> None:
     """Workspaces that no prediction sees and some safety are left free."""
     assert headroom("cpu")[0] == 0

@@ -373,3 +373,16 @@ def test_a_step_names_what_it_replaces() -> None:
     lower = rungs(make_plan(card(24, 32), ask()), STAGE_1, VRAM)[1]
     assert lower.instead_of == "resident float16"
     assert lower.reason == "VRAM ran out with resident float16 on cuda:0"
+
+
+@pytest.mark.parametrize("free", [2 * GB, 4 * GB, 6 * GB])
+def test_after_others_took_vram_the_next_step_fits_what_is_free(free: int) -> None:
+    """Not only below the step that was planned, which the plan's own budget would allow."""
+    plan = make_plan(load_profile("rtx-3060-12gb").machine, ask(size=1024))
+    step = plan.step(STAGE_1)
+    assert step.predicted.vram_bytes > 7 * GB
+    findings = Findings().ran_out(step, plan.machine, VRAM, free)
+    lower = cheaper(plan, located(plan), STAGE_1, findings, short_of=VRAM)
+    assert lower is not None
+    assert lower.device != "cpu"
+    assert lower.predicted.vram_bytes < free

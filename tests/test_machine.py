@@ -25,6 +25,7 @@ from lowmem_if.planning.machine import (
 )
 from lowmem_if.planning.plan import make_plan
 from lowmem_if.planning.request import Request
+from lowmem_if.system.hardware import segments_expand
 
 GB = 10**9
 T4 = Accelerator("cuda:0", "Tesla T4", 15 * GB, 14 * GB, (7, 5))
@@ -43,7 +44,8 @@ def ram(monkeypatch: pytest.MonkeyPatch, total: int, available: int) -> None:
 
 
 def has(monkeypatch: pytest.MonkeyPatch, found: Accelerator | None) -> None:
-    """Let probe() see this accelerator."""
+    """Let probe() see this accelerator, with segments that expand."""
+    monkeypatch.setattr(module, "segments_expand", lambda root: True)
     monkeypatch.setattr(module, "looks_present", lambda root: True)
     monkeypatch.setattr(module, "read_accelerator", lambda device, root: (found, ()))
 
@@ -494,6 +496,21 @@ def test_windows_leaves_more_vram_free(monkeypatch: pytest.MonkeyPatch, tmp_path
         make_plan(replace(m, vram_bytes=tight), request).step("stage_1") for m in (here, machine)
     )
     assert (plain.strategy, windows.strategy) == ("resident", "stream")
+
+
+@pytest.mark.parametrize(("sign", "keeps"), [("dev/nvidiactl", False), ("dev/kfd", True)])
+def test_without_expandable_segments_plans_count_the_allocators_reserve(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sign: str, keeps: bool
+) -> None:
+    """On AMD's cards, WSL and Jetson torch keeps what it has freed; plans know, and say so."""
+    has(monkeypatch, T4)
+    monkeypatch.setattr(module, "segments_expand", segments_expand)
+    monkeypatch.setattr("sys.platform", "linux")
+    (tmp_path / sign).parent.mkdir()
+    (tmp_path / sign).touch()
+    machine = probe("cuda", root=tmp_path)
+    assert (machine.keeps_reserve, machine.counts_reserve) == (keeps, keeps)
+    assert any("segments" in note for note in machine.notes) == keeps
 
 
 def test_wsl_pins_next_to_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from lowmem_if.planning.footprint import (
     predict,
     resident_choices,
 )
+from lowmem_if.planning.footprint_table import look_up_turn
 from lowmem_if.planning.jobs import Job, jobs_of
 from lowmem_if.planning.locations import locate
 from lowmem_if.planning.machine import Machine, accelerator_compute_dtype, cpu_compute_dtype
@@ -1246,3 +1247,28 @@ def test_a_picture_to_enlarge_that_does_not_fit_is_told_in_bytes(tmp_path: Path)
         make_plan(card(1, 1), request)
     assert caught.value.component == UPSCALER
     assert "GB more" in caught.value.nearest
+
+
+# --- where torch's allocator keeps what it has freed ----------------------------------------------
+
+
+@pytest.mark.parametrize("fact", ["spills_vram", "keeps_reserve"])
+@pytest.mark.parametrize("name", ["rtx-4060-8gb", "rtx-2060-6gb", "gtx-1660-6gb", "rtx-3060-12gb"])
+def test_plans_have_room_for_the_allocators_reserve(name: str, fact: str) -> None:
+    """On Windows, and wherever segments do not expand, no step holds more than there is."""
+    machine = replace(load_profile(name).machine, spills_vram=False)
+    machine = replace(machine, **{fact: True})  # type: ignore[arg-type]
+    request = Request(("x",), cascade="if-xl", seed=(1,))
+    plan = make_plan(machine, request)
+    parts = locate("if-xl", components=request.components).cascade.parts
+    for step in plan.steps:
+        held = predict(parts[step.component], step.setting, reserve=True)
+        assert step.predicted.vram_bytes == held.vram_bytes
+        if step.device != "cpu":
+            assert held.vram_bytes + headroom(step.device)[0] <= machine.vram_bytes
+            turn = look_up_turn(
+                parts[step.component], step.component, step.strategy, step.storage_dtype,
+                attention="fused", tiled=step.vae_tiling,
+            )  # fmt: skip
+            assert turn is not None
+            assert turn.reserved_bytes <= machine.vram_bytes - headroom(step.device)[0]

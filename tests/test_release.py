@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from runs import plan_of, run_here
+from runs import CPU, plan_of, run_here
 from transformers import T5Config, T5EncoderModel
 
 from lowmem_if.planning.catalog import COMPONENTS, FINISH, STAGE_1, TEXT_ENCODER
+from lowmem_if.planning.plan import make_plan
+from lowmem_if.planning.request import Request
 from lowmem_if.running.events import ignore
 from lowmem_if.running.recorder import Recorder
 from lowmem_if.running.run_folder import RunFolder
 from lowmem_if.running.scheduler import run
-from lowmem_if.weights.memory import Reading, Watch, prove_release
+from lowmem_if.running.shelf import left_behind
+from lowmem_if.weights.memory import Reading, Watch, prove_release, use_once, wake
 
 MB = 10**6
 
@@ -94,6 +99,50 @@ def test_memory_left_behind_within_the_tolerance_is_accepted() -> None:
     assert not too_much.complete
 
 
+def test_what_the_allocator_still_holds_is_left_behind_too() -> None:
+    """Tensors may be gone and their memory is not: then it is named."""
+    workspace = 32 * MB
+    before = Reading(0, 0, vram_allocated=workspace, vram_reserved=workspace)
+    held = Reading(0, 0, vram_allocated=workspace, vram_reserved=workspace + 90 * MB)
+    proof = prove_release(Watch([]), before, held, weight_bytes=0)
+    assert (proof.vram_left_bytes, proof.reserved_left_bytes) == (0, 90 * MB)
+    assert not proof.complete
+    assert "90 MB of VRAM" in left_behind("stage_1", proof)
+
+
+def test_free_blocks_in_the_segments_of_others_are_nobodys_fault() -> None:
+    """Where something else is loaded, torch may have to hold memory that is free."""
+    before = Reading(0, 0, vram_allocated=500 * MB, vram_reserved=520 * MB)
+    after = Reading(0, 0, vram_allocated=500 * MB, vram_reserved=700 * MB)
+    assert prove_release(Watch([]), before, after, weight_bytes=0).complete
+
+
+def test_what_the_driver_counts_is_recorded_and_not_judged() -> None:
+    """Contexts and workspaces are in it, and all that other programs take."""
+    before, after = Reading(0, 0, vram_used=300 * MB), Reading(0, 0, vram_used=900 * MB)
+    proof = prove_release(Watch([]), before, after, weight_bytes=0)
+    assert proof.driver_left_bytes == 600 * MB
+    assert proof.complete
+    assert prove_release(Watch([]), after, before, weight_bytes=0).driver_left_bytes == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_waking_a_device_uses_what_networks_use(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each kind of kernel, in the type of the network to come and in float32."""
+    with torch.profiler.profile() as seen:
+        use_once("cpu", dtype)
+    names = {event.name for event in seen.events()}
+    kinds = ("conv2d", "group_norm", "layer_norm", "linear", "scaled_dot_product_attention", "bmm")
+    assert {f"aten::{kind}" for kind in kinds} <= names
+    used: list[Any] = []
+    monkeypatch.setattr("lowmem_if.weights.memory.use_once", lambda *given: used.append(given))
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda _device: None)
+    wake("cuda:0", str(dtype).removeprefix("torch."))
+    assert used == [("cuda:0", each) for each in dict.fromkeys((torch.float32, dtype))]
+
+
 def test_every_step_of_a_run_records_its_proof(tiny: Path, tmp_path: Path) -> None:
     """A whole run leaves for each component the proof that it is gone, and says nothing of leaks."""
     folder = run_here(plan_of(tiny), tmp_path / "run")
@@ -126,6 +175,26 @@ def test_a_steps_first_sample_is_taken_before_its_work(tiny: Path, tmp_path: Pat
         time.sleep(0.1)
     samples = [json.loads(line)["ram_anon"] for line in file.read_text().splitlines()]
     assert samples[-1] - samples[0] > 0.9 * held.nbytes
+
+
+@pytest.mark.parametrize(("counts_reserve", "peak"), [(False, 5), (True, 8)])
+def test_vram_is_measured_as_it_was_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts_reserve: bool, peak: int
+) -> None:
+    """Where the plan counts what torch's allocator holds, so does what is shown beside it."""
+    step = replace(
+        make_plan(CPU, Request(("x",), cascade="if-m", size=64)).steps[0], device="cuda:0"
+    )
+    reading = Reading(0, 0, vram_allocated=1, vram_reserved=2)
+    monkeypatch.setattr("lowmem_if.running.recorder.read_memory", lambda _device: reading)
+    monkeypatch.setattr("lowmem_if.weights.memory.read_memory", lambda _device: reading)
+    for name, value in (("allocated", 5), ("reserved", 8)):
+        monkeypatch.setattr(torch.accelerator, f"max_memory_{name}", lambda _d, v=value: v)
+    monkeypatch.setattr(torch.accelerator, "reset_peak_memory_stats", lambda _device: None)
+    recorder = Recorder(step, tmp_path / "memory.jsonl", ignore, counts_reserve=counts_reserve)
+    with recorder.recording():
+        pass
+    assert recorder.measured()["vram_bytes"] == peak
 
 
 def test_measured_peaks_are_those_of_the_samples(tiny: Path, tmp_path: Path) -> None:

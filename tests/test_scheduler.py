@@ -17,7 +17,7 @@ import torch
 from runs import CPU, kinds, plan_of, run_here
 from safetensors.torch import load_file
 
-from lowmem_if.errors import LowmemError, OutOfMemory, RunFolderError, WorkerDied
+from lowmem_if.errors import DeviceError, LowmemError, OutOfMemory, RunFolderError, WorkerDied
 from lowmem_if.planning.ladder import changed_pixels
 from lowmem_if.planning.plan import make_plan
 from lowmem_if.planning.request import Request
@@ -293,3 +293,33 @@ def test_a_cheaper_step_that_moves_pixels_says_so(
     step = replace(plan_of(tiny).step("upscaler"), batch=2)
     assert told in changed_pixels(step, replace(step, **change))
     assert bool(told) == bool(changed_pixels(step, replace(step, **change)))
+
+
+def test_without_expandable_segments_the_worker_is_started_once_more(
+    tiny: Path, tmp_path: Path, starts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the driver refuses them the run goes on without, under the same plan, and says so."""
+    inject(monkeypatch, "segments_fail", starts)
+    monkeypatch.setattr(workshop, "segments_expand", lambda _root: True)
+    plan, events = plan_of(tiny, size=64), []
+    with workshop.Workshop() as shop:
+        results = [run(plan, tmp_path / name, report=events.append, workshop=shop) for name in "ab"]
+    assert starts.read_text() == "xx"  # the second run goes on with the second worker
+    assert [len(result.images) for result in results] == [1, 1]
+    (notice,) = results[0].notices
+    assert "expandable segments (CUDA driver error: unknown error): they are not used" in notice
+    assert kinds(events, "notice") == ["text_encoder"]
+    assert kinds(events, "retry") == []
+    assert RunFolder.open(results[0].folder).plan == plan
+    assert results[1].notices == ()
+
+
+def test_the_users_own_expandable_segments_are_the_users_to_take_out(
+    tiny: Path, tmp_path: Path, starts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the user has set is not overridden: the run ends and names the variable."""
+    inject(monkeypatch, "segments_fail", starts)
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    with pytest.raises(DeviceError, match="take them out of PYTORCH_ALLOC_CONF"):
+        run(plan_of(tiny, size=64), tmp_path / "run")
+    assert starts.read_text() == "x"

@@ -47,6 +47,11 @@ VRAM_WORKSPACE_BYTES = 300_000_000
 """cuBLAS and cuDNN workspaces, which no dry run sees."""
 VRAM_SAFETY_BYTES = 300_000_000
 
+_UNUSED_SHARE = 1.6
+"""Of the activations, what torch's allocator holds beside them and cannot use, since its free blocks are
+too small: for turns that the table lacks. In the table's rows of stage 2 and of the upscaler (float16,
+fused attention) it is 0.9 to 1.6."""
+
 _LARGEST_LAYER = 0.04
 """Of a module's bytes, where the table does not know its largest layer (I-XL 3.3 %, T5-XXL 2.8 %)."""
 
@@ -107,7 +112,10 @@ _VAE_TILED_SIDE = 256
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Peak bytes while a component loads and runs: on the accelerator, in RAM, and read from disk."""
+    """Peak bytes while a component loads and runs: on the accelerator, in RAM, and read from disk.
+
+    `vram_bytes` are tensors, or all that torch's allocator holds from the driver where plans count that.
+    """
 
     vram_bytes: int
     ram_bytes: int
@@ -201,9 +209,16 @@ def at_rest(part: Part, setting: Setting) -> tuple[int, int]:
     return weights if stays else 0, weights
 
 
-def predict(part: Part, setting: Setting) -> Footprint:
-    """Peak bytes of one component under one setting."""
+def predict(part: Part, setting: Setting, *, reserve: bool = False) -> Footprint:
+    """Peak bytes of one component under one setting.
+
+    Args:
+        reserve: count all that torch's allocator holds from the driver, not only what is in use.
+    """
     plain = _predict(part, _as_simulated(setting))
+    if reserve and setting.device != "cpu":
+        unused = _unused_bytes(part, _as_simulated(setting))
+        plain = replace(plain, vram_bytes=plain.vram_bytes + unused)
     compiler = COMPILER_RAM_BYTES if setting.speedup > 1 else 0
     return replace(plain, ram_bytes=plain.ram_bytes + setting.merge_bytes + compiler)
 
@@ -242,14 +257,20 @@ def attention_of(device: str) -> str:
     return MATH if device.startswith("mps") else FUSED
 
 
-_REMEMBERED: dict[tuple[Part, Setting], tuple[int, int]] = {}
-"""What was simulated since this process began."""
+_REMEMBERED: dict[tuple[Part, Setting], tuple[int, int, int]] = {}
+"""What was simulated since this process began: VRAM in use, VRAM held by the allocator, host memory."""
 
 
-def remember(part: Part, setting: Setting, vram_bytes: int, host_bytes: int) -> None:
-    """From now on predict this setting as a dry run found it: on the accelerator, and in host memory
-    beside the process."""
-    _REMEMBERED[part, _as_simulated(setting)] = vram_bytes, host_bytes
+def remember(
+    part: Part, setting: Setting, *, vram_bytes: int, reserved_bytes: int, host_bytes: int
+) -> None:
+    """From now on predict this setting as a dry run found it.
+
+    Args:
+        vram_bytes, reserved_bytes: on the accelerator in use, and held by torch's allocator.
+        host_bytes: in host memory beside the process.
+    """
+    _REMEMBERED[part, _as_simulated(setting)] = vram_bytes, reserved_bytes, host_bytes
 
 
 def is_simulated(part: Part, setting: Setting) -> bool:
@@ -275,7 +296,8 @@ def _turns(part: Part, setting: Setting) -> dict[str, Turn]:
 def _simulated(part: Part, setting: Setting) -> tuple[int, int] | None:
     """(VRAM, host memory beside the process) of a turn that a dry run has seen."""
     if (part, setting) in _REMEMBERED:
-        return _REMEMBERED[part, setting]
+        vram, _reserved, host = _REMEMBERED[part, setting]
+        return vram, host
     if setting.drawn_area != 1:
         return None  # the table is of squares, drawn as a whole
     turns = _turns(part, setting)
@@ -288,6 +310,22 @@ def _simulated(part: Part, setting: Setting) -> tuple[int, int] | None:
         stays = in_place_bytes(part, setting) - in_place_bytes(part, nothing)
         vram = min(_turn_bytes(part, setting, resident), vram + stays)
     return vram, its.anonymous_bytes + its.pinned_bytes
+
+
+def _unused_bytes(part: Part, setting: Setting) -> int:
+    """What torch's allocator holds from the driver at most, beyond what is in use at most.
+
+    It is taken to grow like the activations, whose blocks leave the gaps.
+    """
+    if (part, setting) in _REMEMBERED:
+        vram, reserved, _host = _REMEMBERED[part, setting]
+        return reserved - vram
+    share, turn = _UNUSED_SHARE, _turns(part, setting).get(setting.strategy)
+    if turn is not None:
+        its = replace(setting, batch=1, area=1.0, tile=0)
+        unused = turn.reserved_bytes - _turn_bytes(part, its, turn)
+        share = unused / max(_activation_bytes(module, its) for module in part.modules)
+    return round(share * max(_activation_bytes(module, setting) for module in part.modules))
 
 
 def _turn_bytes(part: Part, setting: Setting, turn: Turn) -> int:

@@ -47,11 +47,18 @@ class Findings:
     overflowing: frozenset[str] = frozenset()
     shortages: int = 0
 
-    def ran_out(self, step: Step, machine: Machine, short_of: str) -> Findings:
-        """These findings, and that a step ran out of `RAM` or `VRAM`."""
+    def ran_out(
+        self, step: Step, machine: Machine, short_of: str, vram_available: int = 0
+    ) -> Findings:
+        """These findings, and that a step ran out of `RAM` or `VRAM`.
+
+        Args:
+            vram_available: bytes of VRAM that were seen to be free then; 0: not known.
+        """
         peaks, count = step.predicted, self.shortages + 1
         taken = _taken(machine, short_of, peaks.vram_bytes, peaks.ram_bytes)
         if short_of == VRAM:
+            taken = min(taken, vram_available or taken)
             return replace(self, vram_bytes=min(taken, self.vram_bytes or taken), shortages=count)
         return replace(self, ram_bytes=min(taken, self.ram_bytes or taken), shortages=count)
 

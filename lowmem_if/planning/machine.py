@@ -19,6 +19,7 @@ from lowmem_if.planning.calibration import identity, read_calibration
 from lowmem_if.planning.cards import looks_present
 from lowmem_if.planning.cgroups import tightest_group
 from lowmem_if.planning.rates import Rates, assumed
+from lowmem_if.system.hardware import segments_expand
 
 DEVICE_KINDS = ("cpu", "cuda", "mps", "xpu")
 LEAST_PINNED_BYTES = 128 * 2**20
@@ -49,6 +50,8 @@ class Machine:
         rates: its constants, calibrated or published; None where there are none of its own.
         spills_vram: the driver lends RAM where VRAM runs out, many times slower, and nothing fails
             (Windows): so more is left free.
+        keeps_reserve: torch's segments cannot expand (Windows, WSL, AMD's cards, Jetson), so that its
+            allocator goes on holding much of what was freed.
         pinned_bytes: how much memory can be pinned for transfers; None: enough (WSL: next to nothing).
         has_bitsandbytes: whether 8-bit and 4-bit weights can be used, which take that package.
         devices: accelerators of this kind; a run uses one.
@@ -69,6 +72,7 @@ class Machine:
     notes: tuple[str, ...] = ()
     rates: Rates | None = None
     spills_vram: bool = False
+    keeps_reserve: bool = False
     pinned_bytes: int | None = None
     has_bitsandbytes: bool = True
     devices: int = 1
@@ -92,6 +96,11 @@ class Machine:
     def kind(self) -> str:
         """`cpu`, `cuda`, `mps` or `xpu`."""
         return self.device.partition(":")[0]
+
+    @property
+    def counts_reserve(self) -> bool:
+        """Whether VRAM is planned as torch's allocator holds it from the driver, not as it is in use."""
+        return self.spills_vram or self.keeps_reserve
 
     @property
     def unified(self) -> bool:
@@ -230,8 +239,11 @@ def _with_accelerator(machine: Machine, found: Accelerator, root: Path) -> Machi
     free, notes = found.free_bytes, machine.notes
     spills = kind == "cuda" and sys.platform == "win32"
     walled = kind == "cuda" and _is_wsl(root)
+    keeps = kind == "cuda" and not segments_expand(root)
     if spills:
         notes += ("Windows lends RAM where VRAM runs out, many times slower: more is left free",)
+    elif keeps:
+        notes += ("torch's memory segments cannot expand here: plans count all that it holds",)
     if walled:
         notes += ("WSL pins next to no memory: transfers are planned at the unpinned rate",)
     if not 0 < free <= found.total_bytes:
@@ -251,6 +263,7 @@ def _with_accelerator(machine: Machine, found: Accelerator, root: Path) -> Machi
         devices=found.count,
         notes=notes,
         spills_vram=spills,
+        keeps_reserve=keeps,
         pinned_bytes=0 if walled else None,
     )
 

@@ -82,7 +82,7 @@ def _on_the_cpu(machine: Machine) -> Machine | None:
     dtype, reason = cpu_compute_dtype(frozenset())
     return replace(
         machine, device="cpu", vram_bytes=0, vram_total_bytes=0, capability=(0, 0),
-        compute_dtype=dtype, compute_dtype_reason=reason, spills_vram=False,
+        compute_dtype=dtype, compute_dtype_reason=reason, spills_vram=False, keeps_reserve=False,
     )  # fmt: skip
 
 

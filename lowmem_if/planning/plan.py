@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -235,7 +236,8 @@ def _fits(machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pi
         for name in request.components:
             part, pin = location.cascade.parts[name], pins.get(name)
             settings = settings_for(machine, request, location, name, prefer, pin)
-            if all(shortage(machine, setting, predict(part, setting)) for setting in settings):
+            footprints = [predict(part, s, reserve=machine.counts_reserve) for s in settings]
+            if all(map(partial(shortage, machine), settings, footprints)):
                 return False
     except (DeviceError, CascadeError, CheckpointError):
         return False

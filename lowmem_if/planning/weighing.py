@@ -29,7 +29,7 @@ class Candidate:
 
 def weigh(machine: Machine, part: Part, setting: Setting, jobs: Sequence[Job]) -> Candidate:
     """What a component would take under a setting for all that it has to do."""
-    footprint = predict(part, setting)
+    footprint = predict(part, setting, reserve=machine.counts_reserve)
     left = machine.ram_bytes - footprint.ram_bytes
     left -= footprint.vram_bytes if machine.unified else 0
     seconds = predict_seconds(part, setting, jobs, machine.speeds, left, unified=machine.unified)

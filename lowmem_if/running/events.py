@@ -19,7 +19,9 @@ class Event:
     (a component that had stayed loaded; `text`: what is left of it, as JSON), `notice` (`text` for the
     user), `retry` (`text`: the cheaper plan, or the same again in a new worker). From the worker only:
     `shelf` (`text`: what stays loaded, as JSON), and the answers to an order: `done`, `error` (`name` of
-    the class, `text`) and `out_of_memory` (`text`; `name`: `RAM` where nothing else can be meant).
+    the class, `text`), `out_of_memory` (`text`; `name`: `RAM` where nothing else can be meant; `total`
+    bytes of VRAM are free, if it was seen before anything failed; 0: it was not) and
+    `segments_fail` (`text`: what the driver says of torch's expandable segments).
     """
 
     kind: str

@@ -23,8 +23,16 @@ _REPORT_EVERY_S = 0.25
 class Recorder:
     """Samples one step's memory while it runs; also the source of its loading progress."""
 
-    def __init__(self, step: Step, file: Path, report: Report) -> None:
+    def __init__(
+        self, step: Step, file: Path, report: Report, *, counts_reserve: bool = False
+    ) -> None:
+        """Begin with nothing measured.
+
+        Args:
+            counts_reserve: whether VRAM was predicted as torch's allocator holds it from the driver.
+        """
         self._step, self._file, self._report = step, file, report
+        self._counts_reserve = counts_reserve
         self._peak_ram = self._peak_vram = 0
         self._loading: tuple[int, int] | None = None
         self._reported = 0.0
@@ -70,8 +78,10 @@ class Recorder:
     def measured(self) -> dict[str, Any]:
         """`vram_bytes`, `ram_bytes` (peaks) and `seconds` of the step so far."""
         if self._step.device not in ("cpu", "mps"):
-            peak = torch.accelerator.max_memory_allocated(self._step.device)
-            self._peak_vram = max(self._peak_vram, peak)
+            ask = torch.accelerator.max_memory_allocated
+            if self._counts_reserve:
+                ask = torch.accelerator.max_memory_reserved
+            self._peak_vram = max(self._peak_vram, ask(self._step.device))
         return {
             "vram_bytes": self._peak_vram,
             "ram_bytes": self._peak_ram,
@@ -80,7 +90,8 @@ class Recorder:
 
     def _record(self, reading: Reading) -> None:
         self._peak_ram = max(self._peak_ram, reading.ram_anon)
-        self._peak_vram = max(self._peak_vram, reading.vram_allocated)
+        vram = reading.vram_reserved if self._counts_reserve else reading.vram_allocated
+        self._peak_vram = max(self._peak_vram, vram)
         line = {"t": round(time.time(), 3), "step": self._step.component, **asdict(reading)}
         with suppress(OSError):  # a full disk is told by whoever writes results, not by samples
             self._stream.write(json.dumps(line).encode() + b"\n")

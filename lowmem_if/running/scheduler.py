@@ -186,7 +186,7 @@ class _Recovery:
     def _cheaper(self, folder: RunFolder, short: Short) -> Step | None:
         plan, name = folder.plan, short.component
         found = self._findings.get(name, Findings())
-        found = found.ran_out(plan.step(name), plan.machine, short.resource)
+        found = found.ran_out(plan.step(name), plan.machine, short.resource, short.available_bytes)
         self._findings[name] = found
         return cheaper(plan, _location(folder), name, found, short_of=short.resource)
 

@@ -127,8 +127,9 @@ def closed_on_error(life: Life[Any]) -> Iterator[None]:
 
 def left_behind(component: str, release: Release) -> str:
     """What is left of a component that should have gone, in words."""
+    vram = max(release.vram_left_bytes, release.reserved_left_bytes)
     words = (
         f"{component} left {release.ram_left_bytes / 1e6:.0f} MB of RAM and "
-        f"{release.vram_left_bytes / 1e6:.0f} MB of VRAM behind"
+        f"{vram / 1e6:.0f} MB of VRAM behind"
     )
     return words + (f"; still alive: {', '.join(release.alive)}" if release.alive else "")

@@ -24,7 +24,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from lowmem_if.errors import CascadeError, DeviceError, NotFinite, RunFolderError
 from lowmem_if.planning import catalog
-from lowmem_if.planning.footprint import at_rest, in_place_bytes
+from lowmem_if.planning.footprint import VRAM_WORKSPACE_BYTES, at_rest, in_place_bytes
 from lowmem_if.planning.keeping import Kept
 from lowmem_if.planning.locations import Location, locate
 from lowmem_if.planning.lora import file_digest
@@ -49,9 +49,10 @@ from lowmem_if.stages.previews import Watching
 from lowmem_if.stages.super_resolution import SuperResolutionStage
 from lowmem_if.stages.text import CleanedText, TextCleaner, TextEncoder, cut_off
 from lowmem_if.stages.upscaler import Upscaler
+from lowmem_if.weights.allocator import limit, try_segments
 from lowmem_if.weights.identity import identity
 from lowmem_if.weights.loading import load_tokenizer
-from lowmem_if.weights.memory import Release, wake
+from lowmem_if.weights.memory import Release, VramTaken, free_vram, wake
 from lowmem_if.weights.tensor_files import is_sound, load_tensor, tensor_bytes
 
 S = TypeVar("S", bound=DrawingStage)
@@ -149,7 +150,9 @@ class _Turn:
         self._tasks = [task for task in self._request.tasks if step.component in task.stages]
         self._root = _root(location, step)
         self._part = location.cascade.parts[step.component]
-        self._recorder = Recorder(step, folder.memory_file, report)
+        self._recorder = Recorder(
+            step, folder.memory_file, report, counts_reserve=folder.plan.machine.counts_reserve
+        )
         self._weights = weights_identity(location, step)
         self._release: Release | None = None
         self._beside = shelf.held_bytes()
@@ -162,9 +165,7 @@ class _Turn:
         self._folder.check_weights(component, self._weights)
         images = len(self._tasks or self._request.tasks)
         self._report(Event("started", component, total=images, batch=self._step.batch))
-        wake(
-            self._step.device
-        )  # in its turn: a device that has no room left even for this is short
+        self._wake()
         turns = {
             catalog.TEXT_ENCODER: self._encode,
             catalog.STAGE_1: self._draw_first,
@@ -179,6 +180,14 @@ class _Turn:
         self._report(Event("finished", component))
         if self._release and not self._release.complete:
             self._notice(left_behind(component, self._release))
+
+    def _wake(self) -> None:
+        """Use the device for the first time, in the step's turn: it may be short of memory even here."""
+        device, machine = self._step.device, self._folder.plan.machine
+        try_segments(device)
+        if machine.spills_vram and device == machine.device:
+            limit(device, machine.vram_bytes - VRAM_WORKSPACE_BYTES, machine.vram_total_bytes)
+        wake(device, self._step.compute_dtype)
 
     @contextmanager
     def _finite(self) -> Iterator[None]:
@@ -241,11 +250,26 @@ class _Turn:
 
     def _load(self, make: Callable[[Path, Step], C]) -> C:
         step = self._step
+        self._check_room()
         if step.speedup > 1 and (why := why_not(step.device)):
             self._notice(f"not compiled, for torch.compile does not work here: {why}")
             step = replace(step, speedup=1.0)
         with self._recorder.loading(in_place_bytes(self._part, step.setting)):
             return make(self._root, step)
+
+    def _check_room(self) -> None:
+        """Look at the free VRAM once more; nothing is left free on top, the plan has done that.
+
+        Raises:
+            VramTaken: less is free than was predicted. What the user has pinned is tried all the same.
+        """
+        step, available = self._step, free_vram(self._step.device)
+        needed = step.predicted.vram_bytes
+        if available is None or available >= needed or step.component in self._folder.plan.pins:
+            return
+        taken = VramTaken(available, needed)
+        self._notice(f"{step.component.replace('_', ' ')}: {taken}")
+        raise taken
 
     def _kept(self) -> Kept:
         return Kept(self._step.component, *self._at_rest(), self._step.predicted.read_bytes)

@@ -27,6 +27,8 @@ from lowmem_if.running.run_folder import RunFolder, writing
 from lowmem_if.running.shelf import Shelf, left_behind
 from lowmem_if.running.turns import work
 from lowmem_if.system.channel import take_input
+from lowmem_if.weights.allocator import SegmentsFail
+from lowmem_if.weights.memory import VramTaken
 from lowmem_if.weights.shortages import is_of_host, is_shortage
 
 Orders = SimpleQueue[tuple[Order, int | None]]
@@ -77,6 +79,10 @@ def _answer(order: Order, folder_lock: int | None, shelf: Shelf, report: Report)
                 os.close(folder_lock)  # before the answer: the folder is free then
     except LowmemError as error:
         return Event("error", text=str(error), name=type(error).__name__)
+    except VramTaken as error:
+        return Event("out_of_memory", text=str(error), total=error.available_bytes)
+    except SegmentsFail as error:
+        return Event("segments_fail", text=str(error))
     except Exception as error:
         if not is_shortage(error):
             raise

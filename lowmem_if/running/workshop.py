@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from lowmem_if import errors
-from lowmem_if.errors import NotFinite, WorkerDied
+from lowmem_if.errors import DeviceError, NotFinite, WorkerDied
 from lowmem_if.planning.ladder import RAM, VRAM
 from lowmem_if.planning.machine import Machine, probe, with_budget
 from lowmem_if.planning.strategies import STREAM
@@ -29,7 +29,7 @@ from lowmem_if.weights.shortages import find_wording, last_words
 WORKER = ("-P", "-m", "lowmem_if.running.worker")
 """Arguments of the interpreter; -P: the folder one stands in is no place to import from."""
 
-_ANSWERS = {"done", "error", "out_of_memory"}
+_ANSWERS = {"done", "error", "out_of_memory", "segments_fail"}
 
 
 class WorkerCrashed(Exception):
@@ -56,6 +56,7 @@ class Short:
         resource, text: what ran out, and what was said of it.
         beside: components that stayed loaded beside it.
         is_new: whether the worker had done nothing before this run.
+        available_bytes: of VRAM, where it was seen before loading that it would not do; else 0.
     """
 
     component: str
@@ -63,6 +64,7 @@ class Short:
     text: str
     beside: tuple[str, ...]
     is_new: bool
+    available_bytes: int = 0
 
 
 class Workshop:
@@ -86,6 +88,7 @@ class Workshop:
         self._log = Path()
         self._log_start = 0  # where this worker's own words begin
         self._streams = False
+        self._segments = True  # whether they may be set to expand
         self._measured: dict[str, Machine] = {}
 
     def __enter__(self) -> Workshop:
@@ -129,6 +132,9 @@ class Workshop:
             str(folder.path), _here(), preview_every, self._keeps, tuple(sorted(self._alone))
         )
         answer, component = self._ordered(order, report, lock)
+        if answer.kind == "segments_fail":
+            self._do_without_segments(folder, component, answer.text, report)
+            return self.work(folder, lock, report=report, preview_every=preview_every)
         if answer.kind == "error":
             error = _error(answer)
             if isinstance(error, NotFinite):
@@ -141,7 +147,26 @@ class Workshop:
         if beside and component:
             self._alone.add(component)
         self.end()
-        return Short(component, resource, answer.text, beside, is_new)
+        return Short(component, resource, answer.text, beside, is_new, answer.total)
+
+    def _do_without_segments(
+        self, folder: RunFolder, component: str, text: str, report: Report
+    ) -> None:
+        """End the worker; the next one gets torch's allocator as it comes.
+
+        Raises:
+            DeviceError: it is the user's own setting that fails.
+        """
+        self.end()
+        if not self._segments or "PYTORCH_ALLOC_CONF" in os.environ:
+            raise DeviceError(
+                f"the driver refuses torch's expandable segments ({text}): take them out of "
+                "PYTORCH_ALLOC_CONF and PYTORCH_CUDA_ALLOC_CONF"
+            )
+        self._segments = False
+        notice = f"this driver refuses torch's expandable segments ({text}): they are not used"
+        if folder.note(notice):
+            report(Event("notice", component, text=notice))
 
     def release(self, report: Report) -> dict[str, dict[str, Any]]:
         """Let the worker go of all that stays loaded: of each component what is left of it."""
@@ -201,7 +226,9 @@ class Workshop:
                     stderr=log,
                     text=True,
                     encoding="utf-8",
-                    env=worker_environment(os.environ, streams=self._streams),
+                    env=worker_environment(
+                        os.environ, streams=self._streams, segments=self._segments
+                    ),
                 )
             finally:
                 os.close(self._line.far_end)
@@ -278,12 +305,17 @@ def _resource(folder: RunFolder, component: str, answer: Event) -> str:
 
 
 def worker_environment(
-    outer: Mapping[str, str], *, streams: bool = False, root: Path = Path("/")
+    outer: Mapping[str, str],
+    *,
+    streams: bool = False,
+    segments: bool = True,
+    root: Path = Path("/"),
 ) -> dict[str, str]:
     """The worker's environment: nothing goes to the network; the user's own settings win.
 
     Args:
         streams: whether memory is so short that weights stay in their files.
+        segments: whether torch's segments may be set to expand, where they usually can.
         root: of the file system in which the drivers are looked for.
     """
     ours = {
@@ -303,7 +335,9 @@ def worker_environment(
     if streams:
         # A freed activation leaves the heap at once (250 MB of an upscaler's), for 6 % of the time.
         ours |= {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
-    if segments_expand(root) and "PYTORCH_CUDA_ALLOC_CONF" not in outer:  # its older name
+    if (
+        segments and segments_expand(root) and "PYTORCH_CUDA_ALLOC_CONF" not in outer
+    ):  # its older name
         ours["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     if sys.platform == "darwin":
         # What Metal has no kernel for is computed on the CPU, instead of ending the run.

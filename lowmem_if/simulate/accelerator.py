@@ -36,6 +36,7 @@ from lowmem_if.simulate.ledger import PINNED, Ledger
 from lowmem_if.simulate.streams import COMPUTING, HOST, Stream
 from lowmem_if.simulate.tracing import Trace
 from lowmem_if.simulate.values import Values
+from lowmem_if.weights import allocator as caches
 from lowmem_if.weights import staging
 
 TORCH = ("2.10", "2.11", "2.12", "2.13", "2.14")
@@ -139,6 +140,7 @@ def _substitutes(trace: Trace, total_bytes: int) -> Iterator[tuple[Any, str, Any
     yield torch.cuda, "current_device", lambda: 0
     yield torch.accelerator, "get_memory_info", free
     yield torch.accelerator, "current_accelerator", lambda *_args: torch.device("cuda")
+    yield caches, "empty_pinned_cache", nothing
     yield staging, "copy_stream", lambda _device: trace.timeline.stream()
     yield staging, "sleeping_event", lambda stream, _device: stream.record_event()
     yield torch.nn.Module, "_apply", _apply

@@ -64,7 +64,13 @@ def _simulate(location: Location, step: Step) -> None:
             root = _made_up(location.cascade.name, part, step, undo)
         simulated = simulate_step(step, root, attention=attention_of(step.device))
     host = simulated.peak("anonymous") + simulated.peak("pinned")
-    remember(part, step.setting, simulated.peak("allocated"), host)
+    remember(
+        part,
+        step.setting,
+        vram_bytes=simulated.peak("allocated"),
+        reserved_bytes=simulated.peak("reserved"),
+        host_bytes=host,
+    )
 
 
 def _made_up(cascade: str, part: Part, step: Step, undo: ExitStack) -> Path:

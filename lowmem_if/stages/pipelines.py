@@ -66,6 +66,7 @@ class DrawingStage:
         self.modules = modules
         self._pipeline, self._streams = pipeline, streams.pop_all()
         self._others: dict[type[Any], Any] = {}
+        self._step = step
         self._compiled = step.speedup > 1
         place(pipeline, step)
         if self._compiled:
@@ -91,12 +92,19 @@ class DrawingStage:
         return pictures.cpu()
 
     def _as(self, kind: type[Any]) -> Any:
-        """The stage's networks as another pipeline; they are loaded, placed and hooked only once."""
+        """The stage's networks as another pipeline; they are loaded only once.
+
+        Under model offload a pipeline sends back only what it has hooked itself. Its hooks replace those
+        of the pipeline before, on the same networks.
+        """
         if kind is type(self._pipeline):
             return self._pipeline
         if kind not in self._others:
             other = kind(**self._pipeline.components, requires_safety_checker=False)
-            other.set_progress_bar_config(disable=True)
+            if self._step.strategy == MODEL_OFFLOAD:
+                place(other, self._step)
+            else:
+                other.set_progress_bar_config(disable=True)
             self._others[kind] = other
         return self._others[kind]
 

@@ -24,6 +24,7 @@ from lowmem_if.planning.tasks import FACTOR
 from lowmem_if.planning.tiling import Box
 from lowmem_if.stages.pipelines import Batch, DrawingStage, loading_device, take_unet
 from lowmem_if.stages.tiles import blended
+from lowmem_if.weights.allocator import empty_cache
 from lowmem_if.weights.loading import (
     load_clip_text,
     load_diffusers_model,
@@ -53,7 +54,7 @@ class Upscaler(DrawingStage):
             if step.vae_tiling:
                 vae.enable_tiling()
             super().__init__(pipeline, [unet, vae, text_encoder], step, streams)
-            self._strategy = step.strategy
+            self._strategy, self._device = step.strategy, step.device
 
     def draw(self, batch: Batch, pictures: torch.Tensor) -> torch.Tensor:
         """Pictures (n, 3, 4 height, 4 width) in [0, 1], from (n, 3, height, width) in about [-1, 1]."""
@@ -84,13 +85,22 @@ class Upscaler(DrawingStage):
 
     def _enlarge(self, batch: Batch, pictures: Any) -> torch.Tensor:
         return self._draw(
-            batch,
+            replace(batch, on_step=partial(self._after_step, batch)),
             StableDiffusionUpscalePipeline,
             image=pictures,
             prompt=[task.words for task in batch.tasks],
             negative_prompt=[task.negative_prompt for task in batch.tasks],
             noise_level=batch.sampling.noise_level,
         )
+
+    def _after_step(self, batch: Batch, step: int) -> None:
+        """After the last step, before decoding: give back what the UNet took on an accelerator.
+
+        The decoder's blocks are of other sizes than the UNet's, so it could use little of that.
+        """
+        if step == batch.sampling.count:
+            empty_cache(self._device)
+        batch.on_step(step)
 
     @property
     def watchable(self) -> bool:

@@ -82,3 +82,16 @@ def pil_image_processor() -> Any:
     """
     named = getattr(transformers, "CLIPImageProcessorPil", None)
     return named or transformers.CLIPImageProcessor
+
+
+def empty_pinned_cache(kind: str) -> None:
+    """Return what torch's allocator of pinned memory holds and nobody uses; `kind`: `cuda` or `xpu`.
+
+    Public from 2.12 on. Builds of 2.10 and 2.11 with CUDA have only a private function; those for XPU
+    have none and keep the memory for the next transfer.
+    """
+    public = getattr(torch.accelerator, "empty_host_cache", None)
+    private = getattr(torch._C, "_host_emptyCache", None) if kind == "cuda" else None
+    empty = public or private
+    if empty is not None:
+        empty()

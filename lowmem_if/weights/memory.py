@@ -11,10 +11,13 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass
+from typing import Any
 
 import torch
+from torch.nn import functional
 
 from lowmem_if.system.memory import own_memory, trim_heap
+from lowmem_if.weights.allocator import empty_caches
 
 RELEASE_SHARE = 0.05
 RELEASE_BYTES = 64_000_000
@@ -46,17 +49,29 @@ class Reading:
 class Release:
     """The proof that a component is gone, or what is left of it.
 
-    `alive` names modules that something still refers to; the bytes are after minus before.
+    Bytes are after minus before, and never less than nothing.
+
+    Attributes:
+        alive: modules that something still refers to.
+        ram_left_bytes: memory of this process, that of libraries included.
+        vram_left_bytes: tensors.
+        allowed_bytes: of each kind, what may be left.
+        reserved_left_bytes: what torch's allocator still holds from the driver; 0 where other components
+            stay loaded, in whose segments free blocks may lie.
+        driver_left_bytes: by the driver, beyond what torch holds: contexts, kernels and workspaces. This
+            is only recorded, since it holds what other programs take.
     """
 
     alive: tuple[str, ...]
     ram_left_bytes: int
     vram_left_bytes: int
     allowed_bytes: int
+    reserved_left_bytes: int = 0
+    driver_left_bytes: int = 0
 
     @property
     def complete(self) -> bool:
-        left = max(self.ram_left_bytes, self.vram_left_bytes)
+        left = max(self.ram_left_bytes, self.vram_left_bytes, self.reserved_left_bytes)
         return not self.alive and left <= self.allowed_bytes
 
 
@@ -94,41 +109,86 @@ def read_memory(device: str = "cpu") -> Reading:
     return Reading(own, file, allocated, reserved, total - free)
 
 
-def wake(device: str) -> None:
-    """Use an accelerator once, so that what its first use costs is not put down to a component."""
+class VramTaken(Exception):
+    """Less VRAM is free than a step was planned to take: `available_bytes`."""
+
+    def __init__(self, available_bytes: int, needed_bytes: int) -> None:
+        self.available_bytes = available_bytes
+        super().__init__(
+            f"{available_bytes / 1e9:.1f} GB of VRAM are free now and {needed_bytes / 1e9:.1f} GB are "
+            "needed: other programs have taken some since the run was planned"
+        )
+
+
+def free_vram(device: str) -> int | None:
+    """Bytes that tensors may still take: free by the driver, or unused in torch's allocator.
+
+    None on a CPU, where memory is unified, and where the driver does not tell.
+    """
+    if device in ("cpu", "mps"):
+        return None
+    try:
+        free, total = torch.accelerator.get_memory_info(device)
+    except (RuntimeError, NotImplementedError):
+        return None
+    unused = torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(device)
+    return int(free + unused) if total else None
+
+
+def wake(device: str, dtype: str = "float32") -> None:
+    """Use an accelerator as networks do, so that what its first use costs is not put down to them.
+
+    The first convolution, product and attention bring a context, kernels, and the libraries' handles and
+    workspaces, which stay for as long as the process lives.
+
+    Args:
+        device: nothing is done on `cpu`.
+        dtype: what the network to come computes in; float32 is used as well, as parts of all of them do.
+    """
     if device == "cpu":
         return
-    numbers = torch.ones(1, 8, 16, 16, device=device)
-    torch.nn.functional.conv2d(numbers, torch.ones(8, 8, 3, 3, device=device)).flatten(2) @ (
-        torch.ones(14 * 14, 8, device=device)
-    )
+    for name in dict.fromkeys(("float32", dtype)):
+        use_once(device, getattr(torch, name))
     torch.accelerator.synchronize(device)
 
 
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def use_once(device: str, dtype: torch.dtype) -> None:
+    """A convolution, a norm, a product and attention of a few numbers, as in the UNets."""
+    options: Any = {"device": device, "dtype": dtype}
+    picture = functional.conv2d(
+        torch.ones(2, 32, 16, 16, **options), torch.ones(64, 32, 3, 3, **options), padding=1
+    )
+    picture = functional.silu(functional.group_norm(picture, 32))
+    rows = functional.layer_norm(picture.flatten(2).transpose(1, 2), (64,))
+    rows = functional.linear(rows, torch.ones(64, 64, **options), torch.ones(64, **options))
+    heads = rows.unsqueeze(1)
+    functional.scaled_dot_product_attention(heads, heads, heads)
+    torch.bmm(rows, rows.transpose(1, 2)).softmax(-1)
+
+
 def release_memory(device: str = "cpu") -> Reading:
-    """Collect garbage, empty the accelerator's cache, trim the heap; what is in use then."""
+    """Collect garbage, empty the allocators' caches, trim the heap; what is in use then."""
     gc.collect()
     if device != "cpu":
         torch.accelerator.synchronize(device)
-        _empty_cache(device)
+        empty_caches(device)
     trim_heap()
     return read_memory(device)
 
 
-def _empty_cache(device: str) -> None:
-    if device == "mps":
-        torch.mps.empty_cache()  # up to torch 2.12 `torch.accelerator` asserts there (pytorch 186430)
-    else:
-        torch.accelerator.empty_cache()
-
-
 def prove_release(watch: Watch, before: Reading, after: Reading, weight_bytes: int) -> Release:
     """Compare the readings around a component's life."""
+    left, allowed = after - before, max(int(RELEASE_SHARE * weight_bytes), RELEASE_BYTES)
+    # Workspaces of cuBLAS are tensors of torch's and stay: up to 32 MB.
+    alone = after.vram_allocated - max(0, left.vram_allocated) <= RELEASE_BYTES
     return Release(
         watch.alive(),
-        max(0, after.ram_anon - before.ram_anon),
-        max(0, after.vram_allocated - before.vram_allocated),
-        max(int(RELEASE_SHARE * weight_bytes), RELEASE_BYTES),
+        max(0, left.ram_anon),
+        max(0, left.vram_allocated),
+        allowed,
+        max(0, left.vram_reserved) if alone else 0,
+        max(0, left.vram_used - left.vram_reserved),
     )
 
 
