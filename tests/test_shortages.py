@@ -151,7 +151,7 @@ def test_a_device_without_room_for_its_first_use_is_short_in_the_steps_turn(
 ) -> None:
     """Otherwise the step before, which is done, would be planned again."""
 
-    def fail(_device: str) -> None:
+    def fail(*_args: object) -> None:
         raise DEVICE[0]
 
     events: list[Event] = []
