@@ -122,7 +122,8 @@ def main() -> int:
 def _check(name: str, wheel: Path, pictures: dict[str, Path], scratch: Path) -> None:
     scratch.mkdir()
     environment = _as_built(name)
-    _run_notebook(environment, wheel, scratch)
+    if name != "newest":  # `make test` runs the notebooks among the newest libraries
+        _run_notebook(environment, wheel, scratch)
     _add(environment, wheel)
     _say(name, "installed the wheel; nothing else has changed")
     _draw(environment, scratch, kinds=("plain",), like=pictures)
