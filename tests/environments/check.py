@@ -230,9 +230,9 @@ def _draw(
 def _compare(ours: Path, theirs: Path, kind: str) -> None:
     """Raise `Failed` unless two pictures are the same but for the rounding of a few pixels.
 
-    torch 2.10 and 2.11 multiply with other kernels: in float32 a picture of the demo differs by up to
-    2e-5 of its range, as it does between one thread and two, and some 40 of a million pixels round to
-    the next of 255 levels. From 2.11 to 2.13 no bit differs.
+    torch 2.10 and 2.14 multiply with other kernels than 2.11 to 2.13, among which no bit differs: in
+    float32 a picture of the demo differs by up to 2e-5 of its range, as it does between one thread and
+    two, and some 40 of a million pixels round to the next of 255 levels.
     """
     with Image.open(ours) as one, Image.open(theirs) as other:
         difference = ImageChops.difference(one.convert("RGB"), other.convert("RGB"))
