@@ -19,7 +19,7 @@ from lowmem_if.planning.calibration import identity, read_calibration
 from lowmem_if.planning.cards import looks_present
 from lowmem_if.planning.cgroups import tightest_group
 from lowmem_if.planning.rates import Rates, assumed
-from lowmem_if.system.hardware import segments_expand
+from lowmem_if.system.hardware import inside_windows, segments_expand
 
 DEVICE_KINDS = ("cpu", "cuda", "mps", "xpu")
 LEAST_PINNED_BYTES = 128 * 2**20
@@ -238,7 +238,7 @@ def _with_accelerator(machine: Machine, found: Accelerator, root: Path) -> Machi
     dtype, reason = accelerator_compute_dtype(kind, found.capability)
     free, notes = found.free_bytes, machine.notes
     spills = kind == "cuda" and sys.platform == "win32"
-    walled = kind == "cuda" and _is_wsl(root)
+    walled = kind == "cuda" and inside_windows(root)
     keeps = kind == "cuda" and not segments_expand(root)
     if spills:
         notes += ("Windows lends RAM where VRAM runs out, many times slower: more is left free",)
@@ -266,14 +266,6 @@ def _with_accelerator(machine: Machine, found: Accelerator, root: Path) -> Machi
         keeps_reserve=keeps,
         pinned_bytes=0 if walled else None,
     )
-
-
-def _is_wsl(root: Path) -> bool:
-    """Whether this Linux runs inside Windows, whose kernel says so."""
-    try:
-        return "microsoft" in (root / "proc/version").read_text(errors="replace").lower()
-    except OSError:
-        return False
 
 
 def _cpu_features(root: Path) -> frozenset[str] | None:

@@ -335,9 +335,8 @@ def worker_environment(
     if streams:
         # A freed activation leaves the heap at once (250 MB of an upscaler's), for 6 % of the time.
         ours |= {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
-    if (
-        segments and segments_expand(root) and "PYTORCH_CUDA_ALLOC_CONF" not in outer
-    ):  # its older name
+    older_name = "PYTORCH_CUDA_ALLOC_CONF"
+    if segments and segments_expand(root) and older_name not in outer:
         ours["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     if sys.platform == "darwin":
         # What Metal has no kernel for is computed on the CPU, instead of ending the run.

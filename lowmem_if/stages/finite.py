@@ -34,10 +34,8 @@ def checked(pipeline: Any) -> Iterator[None]:
     Raises:
         NotFinite: a prediction or a decoded picture holds NaN or infinity.
     """
-    scheduler, decoder = (
-        pipeline.scheduler,
-        getattr(getattr(pipeline, "vae", None), "decoder", None),
-    )
+    scheduler = pipeline.scheduler
+    decoder = getattr(getattr(pipeline, "vae", None), "decoder", None)
     before, step, done = vars(scheduler).get("step"), scheduler.step, 0
 
     @wraps(step)  # the pipelines ask for its signature

@@ -23,11 +23,11 @@ def segments_expand(root: Path = Path("/")) -> bool:
     if sys.platform != "linux":
         return False
     nvidia = any((root / sign).exists() for sign in ("dev/nvidiactl", "dev/nvidia0"))
-    return nvidia and not _inside_windows(root) and not _is_jetson(root)
+    return nvidia and not inside_windows(root) and not _is_jetson(root)
 
 
-def _inside_windows(root: Path) -> bool:
-    """WSL: the kernel says so."""
+def inside_windows(root: Path) -> bool:
+    """Whether this Linux runs inside Windows (WSL), whose kernel says so."""
     return "microsoft" in _text(root / "proc/version")
 
 
