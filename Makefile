@@ -64,7 +64,7 @@ notebooks: $(READY) ## run the notebooks with the demo and keep their outputs
 	$(BIN)/python notebooks/execute.py
 
 footprints: $(READY) ## simulate what the shipped table of footprints lacks (rm it first: everything)
-	$(BIN)/python -m lowmem_if.simulate.table
+	$(BIN)/python -m lowmem_if.simulate.write_memory_table
 
 pictures: $(READY) ## draw the README's pictures again, after the demo's weights have changed
 	PYTHONPATH=. $(BIN)/python docs/pictures.py

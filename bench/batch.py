@@ -28,12 +28,12 @@ import psutil
 from bench.__main__ import OUT, RESULTS, ROOT, cpu_name, usable_cores, versions
 from bench.recipe import Drawing
 from bench.results import write_section
-from lowmem_if.planning import catalog
-from lowmem_if.planning.locations import DEMO_FOLDER
-from lowmem_if.planning.machine import probe
+from lowmem_if.cascade import catalog
+from lowmem_if.cascade.locate import DEMO_FOLDER
+from lowmem_if.hardware.machine import probe
 from lowmem_if.planning.plan import Plan, make_plan
-from lowmem_if.planning.request import Request
-from lowmem_if.planning.units import format_bytes
+from lowmem_if.request.request import Request
+from lowmem_if.units import format_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +163,8 @@ def _only(drawing: Drawing, number: int) -> Drawing:
 def _ours(texts: tuple[str, ...], size: int, threads: int) -> tuple[Took, int, list[str]]:
     """What the whole command took, peak anonymous bytes, and the pictures' fingerprints."""
     from bench.case import fingerprint
-    from lowmem_if.running.run_folder import RunFolder
-    from lowmem_if.weights.tensor_files import load_tensor
+    from lowmem_if.engine.run_folder import RunFolder
+    from lowmem_if.weights.files.tensor_file import load_tensor
 
     run, cache = OUT / "batch", OUT / "batch-cache"
     for folder in (run, cache):

@@ -27,9 +27,9 @@ import torch
 from bench.cases import Case
 from bench.networks import steps
 from bench.ways import BY_NAME, PIECE_BYTES, read_piece, weight_bytes, weight_files
-from lowmem_if.running.worker import quiet_libraries
-from lowmem_if.weights.memory import Reading, Sampler, read_memory, wake
-from lowmem_if.weights.shortages import is_shortage
+from lowmem_if.engine.worker import quiet_libraries
+from lowmem_if.weights.memory_readings import Reading, Sampler, read_memory, wake
+from lowmem_if.weights.out_of_memory import is_shortage
 
 INTERVAL_S = 0.02
 FREE_RESERVE_BYTES = 10**9

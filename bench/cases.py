@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lowmem_if.planning import catalog
-from lowmem_if.planning.component_files import usable_variant
+from lowmem_if.cascade import catalog
+from lowmem_if.cascade.module_files import usable_variant
 
 LIMIT, LIMIT_THREADS = "limit", "limit-threads"
 FROM_PRETRAINED, RESIDENT = "from_pretrained", "resident"

@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel, T5EncoderModel
 
 from bench.cases import Case
-from lowmem_if.planning.configurations import read_config
+from lowmem_if.cascade.configs import read_config
 from lowmem_if.weights.loading import (
     DTYPES,
     load_clip_text,
@@ -21,7 +21,7 @@ from lowmem_if.weights.loading import (
     stream_diffusers_model,
     stream_text_encoder,
 )
-from lowmem_if.weights.streaming import Streamed
+from lowmem_if.weights.streaming.streamer import Streamed
 
 TOKENS = 77
 PIXELS_OF_LATENT_SAMPLE = 2

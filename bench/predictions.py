@@ -24,16 +24,16 @@ from typing import Any
 
 from bench import results
 from bench.__main__ import OUT, RESULTS, ROOT, cpu_name, versions
-from lowmem_if.planning.footprint import predict
-from lowmem_if.planning.jobs import jobs_of
-from lowmem_if.planning.locations import locate
-from lowmem_if.planning.machine import Machine, probe
+from lowmem_if.cascade.locate import locate
+from lowmem_if.cascade.strategies import BALANCED, EXACT, parse_pins
+from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.worker_process import worker_environment
+from lowmem_if.hardware.machine import Machine, probe
+from lowmem_if.planning.memory import predict
 from lowmem_if.planning.plan import Plan, make_plan
-from lowmem_if.planning.request import Request
-from lowmem_if.planning.seconds import predict_seconds
-from lowmem_if.planning.strategies import BALANCED, EXACT, parse_pins
-from lowmem_if.running.run_folder import RunFolder
-from lowmem_if.running.workshop import worker_environment
+from lowmem_if.planning.runtime import predict_seconds
+from lowmem_if.planning.workload import jobs_of
+from lowmem_if.request.request import Request
 
 CHILD = (sys.executable, "-m", "bench.turns")
 LINES = OUT / "predictions.jsonl"
@@ -114,8 +114,8 @@ def _machine() -> Machine:
     """This one with constants that are measured in a process like those that will be measured."""
     code = (
         "import json, time, sys; from pydantic import TypeAdapter;"
-        "from lowmem_if.planning.machine import probe; from lowmem_if.planning.rates import Rates;"
-        "from lowmem_if.running.calibrating import measure;"
+        "from lowmem_if.hardware.machine import probe; from lowmem_if.hardware.speeds import Rates;"
+        "from lowmem_if.calibrate.measure import measure;"
         "rates = measure(probe('cpu'), clock=time.process_time);"
         "print(TypeAdapter(Rates).dump_json(rates).decode())"
     )
@@ -125,7 +125,7 @@ def _machine() -> Machine:
     )  # fmt: skip
     from pydantic import TypeAdapter
 
-    from lowmem_if.planning.rates import Rates
+    from lowmem_if.hardware.speeds import Rates
 
     rates = TypeAdapter(Rates).validate_json(done.stdout.splitlines()[-1])
     print(rates, flush=True)

@@ -26,7 +26,7 @@ from diffusers.pipelines.deepfloyd_if import IFSafetyChecker
 from transformers import T5EncoderModel
 
 from bench.case import fingerprint
-from lowmem_if.weights.memory import Sampler
+from lowmem_if.weights.memory_readings import Sampler
 
 _OPTIONS = {"variant": "fp16", "torch_dtype": torch.float32}
 _NO_CHECKER = {

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from bench.cases import CONVERT, FROM_PRETRAINED, LIMIT, LIMIT_THREADS, SUBJECTS, WAYS, title
-from lowmem_if.planning.units import GB, format_bytes
+from lowmem_if.units import GB, format_bytes
 
 Line = dict[str, Any]
 

@@ -17,8 +17,7 @@ from pathlib import Path
 os.environ["HF_HUB_CACHE"] = tempfile.gettempdir() + "/no-weights-here"
 
 from lowmem_if import DoesNotFit, Plan, Request, load_profile, make_plan
-from lowmem_if.cli import app
-from lowmem_if.planning.catalog import (
+from lowmem_if.cascade.catalog import (
     PUBLISHED,
     SIZES,
     STAGE_1,
@@ -27,9 +26,10 @@ from lowmem_if.planning.catalog import (
     UPSCALER,
     Part,
 )
-from lowmem_if.planning.footprint_table import FUSED, Turn, look_up_turn
-from lowmem_if.planning.profiles import profile_names
-from lowmem_if.planning.strategies import MODEL_OFFLOAD, RESIDENT, SEQUENTIAL_OFFLOAD
+from lowmem_if.cascade.strategies import MODEL_OFFLOAD, RESIDENT, SEQUENTIAL_OFFLOAD
+from lowmem_if.cli.main import app
+from lowmem_if.hardware.profiles import profile_names
+from lowmem_if.planning.memory_table import FUSED, Turn, look_up_turn
 
 README = Path(__file__).parents[1] / "README.md"
 PUBLISHED_FIGURES = Path(__file__).with_name("published_figures.md")

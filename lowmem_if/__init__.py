@@ -7,6 +7,17 @@ or step by step: `machine = lm.probe()`, `request = lm.Request(("a red circle",)
 `plan = lm.make_plan(machine, request)`, `result = lm.run(plan, "runs/a")`.
 """
 
+from lowmem_if.api.batch import BatchResult, batch, enlarge
+from lowmem_if.api.fetch import Fetched, fetch
+from lowmem_if.api.generate import generate, inpaint, upscale, vary
+from lowmem_if.api.session import Session
+from lowmem_if.cascade.lora import Lora
+from lowmem_if.cascade.strategies import Pin, parse_pins
+from lowmem_if.engine.events import Event
+from lowmem_if.engine.gallery import write_gallery
+from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.runner import RunResult, resume, run
+from lowmem_if.engine.worker_process import Warm
 from lowmem_if.errors import (
     BatchError,
     CascadeError,
@@ -24,24 +35,13 @@ from lowmem_if.errors import (
     SessionError,
     WorkerDied,
 )
-from lowmem_if.planning.batch_file import BadLine
-from lowmem_if.planning.lines import Line
-from lowmem_if.planning.lora import Lora
-from lowmem_if.planning.machine import Machine, probe
+from lowmem_if.hardware.machine import Machine, probe
+from lowmem_if.hardware.profiles import Profile, load_profile
 from lowmem_if.planning.plan import Plan, Step, make_plan
-from lowmem_if.planning.profiles import Profile, load_profile
-from lowmem_if.planning.request import Request
-from lowmem_if.planning.strategies import Pin, parse_pins
 from lowmem_if.report.notebook import NotebookProgress
-from lowmem_if.running.batch import BatchResult, batch, enlarge
-from lowmem_if.running.events import Event
-from lowmem_if.running.fetching import Fetched, fetch
-from lowmem_if.running.gallery import write_gallery
-from lowmem_if.running.generate import generate, inpaint, upscale, vary
-from lowmem_if.running.run_folder import RunFolder
-from lowmem_if.running.scheduler import RunResult, resume, run
-from lowmem_if.running.session import Session
-from lowmem_if.running.workshop import Warm
+from lowmem_if.request.batch_file import BadLine
+from lowmem_if.request.batch_row import Line
+from lowmem_if.request.request import Request
 
 __all__ = [
     "BadLine",

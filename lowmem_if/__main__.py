@@ -2,6 +2,6 @@
 
 import sys
 
-from lowmem_if.cli import main
+from lowmem_if.cli.main import main
 
 sys.exit(main())

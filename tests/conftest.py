@@ -19,7 +19,7 @@ from tiny_cascade import make_tiny_cascade  # noqa: E402
 
 @pytest.fixture(scope="session", autouse=True)
 def _remove_home() -> Iterator[None]:
-    import lowmem_if.running.worker  # noqa: F401  the heavy imports, once
+    import lowmem_if.engine.worker  # noqa: F401  the heavy imports, once
 
     gc.freeze()  # as the worker does, and for the same reason
     yield

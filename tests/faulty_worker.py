@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from lowmem_if.running import turns, worker
-from lowmem_if.stages.base import BaseStage
-from lowmem_if.stages.super_resolution import SuperResolutionStage
+from lowmem_if.engine import executor, worker
+from lowmem_if.stages.stage_1 import BaseStage
+from lowmem_if.stages.stage_2 import SuperResolutionStage
 from lowmem_if.stages.upscaler import Upscaler
 from lowmem_if.weights.allocator import SegmentsFail
 
@@ -119,7 +119,7 @@ def segments_fail() -> None:
         if "expandable_segments:True" in os.environ.get("PYTORCH_ALLOC_CONF", ""):
             raise SegmentsFail("CUDA driver error: unknown error")
 
-    turns.try_segments = refused
+    executor.try_segments = refused
 
 
 def touches_a_lost_page() -> None:

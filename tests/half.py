@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from lowmem_if.planning.catalog import FINISH
+from lowmem_if.cascade.catalog import FINISH
 from lowmem_if.planning.plan import Plan
 
 

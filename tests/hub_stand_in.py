@@ -21,7 +21,7 @@ from socket import SO_LINGER, SOL_SOCKET
 from types import TracebackType
 from urllib.parse import unquote, urlsplit
 
-from lowmem_if.planning.catalog import PUBLISHED
+from lowmem_if.cascade.catalog import PUBLISHED
 
 LARGE = (".safetensors", ".bin", ".model", ".ckpt", ".msgpack")
 """What is stored by its SHA-256 (git-lfs); everything else by its git hash."""

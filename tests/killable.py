@@ -15,10 +15,10 @@ import signal
 import sys
 from pathlib import Path
 
-from lowmem_if.running.events import Event
-from lowmem_if.running.run_folder import RunFolder
-from lowmem_if.running.turns import work
-from lowmem_if.running.worker import quiet_libraries
+from lowmem_if.engine.events import Event
+from lowmem_if.engine.executor import work
+from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.worker import quiet_libraries
 
 
 def work_until(path: Path, last: int, pipe: int) -> None:

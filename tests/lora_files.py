@@ -12,7 +12,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 
-from lowmem_if.planning.headers import read_headers
+from lowmem_if.cascade.safetensors_header import read_headers
 
 RANK = 4
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lowmem_if.planning.machine import Machine
+from lowmem_if.cascade.strategies import parse_pins
+from lowmem_if.engine.events import Event, Report, ignore
+from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.hardware.machine import Machine
 from lowmem_if.planning.plan import Plan, make_plan
-from lowmem_if.planning.request import Request
-from lowmem_if.planning.strategies import parse_pins
-from lowmem_if.running.events import Event, Report, ignore
-from lowmem_if.running.run_folder import RunFolder
+from lowmem_if.request.request import Request
 
 CPU = Machine(
     name="test",
@@ -36,7 +36,7 @@ def plan_of(
 
 def run_here(plan: Plan, path: Path, report: Report = ignore, *, shelf: Any = None) -> RunFolder:
     """The plan, done in this process, for speed; the folder as it is then on disk."""
-    from lowmem_if.running.turns import work
+    from lowmem_if.engine.executor import work
 
     work(RunFolder.for_plan(path, plan), report, shelf=shelf)
     return RunFolder.open(path)

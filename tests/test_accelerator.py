@@ -14,13 +14,13 @@ import pytest
 from runs import plan_of
 
 import lowmem_if as lm
-from lowmem_if.cli import main
+from lowmem_if.cli.main import main
+from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.errors import DeviceError
-from lowmem_if.planning import accelerator, cards, profiles
-from lowmem_if.planning.accelerator import Accelerator, read_accelerator
-from lowmem_if.planning.machine import Machine, probe
-from lowmem_if.planning.torch_build import Reading, TorchFacts
-from lowmem_if.running.run_folder import RunFolder
+from lowmem_if.hardware import accelerator, cards, profiles
+from lowmem_if.hardware.accelerator import Accelerator, read_accelerator
+from lowmem_if.hardware.machine import Machine, probe
+from lowmem_if.hardware.torch_build import Reading, TorchFacts
 
 GB = 10**9
 
@@ -126,7 +126,7 @@ def test_the_asking_process_never_imports_torch(torch_is: Install, tmp_path: Pat
     """A CUDA context that CUDA makes to say what is free would stay in a notebook's process."""
     torch_is(**CUDA_13, kind="cuda", cards=[T4])
     code = (
-        "import sys; from lowmem_if.planning.accelerator import read_accelerator as r;"
+        "import sys; from lowmem_if.hardware.accelerator import read_accelerator as r;"
         "found, _ = r('cuda'); assert found.name == 'Tesla T4'; assert 'torch' not in sys.modules;"
         "import torch; torch.accelerator.get_memory_info = None; found, _ = r('cuda')"
     )

@@ -11,8 +11,8 @@ import pytest
 import torch
 from runs import CPU
 
-from lowmem_if.planning.footprint import VRAM_WORKSPACE_BYTES
-from lowmem_if.running import turns
+from lowmem_if.engine import executor
+from lowmem_if.planning.memory import VRAM_WORKSPACE_BYTES
 from lowmem_if.weights import allocator, library_differences
 from lowmem_if.weights.allocator import SegmentsFail, empty_caches, limit, try_segments
 
@@ -116,10 +116,10 @@ def test_the_worker_is_limited_where_the_driver_would_lend_ram(
 ) -> None:
     """Before its first use of the card, to the budget without the room for workspaces."""
     order: list[Any] = []
-    monkeypatch.setattr(turns, "try_segments", lambda device: None)
-    monkeypatch.setattr(turns, "limit", lambda *given: order.append(given))
-    monkeypatch.setattr(turns, "wake", lambda device, dtype: order.append(dtype))
-    turn: Any = object.__new__(turns._Turn)
+    monkeypatch.setattr(executor, "try_segments", lambda device: None)
+    monkeypatch.setattr(executor, "limit", lambda *given: order.append(given))
+    monkeypatch.setattr(executor, "wake", lambda device, dtype: order.append(dtype))
+    turn: Any = object.__new__(executor._Turn)
     machine = replace(CARD, spills_vram=spills)
     turn._folder = SimpleNamespace(plan=SimpleNamespace(machine=machine))
     turn._step = SimpleNamespace(device=device, compute_dtype="float16")

@@ -21,19 +21,19 @@ from test_resume import Killable, results
 from test_resume import killable as killable
 
 import lowmem_if as lm
-from lowmem_if.cli import main
+from lowmem_if.cascade.catalog import FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
+from lowmem_if.cli.main import main
+from lowmem_if.engine import executor
+from lowmem_if.engine.events import Event
+from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.errors import BatchError, RequestError, RunFolderError
-from lowmem_if.planning.batch_request import request_of
-from lowmem_if.planning.catalog import FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
-from lowmem_if.planning.lines import Line
 from lowmem_if.planning.plan import Plan, make_plan
-from lowmem_if.planning.request import Request
-from lowmem_if.running import turns
-from lowmem_if.running.events import Event
-from lowmem_if.running.run_folder import RunFolder
-from lowmem_if.stages.finish import Finished
-from lowmem_if.weights import atomic
-from lowmem_if.weights.memory import Sampler, read_memory
+from lowmem_if.request.batch_request import request_of
+from lowmem_if.request.batch_row import Line
+from lowmem_if.request.request import Request
+from lowmem_if.stages.postprocess import Finished
+from lowmem_if.weights.files import atomic
+from lowmem_if.weights.memory_readings import Sampler, read_memory
 
 RED, BLUE = "a red circle", "a blue star"
 
@@ -57,7 +57,7 @@ def picture(tmp_path: Path) -> Path:
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The classes of the components that are loaded from now on, one entry a load."""
     loaded: list[str] = []
-    life = turns.Life
+    life = executor.Life
 
     def counting(load: Callable[[], Any], **options: Any) -> Any:
         def counted() -> Any:
@@ -67,7 +67,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return life(counted, **options)
 
-    monkeypatch.setattr(turns, "Life", counting)
+    monkeypatch.setattr(executor, "Life", counting)
     return loaded
 
 
@@ -274,8 +274,8 @@ def seconds_of(plan: Plan, path: Path) -> dict[str, float]:
     took = {}
     for name, act in {
         "begin": lambda: RunFolder.for_plan(path, plan),
-        "work": lambda: turns.work(RunFolder.open(path), lambda _event: None),
-        "resume": lambda: turns.work(RunFolder.open(path), lambda _event: None),
+        "work": lambda: executor.work(RunFolder.open(path), lambda _event: None),
+        "resume": lambda: executor.work(RunFolder.open(path), lambda _event: None),
         "gallery": lambda: lm.write_gallery(RunFolder.open(path)),
     }.items():
         began = time.process_time()
@@ -289,7 +289,7 @@ def test_five_thousand_lines_cost_five_times_what_a_thousand_do(
 ) -> None:
     """Planning, the folder's books, going on and the page grow with the lines; memory hardly does."""
     for name in ("TextEncoder", "BaseStage", "Finisher"):
-        monkeypatch.setattr(turns, name, Fake)
+        monkeypatch.setattr(executor, name, Fake)
     monkeypatch.setattr(atomic.os, "fsync", lambda _descriptor: None)
     took: dict[int, dict[str, float]] = {}
     peaks: dict[int, int] = {}
@@ -325,8 +325,8 @@ def test_thousands_of_prompts_stream_through_the_encoder_in_groups(
     plan = make_plan(CPU, request, pins=pins)
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
-        patch.setattr(turns, "BaseStage", Fake)
-        patch.setattr(turns, "Finisher", Fake)
+        patch.setattr(executor, "BaseStage", Fake)
+        patch.setattr(executor, "Finisher", Fake)
         folder = run_here(plan, tmp_path / "run", events.append)
     shown = [
         (e.done, e.total) for e in events if (e.kind, e.component) == ("drawing", TEXT_ENCODER)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lowmem_if.errors import BatchError, RequestError
-from lowmem_if.planning.batch_file import (
+from lowmem_if.request.batch_file import (
     CSV,
     JSON_LINES,
     PLAIN,
@@ -20,8 +20,8 @@ from lowmem_if.planning.batch_file import (
     parse_batch,
     read_batch,
 )
-from lowmem_if.planning.lines import Line
-from lowmem_if.planning.pictures import look_at
+from lowmem_if.request.batch_row import Line
+from lowmem_if.request.input_images import look_at
 
 
 def check(line: Line) -> None:

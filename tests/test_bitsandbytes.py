@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from runs import CPU, plan_of
 
+from lowmem_if.cascade.strategies import BALANCED, QUANTISED, parse_pins
 from lowmem_if.errors import MissingPackage
-from lowmem_if.planning.machine import Machine
+from lowmem_if.hardware.machine import Machine
+from lowmem_if.hardware.profiles import load_profile
 from lowmem_if.planning.plan import Plan, make_plan
-from lowmem_if.planning.profiles import load_profile
-from lowmem_if.planning.request import Request
-from lowmem_if.planning.strategies import BALANCED, QUANTISED, parse_pins
+from lowmem_if.request.request import Request
 from lowmem_if.weights import loading
 
 COMMAND = r"pip install --no-deps bitsandbytes"
@@ -70,8 +70,8 @@ def test_a_float_run_imports_none_of_it(tiny: Path, tmp_path: Path) -> None:
         "import json, sys; sys.modules['bitsandbytes'] = None\n"
         "from pathlib import Path\n"
         "from lowmem_if.planning.plan import Plan\n"
-        "from lowmem_if.running.run_folder import RunFolder\n"
-        "from lowmem_if.running.turns import work\n"
+        "from lowmem_if.engine.run_folder import RunFolder\n"
+        "from lowmem_if.engine.executor import work\n"
         "plan = Plan.from_json(json.loads(sys.stdin.read()))\n"
         "work(RunFolder.for_plan(Path(sys.argv[1]), plan), print)\n"
     )

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from runs import plan_of, run_here
 
+from lowmem_if.cascade.catalog import FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
+from lowmem_if.cascade.locate import locate
+from lowmem_if.engine.executor import weights_identity
 from lowmem_if.errors import CheckpointError, RunFolderError
-from lowmem_if.planning.catalog import FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
-from lowmem_if.planning.locations import locate
-from lowmem_if.running.turns import weights_identity
-from lowmem_if.stages.text import TextCleaner
+from lowmem_if.stages.text_encoder import TextCleaner
 from lowmem_if.weights.loading import (
     load_feature_extractor,
     load_scheduler,
@@ -265,8 +265,8 @@ READ_ALL = """
 import json, os, sys
 from pathlib import Path
 from lowmem_if.errors import LowmemError
-from lowmem_if.planning.locations import locate
-from lowmem_if.weights.identity import identity
+from lowmem_if.cascade.locate import locate
+from lowmem_if.weights.files.fingerprint import identity
 told = {}
 for name in sys.argv[2:]:
     place = Path(sys.argv[1], name)

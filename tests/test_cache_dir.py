@@ -8,11 +8,11 @@ import pytest
 from huggingface_hub import constants
 from runs import plan_of, run_here
 
+from lowmem_if.cascade.cache_dir import cache_folder
 from lowmem_if.errors import CacheError, HubError
-from lowmem_if.planning.cache_dir import cache_folder
-from lowmem_if.planning.calibration import identity, read_calibration
-from lowmem_if.weights import hub_transfer
-from lowmem_if.weights.converted import find_converted
+from lowmem_if.hardware.calibration import identity, read_calibration
+from lowmem_if.weights.files.bf16_copies import find_converted
+from lowmem_if.weights.hub.repository import download
 
 
 @pytest.fixture
@@ -57,4 +57,4 @@ def test_no_folder_named_tilde_is_filled(monkeypatch: pytest.MonkeyPatch) -> Non
     """huggingface_hub leaves `~` as it is; weights do not go to a folder of that name."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", "~/.cache/huggingface/hub")
     with pytest.raises(HubError, match="set HF_HOME"):
-        hub_transfer._check_home()
+        download._check_home()

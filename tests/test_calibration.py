@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from lowmem_if.cli import main
+from lowmem_if.calibrate import measure
+from lowmem_if.cli.main import main
 from lowmem_if.errors import DeviceError
-from lowmem_if.planning import calibration
-from lowmem_if.planning.calibration import (
+from lowmem_if.hardware import calibration
+from lowmem_if.hardware.calibration import (
     Identity,
     calibration_bytes,
     calibration_file,
     identity,
     read_calibration,
 )
-from lowmem_if.planning.machine import probe
-from lowmem_if.planning.rates import ANY, CPU, Rates, assumed
-from lowmem_if.running import calibrating
+from lowmem_if.hardware.machine import probe
+from lowmem_if.hardware.speeds import ANY, CPU, Rates, assumed
 
 HERE = Identity("a CPU", 4, 16, "a card", "driver 1", "2.13.0")
 MEASURED = replace(assumed("cpu"), disk_bytes=123456.0, origin="measured")
@@ -101,7 +101,7 @@ def test_probe_takes_what_was_measured_here() -> None:
 def test_reading_a_calibration_imports_no_torch() -> None:
     """Planning stays quick: the versions are read from metadata."""
     code = (
-        "import sys; from lowmem_if.planning.calibration import identity, read_calibration;"
+        "import sys; from lowmem_if.hardware.calibration import identity, read_calibration;"
         "read_calibration('cpu', identity());"
         "assert not {'torch', 'diffusers', 'transformers'} & sys.modules.keys()"
     )
@@ -111,17 +111,17 @@ def test_reading_a_calibration_imports_no_torch() -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Measure with a small file and little time, in a folder of the test's own."""
-    monkeypatch.setattr(calibrating, "_FILE_BYTES", 2**22)
-    monkeypatch.setattr(calibrating, "_SHARE_S", 0.01)
+    monkeypatch.setattr(measure, "_FILE_BYTES", 2**22)
+    monkeypatch.setattr(measure, "_SHARE_S", 0.01)
     least = {"layers_per_block": 1, "block_out_channels": [64, 64, 64, 64]}
     two = {"num_layers": 1, "vocab_size": 64, "d_ff": 64, "d_model": 64, "num_heads": 1}
-    monkeypatch.setitem(calibrating._SHORTENED, "text_encoder", two)
-    monkeypatch.setitem(calibrating._SHORTENED, "stage_1", least)
-    monkeypatch.setitem(calibrating._SHORTENED, "upscaler", least)
+    monkeypatch.setitem(measure._SHORTENED, "text_encoder", two)
+    monkeypatch.setitem(measure._SHORTENED, "stage_1", least)
+    monkeypatch.setitem(measure._SHORTENED, "upscaler", least)
     five = {"layers_per_block": 1, "block_out_channels": [64] * 5}
-    monkeypatch.setitem(calibrating._SHORTENED, "stage_2", five)
-    monkeypatch.setattr(calibrating, "_SIDES", {"stage_1": 16, "stage_2": 32, "upscaler": 16})
-    monkeypatch.setattr(calibrating, "_VAE_SIDE", 4)
+    monkeypatch.setitem(measure._SHORTENED, "stage_2", five)
+    monkeypatch.setattr(measure, "_SIDES", {"stage_1": 16, "stage_2": 32, "upscaler": 16})
+    monkeypatch.setattr(measure, "_VAE_SIDE", 4)
     weights = tmp_path / "weights"
     weights.mkdir()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(weights))
@@ -151,7 +151,7 @@ def test_constants_that_cannot_be_kept_are_told(
     (tmp_path / "file").touch()
     monkeypatch.setenv("LOWMEM_IF_CACHE", str(tmp_path / "file"))
     with pytest.raises(DeviceError, match="LOWMEM_IF_CACHE"):
-        calibrating.calibrate(probe("cpu"))
+        measure.calibrate(probe("cpu"))
 
 
 def test_a_killed_writer_leaves_the_old_constants(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,6 +164,6 @@ def test_a_killed_writer_leaves_the_old_constants(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("pathlib.Path.replace", dies)
     with pytest.raises(KeyboardInterrupt):
-        calibrating.keep(probe("cpu"), assumed("cpu"))
+        measure.keep(probe("cpu"), assumed("cpu"))
     assert file.read_bytes() == before
     assert calibration.read_calibration("cpu", identity()) == MEASURED

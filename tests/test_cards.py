@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lowmem_if.planning.cards import AMD, INTEL, NVIDIA, Card, cards, looks_present
+from lowmem_if.hardware.cards import AMD, INTEL, NVIDIA, Card, cards, looks_present
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="device files are Linux's")
 pytestmark = linux

@@ -6,8 +6,8 @@ import inspect
 
 import pytest
 
-from lowmem_if.planning import catalog
-from lowmem_if.planning.catalog import (
+from lowmem_if.cascade import catalog
+from lowmem_if.cascade.catalog import (
     COMPONENTS,
     FINISH,
     IF_DEFAULTS,
@@ -18,8 +18,8 @@ from lowmem_if.planning.catalog import (
     UPSCALER,
     Module,
 )
-from lowmem_if.planning.footprint import stored_bytes
-from lowmem_if.planning.request import Sampling
+from lowmem_if.planning.memory import stored_bytes
+from lowmem_if.request.request import Sampling
 
 GB = 1e9
 X4 = "stabilityai/stable-diffusion-x4-upscaler"

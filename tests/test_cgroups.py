@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowmem_if.planning.cgroups import GroupMemory, tightest_group
+from lowmem_if.hardware.cgroups import GroupMemory, tightest_group
 
 GB = 10**9
 V1_UNLIMITED = 9223372036854771712

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lowmem_if.errors import CheckpointError
-from lowmem_if.weights.checkpoint import Checkpoint
-from lowmem_if.weights.memory import read_memory
-from lowmem_if.weights.reading import Reader
+from lowmem_if.weights.files.checkpoint import Checkpoint
+from lowmem_if.weights.files.tensor_reader import Reader
+from lowmem_if.weights.memory_readings import read_memory
 
 TENSORS = {
     "half": torch.randn(300, 210).half(),

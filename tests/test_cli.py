@@ -16,15 +16,15 @@ from PIL import Image
 from rich.console import Console
 from runs import plan_of, run_here
 
-from lowmem_if import cli
-from lowmem_if.cli import main
-from lowmem_if.planning.catalog import COMPONENTS
-from lowmem_if.planning.locations import DEMO_FOLDER
-from lowmem_if.planning.profiles import FOLDER, profile_names
-from lowmem_if.planning.units import format_bytes
+from lowmem_if.cascade.catalog import COMPONENTS
+from lowmem_if.cascade.locate import DEMO_FOLDER
+from lowmem_if.cli import main as cli
+from lowmem_if.cli.main import main
+from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.runner import RunResult
+from lowmem_if.hardware.profiles import FOLDER, profile_names
 from lowmem_if.report.tables import print_run
-from lowmem_if.running.run_folder import RunFolder
-from lowmem_if.running.scheduler import RunResult
+from lowmem_if.units import format_bytes
 
 STRANGE = "a 'red' \"circle\"\nدائرة حمراء 🟥 赤い円 \\ & <b>"
 
@@ -196,7 +196,7 @@ def test_what_only_tells_imports_no_torch(tiny: Path, tmp_path: Path, arguments:
     if "RUN" in arguments:
         run_here(plan_of(tiny, size=64), tmp_path / "RUN")
     code = (
-        "import sys; from lowmem_if.cli import main; code = main(sys.argv[1:]);"
+        "import sys; from lowmem_if.cli.main import main; code = main(sys.argv[1:]);"
         "heavy = {'torch', 'diffusers', 'transformers', 'bitsandbytes', 'accelerate'};"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr); sys.exit(code)"
     )

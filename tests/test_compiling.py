@@ -12,18 +12,18 @@ import torch
 from runs import CPU, plan_of, run_here
 from safetensors.torch import load_file
 
-from lowmem_if.planning.catalog import STAGE_1, STAGE_2, UPSCALER
-from lowmem_if.planning.compiling import COMPILE_S, compile_seconds, speedup
-from lowmem_if.planning.footprint import COMPILER_RAM_BYTES
-from lowmem_if.planning.jobs import Job
-from lowmem_if.planning.ladder import RAM, VRAM, Findings, changed_pixels, cheaper
-from lowmem_if.planning.locations import locate
-from lowmem_if.planning.machine import Machine
+from lowmem_if.cascade.catalog import STAGE_1, STAGE_2, UPSCALER
+from lowmem_if.cascade.locate import locate
+from lowmem_if.cascade.strategies import STREAM, parse_pins
+from lowmem_if.engine.events import Event
+from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.hardware.machine import Machine
+from lowmem_if.planning.compile_time import COMPILE_S, compile_seconds, speedup
+from lowmem_if.planning.fallback import RAM, VRAM, Findings, changed_pixels, cheaper
+from lowmem_if.planning.memory import COMPILER_RAM_BYTES
 from lowmem_if.planning.plan import Plan, make_plan
-from lowmem_if.planning.request import Request
-from lowmem_if.planning.strategies import STREAM, parse_pins
-from lowmem_if.running.events import Event
-from lowmem_if.running.run_folder import RunFolder
+from lowmem_if.planning.workload import Job
+from lowmem_if.request.request import Request
 from lowmem_if.stages import compiling
 
 GB = 10**9

@@ -12,13 +12,13 @@ from PIL import Image
 from runs import CPU, kinds, plan_of, run_here
 from safetensors.torch import load_file
 
-from lowmem_if.cli import main
+from lowmem_if.api.enlarge import continued
+from lowmem_if.cascade.catalog import FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
+from lowmem_if.cli.main import main
+from lowmem_if.engine.events import Event
+from lowmem_if.engine.executor import work
+from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.errors import RequestError, RunFolderError
-from lowmem_if.planning.catalog import FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
-from lowmem_if.running.continuation import continued
-from lowmem_if.running.events import Event
-from lowmem_if.running.run_folder import RunFolder
-from lowmem_if.running.turns import work
 
 SERIES: dict[str, Any] = {"seed": range(1, 5), "negative_prompt": "blue"}
 

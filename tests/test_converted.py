@@ -17,14 +17,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lowmem_if.cli import main
+from lowmem_if.cascade import locate as locations
+from lowmem_if.cascade.catalog import PUBLISHED
+from lowmem_if.cascade.locate import locate
+from lowmem_if.cli.main import main
 from lowmem_if.errors import CascadeError, CheckpointError
-from lowmem_if.planning import locations
-from lowmem_if.planning.catalog import PUBLISHED
-from lowmem_if.planning.locations import locate
-from lowmem_if.weights import casting, writing
-from lowmem_if.weights.checkpoint import Checkpoint
-from lowmem_if.weights.converted import (
+from lowmem_if.weights.files import convert_dtype, safetensors_writer
+from lowmem_if.weights.files.bf16_copies import (
     convert,
     converted_folder,
     find_converted,
@@ -32,9 +31,10 @@ from lowmem_if.weights.converted import (
     remove_converted,
     streamed_networks,
 )
-from lowmem_if.weights.identity import identity
-from lowmem_if.weights.memory import read_memory
-from lowmem_if.weights.reading import Reader
+from lowmem_if.weights.files.checkpoint import Checkpoint
+from lowmem_if.weights.files.fingerprint import identity
+from lowmem_if.weights.files.tensor_reader import Reader
+from lowmem_if.weights.memory_readings import read_memory
 
 FILE = "diffusion_pytorch_model.fp16.safetensors"
 
@@ -92,12 +92,12 @@ def every_kind_of_number() -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("block_bytes", [64, casting._BLOCK_BYTES])
+@pytest.mark.parametrize("block_bytes", [64, convert_dtype._BLOCK_BYTES])
 def test_numbers_are_what_torch_makes_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
 ) -> None:
     """Floating numbers become torch's own bfloat16, bit for bit; others stay, wherever blocks end."""
-    monkeypatch.setattr(casting, "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(convert_dtype, "_BLOCK_BYTES", block_bytes)
     source = every_kind_of_number()
     save_file(source, tmp_path / "model.safetensors", metadata={"format": "pt"})
     copy = load_file(convert(tmp_path) / "model.bf16.safetensors")
@@ -145,11 +145,13 @@ def test_a_copy_is_a_module_folder(tiny: Path, module: str, files: list[str]) ->
 
 def test_memory_stays_small(tmp_path: Path) -> None:
     """Half a gigabyte, most of it one tensor, is converted in some megabytes."""
-    big, small = (writing.NewTensor(n, "F32", (s, 2**20)) for n, s in (("big", 100), ("small", 20)))
+    big, small = (
+        safetensors_writer.NewTensor(n, "F32", (s, 2**20)) for n, s in (("big", 100), ("small", 20))
+    )
     source = tmp_path / "model.safetensors"
     with source.open("wb") as stream:
-        stream.write(writing.header_bytes((big, small)))
-        stream.truncate(writing.file_bytes((big, small)))
+        stream.write(safetensors_writer.header_bytes((big, small)))
+        stream.truncate(safetensors_writer.file_bytes((big, small)))
     peak = start = read_memory().ram_anon
 
     def watch(_name: str, _done: int, _total: int) -> None:
@@ -303,7 +305,7 @@ def test_a_conversion_that_fails_leaves_nothing(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from lowmem_if.weights.converted import convert
+from lowmem_if.weights.files.bf16_copies import convert
 
 def die(name, done, total):
     if done > total // 2:
@@ -361,7 +363,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
     """In one line that says how much is missing, and where else it could go."""
     usage = namedtuple("usage", "total used free")(10, 10, 7)
     with monkeypatch.context() as patch:
-        patch.setattr(writing.shutil, "disk_usage", lambda _path: usage)
+        patch.setattr(safetensors_writer.shutil, "disk_usage", lambda _path: usage)
         with pytest.raises(CascadeError, match=r"kB are needed and 7 B are free.*LOWMEM_IF_CACHE"):
             convert(unet)
     assert entries(cache) == []
@@ -551,7 +553,7 @@ def test_a_wrong_order_is_told_in_a_line(
 def test_looking_for_a_copy_needs_no_torch(unet: Path) -> None:
     """So whatever only plans can ask whether a copy is there."""
     code = (
-        "import sys; from pathlib import Path; from lowmem_if.weights.converted import *\n"
+        "import sys; from pathlib import Path; from lowmem_if.weights.files.bf16_copies import *\n"
         "assert find_converted(Path(sys.argv[1])) is None; assert remove_converted(Path('x')) == 0\n"
         "assert needs_conversion(Path(sys.argv[1])); assert 'torch' not in sys.modules"
     )

@@ -10,15 +10,15 @@ from diffusers import IFPipeline
 from runs import run_here
 from safetensors.torch import load_file
 
-from lowmem_if.planning.machine import probe
+from lowmem_if.cascade.strategies import parse_pins
+from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.runner import run
+from lowmem_if.hardware.machine import probe
 from lowmem_if.planning.plan import Plan, make_plan
-from lowmem_if.planning.request import Request
-from lowmem_if.planning.strategies import parse_pins
-from lowmem_if.running.run_folder import RunFolder
-from lowmem_if.running.scheduler import run
-from lowmem_if.weights.checkpoint import Checkpoint
-from lowmem_if.weights.reading import Reader
-from lowmem_if.weights.staging import Staging
+from lowmem_if.request.request import Request
+from lowmem_if.weights.files.checkpoint import Checkpoint
+from lowmem_if.weights.files.staging import Staging
+from lowmem_if.weights.files.tensor_reader import Reader
 
 pytestmark = pytest.mark.cuda
 

@@ -9,8 +9,8 @@ import pytest
 from diffusers import AutoencoderKL
 from runs import plan_of, run_here
 
-from lowmem_if.planning.catalog import UPSCALER
-from lowmem_if.running.events import Event
+from lowmem_if.cascade.catalog import UPSCALER
+from lowmem_if.engine.events import Event
 
 
 def test_the_cache_is_emptied_once_before_decoding(

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 import lowmem_if as lm
-from lowmem_if.planning.catalog import KNOWN_WORDS
-from lowmem_if.planning.locations import DEMO_FOLDER
-from lowmem_if.running.run_folder import RunFolder
+from lowmem_if.cascade.catalog import KNOWN_WORDS
+from lowmem_if.cascade.locate import DEMO_FOLDER
+from lowmem_if.engine.run_folder import RunFolder
 from training.evaluate import MEASURES, Trial
 from training.judge import mark
 from training.pictures import read_picture

@@ -11,11 +11,11 @@ import pytest
 import torch
 from runs import kinds, plan_of, run_here
 
-from lowmem_if.planning.catalog import TEXT_ENCODER
+from lowmem_if.cascade.catalog import TEXT_ENCODER
+from lowmem_if.engine import embedding_cache
+from lowmem_if.engine.embedding_cache import EmbeddingCache
+from lowmem_if.engine.events import Event
 from lowmem_if.planning.plan import Plan
-from lowmem_if.running import embedding_cache
-from lowmem_if.running.embedding_cache import EmbeddingCache
-from lowmem_if.running.events import Event
 
 FILES = "cache/embeds"
 
@@ -75,8 +75,8 @@ def test_another_tokenizer_is_encoded_anew(tiny: Path, tmp_path: Path) -> None:
     spiece = cascade / "stage_1/tokenizer/spiece.model"
     spiece.write_bytes(spiece.read_bytes() + b"\n\x00")
     step = plan_of(cascade).steps[0]
-    from lowmem_if.planning.locations import locate
-    from lowmem_if.running.turns import weights_identity
+    from lowmem_if.cascade.locate import locate
+    from lowmem_if.engine.executor import weights_identity
 
     before = weights_identity(locate(str(tiny)), step)
     assert weights_identity(locate(str(cascade)), step) != before

@@ -12,7 +12,7 @@ from PIL import Image
 from runs import plan_of, run_here
 
 from lowmem_if.planning.plan import Step
-from lowmem_if.stages.finish import Finisher, to_image, to_unit_range
+from lowmem_if.stages.postprocess import Finisher, to_image, to_unit_range
 from lowmem_if.weights import loading
 
 
@@ -45,7 +45,7 @@ def test_a_flagged_picture_is_black_and_told(tiny: Path, tmp_path: Path, monkeyp
         torch.nn.init.constant_(checker.p_head.bias, 10.0)
         return checker
 
-    monkeypatch.setattr("lowmem_if.stages.finish.load_safety_checker", strict)
+    monkeypatch.setattr("lowmem_if.stages.postprocess.load_safety_checker", strict)
     folder = run_here(plan_of(tiny, size=64, watermark=False), tmp_path / "run")
     pixels = numpy.array(Image.open(folder.images[0]))
     assert pixels.max() == 0

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lowmem_if.planning.catalog import (
+from lowmem_if.cascade.catalog import (
     COMPONENTS,
     FINISH,
     PUBLISHED,
@@ -20,7 +20,15 @@ from lowmem_if.planning.catalog import (
     Part,
     Weights,
 )
-from lowmem_if.planning.footprint import (
+from lowmem_if.cascade.strategies import (
+    FLOATS,
+    MODEL_OFFLOAD,
+    QUANTISED,
+    RESIDENT,
+    STRATEGIES,
+    STREAM,
+)
+from lowmem_if.planning.memory import (
     PROCESS_RAM_BYTES,
     TEXTS_A_PASS,
     Setting,
@@ -30,15 +38,7 @@ from lowmem_if.planning.footprint import (
     resident_choices,
     stored_bytes,
 )
-from lowmem_if.planning.footprint_table import look_up, look_up_turn, read_table
-from lowmem_if.planning.strategies import (
-    FLOATS,
-    MODEL_OFFLOAD,
-    QUANTISED,
-    RESIDENT,
-    STRATEGIES,
-    STREAM,
-)
+from lowmem_if.planning.memory_table import look_up, look_up_turn, read_table
 
 MB = 10**6
 

@@ -10,20 +10,20 @@ from pathlib import Path
 import pytest
 from transformers import T5PreTrainedModel
 
+from lowmem_if.cascade.catalog import PUBLISHED, STAGE_1, TEXT_ENCODER, UPSCALER, Module, Weights
+from lowmem_if.cascade.strategies import RESIDENT, SEQUENTIAL_OFFLOAD
 from lowmem_if.errors import CheckpointError
-from lowmem_if.planning.catalog import PUBLISHED, STAGE_1, TEXT_ENCODER, UPSCALER, Module, Weights
-from lowmem_if.planning.footprint import Setting, predict
-from lowmem_if.planning.footprint_table import (
+from lowmem_if.planning.memory import Setting, predict
+from lowmem_if.planning.memory_table import (
     FUSED,
     MATH,
     look_up,
     look_up_turn,
     read_table,
 )
-from lowmem_if.planning.strategies import RESIDENT, SEQUENTIAL_OFFLOAD
 from lowmem_if.simulate.networks import Known, known_networks, simulate_passes
-from lowmem_if.simulate.table import VERSIONS, Case, as_text, turn_of
-from lowmem_if.weights.synthesis import ZEROS, synthesize
+from lowmem_if.simulate.write_memory_table import VERSIONS, Case, as_text, turn_of
+from lowmem_if.weights.synthetic.checkpoints import ZEROS, synthesize
 
 TOLERANCE = 0.001
 """How far a simulated row may be from the shipped one, as a part of it, whatever is installed.
@@ -50,7 +50,7 @@ def test_the_table_names_the_libraries_that_it_saw() -> None:
 def test_reading_it_imports_no_torch() -> None:
     """Planning starts in well under a second."""
     code = (
-        "import sys; from lowmem_if.planning.footprint_table import read_table; read_table();"
+        "import sys; from lowmem_if.planning.memory_table import read_table; read_table();"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

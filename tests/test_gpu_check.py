@@ -21,9 +21,9 @@ from bench.gpu.parts import PARTS
 from bench.gpu.rows import COUNT, RATE, SECONDS, figure, row
 from bench.gpu.runner import DONE, FAILED, TIMED_OUT, read_result, run_part
 from bench.gpu.setup import ROOT, Setup
-from lowmem_if.planning.machine import probe
-from lowmem_if.planning.profiles import FOLDER, load_profile
-from lowmem_if.planning.rates import ACCELERATOR, Pace, Rates, assumed
+from lowmem_if.hardware.machine import probe
+from lowmem_if.hardware.profiles import FOLDER, load_profile
+from lowmem_if.hardware.speeds import ACCELERATOR, Pace, Rates, assumed
 
 MADE_UP: Any = SimpleNamespace(name="made_up", title="Made up", limit_s=30, module="gpu_parts")
 

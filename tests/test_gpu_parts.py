@@ -24,14 +24,14 @@ from bench.gpu import (
 )
 from bench.gpu.rows import Row
 from bench.gpu.setup import Setup
-from lowmem_if.planning.machine import probe
+from lowmem_if.api.rehearse import Rehearsed
+from lowmem_if.cascade.strategies import BALANCED
+from lowmem_if.engine import worker_process
+from lowmem_if.hardware.machine import probe
+from lowmem_if.hardware.profiles import load_profile
+from lowmem_if.hardware.speeds import assumed
 from lowmem_if.planning.plan import make_plan
-from lowmem_if.planning.profiles import load_profile
-from lowmem_if.planning.rates import assumed
-from lowmem_if.planning.request import Request
-from lowmem_if.planning.strategies import BALANCED
-from lowmem_if.running import workshop
-from lowmem_if.running.rehearsal import Rehearsed
+from lowmem_if.request.request import Request
 
 FAULTY = Path(__file__).with_name("faulty_worker.py")
 
@@ -208,7 +208,7 @@ def test_a_run_short_of_memory_tells_how_it_went_on(
     starts = tmp_path / "starts"
     starts.touch()
     fault = (str(FAULTY), "out_of_memory_unless_tiled", str(starts))
-    monkeypatch.setattr(workshop, "WORKER", fault)
+    monkeypatch.setattr(worker_process, "WORKER", fault)
     request = Request(("a fox",), cascade=str(tiny), seed=(1,), steps=(2,))
     row = shortages._run(setup, shortages._Short("upscaler", request, "upscaler"))
     assert row["ok"] is True

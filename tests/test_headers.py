@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lowmem_if.cascade.safetensors_header import TensorHeader, read_header, read_headers
 from lowmem_if.errors import CheckpointError
-from lowmem_if.planning.headers import TensorHeader, read_header, read_headers
 
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
@@ -301,7 +301,7 @@ def test_no_bytes_do_anything_but_raise_a_checkpoint_error(
 def test_reading_headers_imports_no_torch() -> None:
     """Headers are read without torch, numpy or the safetensors library."""
     code = (
-        "import sys, lowmem_if.planning.headers; "
+        "import sys, lowmem_if.cascade.safetensors_header; "
         "print([m for m in ('torch', 'numpy', 'safetensors') if m in sys.modules])"
     )
     answer = subprocess.run(

@@ -1,4 +1,4 @@
-"""lowmem_if.weights.hub against a stand-in of the Hub, through the real huggingface_hub client.
+"""`weights/hub/repository.py` against a stand-in of the Hub, through the real huggingface_hub client.
 
 The client runs in a process of its own: huggingface_hub reads its environment when it is imported.
 """
@@ -22,7 +22,7 @@ import pytest
 from hub_stand_in import HubStandIn, Outage, etag, safetensors, write_repositories
 from huggingface_hub import constants
 
-from lowmem_if.planning import catalog
+from lowmem_if.cascade import catalog
 
 XL, L, X4 = catalog.PUBLISHED["if-xl"].repositories
 EVERYTHING = list(catalog.COMPONENTS)
@@ -40,7 +40,7 @@ if order["hasty"]:
 from huggingface_hub import constants
 from lowmem_if.errors import LowmemError
 from lowmem_if.planning import catalog, locations
-from lowmem_if.weights import hub
+from lowmem_if.weights.hub import repository as hub
 # Pieces of 64 kiB instead of 10 MiB, so that one megabyte shows what ten gigabytes do.
 constants.DOWNLOAD_CHUNK_SIZE = 2**16
 progress, answer = [], {}
@@ -302,7 +302,7 @@ def test_plan_before_fetching(hub: HubStandIn, client: Client) -> None:
 
 def test_local_cascade() -> None:
     """A local cascade has nothing to fetch, and asking that needs no network."""
-    from lowmem_if.weights import hub
+    from lowmem_if.weights.hub import repository as hub
 
     part = catalog.Part("stage_1", None, ())
     cascade = catalog.Cascade("here", {"stage_1": part}, {})
@@ -314,7 +314,7 @@ def test_local_cascade() -> None:
 def test_imports_nothing_heavy() -> None:
     """Importing the module imports neither torch nor huggingface_hub."""
     program = (
-        "import sys, lowmem_if.weights.hub;"
+        "import sys, lowmem_if.weights.hub.repository;"
         "print({'torch', 'huggingface_hub', 'diffusers', 'transformers'} & set(sys.modules))"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runs import plan_of
 
-from lowmem_if.planning.catalog import COMPONENTS, FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
-from lowmem_if.planning.footprint import headroom
-from lowmem_if.planning.keeping import Kept, in_the_way, last_needed_first
+from lowmem_if.cascade.catalog import COMPONENTS, FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
+from lowmem_if.planning.eviction import Kept, in_the_way, last_needed_first
+from lowmem_if.planning.memory import headroom
 from lowmem_if.planning.plan import Plan, Step
 
 MB = 10**6

@@ -20,11 +20,23 @@ from test_plan import (
     thorough,
 )
 
+from lowmem_if.cascade.catalog import COMPONENTS, FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
+from lowmem_if.cascade.locate import Location, locate
+from lowmem_if.cascade.strategies import (
+    BALANCED,
+    FLOATS,
+    MODEL_OFFLOAD,
+    RESIDENT,
+    SEQUENTIAL_OFFLOAD,
+    STREAM,
+    Pin,
+)
 from lowmem_if.errors import DeviceError, DoesNotFit, RequestError
-from lowmem_if.planning.catalog import COMPONENTS, FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
-from lowmem_if.planning.footprint import Footprint
-from lowmem_if.planning.jobs import jobs_of
-from lowmem_if.planning.ladder import (
+from lowmem_if.hardware.dtypes import wider
+from lowmem_if.hardware.machine import Machine
+from lowmem_if.hardware.profiles import load_profile, profile_names
+from lowmem_if.planning.evaluate import weigh
+from lowmem_if.planning.fallback import (
     RAM,
     SLOWER,
     VRAM,
@@ -34,22 +46,10 @@ from lowmem_if.planning.ladder import (
     cheaper,
     more_exact,
 )
-from lowmem_if.planning.locations import Location, locate
-from lowmem_if.planning.machine import Machine
-from lowmem_if.planning.number_types import wider
+from lowmem_if.planning.memory import Footprint
 from lowmem_if.planning.plan import Plan, Step, make_plan
-from lowmem_if.planning.profiles import load_profile, profile_names
-from lowmem_if.planning.request import Request
-from lowmem_if.planning.strategies import (
-    BALANCED,
-    FLOATS,
-    MODEL_OFFLOAD,
-    RESIDENT,
-    SEQUENTIAL_OFFLOAD,
-    STREAM,
-    Pin,
-)
-from lowmem_if.planning.weighing import weigh
+from lowmem_if.planning.workload import jobs_of
+from lowmem_if.request.request import Request
 
 __all__ = ["nothing_downloaded"]  # a fixture, used in every test
 

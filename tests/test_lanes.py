@@ -11,12 +11,12 @@ import torch
 from diffusers import UNet2DConditionModel
 from test_streaming import COMPONENTS, resident, skeleton
 
-from lowmem_if.weights import staging
-from lowmem_if.weights.checkpoint import Checkpoint
-from lowmem_if.weights.lanes import DeviceLane
-from lowmem_if.weights.reading import Reader
-from lowmem_if.weights.staging import Staging
-from lowmem_if.weights.streaming import Streamed
+from lowmem_if.weights.files import staging
+from lowmem_if.weights.files.checkpoint import Checkpoint
+from lowmem_if.weights.files.staging import Staging
+from lowmem_if.weights.files.tensor_reader import Reader
+from lowmem_if.weights.streaming.streamer import Streamed
+from lowmem_if.weights.streaming.transports import DeviceLane
 
 TIME = count()
 

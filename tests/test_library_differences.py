@@ -18,8 +18,8 @@ from transformers.masking_utils import create_bidirectional_mask
 
 from lowmem_if.errors import CheckpointError, DeviceError
 from lowmem_if.planning.plan import Step
-from lowmem_if.stages.base import BaseStage
-from lowmem_if.stages.text import TextCleaner, TextEncoder
+from lowmem_if.stages.stage_1 import BaseStage
+from lowmem_if.stages.text_encoder import TextCleaner, TextEncoder
 from lowmem_if.weights.library_differences import t5_block
 from lowmem_if.weights.loading import (
     load_clip_text,

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BitsAndBytesConfig, CLIPTextModel, PreTrainedModel, T5EncoderModel
 
 from lowmem_if.errors import CheckpointError
+from lowmem_if.weights.files.tensor_reader import Reader
 from lowmem_if.weights.library_differences import repaired_safety_checker
 from lowmem_if.weights.loading import (
     load_clip_text,
@@ -24,7 +25,6 @@ from lowmem_if.weights.loading import (
     load_safety_checker,
     load_text_encoder,
 )
-from lowmem_if.weights.reading import Reader
 
 UNET = "stage_1/unet/diffusion_pytorch_model.fp16.safetensors"
 SHARD = "stage_1/text_encoder/model.fp16-00002-of-00003.safetensors"
@@ -330,6 +330,6 @@ def test_a_library_that_lacks_a_name_is_not_only_called_a_broken_file(
     def missing(*_args: object) -> None:
         raise AttributeError("'T5EncoderModel' object has no attribute 'something'")
 
-    monkeypatch.setattr("lowmem_if.weights.skeletons.kept_dtype", missing)
+    monkeypatch.setattr("lowmem_if.weights.modules.meta_init.kept_dtype", missing)
     with pytest.raises(CheckpointError, match=r"no attribute.*transformers \d+\..*another version"):
         load_text_encoder(tiny / "stage_1", storage="float32", compute="float32", device="cpu")

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from lowmem_if.cascade import catalog
+from lowmem_if.cascade import locate as locations
+from lowmem_if.cascade.catalog import COMPONENTS, FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
+from lowmem_if.cascade.configs import read_config
+from lowmem_if.cascade.locate import locate, snapshot_folder, summarise
+from lowmem_if.cascade.modes import VARY, defaults_for
+from lowmem_if.cascade.module_files import weight_variant
+from lowmem_if.cascade.safetensors_header import TensorHeader, read_headers
 from lowmem_if.errors import CascadeError, CheckpointError
-from lowmem_if.planning import catalog, locations
-from lowmem_if.planning.catalog import COMPONENTS, FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
-from lowmem_if.planning.component_files import weight_variant
-from lowmem_if.planning.configurations import read_config
-from lowmem_if.planning.headers import TensorHeader, read_headers
-from lowmem_if.planning.locations import locate, snapshot_folder, summarise
-from lowmem_if.planning.modes import VARY, defaults_for
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FIRST, SECOND = "DeepFloyd/IF-I-M-v1.0", "DeepFloyd/IF-II-M-v1.0"

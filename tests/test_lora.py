@@ -16,13 +16,13 @@ import torch
 from lora_files import kohya, peft, random_lora, write
 from runs import CPU, plan_of
 
-from lowmem_if.cli import main
+from lowmem_if.cascade.lora import Lora, loras, parse_lora
+from lowmem_if.cascade.lora_fit import Misfit, fitted
+from lowmem_if.cascade.lora_keys import read_pairs
+from lowmem_if.cli.main import main
 from lowmem_if.errors import LoraError, RequestError, RunFolderError
-from lowmem_if.planning.lora import Lora, loras, parse_lora
-from lowmem_if.planning.lora_fit import Misfit, fitted
-from lowmem_if.planning.lora_keys import read_pairs
 from lowmem_if.planning.plan import Plan, make_plan
-from lowmem_if.planning.request import Request
+from lowmem_if.request.request import Request
 
 
 @pytest.fixture
@@ -263,7 +263,7 @@ def test_planning_with_a_lora_imports_no_torch(tiny: Path, first: Path) -> None:
     import sys
 
     code = (
-        "import sys; from lowmem_if.cli import main\n"
+        "import sys; from lowmem_if.cli.main import main\n"
         f"assert main(['plan', 'x', '--cascade', {str(tiny)!r}, '--lora', {str(first)!r}]) == 0\n"
         "assert 'torch' not in sys.modules"
     )

@@ -23,8 +23,8 @@ from lora_files import (
 )
 from safetensors.torch import save_file
 
+from lowmem_if.cascade.lora_keys import read_pairs
 from lowmem_if.errors import CheckpointError, LoraError
-from lowmem_if.planning.lora_keys import read_pairs
 
 LAYER = "mid_block.attentions.0.to_out.0"
 PAIR = {LAYER: Matrices(torch.ones(2, 6), torch.ones(8, 2), alpha=1.0)}

@@ -12,20 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowmem_if.errors import DeviceError, DoesNotFit
-from lowmem_if.planning import machine as module
-from lowmem_if.planning.accelerator import Accelerator
-from lowmem_if.planning.cards import looks_present
-from lowmem_if.planning.footprint import headroom
-from lowmem_if.planning.machine import (
+from lowmem_if.hardware import machine as module
+from lowmem_if.hardware.accelerator import Accelerator
+from lowmem_if.hardware.cards import looks_present
+from lowmem_if.hardware.machine import (
     Machine,
     accelerator_compute_dtype,
     cpu_compute_dtype,
     probe,
     with_budget,
 )
+from lowmem_if.planning.memory import headroom
 from lowmem_if.planning.plan import make_plan
-from lowmem_if.planning.request import Request
-from lowmem_if.system.hardware import segments_expand
+from lowmem_if.request.request import Request
+from lowmem_if.system.host import segments_expand
 
 GB = 10**9
 T4 = Accelerator("cuda:0", "Tesla T4", 15 * GB, 14 * GB, (7, 5))

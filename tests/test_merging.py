@@ -25,20 +25,21 @@ from safetensors.torch import save_file
 from test_loading import assert_same
 from test_streaming import COMPONENTS, skeleton
 
+from lowmem_if.cascade.lora import Lora, loras
 from lowmem_if.errors import CheckpointError, LoraError
-from lowmem_if.planning.lora import Lora, loras
-from lowmem_if.weights import merging, staging
-from lowmem_if.weights.checkpoint import Checkpoint
-from lowmem_if.weights.converted import convert
-from lowmem_if.weights.filling import fill
-from lowmem_if.weights.lanes import CastLane, DeviceLane, MappedLane
+from lowmem_if.weights.files import staging
+from lowmem_if.weights.files.bf16_copies import convert
+from lowmem_if.weights.files.checkpoint import Checkpoint
+from lowmem_if.weights.files.staging import Staging
+from lowmem_if.weights.files.tensor_reader import Reader
 from lowmem_if.weights.loading import load_diffusers_model, stream_diffusers_model
-from lowmem_if.weights.memory import read_memory
-from lowmem_if.weights.merging import Merges, MergingReader
-from lowmem_if.weights.reading import Reader
-from lowmem_if.weights.skeletons import slots
-from lowmem_if.weights.staging import Staging
-from lowmem_if.weights.streaming import Streamed
+from lowmem_if.weights.memory_readings import read_memory
+from lowmem_if.weights.modules import lora_merge
+from lowmem_if.weights.modules.lora_merge import Merges, MergingReader
+from lowmem_if.weights.modules.materialize import fill
+from lowmem_if.weights.modules.meta_init import slots
+from lowmem_if.weights.streaming.streamer import Streamed
+from lowmem_if.weights.streaming.transports import CastLane, DeviceLane, MappedLane
 
 UNET = "stage_1/unet"
 call = COMPONENTS[UNET][1]
@@ -189,13 +190,13 @@ def test_an_accelerators_weights_are_merged_before_they_travel(
 ) -> None:
     """In staging buffers that hold a part of a tensor, for loading and for streaming."""
     monkeypatch.setattr(staging, "STAGING_BYTES", 4096)
-    monkeypatch.setattr(merging, "BLOCK", 500)
+    monkeypatch.setattr(lora_merge, "BLOCK", 500)
     whole = resident(tiny / UNET, given)
     with Checkpoint.of_folder(tiny / UNET) as checkpoint:
         module = skeleton(tiny / UNET)
         wanted = slots(module, checkpoint, torch.float32)
         with Merges.into(wanted, given) as merges:
-            staged = Staging(merging.reader_of(checkpoint, merges), "cpu")
+            staged = Staging(lora_merge.reader_of(checkpoint, merges), "cpu")
             for slot in wanted:
                 out = torch.empty(slot.stored.shape)
                 staged.read(slot.stored, out)
@@ -219,12 +220,12 @@ def test_a_part_of_a_weight_has_the_bits_of_the_whole(
     tiny: Path, given: tuple[Lora, ...], monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
     """Wherever it begins and ends: blocks are cut by the weight's shape, not by who asks."""
-    monkeypatch.setattr(merging, "BLOCK", block)
+    monkeypatch.setattr(lora_merge, "BLOCK", block)
     with Checkpoint.of_folder(tiny / UNET) as checkpoint:
         wanted = slots(skeleton(tiny / UNET), checkpoint, torch.float32)
         with Merges.into(wanted, given) as merges:
             changed = [slot for slot in wanted if merges.of(slot.stored)]
-            reader = merging.reader_of(checkpoint, merges)
+            reader = lora_merge.reader_of(checkpoint, merges)
             assert isinstance(reader, MergingReader)
             for slot in changed[::3]:
                 whole = torch.empty(slot.stored.shape).flatten()
@@ -248,7 +249,7 @@ def test_a_large_weight_is_merged_in_blocks_that_come_to_the_same(tmp_path: Path
         with Checkpoint((Path(given[0].path),)) as file:
             product = file["layer_0.lora_B.weight"] @ file["layer_0.lora_A.weight"]
         expected = checkpoint["layer_0.weight"].float() + product
-    assert rows * width > 2 * merging.BLOCK
+    assert rows * width > 2 * lora_merge.BLOCK
     torch.testing.assert_close(module.layer_0.weight.detach(), expected, rtol=1e-6, atol=1e-6)
 
 
@@ -300,7 +301,7 @@ def test_merging_holds_what_is_planned_for_it_and_no_more(
             fill(module, checkpoint, wanted, "cpu", merges)
     network = 8 * rows * width * 2
     threads = min(4, len(os.sched_getaffinity(0)))
-    assert given[0].merge_bytes == 4 * 4 * (2 * 300 * 3000 + 2 * merging.BLOCK)
+    assert given[0].merge_bytes == 4 * 4 * (2 * 300 * 3000 + 2 * lora_merge.BLOCK)
     others = 16 * 10**6  # of a thread: what a reader casts in, and what BLAS packs matrices into
     assert max(seen) - before < network + threads * (given[0].merge_bytes / 4 + others)
 

@@ -29,15 +29,15 @@ from safetensors.torch import load_file
 from test_resume import Killable, killable, results  # noqa: F401  a fixture
 
 import lowmem_if as lm
-from lowmem_if.planning import catalog
-from lowmem_if.planning.ladder import RAM, Findings, changed_pixels, cheaper
-from lowmem_if.planning.locations import locate
-from lowmem_if.planning.modes import INPAINT, UPSCALE, VARY
+from lowmem_if.cascade import catalog
+from lowmem_if.cascade.locate import locate
+from lowmem_if.cascade.modes import INPAINT, UPSCALE, VARY
+from lowmem_if.engine.events import Event
+from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.planning.fallback import RAM, Findings, changed_pixels, cheaper
 from lowmem_if.planning.plan import Plan, make_plan
-from lowmem_if.planning.request import Request
-from lowmem_if.running.events import Event
-from lowmem_if.running.run_folder import RunFolder
-from lowmem_if.stages.super_resolution import SuperResolutionStage
+from lowmem_if.request.request import Request
+from lowmem_if.stages.stage_2 import SuperResolutionStage
 from lowmem_if.stages.tiles import blended
 
 PROMPT, NEGATIVE, SEED = "a red circle on white", "black", 3

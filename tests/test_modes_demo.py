@@ -12,9 +12,9 @@ from PIL import Image
 from torch.nn import functional
 
 import lowmem_if as lm
-from lowmem_if.cli import main
-from lowmem_if.planning.tasks import FACTOR
-from lowmem_if.running.run_folder import RunFolder
+from lowmem_if.cli.main import main
+from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.request.image_spec import FACTOR
 from training.judge import look, mark
 from training.pictures import read_picture
 from training.scenes import Scene, Thing, plain_caption, render

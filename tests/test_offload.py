@@ -17,10 +17,10 @@ from diffusers import (
 )
 from runs import plan_of
 
-from lowmem_if.planning.catalog import STAGE_1, STAGE_2
-from lowmem_if.planning.strategies import MODEL_OFFLOAD, RESIDENT
-from lowmem_if.stages.base import BaseStage
-from lowmem_if.stages.super_resolution import SuperResolutionStage
+from lowmem_if.cascade.catalog import STAGE_1, STAGE_2
+from lowmem_if.cascade.strategies import MODEL_OFFLOAD, RESIDENT
+from lowmem_if.stages.stage_1 import BaseStage
+from lowmem_if.stages.stage_2 import SuperResolutionStage
 
 STAGES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     STAGE_1: (BaseStage, (IFPipeline, IFImg2ImgPipeline, IFInpaintingPipeline)),

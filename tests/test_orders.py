@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from runs import plan_of
 
+from lowmem_if.engine.commands import Order, OrderLine, received
+from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.errors import RunFolderError
-from lowmem_if.running.orders import Order, OrderLine, received
-from lowmem_if.running.run_folder import RunFolder
 
 
 def test_an_order_comes_with_the_lock_which_holds_until_both_have_let_go(tmp_path: Path) -> None:

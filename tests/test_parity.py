@@ -19,9 +19,9 @@ from PIL import Image
 from runs import CPU, plan_of, run_here
 from safetensors.torch import load_file
 
+from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.planning.plan import make_plan
-from lowmem_if.planning.request import Request
-from lowmem_if.running.run_folder import RunFolder
+from lowmem_if.request.request import Request
 
 PROMPTS = ("a red circle on white", "A Blue star, 50% <b>off</b>", "green square in the center")
 SEEDS = (3, 14, 15)

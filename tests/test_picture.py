@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from runs import plan_of
 
-from lowmem_if.cli import main
+from lowmem_if.cli.main import main
+from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.errors import MissingPackage, RunFolderError
-from lowmem_if.report.picture import Band, Sample, bands, read_samples, write_picture
-from lowmem_if.running.run_folder import RunFolder
+from lowmem_if.report.memory_chart import Band, Sample, bands, read_samples, write_picture
 
 pytest.importorskip("matplotlib")
 

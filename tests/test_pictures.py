@@ -11,14 +11,14 @@ import numpy
 import pytest
 from PIL import Image
 
-from lowmem_if.cli import main
+from lowmem_if.cascade.modes import INPAINT, UPSCALE, VARY
+from lowmem_if.cli.main import main
+from lowmem_if.engine.input_copies import IMAGE, MASK, source_bytes
 from lowmem_if.errors import PictureError, RequestError
-from lowmem_if.planning.modes import INPAINT, UPSCALE, VARY
-from lowmem_if.planning.pictures import look_at
-from lowmem_if.planning.request import Request
-from lowmem_if.planning.tasks import ImageTask
-from lowmem_if.planning.tiling import boxes, spans
-from lowmem_if.running.sources import IMAGE, MASK, source_bytes
+from lowmem_if.request.image_spec import ImageTask
+from lowmem_if.request.input_images import look_at
+from lowmem_if.request.request import Request
+from lowmem_if.request.tiling import boxes, spans
 
 RED = (220, 40, 30)
 

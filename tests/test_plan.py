@@ -19,32 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lowmem_if.errors import (
-    CascadeError,
-    CheckpointError,
-    DeviceError,
-    DoesNotFit,
-    RequestError,
-    RunFolderError,
-)
-from lowmem_if.planning import catalog, locations
-from lowmem_if.planning.catalog import FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
-from lowmem_if.planning.footprint import (
-    Setting,
-    headroom,
-    predict,
-    resident_choices,
-)
-from lowmem_if.planning.footprint_table import look_up_turn
-from lowmem_if.planning.jobs import Job, jobs_of
-from lowmem_if.planning.locations import locate
-from lowmem_if.planning.machine import Machine, accelerator_compute_dtype, cpu_compute_dtype
-from lowmem_if.planning.plan import Plan, Step, make_plan
-from lowmem_if.planning.profiles import load_profile, profile_names
-from lowmem_if.planning.rates import ANY, Pace, assumed
-from lowmem_if.planning.request import Request, Sampling
-from lowmem_if.planning.seconds import predict_seconds
-from lowmem_if.planning.strategies import (
+from lowmem_if.cascade import catalog
+from lowmem_if.cascade import locate as locations
+from lowmem_if.cascade.catalog import FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
+from lowmem_if.cascade.locate import locate
+from lowmem_if.cascade.strategies import (
     FLOATS,
     MODEL_OFFLOAD,
     PREFERENCES,
@@ -56,6 +35,28 @@ from lowmem_if.planning.strategies import (
     STREAM,
     Pin,
 )
+from lowmem_if.errors import (
+    CascadeError,
+    CheckpointError,
+    DeviceError,
+    DoesNotFit,
+    RequestError,
+    RunFolderError,
+)
+from lowmem_if.hardware.machine import Machine, accelerator_compute_dtype, cpu_compute_dtype
+from lowmem_if.hardware.profiles import load_profile, profile_names
+from lowmem_if.hardware.speeds import ANY, Pace, assumed
+from lowmem_if.planning.memory import (
+    Setting,
+    headroom,
+    predict,
+    resident_choices,
+)
+from lowmem_if.planning.memory_table import look_up_turn
+from lowmem_if.planning.plan import Plan, Step, make_plan
+from lowmem_if.planning.runtime import predict_seconds
+from lowmem_if.planning.workload import Job, jobs_of
+from lowmem_if.request.request import Request, Sampling
 
 GB = 10**9
 
@@ -809,7 +810,7 @@ def test_casting_at_every_pass_is_told_with_what_spares_it() -> None:
 
 def test_bfloat16_files_need_no_copy(tiny: Path, tmp_path: Path) -> None:
     """Of a cascade whose UNet is bfloat16 on file nothing is said of casting it."""
-    casting = pytest.importorskip("lowmem_if.weights.casting")
+    casting = pytest.importorskip("lowmem_if.weights.files.convert_dtype")
     folder = Path(shutil.copytree(tiny, tmp_path / "cascade"))
     file = next(folder.glob("stage_1/unet/*.safetensors"))
     reasons = []

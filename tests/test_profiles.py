@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from lowmem_if.cli import main
+from lowmem_if.cascade.catalog import PUBLISHED, SIZES
+from lowmem_if.cascade.strategies import Pin
+from lowmem_if.cli.main import main
 from lowmem_if.errors import DoesNotFit, ProfileError, RequestError
-from lowmem_if.planning import profiles
-from lowmem_if.planning.cards import NVIDIA, Card
-from lowmem_if.planning.catalog import PUBLISHED, SIZES
-from lowmem_if.planning.machine import Machine, with_budget
+from lowmem_if.hardware import profiles
+from lowmem_if.hardware.cards import NVIDIA, Card
+from lowmem_if.hardware.machine import Machine, with_budget
+from lowmem_if.hardware.profiles import FOLDER, choose_machine, load_profile, profile_names
+from lowmem_if.hardware.speeds import assumed
+from lowmem_if.hardware.torch_build import TorchFacts, why_unused
 from lowmem_if.planning.plan import make_plan
-from lowmem_if.planning.profiles import FOLDER, choose_machine, load_profile, profile_names
-from lowmem_if.planning.rates import assumed
-from lowmem_if.planning.request import Request
-from lowmem_if.planning.strategies import Pin
-from lowmem_if.planning.torch_build import TorchFacts, why_unused
-from lowmem_if.planning.units import GIB, parse_bytes
+from lowmem_if.request.request import Request
+from lowmem_if.units import GIB, parse_bytes
 
 SHIPPED = (
     "apple-m-16gb", "apple-m-8gb", "colab-free", "gtx-1660-6gb", "kaggle-p100", "kaggle-t4",

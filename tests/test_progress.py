@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from lowmem_if.planning.catalog import FINISH, STAGE_1, TEXT_ENCODER
+from lowmem_if.cascade.catalog import FINISH, STAGE_1, TEXT_ENCODER
+from lowmem_if.engine.events import Event
 from lowmem_if.report import progress
-from lowmem_if.report.pace import Pace
+from lowmem_if.report.eta import Pace
 from lowmem_if.report.progress import RunProgress, words_of
-from lowmem_if.running.events import Event
 
 
 class Clock:

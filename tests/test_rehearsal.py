@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from lowmem_if.cli import main
+from lowmem_if.api import rehearse as rehearsal
+from lowmem_if.api.rehearse import rehearse
+from lowmem_if.cascade import catalog
+from lowmem_if.cascade.strategies import parse_pins
+from lowmem_if.cli.main import main
 from lowmem_if.errors import CascadeError, DoesNotFit
-from lowmem_if.planning import catalog
-from lowmem_if.planning.machine import Machine, probe
+from lowmem_if.hardware.machine import Machine, probe
 from lowmem_if.planning.plan import make_plan
-from lowmem_if.planning.request import Request
-from lowmem_if.planning.strategies import parse_pins
-from lowmem_if.running import rehearsal
-from lowmem_if.running.rehearsal import rehearse
+from lowmem_if.request.request import Request
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_a_disk_without_room_is_told(
     weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Made-up weights of the real size need its room; the error comes before the first byte."""
-    monkeypatch.setattr("lowmem_if.weights.synthesis.free_bytes", lambda _folder: 10**9)
+    monkeypatch.setattr("lowmem_if.weights.synthetic.checkpoints.free_bytes", lambda _folder: 10**9)
     machine = replace(probe("cpu"), ram_bytes=16 * 10**9)
     with pytest.raises(CascadeError, match="free"):
         rehearse(Request(("a",), cascade="if-m", seed=(1,), size=64), machine)

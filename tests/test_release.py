@@ -16,15 +16,15 @@ from diffusers import UNet2DConditionModel
 from runs import CPU, plan_of, run_here
 from transformers import T5Config, T5EncoderModel
 
-from lowmem_if.planning.catalog import COMPONENTS, FINISH, STAGE_1, TEXT_ENCODER
+from lowmem_if.cascade.catalog import COMPONENTS, FINISH, STAGE_1, TEXT_ENCODER
+from lowmem_if.engine.events import ignore
+from lowmem_if.engine.model_cache import left_behind
+from lowmem_if.engine.recorder import Recorder
+from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.runner import run
 from lowmem_if.planning.plan import make_plan
-from lowmem_if.planning.request import Request
-from lowmem_if.running.events import ignore
-from lowmem_if.running.recorder import Recorder
-from lowmem_if.running.run_folder import RunFolder
-from lowmem_if.running.scheduler import run
-from lowmem_if.running.shelf import left_behind
-from lowmem_if.weights.memory import Reading, Watch, prove_release, use_once, wake
+from lowmem_if.request.request import Request
+from lowmem_if.weights.memory_readings import Reading, Watch, prove_release, use_once, wake
 
 MB = 10**6
 
@@ -137,7 +137,9 @@ def test_waking_a_device_uses_what_networks_use(
     kinds = ("conv2d", "group_norm", "layer_norm", "linear", "scaled_dot_product_attention", "bmm")
     assert {f"aten::{kind}" for kind in kinds} <= names
     used: list[Any] = []
-    monkeypatch.setattr("lowmem_if.weights.memory.use_once", lambda *given: used.append(given))
+    monkeypatch.setattr(
+        "lowmem_if.weights.memory_readings.use_once", lambda *given: used.append(given)
+    )
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda _device: None)
     wake("cuda:0", str(dtype).removeprefix("torch."))
     assert used == [("cuda:0", each) for each in dict.fromkeys((torch.float32, dtype))]
@@ -186,8 +188,8 @@ def test_vram_is_measured_as_it_was_predicted(
         make_plan(CPU, Request(("x",), cascade="if-m", size=64)).steps[0], device="cuda:0"
     )
     reading = Reading(0, 0, vram_allocated=1, vram_reserved=2)
-    monkeypatch.setattr("lowmem_if.running.recorder.read_memory", lambda _device: reading)
-    monkeypatch.setattr("lowmem_if.weights.memory.read_memory", lambda _device: reading)
+    monkeypatch.setattr("lowmem_if.engine.recorder.read_memory", lambda _device: reading)
+    monkeypatch.setattr("lowmem_if.weights.memory_readings.read_memory", lambda _device: reading)
     for name, value in (("allocated", 5), ("reserved", 8)):
         monkeypatch.setattr(torch.accelerator, f"max_memory_{name}", lambda _d, v=value: v)
     monkeypatch.setattr(torch.accelerator, "reset_peak_memory_stats", lambda _device: None)

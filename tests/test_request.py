@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowmem_if.errors import RequestError
-from lowmem_if.planning.catalog import (
+from lowmem_if.cascade.catalog import (
     FINISH,
     IF_DEFAULTS,
     STAGE_1,
@@ -21,7 +20,8 @@ from lowmem_if.planning.catalog import (
     TIMESTEP_LISTS,
     UPSCALER,
 )
-from lowmem_if.planning.request import Request, Sampling
+from lowmem_if.errors import RequestError
+from lowmem_if.request.request import Request, Sampling
 
 ODD = (
     "دائرة حمراء 🔴",

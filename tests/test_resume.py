@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from runs import plan_of, run_here
 
+from lowmem_if.engine.events import Event
+from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.runner import resume
 from lowmem_if.errors import RunFolderError
 from lowmem_if.planning.plan import Plan
-from lowmem_if.running.events import Event
-from lowmem_if.running.run_folder import RunFolder
-from lowmem_if.running.scheduler import resume
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 NEVER = 10**6

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from lowmem_if.running import turns, worker
-from lowmem_if.running.events import Event, ignore
-from lowmem_if.running.orders import Order
-from lowmem_if.running.shelf import Shelf
-from lowmem_if.running.workshop import Workshop
-from lowmem_if.weights.memory import VramTaken, free_vram
+from lowmem_if.engine import executor, worker
+from lowmem_if.engine.commands import Order
+from lowmem_if.engine.events import Event, ignore
+from lowmem_if.engine.model_cache import Shelf
+from lowmem_if.engine.worker_process import Workshop
+from lowmem_if.weights.memory_readings import VramTaken, free_vram
 
 GB = 10**9
 
@@ -47,7 +47,7 @@ def test_a_driver_that_does_not_tell_stops_nobody(monkeypatch: pytest.MonkeyPatc
 @pytest.fixture
 def turn(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A turn of stage 1 that needs 5 GB of VRAM."""
-    turn: Any = object.__new__(turns._Turn)
+    turn: Any = object.__new__(executor._Turn)
     turn._step = SimpleNamespace(
         component="stage_1", device="cuda:0", predicted=SimpleNamespace(vram_bytes=5 * GB)
     )
@@ -64,7 +64,7 @@ def test_where_there_is_room_nothing_is_said(
     monkeypatch: pytest.MonkeyPatch, turn: Any, free: int | None
 ) -> None:
     """To the byte: the plan has left some more free, and the worker's own context has taken that."""
-    monkeypatch.setattr(turns, "free_vram", lambda _device: free)
+    monkeypatch.setattr(executor, "free_vram", lambda _device: free)
     turn._check_room()
     assert turn._notices == []
 
@@ -73,7 +73,7 @@ def test_what_other_programs_have_taken_is_a_shortage(
     monkeypatch: pytest.MonkeyPatch, turn: Any
 ) -> None:
     """With a notice, before anything is loaded."""
-    monkeypatch.setattr(turns, "free_vram", lambda _device: 4 * GB)
+    monkeypatch.setattr(executor, "free_vram", lambda _device: 4 * GB)
     with pytest.raises(VramTaken) as caught:
         turn._check_room()
     assert caught.value.available_bytes == 4 * GB
@@ -85,7 +85,7 @@ def test_a_pinned_component_is_tried_all_the_same(
     monkeypatch: pytest.MonkeyPatch, turn: Any
 ) -> None:
     """The user has decided, and predictions are not exact."""
-    monkeypatch.setattr(turns, "free_vram", lambda _device: 4 * GB)
+    monkeypatch.setattr(executor, "free_vram", lambda _device: 4 * GB)
     turn._folder.plan.pins = {"stage_1": "resident"}
     turn._check_room()
 

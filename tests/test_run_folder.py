@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from runs import plan_of, run_here
 
+from lowmem_if.engine import run_folder
+from lowmem_if.engine.run_folder import FORMAT, RunFolder, is_whole_png
 from lowmem_if.errors import RunFolderError
-from lowmem_if.running import run_folder
-from lowmem_if.running.run_folder import FORMAT, RunFolder, is_whole_png
-from lowmem_if.weights import atomic
+from lowmem_if.weights.files import atomic
 
 STRANGE = "a 'red' \"circle\"\nدائرة حمراء 🟥 赤い円 \\ & <b>"
 

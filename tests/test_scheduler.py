@@ -17,16 +17,16 @@ import torch
 from runs import CPU, kinds, plan_of, run_here
 from safetensors.torch import load_file
 
+from lowmem_if.engine import worker_process
+from lowmem_if.engine.commands import Order, OrderLine
+from lowmem_if.engine.events import Event
+from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.runner import run
+from lowmem_if.engine.worker_process import WorkerCrashed, worker_environment
 from lowmem_if.errors import DeviceError, LowmemError, OutOfMemory, RunFolderError, WorkerDied
-from lowmem_if.planning.ladder import changed_pixels
+from lowmem_if.planning.fallback import changed_pixels
 from lowmem_if.planning.plan import make_plan
-from lowmem_if.planning.request import Request
-from lowmem_if.running import workshop
-from lowmem_if.running.events import Event
-from lowmem_if.running.orders import Order, OrderLine
-from lowmem_if.running.run_folder import RunFolder
-from lowmem_if.running.scheduler import run
-from lowmem_if.running.workshop import WorkerCrashed, worker_environment
+from lowmem_if.request.request import Request
 
 FAULTY = Path(__file__).with_name("faulty_worker.py")
 
@@ -38,7 +38,7 @@ def starts(tmp_path: Path) -> Path:
 
 
 def inject(monkeypatch: pytest.MonkeyPatch, fault: str, starts: Path) -> None:
-    monkeypatch.setattr(workshop, "WORKER", (str(FAULTY), fault, str(starts)))
+    monkeypatch.setattr(worker_process, "WORKER", (str(FAULTY), fault, str(starts)))
 
 
 def test_out_of_memory_in_the_upscaler_goes_on_with_a_tiled_vae(
@@ -196,7 +196,7 @@ def test_ctrl_c_ends_with_130_and_takes_the_worker_along(
     """An interrupt in the middle of a step ends both processes; the folder can be continued."""
     path = tmp_path / "run"
     code = (
-        "import sys; from lowmem_if.running import workshop; from lowmem_if.cli import main;"
+        "import sys; from lowmem_if.engine import worker_process as workshop; from lowmem_if.cli.main import main;"
         f"workshop.WORKER = ({str(FAULTY)!r}, 'waits', {str(starts)!r}); sys.exit(main(sys.argv[1:]))"
     )
     arguments = ["generate", "x", "--cascade", str(tiny), "--size", "64", "--out", str(path)]
@@ -222,7 +222,7 @@ def test_a_worker_leaves_with_its_parent(tiny: Path, tmp_path: Path) -> None:
     folder = RunFolder.for_plan(tmp_path / "run", plan_of(tiny, steps=500))
     line = OrderLine()
     worker = subprocess.Popen(
-        [sys.executable, *workshop.WORKER],
+        [sys.executable, *worker_process.WORKER],
         stdin=line.far_end, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     os.close(line.far_end)
@@ -258,7 +258,7 @@ def test_the_worker_never_asks_the_network(monkeypatch: pytest.MonkeyPatch) -> N
 def test_every_error_of_the_tree_survives_the_pipe() -> None:
     """An error's text arrives unchanged whatever its class wants in its constructor."""
     for cls in LowmemError.__subclasses__():
-        error = workshop._error(Event("error", text="what", name=cls.__name__))
+        error = worker_process._error(Event("error", text="what", name=cls.__name__))
         assert type(error) is cls
         assert str(error) == "what"
 
@@ -300,9 +300,9 @@ def test_without_expandable_segments_the_worker_is_started_once_more(
 ) -> None:
     """Where the driver refuses them the run goes on without, under the same plan, and says so."""
     inject(monkeypatch, "segments_fail", starts)
-    monkeypatch.setattr(workshop, "segments_expand", lambda _root: True)
+    monkeypatch.setattr(worker_process, "segments_expand", lambda _root: True)
     plan, events = plan_of(tiny, size=64), []
-    with workshop.Workshop() as shop:
+    with worker_process.Workshop() as shop:
         results = [run(plan, tmp_path / name, report=events.append, workshop=shop) for name in "ab"]
     assert starts.read_text() == "xx"  # the second run goes on with the second worker
     assert [len(result.images) for result in results] == [1, 1]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowmem_if.planning.catalog import (
+from lowmem_if.cascade.catalog import (
     FINISH,
     PUBLISHED,
     STAGE_1,
@@ -20,11 +20,15 @@ from lowmem_if.planning.catalog import (
     Part,
     Weights,
 )
-from lowmem_if.planning.footprint import Setting, bytes_a_pass
-from lowmem_if.planning.jobs import Job
-from lowmem_if.planning.machine import Machine
-from lowmem_if.planning.plan import make_plan
-from lowmem_if.planning.rates import (
+from lowmem_if.cascade.strategies import (
+    MODEL_OFFLOAD,
+    RESIDENT,
+    SEQUENTIAL_OFFLOAD,
+    STRATEGIES,
+    STREAM,
+)
+from lowmem_if.hardware.machine import Machine
+from lowmem_if.hardware.speeds import (
     ACCELERATOR,
     ANY,
     CPU,
@@ -33,16 +37,12 @@ from lowmem_if.planning.rates import (
     accelerator_paces,
     assumed,
 )
-from lowmem_if.planning.request import Request, Sampling
-from lowmem_if.planning.seconds import predict_seconds
-from lowmem_if.planning.strategies import (
-    MODEL_OFFLOAD,
-    RESIDENT,
-    SEQUENTIAL_OFFLOAD,
-    STRATEGIES,
-    STREAM,
-)
-from lowmem_if.planning.work import pass_flops
+from lowmem_if.planning.flops import pass_flops
+from lowmem_if.planning.memory import Setting, bytes_a_pass
+from lowmem_if.planning.plan import make_plan
+from lowmem_if.planning.runtime import predict_seconds
+from lowmem_if.planning.workload import Job
+from lowmem_if.request.request import Request, Sampling
 
 GB = 10**9
 GUIDED = Sampling(50, None, 7.0, None)

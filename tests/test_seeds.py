@@ -7,8 +7,8 @@ from runs import plan_of
 
 from lowmem_if.errors import RequestError
 from lowmem_if.planning.plan import Plan
-from lowmem_if.planning.request import Request
-from lowmem_if.planning.seeds import MAX_SEED, parse_seeds
+from lowmem_if.request.request import Request
+from lowmem_if.request.seeds import MAX_SEED, parse_seeds
 
 
 @pytest.mark.parametrize(

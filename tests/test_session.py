@@ -18,12 +18,12 @@ from test_resume import results
 from test_scheduler import inject
 
 import lowmem_if as lm
+from lowmem_if.cascade.catalog import FINISH, STAGE_1, STAGE_2, TEXT_ENCODER
+from lowmem_if.engine import worker_process
+from lowmem_if.engine.events import Event
+from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.worker_process import Workshop
 from lowmem_if.errors import RequestError, RunFolderError, SessionError
-from lowmem_if.planning.catalog import FINISH, STAGE_1, STAGE_2, TEXT_ENCODER
-from lowmem_if.running import workshop
-from lowmem_if.running.events import Event
-from lowmem_if.running.run_folder import RunFolder
-from lowmem_if.running.workshop import Workshop
 
 RED, BLUE = "a red circle", "a blue star"
 SMALL = (TEXT_ENCODER, STAGE_1, FINISH)
@@ -272,7 +272,7 @@ def test_a_worker_that_the_system_kills_costs_a_step_and_not_the_call(
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers that do nothing."""
-    monkeypatch.setattr(workshop, "WORKER", ("-c", ANSWERS))
+    monkeypatch.setattr(worker_process, "WORKER", ("-c", ANSWERS))
 
 
 @pytest.mark.usefixtures("quick")
@@ -360,7 +360,7 @@ def test_the_machine_is_measured_while_no_worker_takes_of_it(
         def kill(self) -> None:
             self.code = -9
 
-    monkeypatch.setattr(workshop, "probe", probe)
+    monkeypatch.setattr(worker_process, "probe", probe)
     shop = Workshop(keeps=True)
     assert shop.measure("auto").ram_bytes == 8 * 10**9
     shop._process = Process()  # type: ignore[assignment]

@@ -15,19 +15,19 @@ from runs import kinds, plan_of, run_here
 from test_modes import half, noise
 from test_resume import results
 
+from lowmem_if.cascade.catalog import COMPONENTS, FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
+from lowmem_if.cascade.locate import locate
+from lowmem_if.engine.events import Event
+from lowmem_if.engine.model_cache import Shelf
+from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.errors import RunFolderError
-from lowmem_if.planning.catalog import COMPONENTS, FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
-from lowmem_if.planning.footprint import at_rest, headroom
-from lowmem_if.planning.locations import locate
+from lowmem_if.planning.memory import at_rest, headroom
 from lowmem_if.planning.plan import Plan
-from lowmem_if.report.picture import _mark
+from lowmem_if.report.memory_chart import _mark
 from lowmem_if.report.tables import console, print_run
-from lowmem_if.running.events import Event
-from lowmem_if.running.run_folder import RunFolder
-from lowmem_if.running.shelf import Shelf
-from lowmem_if.stages.base import BaseStage
 from lowmem_if.stages.lifetime import Life
-from lowmem_if.weights.memory import release_memory
+from lowmem_if.stages.stage_1 import BaseStage
+from lowmem_if.weights.memory_readings import release_memory
 
 MB = 10**6
 RED, BLUE = "a red circle", "a blue star"

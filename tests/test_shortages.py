@@ -10,13 +10,19 @@ import pytest
 import torch
 from runs import kinds, plan_of
 
-from lowmem_if.planning.ladder import RAM, VRAM
-from lowmem_if.running import turns, worker, workshop
-from lowmem_if.running.events import Event, ignore
-from lowmem_if.running.orders import Order
-from lowmem_if.running.run_folder import RunFolder
-from lowmem_if.running.shelf import Shelf
-from lowmem_if.weights.shortages import WORDINGS, find_wording, is_of_host, is_shortage, last_words
+from lowmem_if.engine import executor, worker, worker_process
+from lowmem_if.engine.commands import Order
+from lowmem_if.engine.events import Event, ignore
+from lowmem_if.engine.model_cache import Shelf
+from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.planning.fallback import RAM, VRAM
+from lowmem_if.weights.out_of_memory import (
+    WORDINGS,
+    find_wording,
+    is_of_host,
+    is_shortage,
+    last_words,
+)
 
 ACCELERATOR_ERROR = getattr(torch, "AcceleratorError", RuntimeError)
 
@@ -141,9 +147,9 @@ def test_what_ran_out_follows_from_the_steps_device(
     answer = worker._answer(Order(str(folder.path)), None, Shelf(), ignore)
     assert answer.kind == "out_of_memory"
     on_card = VRAM if error in DEVICE else RAM
-    assert workshop._resource(folder, "stage_1", answer) == on_card
-    assert workshop._resource(folder, "text_encoder", answer) == RAM
-    assert workshop._resource(folder, "", answer) == RAM
+    assert worker_process._resource(folder, "stage_1", answer) == on_card
+    assert worker_process._resource(folder, "text_encoder", answer) == RAM
+    assert worker_process._resource(folder, "", answer) == RAM
 
 
 def test_a_device_without_room_for_its_first_use_is_short_in_the_steps_turn(
@@ -155,9 +161,9 @@ def test_a_device_without_room_for_its_first_use_is_short_in_the_steps_turn(
         raise DEVICE[0]
 
     events: list[Event] = []
-    monkeypatch.setattr(turns, "wake", fail)
+    monkeypatch.setattr(executor, "wake", fail)
     with pytest.raises(torch.OutOfMemoryError):
-        turns.work(folder, events.append)
+        executor.work(folder, events.append)
     assert kinds(events, "started") == ["text_encoder"]
 
 
@@ -190,12 +196,12 @@ def test_a_worker_that_ends_for_want_of_memory_is_no_bug(
     """bitsandbytes calls exit(1) from C++, other libraries abort, systems kill."""
     answer = ended(folder, code, said)
     assert answer.kind == "out_of_memory"
-    assert workshop._resource(folder, "stage_1", answer) == resource
+    assert worker_process._resource(folder, "stage_1", answer) == resource
 
 
 def ended(folder: RunFolder, code: int, said: str, before: str = "") -> Event:
     """What is made of a worker that ends like this, with other words of an earlier one in the log."""
-    shop = workshop.Workshop()
+    shop = worker_process.Workshop()
     folder.log_file.write_text(before)
     shop._note_log(folder.log_file)
     with folder.log_file.open("a") as log:
@@ -206,7 +212,7 @@ def ended(folder: RunFolder, code: int, said: str, before: str = "") -> Event:
 
 def test_what_an_earlier_worker_said_does_not_count(folder: RunFolder) -> None:
     """The log of a run holds the words of all its workers."""
-    with pytest.raises(workshop.WorkerCrashed, match="a fault"):
+    with pytest.raises(worker_process.WorkerCrashed, match="a fault"):
         ended(folder, 1, "ZeroDivisionError: a fault", before=EXITED)
     assert last_words(f"one\n{EXITED}\ntwo") == EXITED
     assert last_words("Error no kernel image at line 1 in file x") == ""

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from lowmem_if.planning import footprint
-from lowmem_if.planning.catalog import STAGE_1
+from lowmem_if.cascade.catalog import STAGE_1
+from lowmem_if.hardware.profiles import load_profile
+from lowmem_if.planning import memory
 from lowmem_if.planning.plan import make_plan
-from lowmem_if.planning.profiles import load_profile
-from lowmem_if.planning.request import Request
+from lowmem_if.request.request import Request
 from lowmem_if.simulate.plans import simulated_plan
 
 
 def test_a_local_cascade_is_simulated_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The plan's figures are the dry run's then; what was simulated is not simulated again."""
-    monkeypatch.setattr(footprint, "_REMEMBERED", {})
+    monkeypatch.setattr(memory, "_REMEMBERED", {})
     machine = load_profile("rtx-3060-12gb").machine
     request = Request(("a red circle",), cascade="demo", size=64, seed=(1,))
     before = make_plan(machine, request).step(STAGE_1)
@@ -35,7 +35,7 @@ def test_a_local_cascade_is_simulated_once(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_cpu_is_not_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its figures are measured ones: heap and oneDNN take more than tensors do."""
-    monkeypatch.setattr(footprint, "_REMEMBERED", {})
+    monkeypatch.setattr(memory, "_REMEMBERED", {})
     machine = load_profile("laptop-cpu-16gb").machine
     request = Request(("a red circle",), cascade="demo", size=64, seed=(1,))
     said: list[str] = []

@@ -9,21 +9,21 @@ from typing import Any
 import pytest
 import torch
 
-from lowmem_if.errors import SimulationError
-from lowmem_if.planning.catalog import STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
-from lowmem_if.planning.locations import DEMO_FOLDER
-from lowmem_if.planning.strategies import (
+from lowmem_if.cascade.catalog import STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
+from lowmem_if.cascade.locate import DEMO_FOLDER
+from lowmem_if.cascade.strategies import (
     MODEL_OFFLOAD,
     RESIDENT,
     SEQUENTIAL_OFFLOAD,
     STRATEGIES,
     STREAM,
 )
-from lowmem_if.simulate.accelerator import DEVICE, check_version, dry_run
+from lowmem_if.errors import SimulationError
+from lowmem_if.simulate.fake_device import DEVICE, check_version, dry_run
 from lowmem_if.simulate.steps import DRAWING, LOADING, Simulated, simulate_step
-from lowmem_if.simulate.table import Case, step_of
-from lowmem_if.weights.lanes import DeviceLane
-from lowmem_if.weights.staging import STAGING_BYTES, Staging
+from lowmem_if.simulate.write_memory_table import Case, step_of
+from lowmem_if.weights.files.staging import STAGING_BYTES, Staging
+from lowmem_if.weights.streaming.transports import DeviceLane
 
 ROOTS = {STAGE_1: "stage_1", STAGE_2: "stage_2", TEXT_ENCODER: "stage_1", UPSCALER: "upscaler"}
 
@@ -189,7 +189,7 @@ def test_an_unlisted_question_is_an_error() -> None:
 
 def test_files_are_not_read(tmp_path: Path) -> None:
     """Only headers are: a folder whose tensors are holes of the file system is enough."""
-    from lowmem_if.weights.synthesis import ZEROS, synthesize
+    from lowmem_if.weights.synthetic.checkpoints import ZEROS, synthesize
 
     synthesize("if-m", tmp_path, fill=ZEROS, components=(STAGE_1,))
     step = step_of(STAGE_1, Case(RESIDENT, "float16"))

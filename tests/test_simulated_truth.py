@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from lowmem_if.planning.catalog import DEMO
-from lowmem_if.simulate.accelerator import dry_run
-from lowmem_if.simulate.ledger import ANONYMOUS, Ledger
+from lowmem_if.cascade.catalog import DEMO
+from lowmem_if.simulate.fake_device import dry_run
+from lowmem_if.simulate.memory_tracker import ANONYMOUS, Ledger
 from lowmem_if.simulate.networks import Known, known_networks, prepared, resident, traced
 from lowmem_if.simulate.tracing import Trace
 

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowmem_if.errors import RequestError
-from lowmem_if.planning.catalog import COMPONENTS, TEXT_ENCODER
-from lowmem_if.planning.strategies import (
+from lowmem_if.cascade.catalog import COMPONENTS, TEXT_ENCODER
+from lowmem_if.cascade.strategies import (
     FLOATS,
     QUANTISED,
     STORAGES,
@@ -18,6 +17,7 @@ from lowmem_if.planning.strategies import (
     parse_pins,
     pin_texts,
 )
+from lowmem_if.errors import RequestError
 
 
 def refused(*texts: str) -> str:

@@ -12,15 +12,15 @@ import torch
 from runs import CPU, plan_of, run_here
 from safetensors.torch import load_file
 
+from lowmem_if.cascade import catalog
+from lowmem_if.cascade.locate import locate
+from lowmem_if.cascade.strategies import STREAM, parse_pins
 from lowmem_if.errors import RequestError
-from lowmem_if.planning import catalog
-from lowmem_if.planning.footprint import in_place_bytes, predict, resident_choices
-from lowmem_if.planning.locations import locate
-from lowmem_if.planning.machine import Machine
+from lowmem_if.hardware.machine import Machine
+from lowmem_if.planning.memory import in_place_bytes, predict, resident_choices
 from lowmem_if.planning.plan import Plan, make_plan
-from lowmem_if.planning.request import Request
-from lowmem_if.planning.strategies import STREAM, parse_pins
-from lowmem_if.weights.checkpoint import Checkpoint, Stored
+from lowmem_if.request.request import Request
+from lowmem_if.weights.files.checkpoint import Checkpoint, Stored
 
 STREAMING = [f"{name}=stream" for name in ("text_encoder", "stage_1", "stage_2", "upscaler")]
 LAPTOP = replace(CPU, ram_bytes=3 * 10**9, compute_dtype="bfloat16")
@@ -94,7 +94,7 @@ def test_more_prompts_than_wait_together_take_several_passes(
     plan = plan_of(tiny, texts, size=64, pins=["text_encoder=stream"])
     once = run_here(plan, tmp_path / "once")
     (tmp_path / "cache").rename(tmp_path / "cache-of-before")
-    monkeypatch.setattr("lowmem_if.planning.footprint.TEXTS_A_PASS", 2)
+    monkeypatch.setattr("lowmem_if.planning.memory.TEXTS_A_PASS", 2)
     plan = plan_of(tiny, texts, size=64, pins=["text_encoder=stream"])
     events = []
     thrice = run_here(plan, tmp_path / "thrice", events.append)

@@ -23,19 +23,19 @@ from transformers import CLIPTextModel, T5EncoderModel
 from transformers.models.t5.modeling_t5 import T5Block
 
 from lowmem_if.errors import CheckpointError
-from lowmem_if.weights import streaming
-from lowmem_if.weights.arena import Arena
-from lowmem_if.weights.checkpoint import Checkpoint
-from lowmem_if.weights.converted import convert
-from lowmem_if.weights.lanes import CastLane, MappedLane
+from lowmem_if.weights.files.bf16_copies import convert
+from lowmem_if.weights.files.checkpoint import Checkpoint
 from lowmem_if.weights.loading import (
     load_clip_text,
     load_diffusers_model,
     load_text_encoder,
     stream_diffusers_model,
 )
-from lowmem_if.weights.skeletons import diffusers_skeleton, transformers_skeleton
-from lowmem_if.weights.streaming import Streamed
+from lowmem_if.weights.modules.meta_init import diffusers_skeleton, transformers_skeleton
+from lowmem_if.weights.streaming import streamer
+from lowmem_if.weights.streaming.arena import Arena
+from lowmem_if.weights.streaming.streamer import Streamed
+from lowmem_if.weights.streaming.transports import CastLane, MappedLane
 
 Way = Callable[..., Any]
 
@@ -161,10 +161,10 @@ def test_on_apple_gpus_the_computing_thread_brings_the_weights(
     tiny: Path, component: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One thread alone then touches the weights; the bits are the same, and it goes on after a pass."""
-    assert not streaming.brings_beside("mps")
-    assert streaming.brings_beside("cuda:0")
-    assert streaming.brings_beside("cpu")
-    monkeypatch.setattr(streaming, "brings_beside", lambda device: False)
+    assert not streamer.brings_beside("mps")
+    assert streamer.brings_beside("cuda:0")
+    assert streamer.brings_beside("cpu")
+    monkeypatch.setattr(streamer, "brings_beside", lambda device: False)
     folder, call, threads = tiny / component, COMPONENTS[component][1], set()
     whole, computes = resident(folder, "float32"), torch.get_num_threads()
     with (
@@ -184,7 +184,7 @@ def test_an_error_on_the_computing_thread_is_the_readers_own(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What fails while weights are brought is raised by the forward that needs them, and later ones."""
-    monkeypatch.setattr(streaming, "brings_beside", lambda device: False)
+    monkeypatch.setattr(streamer, "brings_beside", lambda device: False)
 
     def fail() -> None:
         raise CheckpointError("the disk is gone")
@@ -219,7 +219,7 @@ def test_delays_anywhere_change_nothing(
 
 def test_memory_stays_at_the_window(tmp_path: Path) -> None:
     """A network of 600 MB in float32 runs twice in less than 200 MB above where it began."""
-    from lowmem_if.weights.memory import Sampler, read_memory, release_memory
+    from lowmem_if.weights.memory_readings import Sampler, read_memory, release_memory
 
     class Net(torch.nn.Module):
         def __init__(self) -> None:
@@ -311,12 +311,12 @@ def test_as_much_of_a_file_stays_cached_as_there_is_memory_for(
         units = streamed._units
     whole = sum(unit.file_bytes for unit in units)
     assert whole == pytest.approx(weight_bytes(folder), rel=0.1)
-    monkeypatch.setattr(streaming, "tightest_group", lambda: None)
+    monkeypatch.setattr(streamer, "tightest_group", lambda: None)
     for share in (0, 0.5, 1):
-        available = int(share * whole) + 1000 + streaming._CACHE_RESERVE_BYTES
+        available = int(share * whole) + 1000 + streamer._CACHE_RESERVE_BYTES
         memory = SimpleNamespace(available=available)
-        monkeypatch.setattr(streaming.psutil, "virtual_memory", lambda memory=memory: memory)
-        cached = sum(unit.file_bytes for unit in streaming._cacheable(units, 1000))
+        monkeypatch.setattr(streamer.psutil, "virtual_memory", lambda memory=memory: memory)
+        cached = sum(unit.file_bytes for unit in streamer._cacheable(units, 1000))
         assert share - 0.1 <= cached / whole <= share
 
 

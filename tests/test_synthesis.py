@@ -14,16 +14,16 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import T5EncoderModel
 
-from lowmem_if.cli import main
+from lowmem_if.cascade import catalog
+from lowmem_if.cascade.locate import locate
+from lowmem_if.cascade.module_files import weight_variant
+from lowmem_if.cascade.safetensors_header import read_headers
+from lowmem_if.cli.main import main
 from lowmem_if.errors import CascadeError
-from lowmem_if.planning import catalog
-from lowmem_if.planning.component_files import weight_variant
-from lowmem_if.planning.headers import read_headers
-from lowmem_if.planning.locations import locate
-from lowmem_if.weights import synthesis
-from lowmem_if.weights.memory import read_memory
-from lowmem_if.weights.published import Network, networks
-from lowmem_if.weights.synthesis import synthesize
+from lowmem_if.weights.memory_readings import read_memory
+from lowmem_if.weights.synthetic import checkpoints
+from lowmem_if.weights.synthetic.architectures import Network, networks
+from lowmem_if.weights.synthetic.checkpoints import synthesize
 
 
 @pytest.mark.parametrize("name", catalog.PUBLISHED)
@@ -85,7 +85,7 @@ def small_networks() -> dict[str, tuple[Network, ...]]:
 @contextmanager
 def small_cascade(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
-        patch.setattr(synthesis, "networks", lambda _name: small_networks())
+        patch.setattr(checkpoints, "networks", lambda _name: small_networks())
         yield
 
 
@@ -95,7 +95,7 @@ def test_the_libraries_load_what_was_written(
     """Nothing missing, nothing left over, signals neither explode nor die."""
     parts = ("text_encoder", "stage_1", "upscaler")
     with small_cascade(monkeypatch):
-        monkeypatch.setattr(synthesis, "SHARD_BYTES", 2_000_000)
+        monkeypatch.setattr(checkpoints, "SHARD_BYTES", 2_000_000)
         synthesize("if-m", tmp_path, components=parts)
     found = [
         (UNet2DConditionModel, tmp_path / "stage_1" / "unet", "torch_dtype"),
@@ -173,7 +173,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
 ) -> None:
     """And zeros, which take none of it, are offered."""
     usage = namedtuple("usage", "total used free")(10, 10, 0)
-    monkeypatch.setattr(synthesis.shutil, "disk_usage", lambda _path: usage)
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _path: usage)
     with pytest.raises(CascadeError, match=r"743\.3 MB are needed and 0 B are free.*--fill zeros"):
         synthesize("if-m", tmp_path / "out", components=("stage_1",))
     assert not (tmp_path / "out").exists()

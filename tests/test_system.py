@@ -20,18 +20,19 @@ import torch
 from runs import plan_of
 from safetensors.torch import load_file
 
-from lowmem_if import cli
+from lowmem_if.api.generate import run
+from lowmem_if.cascade import safetensors_header
+from lowmem_if.cli import main as cli
+from lowmem_if.engine import run_folder, worker_process
+from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.worker_process import worker_environment
 from lowmem_if.errors import HubError, RunFolderError
-from lowmem_if.planning import headers
-from lowmem_if.running import run_folder, workshop
-from lowmem_if.running.generate import run
-from lowmem_if.running.run_folder import RunFolder
-from lowmem_if.running.workshop import worker_environment
-from lowmem_if.system import channel, endings, files, hardware, memory, paths
-from lowmem_if.weights import filling, hub_transfer
-from lowmem_if.weights import memory as torch_memory
-from lowmem_if.weights.atomic import write_bytes
-from lowmem_if.weights.checkpoint import Checkpoint
+from lowmem_if.system import channel, exit_codes, file_operations, host, paths, process_memory
+from lowmem_if.weights import memory_readings as torch_memory
+from lowmem_if.weights.files.atomic import write_bytes
+from lowmem_if.weights.files.checkpoint import Checkpoint
+from lowmem_if.weights.hub.repository import download
+from lowmem_if.weights.modules import materialize
 
 On = Callable[[str, ModuleType], None]
 
@@ -52,14 +53,14 @@ def on(monkeypatch: pytest.MonkeyPatch) -> On:
 @pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])
 def test_bytes_are_read_from_where_they_are(on: On, tmp_path: Path, platform: str) -> None:
     """Positioned reads give the same bytes, whether the system has them or not."""
-    on(platform, files)
+    on(platform, file_operations)
     (tmp_path / "file").write_bytes(bytes(range(100)))
     with (tmp_path / "file").open("rb") as stream:
         for offset, size in ((90, 20), (0, 5), (50, 1), (100, 3)):
             target = bytearray(size)
-            count = files.read_at(stream.fileno(), memoryview(target), offset)
+            count = file_operations.read_at(stream.fileno(), memoryview(target), offset)
             assert bytes(target[:count]) == bytes(range(100))[offset : offset + size]
-        files.drop_cached(stream.fileno())
+        file_operations.drop_cached(stream.fileno())
 
 
 @pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])
@@ -67,9 +68,9 @@ def test_a_checkpoint_knows_its_own_file(
     on: On, tiny: Path, platform: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that nobody touched is the one that was opened, even if `fstat` numbers it differently."""
-    on(platform, files)
+    on(platform, file_operations)
     if platform == "win32":
-        monkeypatch.setattr(files, "os", SimpleNamespace(**vars(os) | {"fstat": None}))
+        monkeypatch.setattr(file_operations, "os", SimpleNamespace(**vars(os) | {"fstat": None}))
     file = next((tiny / "stage_1/unet").glob("*.safetensors"))
     with Checkpoint((file,)) as checkpoint:
         checkpoint.check()
@@ -90,21 +91,21 @@ class Busy:
 
 def test_windows_waits_for_who_has_a_file_open(on: On) -> None:
     """It is tried again for about a second, and then the error is raised."""
-    on("win32", files)
-    assert files.patiently(Busy(3)) == "done"
+    on("win32", file_operations)
+    assert file_operations.patiently(Busy(3)) == "done"
     begun = time.monotonic()
     with pytest.raises(PermissionError):
-        files.patiently(Busy(10**6))
+        file_operations.patiently(Busy(10**6))
     assert 0.3 < time.monotonic() - begun < 3
     with pytest.raises(FileNotFoundError):
-        files.patiently(lambda: Path("gone").replace("other"))
+        file_operations.patiently(lambda: Path("gone").replace("other"))
 
 
 def test_elsewhere_a_refusal_is_final() -> None:
     """On POSIX nobody's reading keeps a file from being replaced."""
     busy = Busy(1)
     with pytest.raises(PermissionError):
-        files.patiently(busy)
+        file_operations.patiently(busy)
     assert busy.left == 0
 
 
@@ -112,7 +113,7 @@ def test_a_file_is_written_although_a_scanner_has_it_open(
     on: On, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`write_bytes` survives it, and leaves nothing beside the file."""
-    on("win32", files)
+    on("win32", file_operations)
     busy, rename = Busy(2), Path.replace
 
     def refuse(source: Path, target: Path) -> Path:
@@ -147,7 +148,7 @@ def test_a_run_folder_is_locked_on_windows(
     on: On, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second holder is refused, and the lock is free as soon as the first has let go."""
-    on("win32", files)
+    on("win32", file_operations)
     monkeypatch.setitem(sys.modules, "msvcrt", Msvcrt)
     folder = RunFolder.for_plan(tmp_path / "run", plan_of("demo", size=64))
     with folder.locked(), pytest.raises(RunFolderError, match="in use"), folder.locked():
@@ -214,12 +215,12 @@ def test_a_path_that_is_too_long_is_told_with_what_to_do(
     long_paths(monkeypatch, work=False)
     assert paths.too_long(Path("/hf/short")) == ""
     assert paths.too_long(Path("/hf") / ("x" * 250) / "y"), "its folder is too long"
-    told = str(headers.unreadable(long, FileNotFoundError(2, "gone")))
+    told = str(safetensors_header.unreadable(long, FileNotFoundError(2, "gone")))
     assert "305 characters" in told
     assert "HF_HOME" in told
-    file = hub_transfer._File("a/b", "c" * 40, "x" * 200, 5)
+    file = download._File("a/b", "c" * 40, "x" * 200, 5)
     with pytest.raises(HubError, match="LongPathsEnabled"):
-        hub_transfer._check_paths([hub_transfer._Download(file, "", "e" * 64)])
+        download._check_paths([download._Download(file, "", "e" * 64)])
     long_paths(monkeypatch, work=True)
     assert paths.too_long(long) == ""
 
@@ -325,15 +326,17 @@ def test_a_worker_draws_the_same_through_a_pipe(on: On, tiny: Path, tmp_path: Pa
 
 def test_memory_is_the_private_commit_on_windows(on: On, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mapped files are not in it, whatever of them is in memory."""
-    on("win32", memory)
+    on("win32", process_memory)
     info = SimpleNamespace(rss=900, vms=700)
     monkeypatch.setattr(
-        memory, "psutil", SimpleNamespace(Process=lambda: SimpleNamespace(memory_info=lambda: info))
+        process_memory,
+        "psutil",
+        SimpleNamespace(Process=lambda: SimpleNamespace(memory_info=lambda: info)),
     )
-    assert memory.own_memory() == (700, 200)
-    assert memory.advise(4096, 100, memory.DONT_NEED) == errno.ENOSYS
-    monkeypatch.setattr(memory.ctypes, "CDLL", None)  # there is no libc to ask
-    memory.trim_heap()
+    assert process_memory.own_memory() == (700, 200)
+    assert process_memory.advise(4096, 100, process_memory.DONT_NEED) == errno.ENOSYS
+    monkeypatch.setattr(process_memory.ctypes, "CDLL", None)  # there is no libc to ask
+    process_memory.trim_heap()
 
 
 class LibSystem:
@@ -351,13 +354,15 @@ class LibSystem:
 
 def test_memory_is_the_physical_footprint_on_macos(on: On, monkeypatch: pytest.MonkeyPatch) -> None:
     """By Apple's own layout of the answer; the resident set where there is no answer."""
-    assert memory._Usage.phys_footprint.offset == 16 + 7 * 8  # uuid and seven numbers before it
-    assert ctypes.sizeof(memory._Usage) == 16 + 10 * 8
-    on("darwin", memory)
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: LibSystem())
-    assert memory.own_memory() == (500, 300)
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: LibSystem(1))
-    assert memory.own_memory()[0] > 10_000_000
+    assert (
+        process_memory._Usage.phys_footprint.offset == 16 + 7 * 8
+    )  # uuid and seven numbers before it
+    assert ctypes.sizeof(process_memory._Usage) == 16 + 10 * 8
+    on("darwin", process_memory)
+    monkeypatch.setattr(process_memory.ctypes, "CDLL", lambda name: LibSystem())
+    assert process_memory.own_memory() == (500, 300)
+    monkeypatch.setattr(process_memory.ctypes, "CDLL", lambda name: LibSystem(1))
+    assert process_memory.own_memory()[0] > 10_000_000
 
 
 def test_an_apple_gpus_memory_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,7 +382,7 @@ def test_an_apple_gpus_memory_counts_once(monkeypatch: pytest.MonkeyPatch) -> No
 def test_one_loader_is_the_calling_thread() -> None:
     """An Apple GPU is filled by the thread that computes on it."""
     used: list[threading.Thread] = []
-    filling._in_parallel(lambda slot: used.append(threading.current_thread()), [1, 2], 1)
+    materialize._in_parallel(lambda slot: used.append(threading.current_thread()), [1, 2], 1)
     assert used == [threading.main_thread()] * 2
 
 
@@ -415,9 +420,9 @@ def test_segments_expand_on_plain_linux_with_nvidia_alone(
     on: On, tmp_path: Path, platform: str, version: str, signs: tuple[str, ...], expected: bool
 ) -> None:
     """Elsewhere torch's first allocation fails, or warns, with them."""
-    on(platform, hardware)
+    on(platform, host)
     root = linux(tmp_path, version=version, signs=signs)
-    assert hardware.segments_expand(root) is expected
+    assert host.segments_expand(root) is expected
     environment = worker_environment({}, root=root)
     assert environment.get("PYTORCH_ALLOC_CONF") == (
         "expandable_segments:True" if expected else None
@@ -437,13 +442,13 @@ def test_a_jetson_is_known_by_its_device_tree(tmp_path: Path) -> None:
     """In a container neither the kernel's name nor the release file need be there."""
     root = linux(tmp_path, signs=(NVIDIA, "proc/device-tree/compatible"))
     (root / "proc/device-tree/compatible").write_bytes(b"nvidia,p3737-0000\0nvidia,tegra234\0")
-    assert not hardware.segments_expand(root)
+    assert not host.segments_expand(root)
 
 
 def test_what_metal_lacks_is_computed_on_the_cpu(on: On, monkeypatch: pytest.MonkeyPatch) -> None:
     """On macOS alone, unless the user has decided."""
     assert "PYTORCH_ENABLE_MPS_FALLBACK" not in worker_environment({})
-    on("darwin", workshop)
+    on("darwin", worker_process)
     assert worker_environment({})["PYTORCH_ENABLE_MPS_FALLBACK"] == "1"
     own = {"PYTORCH_ENABLE_MPS_FALLBACK": "0"}
     assert worker_environment(own)["PYTORCH_ENABLE_MPS_FALLBACK"] == "0"
@@ -451,9 +456,9 @@ def test_what_metal_lacks_is_computed_on_the_cpu(on: On, monkeypatch: pytest.Mon
 
 def test_processors_are_counted_everywhere(on: On) -> None:
     """Where the system limits a process, those that it may use."""
-    assert hardware.usable_cpus() == len(os.sched_getaffinity(0))
-    on("win32", hardware)
-    assert hardware.usable_cpus() == os.cpu_count()
+    assert host.usable_cpus() == len(os.sched_getaffinity(0))
+    on("win32", host)
+    assert host.usable_cpus() == os.cpu_count()
 
 
 @pytest.mark.parametrize(
@@ -462,27 +467,27 @@ def test_processors_are_counted_everywhere(on: On) -> None:
         (0, None),
         (1, None),
         (3, None),
-        (-9, endings.Ending("SIGKILL", "the system killed the worker")),
-        (-7, endings.Ending("SIGBUS", of_lost_file=True)),
-        (-11, endings.Ending("SIGSEGV")),
-        (-60, endings.Ending("signal 60")),
-        (0xC0000005, endings.Ending("0xC0000005 (access violation)")),
-        (0xC0000006, endings.Ending("0xC0000006 (a page could not be read)", of_lost_file=True)),
-        (0xC0000017, endings.Ending("0xC0000017 (not enough memory)", "Windows ended the worker: "
+        (-9, exit_codes.Ending("SIGKILL", "the system killed the worker")),
+        (-7, exit_codes.Ending("SIGBUS", of_lost_file=True)),
+        (-11, exit_codes.Ending("SIGSEGV")),
+        (-60, exit_codes.Ending("signal 60")),
+        (0xC0000005, exit_codes.Ending("0xC0000005 (access violation)")),
+        (0xC0000006, exit_codes.Ending("0xC0000006 (a page could not be read)", of_lost_file=True)),
+        (0xC0000017, exit_codes.Ending("0xC0000017 (not enough memory)", "Windows ended the worker: "
                                     "0xC0000017 (not enough memory)")),
-        (0xC0FFEE00, endings.Ending("0xC0FFEE00")),
+        (0xC0FFEE00, exit_codes.Ending("0xC0FFEE00")),
     ],
 )  # fmt: skip
-def test_an_exit_code_is_told_in_words(code: int, expected: endings.Ending | None) -> None:
+def test_an_exit_code_is_told_in_words(code: int, expected: exit_codes.Ending | None) -> None:
     """Signals by name, statuses of Windows in hex; what a program chose itself is none."""
-    assert endings.ending(code) == expected
+    assert exit_codes.ending(code) == expected
 
 
 def test_a_worker_that_windows_ended_is_told_in_hex(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is a known error with what to do, no bug of ours."""
-    monkeypatch.setattr(workshop, "ending", lambda code: endings.ending(0xC0000005))
-    monkeypatch.setattr(workshop, "WORKER", ("-c", "raise SystemExit(1)"))
-    with pytest.raises(workshop.WorkerDied, match=r"0xC0000005 .access violation.*resume"):
+    monkeypatch.setattr(worker_process, "ending", lambda code: exit_codes.ending(0xC0000005))
+    monkeypatch.setattr(worker_process, "WORKER", ("-c", "raise SystemExit(1)"))
+    with pytest.raises(worker_process.WorkerDied, match=r"0xC0000005 .access violation.*resume"):
         run(plan_of(tiny, size=64), tmp_path / "run")

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from lowmem_if.planning.cards import AMD, APPLE, INTEL, NVIDIA, Card
-from lowmem_if.planning.torch_build import TorchDevice, TorchFacts, has_kernels, why_unused
+from lowmem_if.hardware.cards import AMD, APPLE, INTEL, NVIDIA, Card
+from lowmem_if.hardware.torch_build import TorchDevice, TorchFacts, has_kernels, why_unused
 
 CU126 = ("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90")
 CU130 = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import lowmem_if as lm
-from lowmem_if.planning.locations import DEMO_FOLDER
+from lowmem_if.cascade.locate import DEMO_FOLDER
 from training import architectures, loop
 from training.architectures import latent_scheduler, picture_scheduler
 from training.diffusion import PixelDiffusion

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowmem_if.errors import RequestError
-from lowmem_if.planning.units import format_bytes, format_seconds, parse_bytes
+from lowmem_if.units import format_bytes, format_seconds, parse_bytes
 
 UNITS = {
     "": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowmem_if.planning.variants import Variant, choose_variant, find_variants
+from lowmem_if.cascade.variants import Variant, choose_variant, find_variants
 
 TEXT_ENCODER = (
     "config.json",

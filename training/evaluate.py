@@ -26,7 +26,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch.nn import functional
 
-from lowmem_if.planning.locations import locate
+from lowmem_if.cascade.locate import locate
 from training.judge import Marks, both_colours_right, mark
 from training.pictures import draw, enlarge
 from training.scenes import Scene, Window, plain_caption, random_scene, render

@@ -16,7 +16,7 @@ import diffusers
 import torch
 from torch import nn
 
-from lowmem_if.planning.catalog import KNOWN_WORDS
+from lowmem_if.cascade.catalog import KNOWN_WORDS
 from training import architectures, trimmings
 from training.clip_tokenizer import write_clip_tokenizer
 from training.scenes import known_words

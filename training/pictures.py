@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 import lowmem_if as lm
-from lowmem_if.planning.catalog import SIZES, UPSCALER
-from lowmem_if.weights.tensor_files import load_tensor, tensor_bytes
+from lowmem_if.cascade.catalog import SIZES, UPSCALER
+from lowmem_if.weights.files.tensor_file import load_tensor, tensor_bytes
 
 FIRST_SEED = 1
 

@@ -29,8 +29,8 @@ from bench.gpu.report import report
 from bench.gpu.runner import DONE, Result, read_result, run_part
 from bench.gpu.setup import ROOT, Setup
 from lowmem_if.errors import LowmemError
-from lowmem_if.planning.machine import Machine, probe
-from lowmem_if.weights.atomic import write_bytes
+from lowmem_if.hardware.machine import Machine, probe
+from lowmem_if.weights.files.atomic import write_bytes
 
 LEAST_S = 10
 """A part is not begun with less time left than this."""

@@ -8,12 +8,12 @@ from typing import Any
 from bench.gpu.ballast import Ballast, holding
 from bench.gpu.rows import Row, figure, first_line, row
 from bench.gpu.setup import Setup
-from lowmem_if.planning.footprint import (
+from lowmem_if.planning.memory import (
     ACCELERATOR_RAM_BYTES,
     PROCESS_RAM_BYTES,
     VRAM_WORKSPACE_BYTES,
 )
-from lowmem_if.system.memory import own_memory
+from lowmem_if.system.process_memory import own_memory
 
 _PREDICTED_RAM = {
     "libraries": PROCESS_RAM_BYTES,
@@ -66,12 +66,12 @@ def _uses(device: str) -> dict[str, Callable[[], object]]:
     """Name -> a first use; each is as small as it can be."""
 
     def libraries() -> None:
-        from lowmem_if.running.worker import quiet_libraries
+        from lowmem_if.engine.worker import quiet_libraries
 
         quiet_libraries()
 
     def wake() -> None:
-        from lowmem_if.weights.memory import wake as wake_device
+        from lowmem_if.weights.memory_readings import wake as wake_device
 
         wake_device(device)
 

@@ -13,11 +13,11 @@ from diffusers import AutoencoderKL
 from bench.gpu.ballast import Ballast, holding
 from bench.gpu.rows import SECONDS, Row, figure, first_line, row
 from bench.gpu.setup import Setup, real_cascade
-from lowmem_if.planning.catalog import UPSCALER, Module
-from lowmem_if.planning.footprint_table import Pass, look_up
-from lowmem_if.planning.locations import locate
+from lowmem_if.cascade.catalog import UPSCALER, Module
+from lowmem_if.cascade.locate import locate
+from lowmem_if.planning.memory_table import Pass, look_up
 from lowmem_if.weights.loading import load_diffusers_model
-from lowmem_if.weights.memory import release_memory
+from lowmem_if.weights.memory_readings import release_memory
 
 SIDE, QUICK_SIDE = 256, 16
 """Of the latents: four pixels each way of the picture are one of theirs."""

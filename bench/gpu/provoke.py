@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from bench.gpu.rows import first_line
-from lowmem_if.weights.shortages import is_of_host, is_shortage
+from lowmem_if.weights.out_of_memory import is_of_host, is_shortage
 
 _LEAST = 2**20
 

@@ -8,10 +8,10 @@ from pydantic import TypeAdapter
 
 from bench.gpu.rows import COUNT, RATE, SECONDS, Row, figure, row
 from bench.gpu.setup import Setup
-from lowmem_if.planning.machine import Machine, probe
-from lowmem_if.planning.rates import Rates, assumed
-from lowmem_if.running.calibrating import measure
-from lowmem_if.running.worker import quiet_libraries
+from lowmem_if.calibrate.measure import measure
+from lowmem_if.engine.worker import quiet_libraries
+from lowmem_if.hardware.machine import Machine, probe
+from lowmem_if.hardware.speeds import Rates, assumed
 
 _CONSTANTS = {
     "disk_bytes": RATE, "cached_bytes": RATE, "fill_bytes": RATE, "bus_bytes": RATE,

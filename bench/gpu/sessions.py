@@ -9,7 +9,7 @@ import lowmem_if as lm
 from bench.gpu.ballast import holding
 from bench.gpu.rows import BYTES, SECONDS, Row, figure, row
 from bench.gpu.setup import Setup, fresh_folder, real_cascade
-from lowmem_if.planning.strategies import BALANCED
+from lowmem_if.cascade.strategies import BALANCED
 
 
 def rows(setup: Setup) -> Iterator[Row]:

@@ -68,7 +68,7 @@ def real_cascade(setup: Setup) -> Path:
     """if-xl of real size; its weights are zeros in sparse files. The tiny cascade if `quick`."""
     if setup.quick:
         return tiny_cascade(setup)
-    from lowmem_if.weights.synthesis import ZEROS, synthesize
+    from lowmem_if.weights.synthetic.checkpoints import ZEROS, synthesize
 
     folder = setup.out / "weights" / "if-xl"
     synthesize("if-xl", folder, fill=ZEROS)

@@ -14,15 +14,15 @@ from bench.gpu.ballast import holding
 from bench.gpu.provoke import KINDS, ON_CPU
 from bench.gpu.rows import SECONDS, Row, figure, first_line, row
 from bench.gpu.setup import ROOT, Setup, fresh_folder, real_cascade
+from lowmem_if.cascade.catalog import STAGE_1, UPSCALER
+from lowmem_if.cascade.strategies import BALANCED, parse_pins
+from lowmem_if.engine.events import Event
+from lowmem_if.engine.runner import RunResult, run
 from lowmem_if.errors import LowmemError
-from lowmem_if.planning.catalog import STAGE_1, UPSCALER
-from lowmem_if.planning.machine import probe
+from lowmem_if.hardware.machine import probe
 from lowmem_if.planning.plan import make_plan
-from lowmem_if.planning.request import Request
-from lowmem_if.planning.strategies import BALANCED, parse_pins
-from lowmem_if.running.events import Event
-from lowmem_if.running.scheduler import RunResult, run
-from lowmem_if.weights.shortages import last_words
+from lowmem_if.request.request import Request
+from lowmem_if.weights.out_of_memory import last_words
 
 MISSING_BYTES = 0.75e9
 _SECONDS = 20

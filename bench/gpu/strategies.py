@@ -11,13 +11,9 @@ from pydantic import TypeAdapter
 from bench.gpu.ballast import Ballast, holding
 from bench.gpu.rows import SECONDS, Row, figure, first_line, row
 from bench.gpu.setup import Setup, real_cascade
-from lowmem_if.errors import LowmemError
-from lowmem_if.planning import catalog
-from lowmem_if.planning.machine import Machine, probe
-from lowmem_if.planning.plan import make_plan
-from lowmem_if.planning.rates import Rates
-from lowmem_if.planning.request import Request
-from lowmem_if.planning.strategies import (
+from lowmem_if.api.rehearse import Rehearsed, rehearse
+from lowmem_if.cascade import catalog
+from lowmem_if.cascade.strategies import (
     BALANCED,
     MODEL_OFFLOAD,
     RESIDENT,
@@ -26,8 +22,12 @@ from lowmem_if.planning.strategies import (
     Pin,
     parse_pins,
 )
-from lowmem_if.running.rehearsal import Rehearsed, rehearse
-from lowmem_if.running.worker import quiet_libraries
+from lowmem_if.engine.worker import quiet_libraries
+from lowmem_if.errors import LowmemError
+from lowmem_if.hardware.machine import Machine, probe
+from lowmem_if.hardware.speeds import Rates
+from lowmem_if.planning.plan import make_plan
+from lowmem_if.request.request import Request
 
 STEPS = 3
 STAGES = (catalog.STAGE_1, catalog.STAGE_2, catalog.UPSCALER)

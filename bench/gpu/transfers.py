@@ -14,12 +14,12 @@ from bench.case import measure as measure_case
 from bench.cases import Case
 from bench.gpu.rows import COUNT, RATE, SECONDS, Row, figure, row
 from bench.gpu.setup import Setup, real_cascade, tiny_cascade
-from lowmem_if.planning.machine import probe
-from lowmem_if.running.worker import quiet_libraries
-from lowmem_if.weights.checkpoint import Checkpoint
-from lowmem_if.weights.reading import Reader
-from lowmem_if.weights.staging import Staging
-from lowmem_if.weights.synthesis import NOISE, synthesize
+from lowmem_if.engine.worker import quiet_libraries
+from lowmem_if.hardware.machine import probe
+from lowmem_if.weights.files.checkpoint import Checkpoint
+from lowmem_if.weights.files.staging import Staging
+from lowmem_if.weights.files.tensor_reader import Reader
+from lowmem_if.weights.synthetic.checkpoints import NOISE, synthesize
 
 _MOST_BYTES, _MOST_S = 4e9, 5.0
 """Of weights that are sent to measure the staging buffers, and seconds for it."""

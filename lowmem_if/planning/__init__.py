@@ -1,1 +1,1 @@
-"""Decide: frozen values and pure functions over them. Nothing here imports torch but `probe()`."""
+"""Decides where each component lives: pure functions over frozen values. Imports no torch."""

@@ -5,22 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from math import ceil
 
-from lowmem_if.errors import CheckpointError, DeviceError, MissingPackage, RequestError
-from lowmem_if.planning import catalog
-from lowmem_if.planning.catalog import Part
-from lowmem_if.planning.compiling import speedup
-from lowmem_if.planning.footprint import (
-    Setting,
-    bytes_a_pass,
-    resident_choices,
-    texts_together,
-)
-from lowmem_if.planning.jobs import jobs_of, tasks_of
-from lowmem_if.planning.locations import Location
-from lowmem_if.planning.lora import merge_bytes_of, of_stage
-from lowmem_if.planning.machine import INSTALL_BITSANDBYTES, Machine
-from lowmem_if.planning.request import Request
-from lowmem_if.planning.strategies import (
+from lowmem_if.cascade import catalog
+from lowmem_if.cascade.catalog import Part
+from lowmem_if.cascade.locate import Location
+from lowmem_if.cascade.lora import merge_bytes_of, of_stage
+from lowmem_if.cascade.strategies import (
     BALANCED,
     EXACT,
     FLOATS,
@@ -31,8 +20,19 @@ from lowmem_if.planning.strategies import (
     STREAM,
     Pin,
 )
-from lowmem_if.planning.tasks import ImageTask
-from lowmem_if.planning.tiling import TILES, UPSCALER_SIDE, WHOLE_AREA, aligned
+from lowmem_if.errors import CheckpointError, DeviceError, MissingPackage, RequestError
+from lowmem_if.hardware.machine import INSTALL_BITSANDBYTES, Machine
+from lowmem_if.planning.compile_time import speedup
+from lowmem_if.planning.memory import (
+    Setting,
+    bytes_a_pass,
+    resident_choices,
+    texts_together,
+)
+from lowmem_if.planning.workload import jobs_of, tasks_of
+from lowmem_if.request.image_spec import ImageTask
+from lowmem_if.request.request import Request
+from lowmem_if.request.tiling import TILES, UPSCALER_SIDE, WHOLE_AREA, aligned
 
 SMALL_BYTES = 500_000_000
 """A component whose float32 weights are smaller than this is run in float32: exactness is cheap."""

@@ -14,6 +14,16 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from lowmem_if.cascade.locate import Location, locate
+from lowmem_if.cascade.lora import Lora, merge_bytes_of, of_stage
+from lowmem_if.cascade.lora_fit import settled
+from lowmem_if.cascade.strategies import (
+    EXACT,
+    PREFERENCES,
+    Pin,
+    parse_pin,
+    pin_texts,
+)
 from lowmem_if.errors import (
     CascadeError,
     CheckpointError,
@@ -22,29 +32,19 @@ from lowmem_if.errors import (
     RequestError,
     RunFolderError,
 )
+from lowmem_if.hardware.machine import Machine
+from lowmem_if.planning.alternatives import nearest
 from lowmem_if.planning.candidates import settings_for
-from lowmem_if.planning.footprint import (
+from lowmem_if.planning.evaluate import overrun, shortage, weigh
+from lowmem_if.planning.memory import (
     Setting,
     predict,
 )
-from lowmem_if.planning.jobs import jobs_of, samplings_of
-from lowmem_if.planning.locations import Location, locate
-from lowmem_if.planning.lora import Lora, merge_bytes_of, of_stage
-from lowmem_if.planning.lora_fit import settled
-from lowmem_if.planning.machine import Machine
-from lowmem_if.planning.nearest import nearest
 from lowmem_if.planning.reasons import reason, runner_up
-from lowmem_if.planning.request import Request
-from lowmem_if.planning.strategies import (
-    EXACT,
-    PREFERENCES,
-    Pin,
-    parse_pin,
-    pin_texts,
-)
-from lowmem_if.planning.tasks import ImageTask, Sampling
-from lowmem_if.planning.tiling import UPSCALER_SIDE
-from lowmem_if.planning.weighing import overrun, shortage, weigh
+from lowmem_if.planning.workload import jobs_of, samplings_of
+from lowmem_if.request.image_spec import ImageTask, Sampling
+from lowmem_if.request.request import Request
+from lowmem_if.request.tiling import UPSCALER_SIDE
 
 
 @dataclass(frozen=True, slots=True)

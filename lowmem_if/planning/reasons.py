@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lowmem_if.planning import catalog
-from lowmem_if.planning.candidates import compute_dtype
-from lowmem_if.planning.catalog import Part
-from lowmem_if.planning.compiling import speedup
-from lowmem_if.planning.footprint import Setting
-from lowmem_if.planning.lora import Lora, of_stage
-from lowmem_if.planning.machine import INSTALL_BITSANDBYTES, Machine
-from lowmem_if.planning.number_types import doubt
-from lowmem_if.planning.request import Request
-from lowmem_if.planning.strategies import (
+from lowmem_if.cascade import catalog
+from lowmem_if.cascade.catalog import Part
+from lowmem_if.cascade.lora import Lora, of_stage
+from lowmem_if.cascade.strategies import (
     QUANTISED,
     RESIDENT,
     SEQUENTIAL_OFFLOAD,
     STREAM,
     Pin,
 )
-from lowmem_if.planning.units import format_bytes, format_seconds
-from lowmem_if.planning.weighing import Candidate
+from lowmem_if.hardware.dtypes import doubt
+from lowmem_if.hardware.machine import INSTALL_BITSANDBYTES, Machine
+from lowmem_if.planning.candidates import compute_dtype
+from lowmem_if.planning.compile_time import speedup
+from lowmem_if.planning.evaluate import Candidate
+from lowmem_if.planning.memory import Setting
+from lowmem_if.request.request import Request
+from lowmem_if.units import format_bytes, format_seconds
 
 
 def reason(

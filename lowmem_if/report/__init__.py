@@ -1,1 +1,1 @@
-"""What people see: tables of plans and runs, and the progress of a run."""
+"""What people see: tables, progress, charts."""

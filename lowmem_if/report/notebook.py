@@ -11,11 +11,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from lowmem_if.planning import catalog
-from lowmem_if.planning.units import format_seconds
-from lowmem_if.report.pace import Pace
+from lowmem_if.cascade import catalog
+from lowmem_if.engine.events import Event
+from lowmem_if.report.eta import Pace
 from lowmem_if.report.progress import words_of
-from lowmem_if.running.events import Event
+from lowmem_if.units import format_seconds
 
 _LEAST_WAIT_S = 0.5
 _IN_MAKING, _FINISHED = "in the making", "finished"

@@ -11,11 +11,11 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from lowmem_if.planning.catalog import TEXT_ENCODER
-from lowmem_if.planning.units import format_seconds
-from lowmem_if.report.pace import Pace
-from lowmem_if.running.events import Event
-from lowmem_if.running.fetching import BytesReport
+from lowmem_if.api.fetch import BytesReport
+from lowmem_if.cascade.catalog import TEXT_ENCODER
+from lowmem_if.engine.events import Event
+from lowmem_if.report.eta import Pace
+from lowmem_if.units import format_seconds
 
 _LINE_EVERY_S = 30.0
 

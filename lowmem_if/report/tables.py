@@ -10,15 +10,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lowmem_if.planning.machine import Machine
+from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.hardware.machine import Machine
+from lowmem_if.hardware.speeds import ACCELERATOR, ANY, CPU
 from lowmem_if.planning.plan import Plan, Step
-from lowmem_if.planning.rates import ACCELERATOR, ANY, CPU
-from lowmem_if.planning.units import GIB, format_bytes, format_seconds
-from lowmem_if.running.run_folder import RunFolder
 from lowmem_if.system.paths import quoted
+from lowmem_if.units import GIB, format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from lowmem_if.running.rehearsal import Rehearsal  # which imports the libraries
+    from lowmem_if.api.rehearse import Rehearsal  # which imports the libraries
 
 _PLAIN_WIDTH = 120
 """Columns when nobody's terminal sets them."""

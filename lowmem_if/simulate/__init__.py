@@ -1,1 +1,1 @@
-"""Dry runs of the project's own stages on fake tensors: peaks of an accelerator that is not there."""
+"""Dry runs of the same stages on fake tensors, to predict memory."""

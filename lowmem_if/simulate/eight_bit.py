@@ -15,9 +15,9 @@ from unittest.mock import patch
 
 import torch
 
+from lowmem_if.simulate.assumed_values import OUTLIER_COLUMNS
 from lowmem_if.simulate.tracing import Trace
-from lowmem_if.simulate.values import OUTLIER_COLUMNS
-from lowmem_if.weights import quantising
+from lowmem_if.weights.modules import quantization
 
 _HALF = torch.float16
 
@@ -40,7 +40,7 @@ def spelled_out(trace: Trace) -> Iterator[None]:
         return output if bias is None else output.add_(bias)
 
     with ExitStack() as undo:
-        undo.enter_context(patch.object(quantising, "int8_parameter", _parameter))
+        undo.enter_context(patch.object(quantization, "int8_parameter", _parameter))
         undo.enter_context(patch.object(bitsandbytes, "matmul", matmul))
         yield
 

@@ -1,7 +1,7 @@
 """One pass of a network of its real size on fake tensors: what it holds beside its weights, and counts.
 
 Inputs are those that the pipelines give: a guided picture is a pair, T5 and CLIP read one text, the
-decoder makes one picture. Weights are of one type; T5's float32 exceptions are part of `footprint.py`.
+decoder makes one picture. Weights are of one type; T5's float32 exceptions are part of `planning/memory.py`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from lowmem_if.planning import catalog
-from lowmem_if.planning.configurations import read_config
-from lowmem_if.planning.footprint_table import FUSED
-from lowmem_if.planning.locations import DEMO_FOLDER
-from lowmem_if.simulate.accelerator import DEVICE, dry_run
+from lowmem_if.cascade import catalog
+from lowmem_if.cascade.configs import read_config
+from lowmem_if.cascade.locate import DEMO_FOLDER
+from lowmem_if.planning.memory_table import FUSED
+from lowmem_if.simulate.fake_device import DEVICE, dry_run
 from lowmem_if.simulate.tracing import Trace
-from lowmem_if.weights.published import Network, networks
-from lowmem_if.weights.skeletons import owner_of, place
+from lowmem_if.weights.modules.meta_init import owner_of, place
+from lowmem_if.weights.synthetic.architectures import Network, networks
 
 GUIDED = 2
 """A picture is drawn twice at each step: with its text and without."""

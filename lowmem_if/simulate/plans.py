@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from lowmem_if.planning import catalog
-from lowmem_if.planning.catalog import Part
-from lowmem_if.planning.footprint import attention_of, is_simulated, remember
-from lowmem_if.planning.locations import Location, locate
-from lowmem_if.planning.machine import Machine
+from lowmem_if.cascade import catalog
+from lowmem_if.cascade.catalog import Part
+from lowmem_if.cascade.locate import Location, locate
+from lowmem_if.cascade.strategies import EXACT, Pin
+from lowmem_if.hardware.machine import Machine
+from lowmem_if.planning.memory import attention_of, is_simulated, remember
 from lowmem_if.planning.plan import Plan, Step, make_plan
-from lowmem_if.planning.request import Request
-from lowmem_if.planning.strategies import EXACT, Pin
+from lowmem_if.request.request import Request
 from lowmem_if.simulate.steps import simulate_step
-from lowmem_if.weights.synthesis import ZEROS, synthesize
+from lowmem_if.weights.synthetic.checkpoints import ZEROS, synthesize
 
 _MOST_ROUNDS = 12
 """Each round simulates what the last plan chose; a chosen step that turns out too large is not again."""

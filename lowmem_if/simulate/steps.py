@@ -11,24 +11,24 @@ from typing import Any
 
 import torch
 
+from lowmem_if.cascade import catalog
+from lowmem_if.cascade.configs import read_config
 from lowmem_if.errors import SimulationError
-from lowmem_if.planning import catalog
-from lowmem_if.planning.configurations import read_config
-from lowmem_if.planning.footprint_table import FUSED
+from lowmem_if.planning.memory_table import FUSED
 from lowmem_if.planning.plan import Step
-from lowmem_if.planning.tasks import ImageTask
-from lowmem_if.simulate.accelerator import DEVICE, dry_run
+from lowmem_if.request.image_spec import ImageTask
 from lowmem_if.simulate.eight_bit import spelled_out
-from lowmem_if.simulate.files import unread_files
-from lowmem_if.simulate.ledger import ANONYMOUS, MAPPED, PINNED
+from lowmem_if.simulate.fake_device import DEVICE, dry_run
+from lowmem_if.simulate.memory_tracker import ANONYMOUS, MAPPED, PINNED
 from lowmem_if.simulate.tracing import Trace
-from lowmem_if.stages.base import BaseStage
+from lowmem_if.simulate.unread_files import unread_files
 from lowmem_if.stages.lifetime import alive
 from lowmem_if.stages.pipelines import Batch
-from lowmem_if.stages.super_resolution import SuperResolutionStage
-from lowmem_if.stages.text import TextEncoder
+from lowmem_if.stages.stage_1 import BaseStage
+from lowmem_if.stages.stage_2 import SuperResolutionStage
+from lowmem_if.stages.text_encoder import TextEncoder
 from lowmem_if.stages.upscaler import Upscaler
-from lowmem_if.weights.memory import Release
+from lowmem_if.weights.memory_readings import Release
 
 LEAST_STEPS = 2
 """What is fetched ahead shows from the second pass on; later ones are as that."""

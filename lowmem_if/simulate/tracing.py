@@ -15,10 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from lowmem_if.planning.footprint_table import FUSED
-from lowmem_if.simulate.ledger import Ledger
-from lowmem_if.simulate.streams import COMPUTING, HOST, Timeline
-from lowmem_if.simulate.values import Values
+from lowmem_if.planning.memory_table import FUSED
+from lowmem_if.simulate.assumed_values import Values
+from lowmem_if.simulate.fake_streams import COMPUTING, HOST, Timeline
+from lowmem_if.simulate.memory_tracker import Ledger
 
 _CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 

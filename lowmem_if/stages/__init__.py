@@ -1,1 +1,1 @@
-"""One component each: loaded, run and freed behind one `with`."""
+"""One component each: load it, run it, release it."""

@@ -12,7 +12,7 @@ from typing import Generic, Protocol, TypeVar
 
 import torch
 
-from lowmem_if.weights.memory import Reading, Release, Watch, prove_release, release_memory
+from lowmem_if.weights.memory_readings import Reading, Release, Watch, prove_release, release_memory
 
 
 class Component(Protocol):

@@ -15,7 +15,7 @@ import torch
 from transformers.masking_utils import create_bidirectional_mask
 
 from lowmem_if.weights.library_differences import t5_block
-from lowmem_if.weights.streaming import Streamed
+from lowmem_if.weights.streaming.streamer import Streamed
 
 
 def encode_in_one_pass(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from lowmem_if.planning.tiling import Box, boxes
+from lowmem_if.request.tiling import Box, boxes
 
 
 def blended(

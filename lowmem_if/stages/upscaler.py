@@ -17,11 +17,11 @@ from diffusers import AutoencoderKL, StableDiffusionUpscalePipeline
 from PIL import Image
 from torch.nn.functional import avg_pool2d
 
-from lowmem_if.planning.configurations import UpscalerIndex, read_as, read_config
+from lowmem_if.cascade.configs import UpscalerIndex, read_as, read_config
+from lowmem_if.cascade.strategies import RESIDENT, STREAM
 from lowmem_if.planning.plan import Step
-from lowmem_if.planning.strategies import RESIDENT, STREAM
-from lowmem_if.planning.tasks import FACTOR
-from lowmem_if.planning.tiling import Box
+from lowmem_if.request.image_spec import FACTOR
+from lowmem_if.request.tiling import Box
 from lowmem_if.stages.pipelines import Batch, DrawingStage, loading_device, take_unet
 from lowmem_if.stages.tiles import blended
 from lowmem_if.weights.allocator import empty_cache

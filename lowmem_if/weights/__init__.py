@@ -1,1 +1,1 @@
-"""From the Hub to files, from file to device, and back out of memory."""
+"""Weights, from the file to the device and back."""

@@ -1,6 +1,6 @@
 """Component folders -> modules in memory; every failure told in plain words.
 
-Networks are built without weights and filled a tensor at a time (`skeletons.py`, `filling.py`), which
+Networks are built without weights and filled a tensor at a time (`meta_init.py`, `materialize.py`), which
 gives what the libraries' `from_pretrained` gives without holding anything twice. What does not match the
 configuration is an error: transformers and diffusers would fill missing weights with noise and go on.
 """
@@ -18,26 +18,26 @@ import torch
 import transformers
 from transformers.models.t5.modeling_t5 import T5Block
 
+from lowmem_if.cascade.configs import read_config
+from lowmem_if.cascade.lora import Lora
+from lowmem_if.cascade.module_files import file_names
+from lowmem_if.cascade.strategies import QUANTISED
 from lowmem_if.errors import CheckpointError, LowmemError, MissingPackage
-from lowmem_if.planning.component_files import file_names
-from lowmem_if.planning.configurations import read_config
-from lowmem_if.planning.lora import Lora
-from lowmem_if.planning.machine import INSTALL_BITSANDBYTES, bitsandbytes_is_installed
-from lowmem_if.planning.strategies import QUANTISED
-from lowmem_if.weights import converted
-from lowmem_if.weights.checkpoint import Checkpoint
-from lowmem_if.weights.filling import fill
+from lowmem_if.hardware.machine import INSTALL_BITSANDBYTES, bitsandbytes_is_installed
+from lowmem_if.weights.files import bf16_copies
+from lowmem_if.weights.files.checkpoint import Checkpoint
 from lowmem_if.weights.library_differences import pil_image_processor, repaired_safety_checker
-from lowmem_if.weights.merging import Merges
-from lowmem_if.weights.shortages import is_shortage
-from lowmem_if.weights.skeletons import (
+from lowmem_if.weights.modules.lora_merge import Merges
+from lowmem_if.weights.modules.materialize import fill
+from lowmem_if.weights.modules.meta_init import (
     diffusers_skeleton,
     move_buffers,
     quantised_skeleton,
     slots,
     transformers_skeleton,
 )
-from lowmem_if.weights.streaming import Streamed
+from lowmem_if.weights.out_of_memory import is_shortage
+from lowmem_if.weights.streaming.streamer import Streamed
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -224,7 +224,11 @@ def _open(folder: Path, dtype: str, device: str) -> Checkpoint:
     Not of one that LoRAs are merged into: sums are rounded once, from what the files hold. From a copy
     they would be rounded twice, and streamed weights would differ from resident ones.
     """
-    copy = converted.find_converted(folder) if (dtype, device) == (converted.DTYPE, "cpu") else None
+    copy = (
+        bf16_copies.find_converted(folder)
+        if (dtype, device) == (bf16_copies.DTYPE, "cpu")
+        else None
+    )
     return Checkpoint.of_folder(copy or folder)
 
 

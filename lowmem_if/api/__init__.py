@@ -1,0 +1,1 @@
+"""The public functions: generate, batch, enlarge, fetch, calibrate, rehearse."""

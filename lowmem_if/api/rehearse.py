@@ -1,0 +1,243 @@
+"""Run a few steps of every component under the real plan, measure, and say what the real thing takes.
+
+Weights are made up, of the very sizes of the published ones: a rehearsal needs neither licence nor
+download. It draws whole pictures' worth of memory in a few of their steps, so its peaks are the real
+ones, and its seconds a step become constants of the machine for every later plan.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+from lowmem_if.cascade import catalog
+from lowmem_if.cascade.catalog import Part
+from lowmem_if.cascade.locate import locate
+from lowmem_if.cascade.strategies import EXACT, RESIDENT, STREAM, Pin
+from lowmem_if.engine.events import Event, Report, ignore
+from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.runner import continue_run
+from lowmem_if.errors import CascadeError
+from lowmem_if.hardware.machine import Machine, weights_folder
+from lowmem_if.hardware.speeds import ACCELERATOR, CPU, Pace, Rates
+from lowmem_if.planning.flops import pass_flops
+from lowmem_if.planning.memory import bytes_a_pass
+from lowmem_if.planning.plan import Plan, Step, make_plan
+from lowmem_if.planning.runtime import cast_bytes_per_s
+from lowmem_if.planning.workload import Job
+from lowmem_if.request.request import Request
+from lowmem_if.weights.synthetic.checkpoints import NOISE, synthesize
+
+STEPS = 3
+"""Of each stage: the first does what is done once, the others are measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsed:
+    """One component: its step of the plan, the peaks that were measured, and its times.
+
+    Attributes:
+        vram_bytes, ram_bytes: peaks, as high as the real run's.
+        load_s: until the weights were there.
+        step_s: of one denoising step, or of one text; None where nothing was timed.
+        picture_s: after the last step, until a picture was on disk: the upscaler decodes it there.
+        turn_s: of the whole turn, with its few steps.
+        reserved_bytes: peak of what torch held from the driver.
+        used_bytes: peak of what all processes together held on the accelerator.
+    """
+
+    step: Step
+    vram_bytes: int
+    ram_bytes: int
+    load_s: float
+    step_s: float | None
+    picture_s: float | None
+    turn_s: float = 0.0
+    reserved_bytes: int = 0
+    used_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """What was measured, and the plan with what the real thing will take by it."""
+
+    plan: Plan
+    components: tuple[Rehearsed, ...]
+
+    @property
+    def ram_bytes(self) -> int:
+        return max(each.ram_bytes for each in self.components)
+
+    @property
+    def vram_bytes(self) -> int:
+        return max(each.vram_bytes for each in self.components)
+
+
+def rehearse(
+    request: Request,
+    machine: Machine,
+    *,
+    prefer: str = EXACT,
+    pins: Mapping[str, Pin] | None = None,
+    folder: Path | None = None,
+    steps: int = STEPS,
+    report: Report = ignore,
+) -> Rehearsal:
+    """Rehearse a request; its prompts do not matter.
+
+    Args:
+        folder: for the made-up weights, kept there for the next time; None: a temporary one.
+        steps: of each stage.
+
+    Raises:
+        LowmemError: no plan fits, the disk is too small, or a component cannot be run.
+    """
+    plan = make_plan(machine, request, prefer=prefer, pins=pins)
+    with _weights(request, folder, report) as weights, _scratch() as scratch:
+        short = _shortened(plan, str(weights), steps)
+        clock = _Clock(report)
+        run = RunFolder.for_plan(scratch / "run", short)
+        continue_run(run, report=clock)
+        run = run.reload()
+        parts = locate(str(weights), components=request.components).cascade.parts
+        done = tuple(_rehearsed(step, run, clock) for step in run.plan.steps)
+    speeds = machine.speeds
+    paces = tuple(
+        pace for each in done for pace in _paces(each, parts[each.step.component], speeds)
+    )
+    rates = speeds.with_paces(paces, _origin(speeds))
+    calibrated = replace(machine, rates=rates)
+    return Rehearsal(make_plan(calibrated, request, prefer=prefer, pins=pins), done)
+
+
+def _origin(speeds: Rates) -> str:
+    """Where the constants come from now; what a rehearsal does not measure stays as it was."""
+    rest = speeds.origin.partition("; disk and bus ")[2] or speeds.origin
+    return f"rehearsed here on {time.strftime('%Y-%m-%d')}; disk and bus {rest}"
+
+
+@contextmanager
+def _weights(request: Request, folder: Path | None, report: Report) -> Iterator[Path]:
+    """A cascade on this disk: the one asked for if it is local, else one of its sizes, made up."""
+    if request.cascade not in catalog.PUBLISHED:
+        location = locate(request.cascade, components=request.components)
+        yield next(iter(location.folders.values())).parent
+        return
+    if folder is not None:
+        _synthesize(request, folder, report)
+        yield folder
+        return
+    with _scratch() as temporary:
+        _synthesize(request, temporary / "weights", report)
+        yield temporary / "weights"
+
+
+def _synthesize(request: Request, folder: Path, report: Report) -> None:
+    def tell(_file: str, done: int, total: int) -> None:
+        report(Event("loading", "weights to rehearse with", done=done, total=total))
+
+    synthesize(request.cascade, folder, fill=NOISE, components=request.components, report=tell)
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder where weights are kept, or where temporary files go; gone afterwards."""
+    for parent in (weights_folder(), Path(tempfile.gettempdir())):
+        try:
+            temporary = tempfile.TemporaryDirectory(prefix=".lowmem-if-", dir=parent)
+        except OSError:
+            continue
+        with temporary as folder:
+            yield Path(folder)
+        return
+    raise CascadeError("no folder for made-up weights can be written: give one with --folder")
+
+
+def _shortened(plan: Plan, cascade: str, steps: int) -> Plan:
+    """The same settings with a few steps of one picture, of a text that nobody has embedded yet."""
+    text = f"a rehearsal, {secrets.token_hex(4)}"
+    request = replace(
+        plan.request, prompts=(text,), seed=(1,), images=1, cascade=cascade, steps=(steps,),
+        timesteps=None,
+    )  # fmt: skip
+    short = tuple(
+        replace(
+            step,
+            samplings={
+                mode: replace(sampling, steps=steps, timesteps=None)
+                for mode, sampling in step.samplings.items()
+            },
+        )
+        for step in plan.steps
+    )
+    return replace(plan, request=request, steps=short, download_bytes=0)
+
+
+class _Clock:
+    """Notes when what happened, while it is told on."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._events: list[tuple[float, Event]] = []
+
+    def __call__(self, event: Event) -> None:
+        self._events.append((time.monotonic(), event))
+        self._report(event)
+
+    def times(self, component: str, kind: str) -> list[float]:
+        """When events of a kind came; of loading the ends only."""
+        return [
+            when
+            for when, event in self._events
+            if (event.component, event.kind) == (component, kind)
+            and (kind != "loading" or event.done == event.total)
+        ]
+
+
+def _rehearsed(step: Step, run: RunFolder, clock: _Clock) -> Rehearsed:
+    name, measured = step.component, run.measured(step.component)
+    assert measured is not None
+    started, loaded = clock.times(name, "started")[-1], clock.times(name, "loading")
+    drawn, saved = clock.times(name, "drawing"), clock.times(name, "saved")
+    begun = loaded[-1] if loaded else started
+    gaps = [later - earlier for earlier, later in pairwise(drawn)]
+    picture = saved[-1] - (drawn[-1] if drawn else begun) if saved else None
+    return Rehearsed(
+        step, measured["vram_bytes"], measured["ram_bytes"], begun - started,
+        median(gaps) if gaps else None, picture, measured["seconds"],
+        *(_peak(run, name, kind) for kind in ("vram_reserved", "vram_used")),
+    )  # fmt: skip
+
+
+def _peak(run: RunFolder, component: str, kind: str) -> int:
+    """The highest sample of one kind of memory in a component's turn."""
+    samples = map(json.loads, run.memory_file.read_text(encoding="utf-8").splitlines())
+    return max((int(s[kind]) for s in samples if s["step"] == component), default=0)
+
+
+def _paces(each: Rehearsed, part: Part, rates: Rates) -> Iterator[Pace]:
+    """What a component's measured times say of its pace; nothing where the weights' way hides it."""
+    setting = each.step.setting
+    place = CPU if setting.device == "cpu" else ACCELERATOR
+    large = max(part.modules, key=lambda module: module.file_bytes)
+    vae = next((module for module in part.modules if module.folder == "vae"), None)
+    if each.step_s and setting.component != catalog.FINISH:
+        flops = pass_flops(setting.component, large) * Job(1, 1, each.step.sampling).guided
+        computing = each.step_s
+        if setting.strategy == STREAM and place == CPU:
+            computing -= bytes_a_pass(part, setting) / cast_bytes_per_s(large, setting, rates)
+        one_by_one = setting.component != catalog.TEXT_ENCODER or setting.strategy == RESIDENT
+        hidden = setting.strategy != RESIDENT and place == ACCELERATOR
+        if one_by_one and not hidden and computing > 0:
+            yield Pace(place, setting.compute, setting.component, flops / computing)
+    if vae and each.picture_s:
+        flops = pass_flops(setting.component, vae)
+        yield Pace(place, "float32", "vae", flops / each.picture_s)

@@ -1,0 +1,1 @@
+"""Measures how fast this machine reads and computes, for the cost model."""

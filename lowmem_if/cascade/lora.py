@@ -1,0 +1,186 @@
+"""LoRAs that a user brings: found, looked into, and told apart by content; not loaded here."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lowmem_if.cascade.catalog import COMPONENTS, STAGE_1, STAGE_2
+from lowmem_if.cascade.lora_keys import Pair, read_pairs
+from lowmem_if.cascade.safetensors_header import unreadable
+from lowmem_if.errors import LoraError, RequestError
+
+STAGES = (STAGE_1, STAGE_2)
+"""The components that a LoRA may be for."""
+
+FILE_NAME = "pytorch_lora_weights.safetensors"
+"""What diffusers calls it in a folder of its own."""
+
+_PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
+_ZIP = b"PK\x03\x04"
+"""How the pickles begin that torch writes today."""
+
+BLOCK = 2**20
+"""Numbers of a weight that are merged at once."""
+
+_LOADERS, _ITEM = 4, 4
+"""Threads that load a network (`materialize.py`); bytes of a number while it is merged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """A LoRA file of the user.
+
+    Attributes:
+        path: the file, absolute; a begun run needs it until the stage has drawn.
+        scale: how often what it adds counts, beside its own alpha; 0: not at all.
+        stage: `stage_1` or `stage_2`; None until a plan has told by its shapes.
+        digest: SHA-256 of the file.
+        merge_bytes: of memory while it is merged into a network.
+    """
+
+    path: str
+    scale: float = 1.0
+    stage: str | None = None
+    digest: str = ""
+    merge_bytes: int = field(default=0, repr=False)
+
+    def __str__(self) -> str:
+        return f"{Path(self.path).name} at {self.scale:g}"
+
+
+def loras(given: Any) -> tuple[Lora, ...]:
+    """One LoRA or several, as paths, `[STAGE=]FILE[:SCALE]` or `Lora`, each looked into.
+
+    Raises:
+        RequestError: a stage that takes none, or a scale that is no number.
+        LoraError, CheckpointError: a file that is not there, is no LoRA, or is broken.
+    """
+    if given is None:
+        return ()
+    several = [given] if isinstance(given, str | os.PathLike | Lora) else given
+    if not isinstance(several, Iterable):
+        raise RequestError(f"lora {given!r} is not like FILE:SCALE, or several of it")
+    return tuple(one if isinstance(one, Lora) and one.digest else _look_at(one) for one in several)
+
+
+def of_stage(lora: Iterable[Lora], component: str) -> tuple[Lora, ...]:
+    """Those of a request that a component takes."""
+    return tuple(one for one in lora if one.stage == component)
+
+
+def merge_bytes_of(lora: Iterable[Lora]) -> int:
+    """Of RAM for all LoRAs of a step: what they add to one weight is held together."""
+    return sum(one.merge_bytes for one in lora if one.scale)
+
+
+def parse_lora(text: str) -> tuple[str | None, str, float]:
+    """(stage, path, scale) of `[STAGE=]FILE[:SCALE]`; a path may hold colons, as on Windows.
+
+    Raises:
+        RequestError: a stage that takes none, or a scale that is no number.
+    """
+    stage, equals, path = text.partition("=")
+    if not equals or stage not in COMPONENTS:
+        stage, path = "", text
+    elif stage not in STAGES:
+        raise RequestError(f"{stage} takes no LoRA: give it to {' or '.join(STAGES)}")
+    head, colon, tail = path.rpartition(":")
+    if colon and not _is_there(path):
+        try:
+            scale = float(tail)
+        except ValueError:
+            return stage or None, path, 1.0
+        return stage or None, head, _checked_scale(scale)
+    return stage or None, path, 1.0
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a LoRA file as it is now.
+
+    Raises:
+        LoraError: it is not there.
+        CheckpointError: it cannot be read.
+    """
+    file = Path(path)
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise LoraError(
+            f"the LoRA {file} is not there any more: put it back, or start again without it"
+        ) from None
+    except OSError as error:
+        raise unreadable(file, error) from error
+
+
+def _look_at(given: Any) -> Lora:
+    """A LoRA with its stage, if one is said, its content and what merging it takes."""
+    if isinstance(given, Lora):
+        stage, path, scale = given.stage, given.path, _checked_scale(given.scale)
+        if stage not in (None, *STAGES):
+            raise RequestError(f"{stage!r} takes no LoRA: give it to {' or '.join(STAGES)}")
+    elif isinstance(given, str):
+        stage, path, scale = parse_lora(given)
+    elif isinstance(given, os.PathLike):
+        stage, path, scale = None, os.fspath(given), 1.0
+    else:
+        raise RequestError(f"lora {given!r} is not like FILE:SCALE")
+    file = _file(path)
+    held = max(map(_numbers_held, read_pairs(file)))
+    return Lora(str(file), scale, stage, file_digest(file), _LOADERS * _ITEM * held)
+
+
+def _numbers_held(pair: Pair) -> int:
+    """By a thread that merges: both matrices, and a block of the weight and of what is added to it."""
+    return pair.numbers + 2 * min(BLOCK, math.prod(pair.shape))
+
+
+def _checked_scale(scale: Any) -> float:
+    real = isinstance(scale, int | float) and not isinstance(scale, bool)
+    if not real or not math.isfinite(scale):
+        raise RequestError(f"the scale {scale!r} of a LoRA is not a number: give one like 0.8")
+    return float(scale)
+
+
+def _file(path: str) -> Path:
+    """The safetensors file that a path means: itself, or the one in a folder."""
+    if not _is_there(path):
+        raise LoraError(
+            f"{path} is not there: give a safetensors file, or a folder with {FILE_NAME}; "
+            "what is on the Hub is fetched by `hf download`"
+        )
+    # Not resolved: in the Hub's cache a file's own name is that of a link.
+    file = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100
+    if file.is_dir():
+        others = sorted(name.name for name in file.glob("pytorch_lora_weights.*"))
+        if FILE_NAME not in others:
+            _refuse_pickle(file / others[0] if others else file)
+            raise LoraError(f"{file} holds no {FILE_NAME}: give the file itself")
+        file /= FILE_NAME
+    _refuse_pickle(file)
+    return file
+
+
+def _refuse_pickle(file: Path) -> None:
+    try:
+        with file.open("rb") as stream:
+            is_pickle = file.suffix in _PICKLES or stream.read(len(_ZIP)) == _ZIP
+    except OSError:
+        return  # whoever reads it says why it cannot be read
+    if is_pickle:
+        raise LoraError(
+            f"{file} is a pickle, which could run any code when it is opened: save it as safetensors"
+        )
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # too long, no such user, a zero byte
+        return False

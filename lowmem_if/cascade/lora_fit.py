@@ -1,0 +1,118 @@
+"""Which UNet a LoRA is for: the one whose layers have its names and shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from lowmem_if.cascade.locate import Location
+from lowmem_if.cascade.lora import STAGES, Lora
+from lowmem_if.cascade.lora_keys import Pair, plain_shape, read_pairs
+from lowmem_if.cascade.module_files import weight_variant
+from lowmem_if.cascade.safetensors_header import read_headers
+from lowmem_if.errors import LoraError
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""The weights of a network by name."""
+
+_WEIGHT = ".weight"
+
+
+class Misfit(Exception):
+    """A LoRA is of another network; its text says which layer showed it."""
+
+
+def fitted(pairs: Iterable[Pair], shapes: Shapes) -> dict[str, Pair]:
+    """The weights that a LoRA changes, by name, with what changes them.
+
+    Raises:
+        Misfit: a pair has no place in the network.
+    """
+    layers = {name.removesuffix(_WEIGHT) for name in shapes if name.endswith(_WEIGHT)}
+    spelled: dict[str, list[str]] = {}
+    for layer in layers:
+        spelled.setdefault(layer.replace(".", "_"), []).append(layer)
+    found: dict[str, Pair] = {}
+    for pair in pairs:
+        named = spelled.get(pair.layer, []) if pair.underscored else [pair.layer]
+        if len(named) > 1:
+            raise Misfit(f"{pair.down!r} could be for {' and '.join(sorted(named))}")
+        name = "".join(named) + _WEIGHT
+        if name not in shapes:
+            raise Misfit(f"there is no layer for {pair.down!r}")
+        if plain_shape(shapes[name]) != pair.shape:
+            raise Misfit(
+                f"{pair.down!r} is for a weight of {_sides(pair.shape)}, "
+                f"there it is {_sides(shapes[name])}"
+            )
+        if name in found:
+            raise Misfit(f"{found[name].down!r} and {pair.down!r} are for the same layer")
+        found[name] = pair
+    return found
+
+
+def settled(
+    loras: Iterable[Lora], location: Location, components: Collection[str]
+) -> tuple[Lora, ...]:
+    """The LoRAs of a request with the stages that they are for, of those in `components`.
+
+    Of a stage whose weights are not on this disk nothing can be compared: it is taken for the right one
+    if it is said to be, or is the only one that runs.
+
+    Raises:
+        LoraError: one fits none of the stages, or both.
+    """
+    loras = tuple(loras)
+    running = [stage for stage in STAGES if stage in components] if loras else []
+    shapes = {stage: _shapes(location, stage) for stage in running}
+    return tuple(_settled(lora, shapes, location.cascade.name) for lora in loras)
+
+
+def _settled(lora: Lora, networks: Mapping[str, Shapes | None], cascade: str) -> Lora:
+    if not networks or (lora.stage and lora.stage not in networks):
+        what = _spoken(lora.stage) if lora.stage else "neither stage 1 nor stage 2"
+        runs = "does not run" if lora.stage else "runs"
+        raise LoraError(f"{lora.path}: {what} {runs} for this request: leave the LoRA out")
+    if len(networks) > 1 and lora.stage is None and None in networks.values():
+        raise LoraError(
+            f"{lora.path}: the UNets of {cascade} are not on this disk to compare it with: "
+            f"`lowmem-if fetch {cascade}`, or say which it is for, like stage_1={Path(lora.path).name}"
+        )
+    pairs = read_pairs(Path(lora.path))
+    right, wrong = [], []
+    for stage in (lora.stage,) if lora.stage else networks:
+        shapes = networks[stage]
+        try:
+            if shapes is not None:
+                fitted(pairs, shapes)
+            right.append(stage)
+        except Misfit as why:
+            wrong.append(f"in {_spoken(stage)} {why}")
+    if not right:
+        raise LoraError(f"{lora.path} fits no UNet that runs: {'; '.join(wrong)}")
+    if len(right) > 1:
+        name = Path(lora.path).name
+        raise LoraError(
+            f"{lora.path} fits {' and '.join(map(_spoken, right))}: say which, like "
+            f"{right[0]}={name} or {right[1]}={name}"
+        )
+    return replace(lora, stage=right[0])
+
+
+def _shapes(location: Location, stage: str) -> Shapes | None:
+    """Of a stage's UNet, by its files' headers; None if they are not here."""
+    root = location.folder(stage)
+    if root is None:
+        return None
+    folder = root / "unet"
+    headers = read_headers(folder / name for name in weight_variant(folder).files)
+    return {name: header.shape for name, header in headers.items()}
+
+
+def _spoken(stage: str) -> str:
+    return stage.replace("_", " ")
+
+
+def _sides(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

@@ -1,0 +1,41 @@
+"""The ways of using IF, and how each samples where the request says nothing."""
+
+from __future__ import annotations
+
+from lowmem_if.cascade import catalog
+from lowmem_if.cascade.catalog import STAGE_1, STAGE_2, Cascade, StageDefaults
+
+TEXT, VARY, INPAINT, UPSCALE = "text", "vary", "inpaint", "upscale"
+
+MODES = (TEXT, VARY, INPAINT, UPSCALE)
+"""From a text alone; a picture drawn again by a text; a part of one; a picture enlarged."""
+
+REDRAWN = (VARY, INPAINT)
+"""Modes that begin with a picture and noise it again, by a strength."""
+
+_IF_DEFAULTS = {
+    VARY: {
+        STAGE_1: StageDefaults(80, 10.0, strength=0.7),
+        STAGE_2: StageDefaults(50, 4.0, noise_level=250, strength=0.8),
+    },
+    INPAINT: {
+        STAGE_1: StageDefaults(50, 7.0, strength=1.0),
+        STAGE_2: StageDefaults(100, 4.0, noise_level=0, strength=0.8),
+    },
+}
+"""Those of diffusers' pipelines for each mode."""
+
+_DEMO_DEFAULTS = {
+    mode: {
+        STAGE_1: StageDefaults(27, 4.0, strength=strength),
+        STAGE_2: StageDefaults(20, 1.0, noise_level=20, strength=0.8),
+    }
+    for mode, strength in ((VARY, 0.7), (INPAINT, 1.0))
+}
+"""The demo's own steps, guidance and noise; strengths are those of diffusers' pipelines."""
+
+
+def defaults_for(cascade: Cascade, mode: str, component: str) -> StageDefaults | None:
+    """How a component of a cascade samples in a mode; None for one that draws nothing."""
+    own = _DEMO_DEFAULTS if cascade.defaults == catalog.DEMO_DEFAULTS else _IF_DEFAULTS
+    return own.get(mode, {}).get(component, cascade.defaults.get(component))

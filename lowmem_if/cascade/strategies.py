@@ -1,0 +1,77 @@
+"""The words for how a component's weights live while it works, and pins: the user's own choices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from lowmem_if.cascade.catalog import COMPONENTS, TEXT_ENCODER
+from lowmem_if.errors import RequestError
+
+RESIDENT = "resident"
+MODEL_OFFLOAD = "model_offload"
+SEQUENTIAL_OFFLOAD = "sequential_offload"
+STREAM = "stream"
+
+STRATEGIES = (RESIDENT, MODEL_OFFLOAD, SEQUENTIAL_OFFLOAD, STREAM)
+"""On the device; in RAM, whole modules move; in RAM, leaves move; in the file, layers come and go."""
+
+FLOATS = ("float16", "bfloat16", "float32")
+QUANTISED = ("int8", "nf4")
+STORAGES = (*FLOATS, *QUANTISED)
+_SHORT = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+
+EXACT, BALANCED = "exact", "balanced"
+PREFERENCES = (EXACT, BALANCED)
+"""`exact` changes no pixel beyond the storage asked for; `balanced` may quantise and batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A choice of the user for one component, never overridden; `storage` None leaves it open."""
+
+    strategy: str
+    storage: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.strategy}:{self.storage}" if self.storage else self.strategy
+
+
+def parse_pins(texts: Iterable[str]) -> dict[str, Pin]:
+    """`COMPONENT=STRATEGY[:DTYPE]`, as given with `--pin`.
+
+    Raises:
+        RequestError: an unknown component, strategy or number type, or a component pinned twice.
+    """
+    pins: dict[str, Pin] = {}
+    for text in texts:
+        component, _, choice = text.partition("=")
+        if component in pins:
+            raise RequestError(f"{component} is pinned twice: give one --pin for it")
+        pins[component] = parse_pin(component, choice)
+    return pins
+
+
+def parse_pin(component: str, choice: str) -> Pin:
+    """One pin: `STRATEGY[:DTYPE]` for `component`."""
+    strategy, colon, storage = choice.partition(":")
+    storage = _SHORT.get(storage, storage)
+    _check("component", component, COMPONENTS)
+    _check("strategy", strategy, STRATEGIES)
+    if colon:
+        _check("number type", storage, STORAGES)
+    if storage in QUANTISED and component != TEXT_ENCODER:
+        raise RequestError(f"{storage} is for the text encoder; pin {component} to a float type")
+    if storage in QUANTISED and strategy != RESIDENT:
+        raise RequestError(f"{storage} weights do not move: pin {component}=resident:{storage}")
+    return Pin(strategy, storage or None)
+
+
+def pin_texts(pins: Mapping[str, Pin]) -> dict[str, str]:
+    """Pins as they are written into plans and profiles."""
+    return {component: str(pin) for component, pin in pins.items()}
+
+
+def _check(what: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise RequestError(f"unknown {what} {value!r} in --pin: use one of {', '.join(known)}")

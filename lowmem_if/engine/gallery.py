@@ -1,0 +1,236 @@
+"""`gallery.html`: every picture of a run on one page that needs no network, with words to find it by.
+
+The page links to the run's own files beside it. Thumbnails are made of finished pictures alone, so
+that the safety checker's and the mark's work shows on them too.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from lowmem_if.cascade import catalog
+from lowmem_if.engine.events import Event, Report
+from lowmem_if.engine.run_folder import RunFolder, is_whole_png, writing
+from lowmem_if.request.image_spec import ImageTask
+from lowmem_if.request.request import Request
+from lowmem_if.system.paths import quoted
+
+GALLERY = "gallery.html"
+
+_THUMBNAIL_SIDE = 256
+_LEAST_WAIT_S = 2.0
+_WAIT_FACTOR = 30
+"""Writing the page again and again may take a thirtieth of the time, however many pictures it has."""
+
+_NAMES = {catalog.STAGE_1: "stage 1", catalog.STAGE_2: "stage 2", catalog.UPSCALER: "the upscaler"}
+
+
+def write_gallery(folder: RunFolder) -> Path:
+    """Write the page of a run as it is now, with the thumbnails that lack; where it is.
+
+    Raises:
+        RunFolderError: the folder cannot be written.
+    """
+    for task in folder.plan.request.tasks:
+        _make_thumbnail(folder, task)
+    file = folder.path / GALLERY
+    folder.write(file, _page(folder).encode())
+    return file
+
+
+class GalleryKeeper:
+    """A report that keeps the page of a run fresh while its pictures come, and passes events on."""
+
+    def __init__(self, folder: RunFolder, report: Report) -> None:
+        self._folder, self._report = folder, report
+        self._next = time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        self._report(event)
+        if event.kind in ("saved", "started") and time.monotonic() >= self._next:
+            self.write()
+
+    def write(self) -> None:
+        """Write the page, and be quiet for a while."""
+        began = time.monotonic()
+        write_gallery(self._folder.reload())
+        took = time.monotonic() - began
+        self._next = time.monotonic() + max(_LEAST_WAIT_S, _WAIT_FACTOR * took)
+
+
+def has_gallery(folder: RunFolder) -> bool:
+    """Whether a page is kept for this run: a batch's, or one that somebody asked for."""
+    return bool(folder.plan.request.lines) or (folder.path / GALLERY).is_file()
+
+
+def is_stale(folder: RunFolder) -> bool:
+    """Whether the page is not there, or the run went on after it was written."""
+    try:
+        written = (folder.path / GALLERY).stat().st_mtime_ns
+    except FileNotFoundError:
+        return True
+    return written < folder.changed_ns
+
+
+def _make_thumbnail(folder: RunFolder, task: ImageTask) -> None:
+    """Make the thumbnail of a large finished picture, unless it is there and no older."""
+    picture, thumbnail = folder.image_file(task), folder.thumbnail_file(task)
+    if task.size <= _THUMBNAIL_SIDE or not is_whole_png(picture):
+        return
+    if thumbnail.is_file() and thumbnail.stat().st_mtime_ns >= picture.stat().st_mtime_ns:
+        return
+    from PIL import Image
+
+    with Image.open(picture) as image:
+        small = image.convert("RGB")
+        small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", quality=85)
+    with writing(folder.path):
+        thumbnail.parent.mkdir(exist_ok=True)
+    folder.write(thumbnail, stream.getvalue())
+
+
+def _page(folder: RunFolder) -> str:
+    request = folder.plan.request
+    title = escape(folder.path.resolve().name)
+    figures = "\n".join(_figure(folder, task) for task in request.tasks)
+    return _PAGE.format(
+        title=title,
+        settings=escape("; ".join(_settings(folder))),
+        done=f"{len(folder.images)} of {len(request.tasks)} pictures",
+        figures=figures,
+        notices="".join(f"<li dir=auto>{escape(notice)}" for notice in folder.notices),
+        choosing=_choosing(folder),
+    )
+
+
+def _settings(folder: RunFolder) -> Iterator[str]:
+    request = folder.plan.request
+    yield f"cascade {request.cascade}"
+    for name, value in _own_settings(request):
+        yield f"{name} {value}"
+    yield f"diffusers {folder.versions['diffusers']}"
+
+
+def _own_settings(request: Request) -> Iterator[tuple[str, Any]]:
+    """What was asked for beside the cascade's own ways."""
+    for name in ("timesteps", "steps", "guidance_scale"):
+        if value := getattr(request, name):
+            words = ", ".join(map(str, value)) if isinstance(value, tuple) else value
+            yield name.replace("_", " "), words
+
+
+def _figure(folder: RunFolder, task: ImageTask) -> str:
+    largest = " disabled" if task.size == max(catalog.SIZES) else ""
+    return (
+        f"<figure><label><input type=checkbox value={task.number}{largest}> {task.name}</label>"
+        f"{_picture(folder, task)}<figcaption><p dir=auto>{escape(task.prompt)}</p>"
+        f"{''.join(f'<p class=small dir=auto>{escape(line)}</p>' for line in _about(task))}"
+        "</figcaption></figure>"
+    )
+
+
+def _about(task: ImageTask) -> Iterator[str]:
+    if task.negative_prompt:
+        yield f"not: {task.negative_prompt}"
+    if task.style_prompt:
+        yield f"style: {task.style_prompt}"
+    words = [f"seed {task.seed}", f"{task.size} px", task.mode]
+    if task.strength:
+        words.append(f"strength {', '.join(map(str, dict.fromkeys(task.strength)))}")
+    yield ", ".join(words)
+    if task.image:
+        yield f"of {Path(task.image.path).name}"
+
+
+def _picture(folder: RunFolder, task: ImageTask) -> str:
+    """The finished picture; else the newest stage's, and that it is on its way."""
+    picture = folder.image_file(task)
+    if is_whole_png(picture):
+        thumbnail = folder.thumbnail_file(task)
+        shown = thumbnail if thumbnail.is_file() else picture
+        return _image(folder, picture, shown)
+    for stage in reversed(task.stages):
+        if is_whole_png(file := folder.preview_file(stage, task)):
+            return _image(folder, file, file) + f"<p class=small>{_NAMES[stage]}: in the making</p>"
+    return "<div class=waiting>waiting</div>"
+
+
+def _image(folder: RunFolder, target: Path, shown: Path) -> str:
+    link, source = (file.relative_to(folder.path).as_posix() for file in (target, shown))
+    # The time in the address: a page that is loaded again shows the new picture under the old name.
+    fresh = f"{source}?{shown.stat().st_mtime_ns // 10**6}"
+    return f'<a href="{link}"><img loading=lazy src="{fresh}" alt="{shown.stem}"></a>'
+
+
+def _choosing(folder: RunFolder) -> str:
+    """The command that takes chosen pictures on, as far as the page can write it."""
+    sizes = sorted({task.size for task in folder.plan.request.tasks})
+    if sizes[0] == max(catalog.SIZES):
+        return ""
+    larger = max(catalog.SIZES)
+    command = f"lowmem-if continue {quoted(folder.path)} --size {larger} --pick "
+    return f'<p id=choice data-command="{escape(command)}" hidden><code></code></p>'
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; font: 15px/1.4 system-ui, sans-serif }}
+body {{ margin: 1.5rem }}
+h1 {{ font-size: 1.3rem; margin: 0 }}
+.small {{ font-size: .8rem; opacity: .75 }}
+#filter {{ width: min(32rem, 100%); padding: .4rem; margin: 1rem 0; font: inherit }}
+main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(210px, 1fr)); gap: 1.2rem }}
+figure {{ margin: 0; content-visibility: auto; contain-intrinsic-size: 210px 320px }}
+figure[hidden] {{ display: none }}
+img, .waiting {{ width: 100%; aspect-ratio: 1; object-fit: contain; background: #8882 }}
+img {{ image-rendering: pixelated; display: block }}
+img[src^="thumbs/"] {{ image-rendering: auto }}
+.waiting {{ display: grid; place-items: center; opacity: .6 }}
+p {{ margin: .2rem 0; overflow-wrap: anywhere }}
+#choice {{ position: sticky; bottom: 0; padding: .6rem; background: Canvas; border-top: 1px solid #888 }}
+#choice[hidden] {{ display: none }}
+</style>
+<h1>{title}</h1>
+<p class=small dir=auto>{settings}</p>
+<input id=filter type=search placeholder="words of a prompt, a seed, a number"
+ aria-label="show only pictures with these words">
+<p class=small><span id=shown></span>{done}</p>
+<main>
+{figures}
+</main>
+<ul class=small>{notices}</ul>
+{choosing}
+<script>
+const figures = [...document.querySelectorAll("figure")];
+const texts = figures.map(figure => figure.textContent.toLowerCase());
+const filter = document.getElementById("filter"), shown = document.getElementById("shown");
+filter.oninput = () => {{
+  const words = filter.value.toLowerCase().split(/\\s+/).filter(Boolean);
+  let count = 0;
+  figures.forEach((figure, k) => {{
+    figure.hidden = !words.every(word => texts[k].includes(word));
+    count += !figure.hidden;
+  }});
+  shown.textContent = words.length ? count + " shown, " : "";
+}};
+const choice = document.getElementById("choice");
+document.querySelector("main").onchange = () => {{
+  if (!choice) return;
+  const picked = [...document.querySelectorAll("main input:checked")].map(box => box.value);
+  choice.hidden = !picked.length;
+  choice.firstChild.textContent = choice.dataset.command + picked.join(",");
+}};
+</script>
+</html>
+"""

@@ -1,0 +1,47 @@
+"""Number types: which ones a machine computes in, and what to try when one of them overflows."""
+
+from __future__ import annotations
+
+import re
+
+from lowmem_if.hardware.machine import Machine
+
+_WITHOUT_OVERFLOW = ("bfloat16", "float32")
+"""Both reach to 3e38; float16 holds no number above 65,504."""
+
+_GTX_16 = re.compile(r"\bGTX 16\d\d")
+
+
+def wider(machine: Machine, compute: str) -> tuple[str, ...]:
+    """The number types of this machine that hold larger numbers, or more digits, than `compute`."""
+    if compute == "float16":
+        return _WITHOUT_OVERFLOW if _has_bfloat16(machine) else ("float32",)
+    return ("float32",) if compute == "bfloat16" else ()
+
+
+def doubt(machine: Machine, compute: str) -> str:
+    """What is known against a number type on this machine; empty if nothing is.
+
+    Source: pytorch issue 58123; AUTOMATIC1111's web UI runs these cards with `--no-half`.
+    """
+    if compute == "float16" and _GTX_16.search(machine.device_name):
+        return "GTX 16 cards are known for black pictures in float16"
+    return ""
+
+
+def likely_cause(machine: Machine, compute: str, weights: str) -> str:
+    """Why a component may give NaN or infinite numbers that computes in this type.
+
+    Args:
+        weights: the folder that its weights are in.
+    """
+    if compute == "float16":
+        return doubt(machine, compute) or "float16 holds no number above 65,504"
+    return f"the weights in {weights} are probably broken"
+
+
+def _has_bfloat16(machine: Machine) -> bool:
+    """Whether large networks run well in bfloat16 here."""
+    if machine.kind == "cpu":
+        return machine.compute_dtype == "bfloat16"
+    return machine.kind == "xpu" or (machine.kind == "cuda" and machine.capability >= (8, 0))

@@ -1,0 +1,124 @@
+"""What would fit instead of what does not: found by planning it, each way out with what it changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+
+from lowmem_if.cascade import catalog
+from lowmem_if.cascade.strategies import BALANCED, EXACT, Pin
+from lowmem_if.errors import PictureError, RequestError
+from lowmem_if.hardware.machine import Machine, cpu_compute_dtype
+from lowmem_if.request.request import Request
+from lowmem_if.units import GB
+
+Fits = Callable[[Machine, Request, str, Mapping[str, Pin]], bool]
+
+_GRAIN_BYTES = 10**8
+"""More memory is told in tenths of a GB."""
+_MOST_BYTES = 64 * GB
+
+
+def nearest(
+    machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pin], fits: Fits
+) -> str:
+    """The ways out in words, nearest first: what keeps the cascade and the size, what gives one up, more
+    memory, another device. Each has been planned.
+    """
+    changed = next(_changed(machine, request, prefer, pins, fits), None)
+    more = _more_memory(machine, request, prefer, pins, fits)
+    if changed is None:
+        return f"nothing smaller fits either: free {more or 'memory'}, or raise --ram or --vram"
+    return f"{changed}; so would it with {more}" if more else changed
+
+
+def _changed(
+    machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pin], fits: Fits
+) -> Iterator[str]:
+    """Requests that fit, in words: every other preference before every smaller picture or cascade."""
+    for other in (request, *_smaller(request)):
+        for own_pins in (pins, {}) if pins else ({},):
+            for preference in (prefer, BALANCED) if prefer == EXACT else (prefer,):
+                if (other, preference, own_pins) == (request, prefer, pins):
+                    continue
+                if fits(machine, other, preference, own_pins):
+                    yield _words(request, other, prefer, preference, dropped=pins != own_pins)
+    on_cpu = _on_the_cpu(machine)
+    if on_cpu and fits(on_cpu, request, prefer, pins):
+        yield "--device cpu fits"
+
+
+def _smaller(request: Request) -> Iterator[Request]:
+    """The request with smaller pictures, then with smaller cascades, where it may be asked so at all."""
+    names = list(catalog.CASCADES)
+    cascades = names[names.index(request.cascade) + 1 :] if request.cascade in names else []
+    sizes = [size for size in sorted(catalog.SIZES, reverse=True) if size < request.size]
+    for changes in (
+        *({"size": size, "steps": _steps(request)} for size in sizes),
+        *({"cascade": cascade} for cascade in cascades),
+    ):
+        with suppress(RequestError, PictureError):  # not every mode comes in every size
+            yield replace(request, **changes)  # type: ignore[arg-type]
+
+
+def _steps(request: Request) -> tuple[int, ...] | None:
+    """Where a named list decides the other stages' steps, only the upscaler had a number."""
+    return None if request.timesteps else request.steps
+
+
+def _words(request: Request, other: Request, prefer: str, preference: str, *, dropped: bool) -> str:
+    words = [f"--cascade {other.cascade}"] if other.cascade != request.cascade else []
+    words += [f"--size {other.size}"] if other.size != request.size else []
+    words += [f"--prefer {preference}"] if preference != prefer else []
+    words = words or ["it"]
+    return " ".join(words) + " fits" + (" without the pins" if dropped else "")
+
+
+def _on_the_cpu(machine: Machine) -> Machine | None:
+    """The machine without its accelerator; only a measured one has a --device to choose."""
+    if machine.kind == "cpu" or machine.name != "this machine":
+        return None
+    dtype, reason = cpu_compute_dtype(frozenset())
+    return replace(
+        machine, device="cpu", vram_bytes=0, vram_total_bytes=0, capability=(0, 0),
+        compute_dtype=dtype, compute_dtype_reason=reason, spills_vram=False, keeps_reserve=False,
+    )  # fmt: skip
+
+
+def _more_memory(
+    machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pin], fits: Fits
+) -> str:
+    """The least more of one memory with which the request fits unchanged: RAM, else VRAM, else both."""
+    if machine.unified:
+        ways = [(1, 1)]
+    elif machine.kind == "cpu":
+        ways = [(1, 0)]
+    else:
+        ways = [(1, 0), (0, 1), (1, 1)]
+    for ram, vram in ways:
+
+        def with_more(size: int, ram: int = ram, vram: int = vram) -> Machine:
+            return replace(
+                machine,
+                ram_bytes=machine.ram_bytes + ram * size,
+                vram_bytes=machine.vram_bytes + vram * size,
+            )
+
+        more = _least(lambda size: fits(with_more(size), request, prefer, pins))
+        if more:
+            what = "memory" if machine.unified else " and ".join(["RAM"] * ram + ["VRAM"] * vram)
+            each = " each" if ram and vram and not machine.unified else ""
+            return f"{more / GB:.1f} GB more {what}{each}"
+    return ""
+
+
+def _least(enough: Callable[[int], bool]) -> int:
+    """The least number of bytes, in grains, that is enough; 0 if none is. More is never worse."""
+    low, high = 0, _MOST_BYTES // _GRAIN_BYTES
+    if not enough(high * _GRAIN_BYTES):
+        return 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle * _GRAIN_BYTES) else (middle, high)
+    return high * _GRAIN_BYTES

@@ -1,0 +1,245 @@
+"""A file of many prompts, a line each: JSON lines, CSV with a header row, or nothing but prompts.
+
+What a line may say, and nothing else: see `Line`. A line that cannot be used is kept with its number
+and the reason; the others are not hurt by it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lowmem_if.errors import BatchError, PictureError, RequestError
+from lowmem_if.request.batch_row import NAMES, Line
+from lowmem_if.request.seeds import parse_seeds
+
+JSON_LINES, CSV, PLAIN = "JSON lines", "CSV", "plain prompts"
+_SUFFIXES = {
+    ".jsonl": JSON_LINES, ".ndjson": JSON_LINES, ".json": JSON_LINES, ".csv": CSV, ".tsv": CSV,
+    ".txt": PLAIN,
+}  # fmt: skip
+_DELIMITERS = "\t;,"
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """A line that cannot be used: its number in the file, from 1, and why."""
+
+    number: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"line {self.number}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class BatchFile:
+    """What is in a file: the lines that can be used, in order, and those that cannot."""
+
+    lines: tuple[Line, ...]
+    bad_lines: tuple[BadLine, ...]
+
+
+Check = Callable[[Line], object]
+"""Raises a `RequestError` for a line that nobody could draw."""
+
+
+_Record = tuple[int, Callable[[], Mapping[str, Any]]]
+"""A line's number, and what reads it or says why it cannot be read."""
+
+
+def read_batch(file: Path, check: Check) -> BatchFile:
+    """The lines of a file, JSON lines, CSV or plain prompts by its name, or else by its first line.
+
+    Raises:
+        BatchError: the file cannot be read, or its header row makes no sense.
+    """
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise BatchError(f"{file} cannot be read ({error.strerror}): give another file") from error
+    kind = _SUFFIXES.get(file.suffix.lower())
+    return parse_batch(content, check, kind=kind, folder=file.parent)
+
+
+def parse_batch(
+    content: bytes, check: Check, *, kind: str | None = None, folder: Path | None = None
+) -> BatchFile:
+    """The lines of a file's content.
+
+    Args:
+        check: called with each line.
+        kind: `JSON_LINES`, `CSV` or `PLAIN`; None looks at the first line.
+        folder: where relative names of pictures begin; None: where one stands.
+    """
+    # Bytes that are no UTF-8 come out as what no prompt may hold: their line alone is refused.
+    encoding = "utf-16" if content.startswith(_UTF_16) else "utf-8-sig"
+    text = content.decode(encoding, errors="surrogateescape")
+    records = {JSON_LINES: _json_lines, CSV: _csv_rows, PLAIN: _prompts}[kind or _kind(text)](text)
+    return _sorted_out(records, check, folder)
+
+
+def parse_records(records: Iterable[str | Mapping[str, Any]], check: Check) -> BatchFile:
+    """Lines that are at hand, numbered from 1: prompts, or what a line of JSON may say."""
+    numbered = enumerate(records, start=1)
+    return _sorted_out(((n, partial(_as_record, record)) for n, record in numbered), check, None)
+
+
+def _sorted_out(records: Iterable[_Record], check: Check, folder: Path | None) -> BatchFile:
+    lines: list[Line] = []
+    bad: list[BadLine] = []
+    for number, take in records:
+        try:
+            line = _line(take(), folder)
+            check(line)
+            lines.append(line)
+        except (RequestError, PictureError) as error:
+            bad.append(BadLine(number, str(error)))
+    return BatchFile(tuple(lines), tuple(bad))
+
+
+def _kind(text: str) -> str:
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    if first.startswith("{"):
+        return JSON_LINES
+    cells = _header(first)
+    return CSV if len(cells) > 1 and set(cells) <= set(NAMES) else PLAIN
+
+
+def _numbered(text: str) -> Iterator[tuple[int, str]]:
+    """Lines with something in them; only what editors end a line with ends one."""
+    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
+        if line.strip():
+            yield number, line.strip()
+
+
+def _prompts(text: str) -> Iterator[_Record]:
+    for number, line in _numbered(text):
+        yield number, partial(_plain_record, line)
+
+
+def _plain_record(line: str) -> Mapping[str, Any]:
+    return {"prompt": line}
+
+
+def _json_lines(text: str) -> Iterator[_Record]:
+    for number, line in _numbered(text):
+        yield number, partial(_json_record, line)
+
+
+def _json_record(line: str) -> Mapping[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"it is no JSON ({error})") from error
+    return _as_record(record)
+
+
+def _as_record(record: Any) -> Mapping[str, Any]:
+    if isinstance(record, str):
+        return {"prompt": record}
+    if not isinstance(record, Mapping):
+        raise RequestError('write an object, like {"prompt": "a red circle", "seed": 7}')
+    return record
+
+
+def _csv_rows(text: str) -> Iterator[_Record]:
+    names: list[str] | None = None
+    for number, row in _rows(text):
+        if names is None:
+            names = _checked_header(row)
+        else:
+            yield number, partial(_csv_record, row, names)
+
+
+def _rows(text: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
+    """Rows with something in them, and the number of the line that each begins in.
+
+    After a row that is no CSV reading goes on at the next line: an open quote takes no others along.
+    """
+    lines = io.StringIO(text, newline="").readlines()
+    delimiter, begin = _delimiter(text), 0
+    while begin < len(lines):
+        rest = (lines[k] for k in range(begin, len(lines)))
+        reader = csv.reader(rest, delimiter=delimiter, strict=True)
+        done = 0
+        try:
+            for row in reader:
+                if any(cell.strip() for cell in row):
+                    yield begin + done + 1, row
+                done = reader.line_num
+            return
+        except csv.Error as error:
+            yield begin + done + 1, error
+            begin += done + 1
+
+
+def _delimiter(text: str) -> str:
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    return next((mark for mark in _DELIMITERS if mark in first), ",")
+
+
+def _header(first: str) -> list[str]:
+    return [cell.strip().strip('"').lower() for cell in first.split(_delimiter(first))]
+
+
+def _checked_header(row: list[str] | csv.Error) -> list[str]:
+    if isinstance(row, csv.Error):
+        raise BatchError(f"the header row is no CSV ({row}): name the columns, like prompt,seed")
+    names = [cell.strip().lower() for cell in row]
+    if unknown := [name for name in names if name not in NAMES]:
+        raise BatchError(
+            f"the header row names {', '.join(map(repr, unknown))}: use {', '.join(NAMES)}"
+        )
+    if len(set(names)) < len(names):
+        raise BatchError("the header row names a column twice: leave one out")
+    if not {"prompt", "image"} & {*names}:
+        raise BatchError("the header row has no column 'prompt': add it")
+    return names
+
+
+def _csv_record(row: list[str] | csv.Error, names: list[str]) -> Mapping[str, Any]:
+    if isinstance(row, csv.Error):
+        raise RequestError(f"it is no CSV ({row})")
+    if len(row) != len(names):
+        raise RequestError(f"it has {len(row)} cells and the header {len(names)}")
+    record = dict(zip(names, row, strict=True))
+    return {
+        name: _number(name, cell) if name in _NUMBERS else cell
+        for name, cell in record.items()
+        if cell.strip()
+    }
+
+
+_NUMBERS: dict[str, Callable[[str], Any]] = {"images": int, "size": int, "strength": float}
+
+
+def _number(name: str, cell: str) -> Any:
+    try:
+        return _NUMBERS[name](cell)
+    except ValueError:
+        raise RequestError(f"{name} {cell!r} is not a number") from None
+
+
+def _line(record: Mapping[str, Any], folder: Path | None) -> Line:
+    """What a record says as a line; the values themselves are checked with the request."""
+    if unknown := [str(name) for name in record if name not in NAMES]:
+        raise RequestError(f"it says {', '.join(map(repr, unknown))}: use {', '.join(NAMES)}")
+    values = {name: value for name, value in record.items() if value is not None}
+    if isinstance(seed := values.get("seed"), str):
+        values["seed"] = parse_seeds(seed, 1)
+    for name in ("image", "mask"):
+        path = values.get(name)
+        if not isinstance(path, str | None):
+            raise RequestError(f"{name} must be the path of a picture, not {path!r}")
+        if path is not None and folder is not None:
+            values[name] = str(folder / os.path.expanduser(path))  # noqa: PTH111  raises nothing
+    return Line(**values)

@@ -1,1 +1,0 @@
-"""One component at a time: the scheduler, the process that may be killed, and the run folder."""

@@ -1,0 +1,184 @@
+"""Write the table of footprints that ships with the package: `make footprints`, half an hour."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+
+from lowmem_if.cascade import catalog
+from lowmem_if.cascade.catalog import Part
+from lowmem_if.cascade.modes import TEXT
+from lowmem_if.cascade.strategies import FLOATS, QUANTISED, RESIDENT, STRATEGIES
+from lowmem_if.planning.memory_table import (
+    ATTENTION,
+    FILE,
+    FUSED,
+    SAME_IN_16_BITS,
+    FootprintTable,
+    Pass,
+    Turn,
+    read_table,
+)
+from lowmem_if.planning.plan import Prediction, Step
+from lowmem_if.request.image_spec import Sampling
+from lowmem_if.simulate.fake_device import DEVICE
+from lowmem_if.simulate.networks import (
+    Known,
+    known_networks,
+    largest_layer_bytes,
+    simulate_passes,
+)
+from lowmem_if.simulate.steps import DECODING, DRAWING, LEAST_STEPS, LOADING, simulate_step
+from lowmem_if.weights.synthetic.checkpoints import ZEROS, synthesize
+
+VERSIONS = ("torch", "diffusers", "transformers", "accelerate", "bitsandbytes")
+_ITEM_BYTES = (2, 4)
+
+Report = Callable[[str], object]
+
+
+def write_table(file: Path = FILE, report: Report = lambda _line: None) -> None:
+    """Simulate what the file lacks, or all if other libraries wrote it; each row is kept at once."""
+    versions = {name: version(name) for name in VERSIONS}
+    table = FootprintTable(versions=versions, passes=(), turns=())
+    if file.is_file() and read_table(file).versions == versions:
+        table = read_table(file)
+    for row in _missing_passes(table, report):
+        table = table.model_copy(update={"passes": (*table.passes, row)})
+        file.write_text(as_text(table), encoding="utf-8")
+    for turn in _missing_turns(table, report):
+        table = table.model_copy(update={"turns": (*table.turns, turn)})
+        file.write_text(as_text(table), encoding="utf-8")
+
+
+def as_text(table: FootprintTable) -> str:
+    """One line a row, so that changes can be read."""
+    content = table.model_dump()
+    passes, turns = (
+        ",\n".join(json.dumps(row) for row in content[name]) for name in ("passes", "turns")
+    )
+    versions = json.dumps(table.versions)
+    return f'{{"versions": {versions},\n"passes": [\n{passes}\n],\n"turns": [\n{turns}\n]}}\n'
+
+
+def _missing_passes(table: FootprintTable, report: Report) -> Iterator[Pass]:
+    there = {(row.network, row.item_bytes, row.tiled, row.attention) for row in table.passes}
+    for known, item_bytes, tiled in product(known_networks(), _ITEM_BYTES, (False, True)):
+        key = known.name, item_bytes, tiled
+        missing = {attention for attention in ATTENTION if (*key, attention) not in there}
+        if missing and (not tiled or known.folder == "vae"):
+            report(f"{known.name}: {item_bytes} bytes{', tiled' * tiled}")
+            rows = passes_of(known, item_bytes, tiled=tiled)
+            yield from (row for row in rows if row.attention in missing)
+
+
+def passes_of(known: Known, item_bytes: int, *, tiled: bool) -> Iterator[Pass]:
+    """The rows of one network, one for each kernel of attention."""
+    runs = simulate_passes(known, product((1, 2), ATTENTION), item_bytes=item_bytes)
+    more = {k: runs[2, k].activation_bytes - runs[1, k].activation_bytes for k in ATTENTION}
+    if tiled:  # pictures are decoded one by one, in tiles or not: further ones add their output
+        runs = simulate_passes(known, product((1,), ATTENTION), item_bytes=item_bytes, tiled=True)
+    for attention in ATTENTION:
+        yield Pass(
+            network=known.name,
+            folder=known.folder,
+            parameters=known.parameters,
+            channels=known.channels,
+            item_bytes=item_bytes,
+            attention=attention,
+            tiled=tiled,
+            activation_bytes=runs[1, attention].activation_bytes,
+            more_bytes=more[attention],
+            largest_layer_bytes=largest_layer_bytes(known.network, item_bytes=item_bytes),
+            flops=runs[1, attention].flops,
+        )
+
+
+def _missing_turns(table: FootprintTable, report: Report) -> Iterator[Turn]:
+    """Every published component on an accelerator, under every strategy it could have there."""
+    there = {key_of(row) for row in table.turns}
+    for name, cascade in catalog.PUBLISHED.items():
+        for component, part in cascade.parts.items():
+            missing = [case for case in cases(component) if (part_key(part), case) not in there]
+            if component == catalog.FINISH or not missing:
+                continue
+            there |= {(part_key(part), case) for case in missing}
+            with tempfile.TemporaryDirectory() as folder:
+                synthesize(name, Path(folder), fill=ZEROS, components=(component,))
+                for case in missing:
+                    report(f"{name} {component}: {case}")
+                    yield turn_of(component, part, case, Path(folder) / part.root)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What a turn depends on beside its networks."""
+
+    strategy: str
+    storage: str
+    attention: str = FUSED
+    tiled: bool = False
+
+
+def part_key(part: Part) -> frozenset[tuple[str, int]]:
+    """What a component is known by: the folders of its networks, and their parameters."""
+    return frozenset((module.folder, module.weights.parameters) for module in part.modules)
+
+
+def key_of(row: Turn) -> tuple[frozenset[tuple[str, int]], Case]:
+    """The part and the case of a row."""
+    case = Case(row.strategy, row.storage, row.attention, row.tiled)
+    return frozenset(row.modules.items()), case
+
+
+def cases(component: str) -> Iterator[Case]:
+    """How a component may live on an accelerator; what the look-up treats as one is one case."""
+    if component == catalog.TEXT_ENCODER:
+        yield Case(RESIDENT, "int8")
+    tilings = (False, True) if component == catalog.UPSCALER else (False,)
+    for storage, attention, tiled, strategy in product(FLOATS, ATTENTION, tilings, STRATEGIES):
+        if storage != "bfloat16" or component not in SAME_IN_16_BITS:
+            yield Case(strategy, storage, attention, tiled)
+
+
+def turn_of(component: str, part: Part, case: Case, root: Path) -> Turn:
+    """The row of one case, from weights whose headers are in `root`."""
+    simulated = simulate_step(step_of(component, case), root, attention=case.attention)
+    return Turn(
+        component=component,
+        modules={module.folder: module.weights.parameters for module in part.modules},
+        strategy=case.strategy,
+        storage=case.storage,
+        attention=case.attention,
+        tiled=case.tiled,
+        loading_bytes=simulated.peak("allocated", LOADING),
+        drawing_bytes=simulated.peak("allocated", DRAWING),
+        decoding_bytes=simulated.peak("allocated", DECODING),
+        reserved_bytes=simulated.peak("reserved"),
+        anonymous_bytes=simulated.peak("anonymous"),
+        pinned_bytes=simulated.peak("pinned"),
+        to_device_bytes=[p.to_device for p in simulated.phases if p.name == DRAWING][-1],
+    )
+
+
+def step_of(component: str, case: Case) -> Step:
+    """A step of one picture as a plan would have it."""
+    defaults = catalog.IF_DEFAULTS.get(component)
+    sampling = None
+    if defaults:
+        sampling = Sampling(LEAST_STEPS, None, defaults.guidance_scale, defaults.noise_level)
+    compute = "float16" if case.storage in QUANTISED else case.storage
+    return Step(
+        component, case.strategy, case.storage, compute, DEVICE, 1, case.tiled,
+        {TEXT: sampling} if sampling else {}, 1.0, 0, Prediction(0, 0, 0.0, 0), "", "",
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    write_table(report=lambda line: sys.stderr.write(line + "\n"))

@@ -1,0 +1,286 @@
+"""bfloat16 copies of networks' weights in our own cache, for CPUs that stream weights at every step.
+
+A copy is named by the weight files that it is made from: their content as `identity` samples it, and
+their dates, which tell of a change that fell between the samples. Changed files so have no copy, never a
+stale one; the old one stays until it is replaced or removed. A copy is filled beside its place and moved
+there whole; what a killed conversion left is removed by the next. torch is imported when one is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lowmem_if.cascade import catalog
+from lowmem_if.cascade.cache_dir import cache_folder
+from lowmem_if.cascade.locate import Location, storage_folder
+from lowmem_if.cascade.module_files import weight_variant
+from lowmem_if.cascade.safetensors_header import are_bfloat16, read_headers, unreadable
+from lowmem_if.errors import CacheError, CascadeError, CheckpointError
+from lowmem_if.units import format_bytes
+from lowmem_if.weights.files.atomic import (
+    remove_folder,
+    remove_partial_folders,
+    whole_folder,
+    write_bytes,
+)
+from lowmem_if.weights.files.fingerprint import identity
+from lowmem_if.weights.files.safetensors_writer import (
+    file_bytes,
+    free_bytes,
+    index_file,
+    weight_file_names,
+)
+
+DTYPE = "bfloat16"
+_VARIANT = "bf16"
+
+_RECORD = "made_from.json"
+"""The last file that is written into a copy."""
+
+_LAYOUT = 1
+"""To be raised when copies are written otherwise: old ones are not found any more."""
+
+_ELSEWHERE = "or set LOWMEM_IF_CACHE to a folder on a larger disk"
+
+Report = Callable[[str, int, int], None]
+"""Called with a file's name, the bytes done and the bytes in all."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """What a copy says of itself.
+
+    Attributes:
+        folder: the module folder that it was made from.
+        files: the names of its own files.
+        digest: their identity.
+    """
+
+    folder: str
+    files: tuple[str, ...]
+    digest: str
+
+
+def converted_folder(module_folder: Path) -> Path:
+    """Where a copy of a module folder's weights, as they are now, is or would be.
+
+    Raises:
+        CheckpointError: a weight file is missing or cannot be read.
+        CacheError: there is no folder for copies.
+    """
+    files = _sources(module_folder)
+    key = [_LAYOUT, DTYPE, identity(module_folder, files), [_date(file) for file in files]]
+    return _cache() / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+
+
+def find_converted(module_folder: Path) -> Path | None:
+    """The sound copy of a module folder's weights as they are now; None if there is none.
+
+    It holds the same tensors, in files that are named like the libraries' bf16 variant, and reads
+    some megabytes of either to be sure.
+
+    Raises:
+        CheckpointError: a weight file of the module folder is missing or cannot be read.
+    """
+    try:
+        copy = converted_folder(module_folder)
+    except CacheError:
+        return None
+    record = _record(copy)
+    return copy if record and _is_sound(copy, record) else None
+
+
+def convert(module_folder: Path, *, report: Report = lambda _name, _done, _total: None) -> Path:
+    """Write the copy of a module folder's weights if there is none; returns its folder.
+
+    Every floating tensor becomes bfloat16, rounded as torch does; others stay as they are. Stale copies
+    of the same folder make room first. Only some ten megabytes are in memory at a time.
+
+    Raises:
+        CheckpointError: the weights are missing or broken, or change meanwhile.
+        CascadeError: the disk is too small, or the cache cannot be written.
+    """
+    copy = find_converted(module_folder)
+    if copy:
+        return copy
+    with _alone():
+        # Whoever held the cache before may have made it.
+        return find_converted(module_folder) or _make(module_folder, report)
+
+
+def remove_converted(module_folder: Path) -> int:
+    """Remove all copies that were made from a module folder, stale ones too; returns their bytes.
+
+    The folder itself may be gone. Of a snapshot in the Hugging Face cache, the copies made from the
+    repository's other revisions go, too.
+
+    Raises:
+        CascadeError: a copy cannot be removed.
+    """
+    if not _cache().is_dir():
+        return 0
+    origin = _origin(module_folder)
+    with _alone():
+        copies = {copy for copy, record in _copies() if _origin(Path(record.folder)) == origin}
+        with suppress(CheckpointError):
+            # Made from another folder's equal files, or too damaged to say from which.
+            own = converted_folder(module_folder)
+            copies |= {own} if own.exists() else set()
+        freed = sum(map(copy_bytes, copies))
+        for copy in copies:
+            remove_folder(copy)
+    return freed
+
+
+def copy_bytes(copy: Path) -> int:
+    """The length of all files of a copy."""
+    return sum(file.stat().st_size for file in copy.iterdir())
+
+
+def needs_conversion(module_folder: Path) -> bool:
+    """Whether a copy would hold other numbers than the files; not if they are bfloat16 already.
+
+    Raises:
+        CheckpointError: a weight file is missing or broken.
+    """
+    return not are_bfloat16(read_headers(_sources(module_folder)).values())
+
+
+def streamed_networks(location: Location) -> dict[str, Path]:
+    """Component -> module folder of the network that a CPU may stream at every step: the UNets.
+
+    The text encoder is none of them: it runs once a prompt. Of a local cascade only what is there is
+    listed; of a published one everything, so that copies of weights that are gone can be removed.
+    """
+    found = {}
+    for component in catalog.IMAGE_STAGES:
+        root = catalog.FOLDERS[component][0]
+        part = location.cascade.parts.get(component)
+        if root in location.folders:
+            found[component] = location.folders[root] / "unet"
+        elif part and part.repository:
+            # Copies are looked up by repository, whatever the commit.
+            found[component] = storage_folder(part.repository) / "snapshots" / "none" / "unet"
+    return found
+
+
+def _cache() -> Path:
+    return cache_folder("converted")
+
+
+def _sources(module_folder: Path) -> list[Path]:
+    return [module_folder / name for name in weight_variant(module_folder).files]
+
+
+def _date(file: Path) -> int:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError as error:
+        raise unreadable(file, error) from error
+
+
+def _make(module_folder: Path, report: Report) -> Path:
+    """Fill the copy's place; whoever calls this holds the cache."""
+    from lowmem_if.weights.files.convert_dtype import cast_tensors
+
+    target, sources = converted_folder(module_folder), _sources(module_folder)
+    stem = sources[0].name.partition(".")[0].partition("-")[0]
+    names = weight_file_names(stem, _VARIANT, len(sources))
+    shards = dict(zip(names, map(cast_tensors, sources), strict=True))
+    total, done = sum(map(file_bytes, shards.values())), 0
+    _make_room(module_folder, target, total)
+    with whole_folder(target) as partial:
+        for name, count in _write(sources, [partial / name for name in names]):
+            done += count
+            report(f"{module_folder.name}/{name}", done, total)
+        if len(names) > 1:
+            index, content = index_file(stem, _VARIANT, shards)
+            write_bytes(partial / index, content.encode())
+            names += (index,)
+        if converted_folder(module_folder) != target:
+            raise CheckpointError(
+                f"{module_folder}: its weights were changed while they were converted; run again"
+            )
+        _write_record(partial, module_folder, names)
+    return target
+
+
+def _write(sources: list[Path], targets: list[Path]) -> Iterator[tuple[str, int]]:
+    """Yields the name of the file on its way and the bytes of each write."""
+    from lowmem_if.weights.files.convert_dtype import cast_file
+
+    for source, target in zip(sources, targets, strict=True):
+        for count in cast_file(source, target):
+            yield target.name, count
+
+
+def _make_room(module_folder: Path, target: Path, needed: int) -> None:
+    """Remove what this folder's new copy takes the place of; raise if the disk is still too small."""
+    replaced = {copy for copy, record in _copies() if record.folder == str(module_folder.resolve())}
+    if target.exists():  # or it would have been found: it is damaged
+        replaced.add(target)
+    for copy in replaced:
+        remove_folder(copy)
+    free = free_bytes(_cache())
+    if needed > free:
+        raise CascadeError(
+            f"{_cache()}: {format_bytes(needed)} are needed and {format_bytes(free)} are free on "
+            f"this disk: free some, {_ELSEWHERE}"
+        )
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Keep other processes from changing the cache: what is half made in it is then nobody's."""
+    from huggingface_hub.utils import WeakFileLock
+
+    cache = _cache()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(cache / ".lock"):
+            remove_partial_folders(cache)
+            yield
+    except OSError as error:
+        raise CascadeError(
+            f"{cache} cannot be written ({error.strerror or error}): make it writable and free some "
+            f"disk, {_ELSEWHERE}"
+        ) from error
+
+
+def _write_record(copy: Path, module_folder: Path, names: tuple[str, ...]) -> None:
+    digest = identity(copy, [copy / name for name in names])
+    record = _Record(str(module_folder.resolve()), names, digest)
+    write_bytes(copy / _RECORD, json.dumps(asdict(record), indent=1).encode())
+
+
+def _record(copy: Path) -> _Record | None:
+    """What a copy says of itself; None if there is none, or it says nothing that makes sense."""
+    try:
+        said = json.loads((copy / _RECORD).read_bytes())
+        return _Record(str(said["folder"]), tuple(map(str, said["files"])), str(said["digest"]))
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _is_sound(copy: Path, record: _Record) -> bool:
+    try:
+        return identity(copy, [copy / name for name in record.files]) == record.digest
+    except CheckpointError:
+        return False
+
+
+def _copies() -> list[tuple[Path, _Record]]:
+    found = ((copy, _record(copy)) for copy in _cache().iterdir())
+    return [(copy, record) for copy, record in found if record]
+
+
+def _origin(module_folder: Path) -> tuple[str, ...]:
+    """What a module folder is a version of: itself, or in the Hub's cache that folder of any commit."""
+    parts = module_folder.resolve().parts
+    is_snapshot = parts[-3:-2] == ("snapshots",) and parts[-4].startswith("models--")
+    return (parts[-4], parts[-1]) if is_snapshot else parts

@@ -1,0 +1,221 @@
+"""A module folder's weight files, opened once: tensor names to bytes in files, nothing copied.
+
+Two ways lead to a tensor. `checkpoint[name]` is a view of the mapped file, whose pages come when they
+are touched and can be dropped at any time. `read_into` copies bytes by `pread`: it maps no page, so the
+resident set does not grow by the source, and a file that has shrunk is an error instead of a SIGBUS.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+from lowmem_if.cascade.module_files import weight_variant
+from lowmem_if.cascade.safetensors_header import TensorHeader, read_header, unreadable
+from lowmem_if.errors import CheckpointError
+from lowmem_if.system.file_operations import drop_cached, open_status, read_at
+
+TORCH_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor in a file: the file's number, its first byte there, number type and shape."""
+
+    file: int
+    header: TensorHeader
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return TORCH_DTYPES[self.header.dtype]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.header.shape
+
+    @property
+    def size_bytes(self) -> int:
+        return self.header.size_bytes
+
+
+class _File:
+    """One open weight file; who it was when it was opened is remembered."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.headers = read_header(path)
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except OSError as error:
+            raise unreadable(path, error) from error
+        self._opened = _who(open_status(self._descriptor, path))
+        self._map: mmap.mmap | None = None
+
+    def map(self) -> mmap.mmap:
+        """The whole file, mapped for reading; mapped once, whoever asks."""
+        if self._map is None:
+            self._map = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
+        return self._map
+
+    def read_into(self, target: memoryview, offset: int) -> None:
+        """Fill `target` with the bytes from `offset` on."""
+        done = 0
+        while done < len(target):
+            try:
+                count = read_at(self._descriptor, target[done:], offset + done)
+            except OSError as error:
+                raise unreadable(self.path, error) from error
+            if count == 0:
+                raise CheckpointError(
+                    f"{self.path}: it has become shorter while it was read; fetch or copy it again"
+                )
+            done += count
+
+    def check(self) -> None:
+        """Raise if the path no longer leads to the file that was opened, or the file has changed."""
+        try:
+            there = _who(self.path.stat())
+        except OSError as error:
+            raise unreadable(self.path, error) from error
+        if there != self._opened:
+            raise CheckpointError(
+                f"{self.path}: it was changed or replaced while it was in use; "
+                "run again with the file as it is now, or fetch or copy it again"
+            )
+
+    def drop_cache(self, offset: int, size: int) -> None:
+        """Tell the system that these pages will not be read again soon."""
+        drop_cached(self._descriptor, offset, size)
+
+    def close(self) -> None:
+        """Let go of the file; the mapping goes with the last tensor that views it."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        self._map = None  # not closed: that would take the memory from under views still alive
+
+
+class Checkpoint(Mapping[str, torch.Tensor]):
+    """The tensors of one module folder, by name, as views of their mapped files.
+
+    The files stay open until `close()` or the end of a `with`, mappings as long as a view of them lives.
+    """
+
+    def __init__(self, files: tuple[Path, ...]) -> None:
+        self._files: list[_File] = []
+        self._stored: dict[str, Stored] = {}
+        try:
+            for number, path in enumerate(files):
+                self._files.append(_File(path))
+                for name, header in self._files[-1].headers.items():
+                    if header.dtype not in TORCH_DTYPES:
+                        raise CheckpointError(
+                            f"{path}: {name!r} is {header.dtype}, which torch cannot compute with"
+                        )
+                    self._stored[name] = Stored(number, header)
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def of_folder(cls, folder: Path, *, eight_bit: bool = False) -> Checkpoint:
+        """The weights that a run loads from a module folder: one variant, all its shards.
+
+        Raises:
+            CheckpointError: a file is missing, truncated, or its header makes no sense.
+        """
+        variant = weight_variant(folder, eight_bit=eight_bit)
+        return cls(tuple(folder / name for name in variant.files))
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """The tensor as a view of the mapped file: read-only, and no byte is read yet."""
+        return self.view(self._stored[name])
+
+    def view(self, stored: Stored) -> torch.Tensor:
+        """The same, of a tensor whose place is known."""
+        if not stored.size_bytes:
+            return torch.empty(stored.shape, dtype=stored.dtype)
+        with warnings.catch_warnings():
+            # torch has no read-only tensors; nothing here writes to weights.
+            warnings.filterwarnings("ignore", message=".*not writable.*")
+            flat = torch.frombuffer(
+                self._files[stored.file].map(),
+                dtype=torch.uint8,
+                count=stored.size_bytes,
+                offset=stored.header.offset,
+            )
+        return _typed(flat, stored)
+
+    def stored(self, name: str) -> Stored:
+        """Where a tensor lies, and what it is."""
+        return self._stored[name]
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return tuple(file.path for file in self._files)
+
+    def read_into(self, target: memoryview, stored: Stored, start: int = 0) -> None:
+        """Copy the tensor's bytes from its byte `start` on into `target`, by pread.
+
+        Raises:
+            CheckpointError: the file cannot be read or has become shorter.
+        """
+        self._files[stored.file].read_into(target, stored.header.offset + start)
+
+    def drop_cache(self, stored: Stored) -> None:
+        """Let the system drop a tensor's cached pages (not those that are mapped and in use)."""
+        self._files[stored.file].drop_cache(stored.header.offset, stored.size_bytes)
+
+    def check(self) -> None:
+        """Whether all files are still the ones that were opened.
+
+        Raises:
+            CheckpointError: one was changed, replaced or removed.
+        """
+        for file in self._files:
+            file.check()
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files:
+            file.close()
+        self._stored = {}
+
+
+def _typed(flat: torch.Tensor, stored: Stored) -> torch.Tensor:
+    """Bytes as numbers; an odd beginning, which the format allows, costs a copy."""
+    if stored.header.offset % stored.dtype.itemsize:
+        flat = flat.clone()
+    return flat.view(stored.dtype).reshape(stored.shape)
+
+
+def _who(status: os.stat_result) -> tuple[int, int, int, int]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,0 +1,1 @@
+"""Find, download and check files of the Hugging Face Hub."""

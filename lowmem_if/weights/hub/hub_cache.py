@@ -1,0 +1,89 @@
+"""What of the Hugging Face cache is broken: it is dropped, and so planned for and fetched anew."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from lowmem_if.cascade.catalog import Cascade
+from lowmem_if.cascade.configs import read_config
+from lowmem_if.cascade.locate import snapshot_folder
+from lowmem_if.cascade.module_files import files_in
+from lowmem_if.cascade.safetensors_header import read_header
+from lowmem_if.errors import CheckpointError
+from lowmem_if.system.file_operations import remove
+from lowmem_if.weights.hub.hub_errors import plain_words
+
+_HASHED_BYTES = 32 * 2**20
+"""Larger files, which are all weights, are judged by their headers: hashing them takes minutes."""
+
+
+def drop_broken(
+    cascade: Cascade, components: Collection[str], *, revision: str = "main"
+) -> tuple[Path, ...]:
+    """Drop from the cache what is broken of the files that `components` read; no network is used.
+
+    Broken are weights whose header does not fit their length, JSON that is none, and small files that
+    are not what their blob's name says. A file that is merely of another length than the Hub's is
+    found by `fetch`.
+
+    Returns:
+        The files that are gone.
+
+    Raises:
+        HubError: a file cannot be read, or not be deleted.
+    """
+    dropped = []
+    for component in components:
+        part = cascade.parts[component]
+        repository = part.repository or ""
+        folder = snapshot_folder(repository, revision)
+        if folder is None:
+            continue
+        files = {
+            file
+            for eight_bit in (False, True)
+            for file in files_in(folder, component, part, eight_bit=eight_bit)
+        }
+        with plain_words(repository, revision):
+            for file in sorted(files):
+                # Equal files share a blob, which may be gone by now.
+                if file.is_file() and not _is_sound(file):
+                    _drop(file)
+                    dropped.append(file)
+    return tuple(dropped)
+
+
+def _is_sound(file: Path) -> bool:
+    with file.open("rb"):  # what may not be read is not therefore broken
+        pass
+    try:
+        if file.suffix == ".safetensors":
+            read_header(file)
+        elif file.suffix == ".json":
+            read_config(file)
+    except CheckpointError:
+        return False
+    return _has_its_hash(file.resolve())
+
+
+def _has_its_hash(blob: Path) -> bool:
+    """Whether a blob, if it is small, has the hash that it is named by: SHA-256, or git's."""
+    size = blob.stat().st_size
+    if size > _HASHED_BYTES or not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
+        return True
+    content = blob.read_bytes()
+    if len(blob.name) == 64:
+        return hashlib.sha256(content).hexdigest() == blob.name
+    named = hashlib.sha1(b"blob %d\0" % size + content, usedforsecurity=False)
+    return named.hexdigest() == blob.name
+
+
+def _drop(file: Path) -> None:
+    """Delete a file of a snapshot, and its blob: a link out of the cache is somebody's own file."""
+    blob = file.resolve()
+    if blob.parent.name == "blobs":
+        remove(blob)
+    remove(file)

@@ -1,0 +1,140 @@
+"""What a plan needs of the Hub: only the files that the given components load.
+
+`list_files` asks what a repository holds and chooses; `fetch` downloads what is not cached yet. The
+cache, its layout, the login and the environment variables are huggingface_hub's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from lowmem_if.cascade import catalog
+from lowmem_if.cascade.catalog import Cascade
+from lowmem_if.cascade.locate import snapshot_folder
+from lowmem_if.cascade.variants import SMALL_FILES, choose_variant, lacks_vocabulary
+from lowmem_if.errors import HubError
+from lowmem_if.weights.hub.download import Progress, RepoFiles, fetch, missing_bytes
+from lowmem_if.weights.hub.hub_errors import (
+    foreign_errors,
+    plain_words,
+    retry_busy,
+    why_unreachable,
+)
+
+__all__ = ["Progress", "RepoFiles", "fetch", "list_files", "missing_bytes"]
+
+
+def list_files(
+    cascade: Cascade, components: Collection[str], *, eight_bit: bool, revision: str = "main"
+) -> tuple[RepoFiles, ...]:
+    """What `components` load from the Hub, one entry a repository; empty for a local cascade.
+
+    Of each module one set of safetensors and its configuration, the small folders beside it, and
+    `model_index.json`; never the original files in the root, `.bin`, or a second precision. If the
+    Hub cannot be reached and the cache holds all of it, the answer comes from the cache.
+
+    Args:
+        cascade: of the catalogue.
+        components: those that the plan runs.
+        eight_bit: take the published 8-bit text encoder where there is one.
+        revision: branch, tag or commit of every repository.
+
+    Raises:
+        HubError: no such repository or revision, no network and not cached, or no safetensors.
+    """
+    by_repository: dict[str, list[str]] = {}
+    for component in components:
+        repository = cascade.parts[component].repository
+        if repository:
+            by_repository.setdefault(repository, []).append(component)
+    return tuple(
+        _list_repository(repository, cascade, wanted, eight_bit, revision)
+        for repository, wanted in by_repository.items()
+    )
+
+
+def _list_repository(
+    repository: str, cascade: Cascade, components: list[str], eight_bit: bool, revision: str
+) -> RepoFiles:
+    with plain_words(repository, revision):
+        try:
+            commit, sizes = retry_busy(lambda: _ask(repository, revision))
+        except foreign_errors() as error:
+            trouble = why_unreachable(error)
+            if trouble is None:
+                raise
+            commit, sizes = _cached(repository, revision)
+            where, advice = f"{trouble[0]} and the cache of {repository}", trouble[1]
+        else:
+            where = f"{repository} at {revision}"
+            advice = "choose another revision; lowmem-if loads safetensors only"
+    chosen, absent = _select(sizes, cascade, components, eight_bit)
+    if absent:
+        shown = absent if len(absent) <= 4 else [*absent[:3], f"{len(absent) - 3} more"]
+        raise HubError(f"{where} lacks {', '.join(shown)}: {advice}")
+    return RepoFiles(repository, commit, tuple((p, sizes[p]) for p in chosen), revision)
+
+
+def _ask(repository: str, revision: str) -> tuple[str, dict[str, int]]:
+    from huggingface_hub import HfApi, constants
+
+    # The client waits for ever without a timeout: it gives this call none of its own.
+    info = HfApi().model_info(
+        repository,
+        revision=revision,
+        files_metadata=True,
+        timeout=constants.HF_HUB_ETAG_TIMEOUT,
+    )
+    return str(info.sha), {s.rfilename: int(s.size or 0) for s in info.siblings or ()}
+
+
+def _cached(repository: str, revision: str) -> tuple[str, dict[str, int]]:
+    folder = snapshot_folder(repository, revision)
+    if folder is None:
+        return "", {}
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return folder.name, {p.relative_to(folder).as_posix(): p.stat().st_size for p in files}
+
+
+def _select(
+    paths: Collection[str], cascade: Cascade, components: list[str], eight_bit: bool
+) -> tuple[list[str], list[str]]:
+    """The needed ones among `paths`, each once, and in words what is needed but not there."""
+    chosen, absent = [path for path in paths if path == "model_index.json"], []
+    for component in components:
+        part = cascade.parts[component]
+        for module in part.modules:
+            names = _in_folder(paths, module.folder)
+            use_8bit = eight_bit and component == catalog.TEXT_ENCODER
+            files, lacking = _select_module(names, use_8bit)
+            chosen += [f"{module.folder}/{name}" for name in files]
+            absent += [f"{module.folder}/{name}" for name in lacking]
+        for folder in part.extras:
+            names = {n for n in _in_folder(paths, folder) if n.endswith(SMALL_FILES)}
+            chosen += [f"{folder}/{name}" for name in sorted(names)]
+            absent += [f"{folder}/{name}" for name in _lacking_extra(folder, names)]
+    return list(dict.fromkeys(chosen)), list(dict.fromkeys(absent))
+
+
+def _in_folder(paths: Iterable[str], folder: str) -> set[str]:
+    split = (path.rpartition("/") for path in paths)
+    return {name for parent, _, name in split if parent == folder}
+
+
+def _select_module(names: set[str], eight_bit: bool) -> tuple[list[str], list[str]]:
+    variant = choose_variant(names, eight_bit=eight_bit)
+    lacking = [] if "config.json" in names else ["config.json"]
+    if variant is None:
+        only_bin = " (there are only .bin files)" if any(n.endswith(".bin") for n in names) else ""
+        return [], [*lacking, f"*.safetensors{only_bin}"]
+    lacking += variant.missing
+    if len(variant.files) > 1 and not variant.index:
+        lacking.append("the index of its shards")
+    return [name for name in ("config.json", *variant.all_files) if name in names], lacking
+
+
+def _lacking_extra(folder: str, names: set[str]) -> list[str]:
+    lacking = [] if any(name.endswith("config.json") for name in names) else ["*config.json"]
+    if lacks_vocabulary(folder, names):
+        lacking.append("spiece.model or vocab.json with merges.txt")
+    return lacking

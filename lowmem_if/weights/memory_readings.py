@@ -1,0 +1,211 @@
+"""Measure memory, give it back, and prove that it is gone.
+
+Anonymous memory is what counts against RAM: pages of a mapped file can be dropped at any time. glibc
+keeps freed memory in its arenas until it is told to trim.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from lowmem_if.system.process_memory import own_memory, trim_heap
+from lowmem_if.weights.allocator import empty_caches
+
+RELEASE_SHARE = 0.05
+RELEASE_BYTES = 64_000_000
+"""A released component may leave this share of its weights behind, or so many bytes, if that is more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Bytes at one moment. `ram_anon`: this process's own pages; `ram_file`: mapped files' pages.
+
+    `vram_allocated` are torch's live tensors, `vram_reserved` what torch holds from the driver,
+    `vram_used` what all processes hold together.
+    """
+
+    ram_anon: int
+    ram_file: int
+    vram_allocated: int = 0
+    vram_reserved: int = 0
+    vram_used: int = 0
+
+    def __sub__(self, other: Reading) -> Reading:
+        """What has come since another moment; less than nothing where something has gone."""
+        return Reading(
+            *(now - then for now, then in zip(astuple(self), astuple(other), strict=True))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The proof that a component is gone, or what is left of it.
+
+    Bytes are after minus before, and never less than nothing.
+
+    Attributes:
+        alive: modules that something still refers to.
+        ram_left_bytes: memory of this process, that of libraries included.
+        vram_left_bytes: tensors.
+        allowed_bytes: of each kind, what may be left.
+        reserved_left_bytes: what torch's allocator still holds from the driver; 0 where other components
+            stay loaded, in whose segments free blocks may lie.
+        driver_left_bytes: by the driver, beyond what torch holds: contexts, kernels and workspaces. This
+            is only recorded, since it holds what other programs take.
+    """
+
+    alive: tuple[str, ...]
+    ram_left_bytes: int
+    vram_left_bytes: int
+    allowed_bytes: int
+    reserved_left_bytes: int = 0
+    driver_left_bytes: int = 0
+
+    @property
+    def complete(self) -> bool:
+        left = max(self.ram_left_bytes, self.vram_left_bytes, self.reserved_left_bytes)
+        return not self.alive and left <= self.allowed_bytes
+
+
+class Watch:
+    """Weak references to every module of a component, to ask later whether they are gone."""
+
+    def __init__(self, modules: Iterable[torch.nn.Module]) -> None:
+        self._references = [
+            (type(module).__name__, weakref.ref(part))
+            for module in modules
+            for part in module.modules()
+        ]
+
+    def alive(self) -> tuple[str, ...]:
+        """The classes of the top modules of which something is still alive."""
+        return tuple(dict.fromkeys(name for name, ref in self._references if ref() is not None))
+
+
+def read_memory(device: str = "cpu") -> Reading:
+    """This process's memory, and the accelerator's if `device` is one."""
+    own, file = own_memory()
+    if device == "cpu":
+        return Reading(own, file)
+    if device == "mps":
+        allocated = torch.mps.current_allocated_memory()
+        driver = torch.mps.driver_allocated_memory()
+        # Metal allocates in RAM, and macOS counts it as the process's own; here it counts once.
+        return Reading(max(0, own - driver), file, allocated, driver, driver)
+    try:
+        free, total = torch.accelerator.get_memory_info(device)
+    except (RuntimeError, NotImplementedError):  # some drivers (XPU under WSL2) do not tell
+        free = total = 0
+    allocated = torch.accelerator.memory_allocated(device)
+    reserved = torch.accelerator.memory_reserved(device)
+    return Reading(own, file, allocated, reserved, total - free)
+
+
+class VramTaken(Exception):
+    """Less VRAM is free than a step was planned to take: `available_bytes`."""
+
+    def __init__(self, available_bytes: int, needed_bytes: int) -> None:
+        self.available_bytes = available_bytes
+        super().__init__(
+            f"{available_bytes / 1e9:.1f} GB of VRAM are free now and {needed_bytes / 1e9:.1f} GB are "
+            "needed: other programs have taken some since the run was planned"
+        )
+
+
+def free_vram(device: str) -> int | None:
+    """Bytes that tensors may still take: free by the driver, or unused in torch's allocator.
+
+    None on a CPU, where memory is unified, and where the driver does not tell.
+    """
+    if device in ("cpu", "mps"):
+        return None
+    try:
+        free, total = torch.accelerator.get_memory_info(device)
+    except (RuntimeError, NotImplementedError):
+        return None
+    unused = torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(device)
+    return int(free + unused) if total else None
+
+
+def wake(device: str, dtype: str = "float32") -> None:
+    """Use an accelerator as networks do, so that what its first use costs is not put down to them.
+
+    The first convolution, product and attention bring a context, kernels, and the libraries' handles and
+    workspaces, which stay for as long as the process lives.
+
+    Args:
+        device: nothing is done on `cpu`.
+        dtype: what the network to come computes in; float32 is used as well, as parts of all of them do.
+    """
+    if device == "cpu":
+        return
+    for name in dict.fromkeys(("float32", dtype)):
+        use_once(device, getattr(torch, name))
+    torch.accelerator.synchronize(device)
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def use_once(device: str, dtype: torch.dtype) -> None:
+    """A convolution, a norm, a product and attention of a few numbers, as in the UNets."""
+    options: Any = {"device": device, "dtype": dtype}
+    picture = functional.conv2d(
+        torch.ones(2, 32, 16, 16, **options), torch.ones(64, 32, 3, 3, **options), padding=1
+    )
+    picture = functional.silu(functional.group_norm(picture, 32))
+    rows = functional.layer_norm(picture.flatten(2).transpose(1, 2), (64,))
+    rows = functional.linear(rows, torch.ones(64, 64, **options), torch.ones(64, **options))
+    heads = rows.unsqueeze(1)
+    functional.scaled_dot_product_attention(heads, heads, heads)
+    torch.bmm(rows, rows.transpose(1, 2)).softmax(-1)
+
+
+def release_memory(device: str = "cpu") -> Reading:
+    """Collect garbage, empty the allocators' caches, trim the heap; what is in use then."""
+    gc.collect()
+    if device != "cpu":
+        torch.accelerator.synchronize(device)
+        empty_caches(device)
+    trim_heap()
+    return read_memory(device)
+
+
+def prove_release(watch: Watch, before: Reading, after: Reading, weight_bytes: int) -> Release:
+    """Compare the readings around a component's life."""
+    left, allowed = after - before, max(int(RELEASE_SHARE * weight_bytes), RELEASE_BYTES)
+    # Workspaces of cuBLAS are tensors of torch's and stay: up to 32 MB.
+    alone = after.vram_allocated - max(0, left.vram_allocated) <= RELEASE_BYTES
+    return Release(
+        watch.alive(),
+        max(0, left.ram_anon),
+        max(0, left.vram_allocated),
+        allowed,
+        max(0, left.vram_reserved) if alone else 0,
+        max(0, left.vram_used - left.vram_reserved),
+    )
+
+
+class Sampler(threading.Thread):
+    """Reads memory `1 / interval_s` times a second and hands each reading on, until stopped."""
+
+    def __init__(
+        self, device: str, record: Callable[[Reading], None], interval_s: float = 0.04
+    ) -> None:
+        super().__init__(name="memory-sampler", daemon=True)
+        self._device, self._record, self._interval_s = device, record, interval_s
+        self._stop_asked = threading.Event()
+
+    def run(self) -> None:
+        while not self._stop_asked.wait(self._interval_s):
+            self._record(read_memory(self._device))
+
+    def stop(self) -> None:
+        self._stop_asked.set()
+        self.join()

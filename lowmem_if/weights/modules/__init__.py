@@ -1,0 +1,1 @@
+"""Build networks on the meta device and put weights into them."""

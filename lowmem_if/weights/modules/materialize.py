@@ -1,0 +1,101 @@
+"""A skeleton becomes a module: one tensor a thread on its way, cast or quantised as it comes.
+
+Nothing above the finished module is ever held but three megabytes of scratch a thread; quantised weights
+pass as one whole tensor on an accelerator, and row by row on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from threading import local
+from typing import Any
+
+import torch
+
+from lowmem_if.system.host import usable_cpus
+from lowmem_if.weights.files.checkpoint import Checkpoint
+from lowmem_if.weights.files.staging import Staging
+from lowmem_if.weights.files.tensor_reader import BLOCK
+from lowmem_if.weights.modules.lora_merge import NOTHING, Merges, reader_of
+from lowmem_if.weights.modules.meta_init import Slot, owner_of, place
+from lowmem_if.weights.modules.quantization import Maker, quantised_maker
+
+_MOST_THREADS = 4
+"""More read no faster: the page cache gives 5 GB/s to one thread, fresh memory about 1 GB/s to each."""
+
+
+def fill(
+    module: torch.nn.Module,
+    checkpoint: Checkpoint,
+    wanted: Iterable[Slot],
+    device: str,
+    merges: Merges = NOTHING,
+) -> None:
+    """Read every wanted tensor to `device`, with what is merged into it, and put it in its place.
+
+    Raises:
+        CheckpointError: a file cannot be read or has become shorter.
+    """
+    threads = local()
+
+    def reader() -> Any:
+        if not hasattr(threads, "reader"):
+            reader = reader_of(checkpoint, merges, block=BLOCK)
+            threads.reader = reader if device == "cpu" else Staging(reader, device)
+        return threads.reader
+
+    def load(slot: Slot) -> None:
+        make = _maker(module, slot)
+        place(module, slot.names, make(slot, reader(), device))
+
+    # Each loader for itself: sharing its small copies costs more than it gains.
+    with torch_threads(1):
+        _in_parallel(load, list(wanted), 1 if device != "cpu" else _threads())
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch compute on so many threads of the CPU when this thread asks it to."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _threads() -> int:
+    return min(_MOST_THREADS, usable_cpus())
+
+
+def _in_parallel(act: Callable[[Slot], None], todo: list[Slot], threads: int) -> None:
+    """Do it all, in order of the list; the first error ends it and is raised.
+
+    One thread is the calling one: torch crashes when a second thread uses an Apple GPU (pytorch 197805).
+    """
+    if threads == 1:
+        for slot in todo:
+            act(slot)
+        return
+    with ThreadPoolExecutor(threads, thread_name_prefix="loader") as pool:
+        futures = [pool.submit(act, slot) for slot in todo]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            pool.shutdown(cancel_futures=True)
+        for future in futures:
+            if not future.cancelled():
+                future.result()
+
+
+def _maker(module: torch.nn.Module, slot: Slot) -> Maker:
+    parameter = getattr(*owner_of(module, slot.names[0]))
+    return quantised_maker(parameter, slot) or _plain
+
+
+def _plain(slot: Slot, reader: Any, device: str) -> torch.Tensor:
+    tensor = torch.empty(slot.stored.shape, dtype=slot.dtype, device=device)
+    reader.read(slot.stored, tensor)
+    return tensor

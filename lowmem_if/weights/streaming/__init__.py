@@ -1,0 +1,1 @@
+"""Run a network whose weights stay in the checkpoint."""

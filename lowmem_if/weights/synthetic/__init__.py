@@ -1,0 +1,1 @@
+"""Checkpoints of IF's real architecture with made-up weights."""
