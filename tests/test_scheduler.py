@@ -196,8 +196,10 @@ def test_ctrl_c_ends_with_130_and_takes_the_worker_along(
     """An interrupt in the middle of a step ends both processes; the folder can be continued."""
     path = tmp_path / "run"
     code = (
-        "import sys; from lowmem_if.engine import worker_process as workshop; from lowmem_if.cli.main import main;"
-        f"workshop.WORKER = ({str(FAULTY)!r}, 'waits', {str(starts)!r}); sys.exit(main(sys.argv[1:]))"
+        "import sys; from lowmem_if.engine import worker_process;"
+        "from lowmem_if.cli.main import main;"
+        f"worker_process.WORKER = ({str(FAULTY)!r}, 'waits', {str(starts)!r});"
+        "sys.exit(main(sys.argv[1:]))"
     )
     arguments = ["generate", "x", "--cascade", str(tiny), "--size", "64", "--out", str(path)]
     process = subprocess.Popen(

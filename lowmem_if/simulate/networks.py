@@ -1,7 +1,7 @@
 """One pass of a network of its real size on fake tensors: what it holds beside its weights, and counts.
 
 Inputs are those that the pipelines give: a guided picture is a pair, T5 and CLIP read one text, the
-decoder makes one picture. Weights are of one type; T5's float32 exceptions are part of `planning/memory.py`.
+decoder makes one picture. Weights are of one type; `planning/memory.py` adds T5's float32 exceptions.
 """
 
 from __future__ import annotations

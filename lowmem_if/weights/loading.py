@@ -1,6 +1,6 @@
 """Component folders -> modules in memory; every failure told in plain words.
 
-Networks are built without weights and filled a tensor at a time (`meta_init.py`, `materialize.py`), which
+Networks are built on the meta device and materialized a tensor at a time (`modules/`), which
 gives what the libraries' `from_pretrained` gives without holding anything twice. What does not match the
 configuration is an error: transformers and diffusers would fill missing weights with noise and go on.
 """
