@@ -12,7 +12,7 @@ from lowmem_if.cascade.cache_dir import cache_folder
 from lowmem_if.errors import CacheError, HubError
 from lowmem_if.hardware.calibration import identity, read_calibration
 from lowmem_if.weights.files.bf16_copies import find_converted
-from lowmem_if.weights.hub.repository import download
+from lowmem_if.weights.hub import download
 
 
 @pytest.fixture

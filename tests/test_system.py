@@ -31,7 +31,7 @@ from lowmem_if.system import channel, exit_codes, file_operations, host, paths, 
 from lowmem_if.weights import memory_readings as torch_memory
 from lowmem_if.weights.files.atomic import write_bytes
 from lowmem_if.weights.files.checkpoint import Checkpoint
-from lowmem_if.weights.hub.repository import download
+from lowmem_if.weights.hub import download
 from lowmem_if.weights.modules import materialize
 
 On = Callable[[str, ModuleType], None]
