@@ -28,7 +28,7 @@ from bench.cases import Case
 from bench.networks import steps
 from bench.ways import BY_NAME, PIECE_BYTES, read_piece, weight_bytes, weight_files
 from lowmem_if.engine.worker import quiet_libraries
-from lowmem_if.weights.memory_readings import Reading, Sampler, read_memory, wake
+from lowmem_if.weights.memory_readings import MemoryReading, Sampler, read_memory, wake
 from lowmem_if.weights.out_of_memory import is_shortage
 
 INTERVAL_S = 0.02
@@ -80,7 +80,7 @@ def _watched(device: str) -> Iterator[dict[str, Any]]:
     readings = [read_memory(device)]
     times = [time.perf_counter()]
 
-    def record(reading: Reading) -> None:
+    def record(reading: MemoryReading) -> None:
         readings.append(reading)
         times.append(time.perf_counter())
 
@@ -103,12 +103,12 @@ def _watched(device: str) -> Iterator[dict[str, Any]]:
         found["longest_gap"] = max(gaps)
 
 
-def _peaks(readings: Iterable[Reading]) -> dict[str, int]:
+def _peaks(readings: Iterable[MemoryReading]) -> dict[str, int]:
     each = [_bytes(reading) for reading in readings]
     return {name: max(reading[name] for reading in each) for name in each[0]}
 
 
-def _bytes(reading: Reading) -> dict[str, int]:
+def _bytes(reading: MemoryReading) -> dict[str, int]:
     rss = reading.ram_anon + reading.ram_file
     return {"anon": reading.ram_anon, "rss": rss, "vram": reading.vram_allocated}
 

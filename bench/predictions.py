@@ -32,7 +32,7 @@ from lowmem_if.hardware.machine import Machine, probe
 from lowmem_if.planning.memory import predict
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.planning.runtime import predict_seconds
-from lowmem_if.planning.workload import jobs_of
+from lowmem_if.planning.workload import workloads_of
 from lowmem_if.request.request import Request
 
 CHILD = (sys.executable, "-m", "bench.turns")
@@ -125,9 +125,9 @@ def _machine() -> Machine:
     )  # fmt: skip
     from pydantic import TypeAdapter
 
-    from lowmem_if.hardware.speeds import Rates
+    from lowmem_if.hardware.speeds import Speeds
 
-    rates = TypeAdapter(Rates).validate_json(done.stdout.splitlines()[-1])
+    rates = TypeAdapter(Speeds).validate_json(done.stdout.splitlines()[-1])
     print(rates, flush=True)
     return replace(probe("cpu"), rates=replace(rates, disk_bytes=1e15))
 
@@ -201,7 +201,7 @@ def _predicted(line: dict[str, Any], machine: Machine, weights: Path) -> dict[st
     setting = replace(planned, resident_bytes=resident_bytes)
     location = locate(request.cascade, components=request.components)
     part = location.cascade.parts[line["component"]]
-    jobs = jobs_of(request, location.cascade, line["component"])
+    jobs = workloads_of(request, location.cascade, line["component"])
     need = predict(part, setting)
     left = machine.ram_bytes - need.ram_bytes
     seconds = predict_seconds(part, setting, jobs, machine.speeds, left, unified=False)

@@ -29,7 +29,7 @@ from lowmem_if.cascade.catalog import (
 from lowmem_if.cascade.strategies import MODEL_OFFLOAD, RESIDENT, SEQUENTIAL_OFFLOAD
 from lowmem_if.cli.main import app
 from lowmem_if.hardware.profiles import profile_names
-from lowmem_if.planning.memory_table import FUSED, Turn, look_up_turn
+from lowmem_if.planning.memory_table import FUSED, StepProfile, look_up_step
 
 README = Path(__file__).parents[1] / "README.md"
 PUBLISHED_FIGURES = Path(__file__).with_name("published_figures.md")
@@ -151,8 +151,8 @@ def published() -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def _turn(part: Part, component: str, strategy: str) -> Turn:
-    turn = look_up_turn(part, component, strategy, "float16", attention=FUSED, tiled=False)
+def _turn(part: Part, component: str, strategy: str) -> StepProfile:
+    turn = look_up_step(part, component, strategy, "float16", attention=FUSED, tiled=False)
     assert turn is not None, (component, strategy)
     return turn
 

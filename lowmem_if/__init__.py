@@ -17,7 +17,7 @@ from lowmem_if.engine.events import Event
 from lowmem_if.engine.gallery import write_gallery
 from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.engine.runner import RunResult, resume, run
-from lowmem_if.engine.worker_process import Warm
+from lowmem_if.engine.worker_process import LoadedComponent
 from lowmem_if.errors import (
     BatchError,
     CascadeError,
@@ -40,13 +40,14 @@ from lowmem_if.hardware.profiles import Profile, load_profile
 from lowmem_if.planning.plan import Plan, Step, make_plan
 from lowmem_if.report.notebook import NotebookProgress
 from lowmem_if.request.batch_file import BadLine
-from lowmem_if.request.batch_row import Line
+from lowmem_if.request.batch_row import BatchRow
 from lowmem_if.request.request import Request
 
 __all__ = [
     "BadLine",
     "BatchError",
     "BatchResult",
+    "BatchRow",
     "CascadeError",
     "CheckpointError",
     "DeviceError",
@@ -54,7 +55,7 @@ __all__ = [
     "Event",
     "Fetched",
     "HubError",
-    "Line",
+    "LoadedComponent",
     "Lora",
     "LoraError",
     "LowmemError",
@@ -74,7 +75,6 @@ __all__ = [
     "Session",
     "SessionError",
     "Step",
-    "Warm",
     "WorkerDied",
     "batch",
     "enlarge",
@@ -91,3 +91,13 @@ __all__ = [
     "vary",
     "write_gallery",
 ]
+
+_RENAMED = {"Line": BatchRow, "Warm": LoadedComponent}
+"""The names that these classes had in version 0.1."""
+
+
+def __getattr__(name: str) -> object:
+    """The classes under their names of version 0.1."""
+    if name in _RENAMED:
+        return _RENAMED[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from lowmem_if.engine import executor, worker
-from lowmem_if.stages.stage_1 import BaseStage
-from lowmem_if.stages.stage_2 import SuperResolutionStage
+from lowmem_if.stages.stage_1 import Stage1
+from lowmem_if.stages.stage_2 import Stage2
 from lowmem_if.stages.upscaler import Upscaler
 from lowmem_if.weights.allocator import SegmentsFail
 
@@ -39,12 +39,12 @@ def out_of_memory_always() -> None:
     def fail(self: Any, *args: Any) -> torch.Tensor:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes")
 
-    BaseStage.draw = fail
+    Stage1.draw = fail
 
 
 def out_of_memory_beside_stage_1() -> None:
     """Stage 2 runs out of memory while stage 1 is loaded."""
-    draw, loaded, close = SuperResolutionStage.draw, BaseStage.__init__, BaseStage.close
+    draw, loaded, close = Stage2.draw, Stage1.__init__, Stage1.close
     here = set()
 
     def load(self: Any, *args: Any) -> None:
@@ -60,14 +60,14 @@ def out_of_memory_beside_stage_1() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB.")
         return draw(self, *args)
 
-    BaseStage.__init__, BaseStage.close, SuperResolutionStage.draw = load, leave, limited
+    Stage1.__init__, Stage1.close, Stage2.draw = load, leave, limited
 
 
 def killed_in_the_second_run() -> None:
     """The kernel kills the first process when it draws in stage 1 once more."""
     if Path(sys.argv[2]).stat().st_size > 1:
         return
-    draw, runs = BaseStage.draw, []
+    draw, runs = Stage1.draw, []
 
     def limited(self: Any, *args: Any) -> torch.Tensor:
         runs.append(1)
@@ -75,12 +75,12 @@ def killed_in_the_second_run() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return draw(self, *args)
 
-    BaseStage.draw = limited
+    Stage1.draw = limited
 
 
 def killed_in_stage_1() -> None:
     """The kernel kills the process in stage 1."""
-    BaseStage.draw = lambda self, *args: os.kill(os.getpid(), signal.SIGKILL)
+    Stage1.draw = lambda self, *args: os.kill(os.getpid(), signal.SIGKILL)
 
 
 def killed_in_stage_1_at_first() -> None:
@@ -109,7 +109,7 @@ def bitsandbytes_exits_at_first() -> None:
         os.write(2, b"Error out of memory at line 341 in file /src/csrc/ops.cu\n")
         os._exit(1)
 
-    BaseStage.draw = end
+    Stage1.draw = end
 
 
 def segments_fail() -> None:
@@ -124,7 +124,7 @@ def segments_fail() -> None:
 
 def touches_a_lost_page() -> None:
     """A mapped file has become shorter, and stage 1 reads where it ended."""
-    BaseStage.draw = lambda self, *args: os.kill(os.getpid(), signal.SIGBUS)
+    Stage1.draw = lambda self, *args: os.kill(os.getpid(), signal.SIGBUS)
 
 
 def bug() -> None:
@@ -133,12 +133,12 @@ def bug() -> None:
     def fail(self: Any, *args: Any) -> torch.Tensor:
         raise ZeroDivisionError("a fault made for a test")
 
-    BaseStage.draw = fail
+    Stage1.draw = fail
 
 
 def waits() -> None:
     """Stage 1 never ends."""
-    BaseStage.draw = lambda self, *args: time.sleep(600)
+    Stage1.draw = lambda self, *args: time.sleep(600)
 
 
 if __name__ == "__main__":

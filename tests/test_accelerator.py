@@ -20,7 +20,7 @@ from lowmem_if.errors import DeviceError
 from lowmem_if.hardware import accelerator, cards, profiles
 from lowmem_if.hardware.accelerator import Accelerator, read_accelerator
 from lowmem_if.hardware.machine import Machine, probe
-from lowmem_if.hardware.torch_build import Reading, TorchFacts
+from lowmem_if.hardware.torch_build import TorchAnswer, TorchFacts
 
 GB = 10**9
 
@@ -338,7 +338,7 @@ def card_unused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """This machine with a T4 beside a CPU build; returns the note. Workers run the real torch."""
     root = nvidia(tmp_path / "root", "Tesla T4, 580.1, 7.5")
     monkeypatch.setattr(profiles, "probe", partial(probe, root=root))
-    monkeypatch.setattr(accelerator, "_ask_torch", lambda _: Reading(TorchFacts("2.13.0+cpu")))
+    monkeypatch.setattr(accelerator, "_ask_torch", lambda _: TorchAnswer(TorchFacts("2.13.0+cpu")))
     monkeypatch.setattr(cards.sys, "platform", "linux")
     (note,) = probe(root=root).unused
     return note

@@ -29,9 +29,9 @@ from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.errors import BatchError, RequestError, RunFolderError
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.request.batch_request import request_of
-from lowmem_if.request.batch_row import Line
+from lowmem_if.request.batch_row import BatchRow
 from lowmem_if.request.request import Request
-from lowmem_if.stages.postprocess import Finished
+from lowmem_if.stages.postprocess import Postprocessed
 from lowmem_if.weights.files import atomic
 from lowmem_if.weights.memory_readings import Sampler, read_memory
 
@@ -57,7 +57,7 @@ def picture(tmp_path: Path) -> Path:
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The classes of the components that are loaded from now on, one entry a load."""
     loaded: list[str] = []
-    life = executor.Life
+    life = executor.Lifetime
 
     def counting(load: Callable[[], Any], **options: Any) -> Any:
         def counted() -> Any:
@@ -67,7 +67,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return life(counted, **options)
 
-    monkeypatch.setattr(executor, "Life", counting)
+    monkeypatch.setattr(executor, "Lifetime", counting)
     return loaded
 
 
@@ -90,7 +90,7 @@ def test_each_component_is_loaded_once_for_all_lines(
     """Whatever modes and sizes they have; a line runs through its own stages and no others."""
     events: list[Event] = []
     folder = run_here(batch_plan(tiny, *mixed(picture)), tmp_path / "run", events.append)
-    assert loads == ["TextEncoder", "BaseStage", "SuperResolutionStage", "Upscaler", "Finisher"]
+    assert loads == ["TextEncoder", "Stage1", "Stage2", "Upscaler", "Postprocessor"]
     assert len(folder.images) == 6
     assert Counter(kinds(events, "saved")) == {STAGE_1: 6, STAGE_2: 3, UPSCALER: 2, FINISH: 6}
     assert len(list((folder.path / "embeds").iterdir())) == 4  # two prompts, "red" and no words
@@ -102,7 +102,7 @@ def test_sixty_four_prompts_are_one_load_of_each_component(
     """And one embedding for each text that is there more than once."""
     lines = [f"a {'red' if number % 2 else 'blue'} circle" for number in range(64)]
     folder = run_here(batch_plan(tiny, *lines, steps=1), tmp_path / "run")
-    assert loads == ["TextEncoder", "BaseStage", "Finisher"]
+    assert loads == ["TextEncoder", "Stage1", "Postprocessor"]
     assert len(folder.images) == 64
     assert len(list((folder.path / "embeds").iterdir())) == 3
 
@@ -152,7 +152,7 @@ def test_a_batch_is_read_back_as_it_was_written(tiny: Path, picture: Path) -> No
 def test_prompts_and_lines_exclude_each_other() -> None:
     """A request has one or the other."""
     with pytest.raises(RequestError, match="exclude each other"):
-        Request(("a",), lines=(Line("b"),))
+        Request(("a",), lines=(BatchRow("b"),))
 
 
 def test_lines_from_python_are_prompts_or_tables(tiny: Path, tmp_path: Path) -> None:
@@ -265,8 +265,8 @@ class Fake:
     def draw(self, batch: Any, *_embeds: Any) -> torch.Tensor:
         return torch.zeros(len(batch.tasks), 3, 8, 8)
 
-    def finish(self, _picture: torch.Tensor) -> Finished:
-        return Finished(Image.new("RGB", (8, 8)), flagged=True)  # which is a notice each
+    def finish(self, _picture: torch.Tensor) -> Postprocessed:
+        return Postprocessed(Image.new("RGB", (8, 8)), flagged=True)  # which is a notice each
 
 
 def seconds_of(plan: Plan, path: Path) -> dict[str, float]:
@@ -288,7 +288,7 @@ def test_five_thousand_lines_cost_five_times_what_a_thousand_do(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Planning, the folder's books, going on and the page grow with the lines; memory hardly does."""
-    for name in ("TextEncoder", "BaseStage", "Finisher"):
+    for name in ("TextEncoder", "Stage1", "Postprocessor"):
         monkeypatch.setattr(executor, name, Fake)
     monkeypatch.setattr(atomic.os, "fsync", lambda _descriptor: None)
     took: dict[int, dict[str, float]] = {}
@@ -325,8 +325,8 @@ def test_thousands_of_prompts_stream_through_the_encoder_in_groups(
     plan = make_plan(CPU, request, pins=pins)
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
-        patch.setattr(executor, "BaseStage", Fake)
-        patch.setattr(executor, "Finisher", Fake)
+        patch.setattr(executor, "Stage1", Fake)
+        patch.setattr(executor, "Postprocessor", Fake)
         folder = run_here(plan, tmp_path / "run", events.append)
     shown = [
         (e.done, e.total) for e in events if (e.kind, e.component) == ("drawing", TEXT_ENCODER)

@@ -20,11 +20,11 @@ from lowmem_if.request.batch_file import (
     parse_batch,
     read_batch,
 )
-from lowmem_if.request.batch_row import Line
+from lowmem_if.request.batch_row import BatchRow
 from lowmem_if.request.input_images import look_at
 
 
-def check(line: Line) -> None:
+def check(line: BatchRow) -> None:
     """The tests' own opinion of a line."""
     if not line.prompt.strip():
         raise RequestError("the prompt is empty")
@@ -86,7 +86,7 @@ def test_json_lines_say_what_is_their_own(tmp_path: Path) -> None:
     pictures = {name: look_at(tmp_path / f"{line[name]}") for name in ("image", "mask")}
     assert first.prompt == line.pop("prompt")
     assert first.values() == line | pictures | {"seed": (7,), "strength": (0.5,)}
-    assert others == [Line("x"), Line("a string")]
+    assert others == [BatchRow("x"), BatchRow("a string")]
 
 
 def test_a_line_may_hold_a_series_of_seeds() -> None:
@@ -126,8 +126,8 @@ def test_csv_has_a_header_row() -> None:
     text = 'seed,Prompt,images\n7,"a fox, ""red""\nin snow",\n\n1..2,a star,3\n'
     batch = parsed(text)
     assert batch.lines == (
-        Line('a fox, "red"\nin snow', seed=(7,)),
-        Line("a star", seed=(1, 2), images=3),
+        BatchRow('a fox, "red"\nin snow', seed=(7,)),
+        BatchRow("a star", seed=(1, 2), images=3),
     )
 
 
@@ -135,7 +135,7 @@ def test_csv_has_a_header_row() -> None:
 def test_other_marks_between_cells(mark: str) -> None:
     """As spreadsheets of many countries write them."""
     text = f"prompt{mark}size\na fox, red{mark}64\n"
-    assert parsed(text, kind=CSV).lines == (Line("a fox, red", size=64),)
+    assert parsed(text, kind=CSV).lines == (BatchRow("a fox, red", size=64),)
 
 
 def test_one_column_is_csv_by_the_name_of_the_file(tmp_path: Path) -> None:

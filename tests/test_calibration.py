@@ -15,20 +15,20 @@ from lowmem_if.cli.main import main
 from lowmem_if.errors import DeviceError
 from lowmem_if.hardware import calibration
 from lowmem_if.hardware.calibration import (
-    Identity,
+    MachineKey,
     calibration_bytes,
     calibration_file,
     identity,
     read_calibration,
 )
 from lowmem_if.hardware.machine import probe
-from lowmem_if.hardware.speeds import ANY, CPU, Rates, assumed
+from lowmem_if.hardware.speeds import ANY, CPU, Speeds, assumed
 
-HERE = Identity("a CPU", 4, 16, "a card", "driver 1", "2.13.0")
+HERE = MachineKey("a CPU", 4, 16, "a card", "driver 1", "2.13.0")
 MEASURED = replace(assumed("cpu"), disk_bytes=123456.0, origin="measured")
 
 
-def kept(now: Identity = HERE, rates: Rates = MEASURED, device: str = "cpu") -> Path:
+def kept(now: MachineKey = HERE, rates: Speeds = MEASURED, device: str = "cpu") -> Path:
     file = calibration_file(device)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(calibration_bytes(now, rates))

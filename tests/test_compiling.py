@@ -22,7 +22,7 @@ from lowmem_if.planning.compile_time import COMPILE_S, compile_seconds, speedup
 from lowmem_if.planning.fallback import RAM, VRAM, Findings, changed_pixels, cheaper
 from lowmem_if.planning.memory import COMPILER_RAM_BYTES
 from lowmem_if.planning.plan import Plan, make_plan
-from lowmem_if.planning.workload import Job
+from lowmem_if.planning.workload import Workload
 from lowmem_if.request.request import Request
 from lowmem_if.stages import compiling
 
@@ -88,7 +88,7 @@ def test_nothing_is_promised_where_nothing_is_known(kind: str, capability: tuple
 
 def test_every_shape_is_compiled_by_itself() -> None:
     """Nine pictures by fours leave one over: two shapes; another format is a third."""
-    jobs = [Job(0, 9), Job(0, 4, area=1.5)]
+    jobs = [Workload(0, 9), Workload(0, 4, area=1.5)]
     assert compile_seconds("cuda:0", jobs, 4) == 3 * COMPILE_S["cuda"]
     assert compile_seconds("cuda:0", jobs[:1], 1) == COMPILE_S["cuda"]
 

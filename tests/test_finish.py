@@ -12,7 +12,7 @@ from PIL import Image
 from runs import plan_of, run_here
 
 from lowmem_if.planning.plan import Step
-from lowmem_if.stages.postprocess import Finisher, to_image, to_unit_range
+from lowmem_if.stages.postprocess import Postprocessor, to_image, to_unit_range
 from lowmem_if.weights import loading
 
 
@@ -30,7 +30,7 @@ def test_the_ending_is_that_of_the_plain_pipeline(tiny: Path) -> None:
     seeded = [torch.Generator().manual_seed(3) for _ in range(2)]
     expected = pipeline("a red circle", generator=seeded[0], **options).images[0]
     tensor = pipeline("a red circle", generator=seeded[1], output_type="pt", **options).images[0]
-    finisher = Finisher(tiny / "stage_1", finish_step(tiny), check=True, mark=True)
+    finisher = Postprocessor(tiny / "stage_1", finish_step(tiny), check=True, mark=True)
     ours = finisher.finish(to_unit_range(tensor.float()))
     assert ours.image.tobytes() == expected.tobytes()
     assert ours.flagged is False

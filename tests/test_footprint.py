@@ -31,14 +31,14 @@ from lowmem_if.cascade.strategies import (
 from lowmem_if.planning.memory import (
     PROCESS_RAM_BYTES,
     TEXTS_A_PASS,
-    Setting,
+    ExecutionConfig,
     headroom,
     in_place_bytes,
     predict,
     resident_choices,
     stored_bytes,
 )
-from lowmem_if.planning.memory_table import look_up, look_up_turn, read_table
+from lowmem_if.planning.memory_table import look_up, look_up_step, read_table
 
 MB = 10**6
 
@@ -52,13 +52,13 @@ def part(cascade: str, component: str) -> Part:
     return PUBLISHED[cascade].parts[component]
 
 
-def setting(component: str, **changes: object) -> Setting:
+def setting(component: str, **changes: object) -> ExecutionConfig:
     """A component resident on a card, in float16, one image."""
-    base = Setting(component, RESIDENT, "float16", "float16", 1, "cuda:0")
+    base = ExecutionConfig(component, RESIDENT, "float16", "float16", 1, "cuda:0")
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
-def in_float(component: str, storage: str, **changes: object) -> Setting:
+def in_float(component: str, storage: str, **changes: object) -> ExecutionConfig:
     return setting(component, storage=storage, compute=storage, **changes)
 
 
@@ -350,7 +350,7 @@ def test_the_allocators_reserve_is_the_tables(component: str, strategy: str) -> 
     """Of a turn that a dry run saw, the reserve is predicted to the byte; RAM does not change."""
     its = part("if-xl", component)
     one = in_float(component, "float16", strategy=strategy, device="cuda:0")
-    turn = look_up_turn(its, component, strategy, "float16", attention="fused", tiled=False)
+    turn = look_up_step(its, component, strategy, "float16", attention="fused", tiled=False)
     assert turn is not None
     plain, held = (predict(its, one, reserve=reserve) for reserve in (False, True))
     waiting = plain.vram_bytes - max(turn.loading_bytes, turn.drawing_bytes, turn.decoding_bytes)
@@ -428,6 +428,6 @@ def test_texts_that_wait_for_a_streaming_encoder_take_memory_where_it_computes()
     its = part("if-xl", TEXT_ENCODER)
     streaming = in_float(TEXT_ENCODER, "float16", strategy=STREAM, device="cuda:0")
     streaming = replace(streaming, batch=TEXTS_A_PASS)
-    turn = look_up_turn(its, TEXT_ENCODER, STREAM, "float16", attention="fused", tiled=False)
+    turn = look_up_step(its, TEXT_ENCODER, STREAM, "float16", attention="fused", tiled=False)
     assert turn is not None
     assert predict(its, streaming).vram_bytes >= turn.drawing_bytes + states

@@ -13,12 +13,12 @@ from transformers import T5PreTrainedModel
 from lowmem_if.cascade.catalog import PUBLISHED, STAGE_1, TEXT_ENCODER, UPSCALER, Module, Weights
 from lowmem_if.cascade.strategies import RESIDENT, SEQUENTIAL_OFFLOAD
 from lowmem_if.errors import CheckpointError
-from lowmem_if.planning.memory import Setting, predict
+from lowmem_if.planning.memory import ExecutionConfig, predict
 from lowmem_if.planning.memory_table import (
     FUSED,
     MATH,
     look_up,
-    look_up_turn,
+    look_up_step,
     read_table,
 )
 from lowmem_if.simulate.networks import Known, known_networks, simulate_passes
@@ -110,7 +110,7 @@ def test_a_new_simulation_gives_the_same_turn(tmp_path: Path) -> None:
     synthesize("if-xl", tmp_path, fill=ZEROS, components=(TEXT_ENCODER,))
     case = Case(SEQUENTIAL_OFFLOAD, "float16")
     options = {"attention": FUSED, "tiled": False}
-    row = look_up_turn(T5, TEXT_ENCODER, case.strategy, case.storage, **options)
+    row = look_up_step(T5, TEXT_ENCODER, case.strategy, case.storage, **options)
     assert row is not None
     again = turn_of(TEXT_ENCODER, T5, case, tmp_path / "stage_1").model_dump()
     for name, shipped in row.model_dump().items():
@@ -122,8 +122,8 @@ def test_a_new_simulation_gives_the_same_turn(tmp_path: Path) -> None:
 @pytest.mark.parametrize("batch", [1, 2, 8])
 def test_predictions_are_the_tables_and_linear_in_the_batch(batch: int) -> None:
     """On a card, of what the table knows, nothing is estimated."""
-    setting = Setting(STAGE_1, RESIDENT, "float16", "float16", batch, "cuda:0")
-    turn = look_up_turn(I_XL, STAGE_1, RESIDENT, "float16", attention=FUSED, tiled=False)
+    setting = ExecutionConfig(STAGE_1, RESIDENT, "float16", "float16", batch, "cuda:0")
+    turn = look_up_step(I_XL, STAGE_1, RESIDENT, "float16", attention=FUSED, tiled=False)
     row = look_up(I_XL.modules[0], item_bytes=2)
     assert turn is not None
     assert row is not None
@@ -134,13 +134,13 @@ def test_predictions_are_the_tables_and_linear_in_the_batch(batch: int) -> None:
 def test_a_kernel_that_multiplies_everything_decides_the_upscalers_fate() -> None:
     """With plain products the autoencoder's attention alone takes 35 GB; Apple's kernels do that."""
     x4 = PUBLISHED["if-xl"].parts[UPSCALER]
-    setting = Setting(UPSCALER, RESIDENT, "float16", "float16", 1, "cuda:0")
+    setting = ExecutionConfig(UPSCALER, RESIDENT, "float16", "float16", 1, "cuda:0")
     assert predict(x4, setting).vram_bytes < 6e9
     assert predict(x4, replace(setting, device="mps")).vram_bytes > 30e9
 
 
 def test_the_8_bit_encoder_is_there() -> None:
     """IF's own recipe for small cards: 7.9 GB, as its file."""
-    row = look_up_turn(T5, TEXT_ENCODER, RESIDENT, "int8", attention=FUSED, tiled=False)
+    row = look_up_step(T5, TEXT_ENCODER, RESIDENT, "int8", attention=FUSED, tiled=False)
     assert row is not None
     assert 7.91e9 < row.drawing_bytes < 7.96e9

@@ -23,7 +23,7 @@ from bench.gpu.runner import DONE, FAILED, TIMED_OUT, read_result, run_part
 from bench.gpu.setup import ROOT, Setup
 from lowmem_if.hardware.machine import probe
 from lowmem_if.hardware.profiles import FOLDER, load_profile
-from lowmem_if.hardware.speeds import ACCELERATOR, Pace, Rates, assumed
+from lowmem_if.hardware.speeds import ACCELERATOR, Speeds, Throughput, assumed
 
 MADE_UP: Any = SimpleNamespace(name="made_up", title="Made up", limit_s=30, module="gpu_parts")
 
@@ -150,7 +150,7 @@ def test_the_report_shows_predicted_beside_measured() -> None:
 def test_the_constants_fit_the_cost_model_and_a_profile(tmp_path: Path) -> None:
     """Paces of rehearsals replace those of a calibration; the TOML in the report is a profile's."""
     rates = replace(assumed("cuda", (7, 5)), bus_bytes=11e9, origin="measured here")
-    dumped = TypeAdapter(Rates).dump_python(rates, mode="json")
+    dumped = TypeAdapter(Speeds).dump_python(rates, mode="json")
     pace = {"place": ACCELERATOR, "dtype": "float16", "component": "stage_1"}
     paces = [pace | {"flops_per_s": value} for value in (9e12, 7e12, 8e12)]
     found = collected(
@@ -162,8 +162,8 @@ def test_the_constants_fit_the_cost_model_and_a_profile(tmp_path: Path) -> None:
         ]
     )
     assert found["process"] == {"torch_ram_bytes": 1, "libraries_ram_bytes": 2}
-    read = TypeAdapter(Rates).validate_python(json.loads(json.dumps(found["rates"])))
-    assert read.paces[0] == Pace(ACCELERATOR, "float16", "stage_1", 8e12)
+    read = TypeAdapter(Speeds).validate_python(json.loads(json.dumps(found["rates"])))
+    assert read.paces[0] == Throughput(ACCELERATOR, "float16", "stage_1", 8e12)
     assert read.bus_bytes == 11e9
     text = report.report(ABOUT, [], found)
     table = text.partition("```toml\n")[2].partition("```")[0]

@@ -10,18 +10,18 @@ from hypothesis import strategies as st
 from runs import plan_of
 
 from lowmem_if.cascade.catalog import COMPONENTS, FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
-from lowmem_if.planning.eviction import Kept, in_the_way, last_needed_first
+from lowmem_if.planning.eviction import CacheEntry, eviction_order, to_evict
 from lowmem_if.planning.memory import headroom
 from lowmem_if.planning.plan import Plan, Step
 
 MB = 10**6
 
 
-def kept(component: str, ram: int = MB, vram: int = 0, read: int = MB) -> Kept:
-    return Kept(component, vram, ram, read)
+def kept(component: str, ram: int = MB, vram: int = 0, read: int = MB) -> CacheEntry:
+    return CacheEntry(component, vram, ram, read)
 
 
-def names(components: list[Kept]) -> list[str]:
+def names(components: list[CacheEntry]) -> list[str]:
     return [one.component for one in components]
 
 
@@ -44,14 +44,14 @@ def with_room_for(plan: Plan, step: Step, more_bytes: int) -> Plan:
 def test_what_was_used_last_goes_first_behind_the_text_encoder(turn: str, order: list[str]) -> None:
     """Turns go round: the component before this one is the furthest; embeddings are on disk anyway."""
     others = [kept(component) for component in COMPONENTS if component != turn]
-    assert names(last_needed_first(others, turn, COMPONENTS)) == order
+    assert names(eviction_order(others, turn, COMPONENTS)) == order
 
 
 def test_what_a_run_does_without_goes_before_what_it_needs_the_cheapest_first() -> None:
     """A small picture needs neither stage 2 nor the upscaler; what is read quicker goes first."""
     components = plan_of("demo", size=64).request.components
     others = [kept(UPSCALER, read=3), kept(STAGE_2, read=2), kept(FINISH)]
-    assert names(last_needed_first(others, STAGE_1, components)) == [STAGE_2, UPSCALER, FINISH]
+    assert names(eviction_order(others, STAGE_1, components)) == [STAGE_2, UPSCALER, FINISH]
 
 
 def test_nothing_goes_while_there_is_room_for_all() -> None:
@@ -59,9 +59,9 @@ def test_nothing_goes_while_there_is_room_for_all() -> None:
     plan = plan_of("demo")
     step = plan.step(STAGE_2)
     others = [kept(STAGE_1, 5 * MB), kept(FINISH, 2 * MB)]
-    assert in_the_way(others, step, with_room_for(plan, step, 7 * MB)) == []
-    assert names(in_the_way(others, step, with_room_for(plan, step, 7 * MB - 1))) == [STAGE_1]
-    assert names(in_the_way(others, step, with_room_for(plan, step, 0))) == [STAGE_1, FINISH]
+    assert to_evict(others, step, with_room_for(plan, step, 7 * MB)) == []
+    assert names(to_evict(others, step, with_room_for(plan, step, 7 * MB - 1))) == [STAGE_1]
+    assert names(to_evict(others, step, with_room_for(plan, step, 0))) == [STAGE_1, FINISH]
 
 
 def test_only_what_is_in_the_memory_that_is_short_goes() -> None:
@@ -69,14 +69,14 @@ def test_only_what_is_in_the_memory_that_is_short_goes() -> None:
     plan = plan_of("demo")
     step = plan.step(STAGE_2)
     others = [kept(STAGE_1, ram=0, vram=9 * MB), kept(FINISH)]
-    assert names(in_the_way(others, step, with_room_for(plan, step, 0))) == [FINISH]
+    assert names(to_evict(others, step, with_room_for(plan, step, 0))) == [FINISH]
 
 
 def test_a_step_that_is_too_large_by_itself_has_all_there_is() -> None:
     """Where nothing is left to let go of, the step is not refused here."""
     plan = plan_of("demo")
     step = plan.step(STAGE_2)
-    assert names(in_the_way([kept(FINISH)], step, with_room_for(plan, step, -MB))) == [FINISH]
+    assert names(to_evict([kept(FINISH)], step, with_room_for(plan, step, -MB))) == [FINISH]
 
 
 @given(
@@ -94,7 +94,7 @@ def test_what_stays_never_exceeds_the_budget_and_nothing_goes_for_nothing(
         kept(component, size) for component, size in zip(COMPONENTS, sizes, strict=True)
         if component != turn
     ]  # fmt: skip
-    going = in_the_way(others, step, with_room_for(plan, step, room))
+    going = to_evict(others, step, with_room_for(plan, step, room))
     staying = sum(one.ram_bytes for one in others if one not in going)
     assert staying <= room
     assert not going or staying + going[-1].ram_bytes > room

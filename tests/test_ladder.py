@@ -35,7 +35,7 @@ from lowmem_if.errors import DeviceError, DoesNotFit, RequestError
 from lowmem_if.hardware.dtypes import wider
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.hardware.profiles import load_profile, profile_names
-from lowmem_if.planning.evaluate import weigh
+from lowmem_if.planning.evaluate import evaluate
 from lowmem_if.planning.fallback import (
     RAM,
     SLOWER,
@@ -46,9 +46,9 @@ from lowmem_if.planning.fallback import (
     cheaper,
     more_exact,
 )
-from lowmem_if.planning.memory import Footprint
+from lowmem_if.planning.memory import MemoryEstimate
 from lowmem_if.planning.plan import Plan, Step, make_plan
-from lowmem_if.planning.workload import jobs_of
+from lowmem_if.planning.workload import workloads_of
 from lowmem_if.request.request import Request
 
 __all__ = ["nothing_downloaded"]  # a fixture, used in every test
@@ -82,7 +82,7 @@ def rungs(plan: Plan, component: str, short_of: str) -> list[Step]:
         )
 
 
-def taken(machine: Machine, short_of: str, peaks: Footprint) -> int:
+def taken(machine: Machine, short_of: str, peaks: MemoryEstimate) -> int:
     """What a step takes of a memory; RAM holds both where memory is unified."""
     if short_of == VRAM:
         return peaks.vram_bytes
@@ -118,10 +118,10 @@ def test_on_every_profile_the_next_step_takes_less_and_is_quick(
         before = taken(machine, short_of, step.predicted)
         settings = _settings(plan, located(plan), step, findings)
         part = located(plan).cascade.parts[component]
-        jobs = jobs_of(plan.request, located(plan).cascade, component)
+        jobs = workloads_of(plan.request, located(plan).cascade, component)
         fitting = [
             candidate
-            for candidate in (weigh(machine, part, setting, jobs) for setting in settings)
+            for candidate in (evaluate(machine, part, setting, jobs) for setting in settings)
             if candidate.short is None and taken(machine, short_of, candidate.footprint) < before
         ]
         where = (machine.name, component, short_of)

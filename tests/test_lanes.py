@@ -16,7 +16,7 @@ from lowmem_if.weights.files.checkpoint import Checkpoint
 from lowmem_if.weights.files.staging import Staging
 from lowmem_if.weights.files.tensor_reader import Reader
 from lowmem_if.weights.streaming.streamer import Streamed
-from lowmem_if.weights.streaming.transports import DeviceLane
+from lowmem_if.weights.streaming.transports import DeviceTransport
 
 TIME = count()
 
@@ -75,9 +75,9 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> tuple[Stream, Stream]:
 def on_device(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Streamed:
     """A network that streams to the "accelerator" as on a real one."""
 
-    def lane(self: Streamed, *_: Any) -> DeviceLane:
+    def lane(self: Streamed, *_: Any) -> DeviceTransport:
         largest = max(unit.size_bytes for unit in self._units)
-        return DeviceLane(self._checkpoint, 2 * largest, lambda _u: True, self._pause, "cpu")
+        return DeviceTransport(self._checkpoint, 2 * largest, lambda _u: True, self._pause, "cpu")
 
     monkeypatch.setattr(Streamed, "_make_lane", lane)
     return Streamed(skeleton(folder), Checkpoint.of_folder(folder), torch.float32, "cpu")
@@ -100,9 +100,9 @@ def test_computing_waits_for_copies_and_copies_over_it_for_computing(
     """Each layer's weights are waited for by event, and no part of the arena is written before that."""
     copying, computing = streams
     placed: dict[int, tuple[int, int]] = {}
-    bring, leave = DeviceLane.bring, DeviceLane.leave
+    bring, leave = DeviceTransport.bring, DeviceTransport.leave
 
-    def noted_bring(self: DeviceLane, unit: Any) -> None:
+    def noted_bring(self: DeviceTransport, unit: Any) -> None:
         before = len(copying.waited_for)
         offset, memory = self._rooms[unit]
         assert offset is not None
@@ -112,14 +112,14 @@ def test_computing_waits_for_copies_and_copies_over_it_for_computing(
             if start < offset + memory.numel() and offset < end:
                 assert made in [event.made for event in waited]
 
-    def noted_leave(self: DeviceLane, unit: Any) -> None:
+    def noted_leave(self: DeviceTransport, unit: Any) -> None:
         offset, memory = self._rooms[unit]
         leave(self, unit)
         assert offset is not None
         placed[computing.events[-1].made] = (offset, offset + memory.numel())
 
-    monkeypatch.setattr(DeviceLane, "bring", noted_bring)
-    monkeypatch.setattr(DeviceLane, "leave", noted_leave)
+    monkeypatch.setattr(DeviceTransport, "bring", noted_bring)
+    monkeypatch.setattr(DeviceTransport, "leave", noted_leave)
     folder, call = tiny / "stage_1/unet", COMPONENTS["stage_1/unet"][1]
     with torch.no_grad(), on_device(folder, monkeypatch) as streamed:
         call(streamed.module, 1)

@@ -18,7 +18,7 @@ from transformers.masking_utils import create_bidirectional_mask
 
 from lowmem_if.errors import CheckpointError, DeviceError
 from lowmem_if.planning.plan import Step
-from lowmem_if.stages.stage_1 import BaseStage
+from lowmem_if.stages.stage_1 import Stage1
 from lowmem_if.stages.text_encoder import TextCleaner, TextEncoder
 from lowmem_if.weights.library_differences import t5_block
 from lowmem_if.weights.loading import (
@@ -211,7 +211,7 @@ def test_the_documented_device_map_is_still_refused(tiny: Path) -> None:
 
 def test_the_unet_keeps_its_fused_attention(tiny: Path) -> None:
     """No stage ever switches to sliced attention, which replaces the fused kernels."""
-    stage = BaseStage(tiny / "stage_1", step(tiny, "stage_1"))
+    stage = Stage1(tiny / "stage_1", step(tiny, "stage_1"))
     processors = stage.modules[0].attn_processors.values()
     assert processors
     assert not any(isinstance(p, SlicedAttnAddedKVProcessor) for p in processors)

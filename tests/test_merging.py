@@ -39,7 +39,7 @@ from lowmem_if.weights.modules.lora_merge import Merges, MergingReader
 from lowmem_if.weights.modules.materialize import fill
 from lowmem_if.weights.modules.meta_init import slots
 from lowmem_if.weights.streaming.streamer import Streamed
-from lowmem_if.weights.streaming.transports import CastLane, DeviceLane, MappedLane
+from lowmem_if.weights.streaming.transports import CastTransport, DeviceTransport, MappedTransport
 
 UNET = "stage_1/unet"
 call = COMPONENTS[UNET][1]
@@ -151,7 +151,7 @@ def test_streamed_weights_are_the_resident_ones(
     whole = resident(tiny / UNET, given, dtype)
     options = {"resident_bytes": resident_bytes}
     with torch.no_grad(), stream(tiny / UNET, given, dtype, **options) as streamed:
-        assert isinstance(streamed._lane, CastLane)
+        assert isinstance(streamed._lane, CastTransport)
         for number in range(3):
             assert torch.equal(call(streamed.module, number), call(whole, number))
 
@@ -170,7 +170,7 @@ def test_a_bfloat16_copy_gives_the_same_bits_whether_it_is_there_or_not(
         assert torch.equal(before, after)
         assert torch.equal(after, call(whole, 1))
     with stream(tiny / UNET, (), "bfloat16") as streamed:
-        assert isinstance(streamed._lane, MappedLane)
+        assert isinstance(streamed._lane, MappedTransport)
 
 
 def test_what_could_be_mapped_is_copied_if_something_is_merged_into_it(
@@ -205,10 +205,10 @@ def test_an_accelerators_weights_are_merged_before_they_travel(
 
     def lane(self: Streamed, mapped: bool, _device: str) -> Any:
         made = real(self, mapped, "cpu")
-        assert isinstance(made, CastLane)
+        assert isinstance(made, CastTransport)
         window = 2 * max(unit.size_bytes for unit in self._units)
         arguments = (self._checkpoint, window, lambda _u: True, self._pause, "cpu")
-        return DeviceLane(*arguments, self._merges)
+        return DeviceTransport(*arguments, self._merges)
 
     monkeypatch.setattr(Streamed, "_make_lane", lane)
     with torch.no_grad(), stream(tiny / UNET, given) as streamed:

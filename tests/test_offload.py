@@ -19,13 +19,13 @@ from runs import plan_of
 
 from lowmem_if.cascade.catalog import STAGE_1, STAGE_2
 from lowmem_if.cascade.strategies import MODEL_OFFLOAD, RESIDENT
-from lowmem_if.stages.stage_1 import BaseStage
-from lowmem_if.stages.stage_2 import SuperResolutionStage
+from lowmem_if.stages.stage_1 import Stage1
+from lowmem_if.stages.stage_2 import Stage2
 
 STAGES: dict[str, tuple[Any, tuple[Any, ...]]] = {
-    STAGE_1: (BaseStage, (IFPipeline, IFImg2ImgPipeline, IFInpaintingPipeline)),
+    STAGE_1: (Stage1, (IFPipeline, IFImg2ImgPipeline, IFInpaintingPipeline)),
     STAGE_2: (
-        SuperResolutionStage,
+        Stage2,
         (
             IFSuperResolutionPipeline,
             IFImg2ImgSuperResolutionPipeline,

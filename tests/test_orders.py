@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from runs import plan_of
 
-from lowmem_if.engine.commands import Order, OrderLine, received
+from lowmem_if.engine.commands import Command, CommandChannel, received
 from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.errors import RunFolderError
 
@@ -16,8 +16,8 @@ from lowmem_if.errors import RunFolderError
 def test_an_order_comes_with_the_lock_which_holds_until_both_have_let_go(tmp_path: Path) -> None:
     """The folder is in use while the descriptor that was passed on is open, and free after that."""
     folder = RunFolder.for_plan(tmp_path / "run", plan_of("demo", size=64))
-    line = OrderLine()
-    sent = Order("runs/a", "/somewhere", 3, True, ("stage_2",))
+    line = CommandChannel()
+    sent = Command("runs/a", "/somewhere", 3, True, ("stage_2",))
     with folder.locked() as lock:
         line.give(sent, lock)
     order, passed = next(received(line.far_end))
@@ -34,10 +34,10 @@ def test_an_order_comes_with_the_lock_which_holds_until_both_have_let_go(tmp_pat
 
 def test_orders_end_when_their_giver_is_gone() -> None:
     """What was given before is still heard, then no more."""
-    line = OrderLine()
-    line.give(Order())
+    line = CommandChannel()
+    line.give(Command())
     orders = received(line.far_end)
-    assert next(orders) == (Order(), None)
+    assert next(orders) == (Command(), None)
     line.close()
     assert list(orders) == []
     os.close(line.far_end)
@@ -45,16 +45,16 @@ def test_orders_end_when_their_giver_is_gone() -> None:
 
 def test_who_is_gone_is_told_nothing() -> None:
     """An order to a worker that has died is no error: its silence tells."""
-    line = OrderLine()
+    line = CommandChannel()
     os.close(line.far_end)
-    line.give(Order("x" * 100))
+    line.give(Command("x" * 100))
     line.close()
 
 
 def test_a_pipe_brings_orders_without_locks(tmp_path: Path) -> None:
     """As on Windows: one order a line."""
     file = tmp_path / "orders"
-    file.write_text(Order("a").to_line() + Order("b").to_line())
+    file.write_text(Command("a").to_line() + Command("b").to_line())
     with file.open() as lines:
         assert [order.folder for order, lock in received(lines.fileno()) if lock is None] == [
             "a",

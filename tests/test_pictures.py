@@ -15,7 +15,7 @@ from lowmem_if.cascade.modes import INPAINT, UPSCALE, VARY
 from lowmem_if.cli.main import main
 from lowmem_if.engine.input_copies import IMAGE, MASK, source_bytes
 from lowmem_if.errors import PictureError, RequestError
-from lowmem_if.request.image_spec import ImageTask
+from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.request.input_images import look_at
 from lowmem_if.request.request import Request
 from lowmem_if.request.tiling import boxes, spans
@@ -32,7 +32,7 @@ def kept(file: Path, kind: str = IMAGE) -> Image.Image:
     """The picture as a run folder keeps it."""
     picture = look_at(file)
     mode, mask = (INPAINT, picture) if kind == MASK else (VARY, None)
-    task = ImageTask(0, "a red circle", 1, mode=mode, image=picture, mask=mask)
+    task = ImageSpec(0, "a red circle", 1, mode=mode, image=picture, mask=mask)
     return Image.open(io.BytesIO(source_bytes(task, kind)))
 
 
@@ -182,7 +182,7 @@ def test_a_truncated_picture_is_told_before_anything_runs(tmp_path: Path, name: 
 def test_a_picture_that_changes_while_it_is_copied_is_told(tmp_path: Path) -> None:
     """What was measured and planned for is what must be kept."""
     file = save(tmp_path / "a.png", Image.new("RGB", (9, 9)))
-    task = ImageTask(0, "x", 1, mode=VARY, image=look_at(file))
+    task = ImageSpec(0, "x", 1, mode=VARY, image=look_at(file))
     save(file, Image.new("RGB", (9, 9), "red"))
     with pytest.raises(PictureError, match="has changed"):
         source_bytes(task, IMAGE)

@@ -45,22 +45,22 @@ from lowmem_if.errors import (
 )
 from lowmem_if.hardware.machine import Machine, accelerator_compute_dtype, cpu_compute_dtype
 from lowmem_if.hardware.profiles import load_profile, profile_names
-from lowmem_if.hardware.speeds import ANY, Pace, assumed
+from lowmem_if.hardware.speeds import ANY, Throughput, assumed
 from lowmem_if.planning.memory import (
-    Setting,
+    ExecutionConfig,
     headroom,
     predict,
     resident_choices,
 )
-from lowmem_if.planning.memory_table import look_up_turn
+from lowmem_if.planning.memory_table import look_up_step
 from lowmem_if.planning.plan import Plan, Step, make_plan
 from lowmem_if.planning.runtime import predict_seconds
-from lowmem_if.planning.workload import Job, jobs_of
+from lowmem_if.planning.workload import Workload, workloads_of
 from lowmem_if.request.request import Request, Sampling
 
 GB = 10**9
 
-JOBS = (Job(texts=2, images=1, sampling=Sampling(10, None, 7.0, None)),)
+JOBS = (Workload(texts=2, images=1, sampling=Sampling(10, None, 7.0, None)),)
 
 BASE = Machine(
     name="made up",
@@ -238,7 +238,7 @@ def test_a_budget_is_used_to_its_last_byte(machine: Machine, request: Request, p
         if each.device != "cpu":
             vram = max(vram, each.predicted.vram_bytes + vram_spare)
 
-    def settings_with(ram: int, vram: int) -> list[Setting] | None:
+    def settings_with(ram: int, vram: int) -> list[ExecutionConfig] | None:
         again = try_plan(replace(machine, ram_bytes=ram, vram_bytes=vram), request, prefer=prefer)
         return [each.setting for each in again.steps] if again else None
 
@@ -671,7 +671,7 @@ def test_what_stays_of_a_stream_is_told_apart_in_words() -> None:
         for name in (STAGE_1, UPSCALER)
     ]
     for part in parts:
-        streams = Setting(STAGE_1, STREAM, "float16", "float16", 1, "cpu")
+        streams = ExecutionConfig(STAGE_1, STREAM, "float16", "float16", 1, "cpu")
         choices = resident_choices(part, streams)
         assert choices[-1] == 0
         words = [str(replace(streams, resident_bytes=stays)) for stays in choices]
@@ -721,7 +721,7 @@ def test_what_streams_is_the_quickest_way_to_stream_that_fits(
                 left -= need.vram_bytes if machine.unified else 0
                 if left < ram_spare or need.vram_bytes > max(0, machine.vram_bytes - vram_spare):
                     continue
-                jobs = jobs_of(request, cascade, each.component)
+                jobs = workloads_of(request, cascade, each.component)
                 tried.append(
                     predict_seconds(
                         part, other, jobs, machine.speeds, left, unified=machine.unified
@@ -733,7 +733,7 @@ def test_what_streams_is_the_quickest_way_to_stream_that_fits(
 def test_what_stays_in_place_does_not_push_the_file_out_of_the_cache() -> None:
     """In float32 weights take twice what their file does: at 12 GB most of it is better cached than
     kept, where reading is what a step waits for."""
-    quick = replace(assumed("cpu"), paces=(Pace("cpu", "float32", ANY, 1e15),))
+    quick = replace(assumed("cpu"), paces=(Throughput("cpu", "float32", ANY, 1e15),))
     plain, roomy = (
         step(make_plan(replace(cpu(ram), rates=quick), ask(size=64)), STAGE_1) for ram in (12, 16)
     )
@@ -1267,7 +1267,7 @@ def test_plans_have_room_for_the_allocators_reserve(name: str, fact: str) -> Non
         assert step.predicted.vram_bytes == held.vram_bytes
         if step.device != "cpu":
             assert held.vram_bytes + headroom(step.device)[0] <= machine.vram_bytes
-            turn = look_up_turn(
+            turn = look_up_step(
                 parts[step.component], step.component, step.strategy, step.storage_dtype,
                 attention="fused", tiled=step.vae_tiling,
             )  # fmt: skip

@@ -13,7 +13,7 @@ from rich.console import Console
 from lowmem_if.cascade.catalog import FINISH, STAGE_1, TEXT_ENCODER
 from lowmem_if.engine.events import Event
 from lowmem_if.report import progress
-from lowmem_if.report.eta import Pace
+from lowmem_if.report.eta import Eta
 from lowmem_if.report.progress import RunProgress, words_of
 
 
@@ -33,11 +33,11 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def pace(clock: Clock) -> Pace:
-    return Pace(clock)
+def pace(clock: Clock) -> Eta:
+    return Eta(clock)
 
 
-def draw(pace: Pace, clock: Clock, number: int, steps: int, seconds: float, until: int = 0) -> None:
+def draw(pace: Eta, clock: Clock, number: int, steps: int, seconds: float, until: int = 0) -> None:
     """One picture, step by step, and saved unless it stops at `until`."""
     for done in range(1, (until or steps) + 1):
         clock.now += seconds
@@ -46,7 +46,7 @@ def draw(pace: Pace, clock: Clock, number: int, steps: int, seconds: float, unti
         pace(Event("saved", STAGE_1, number=number))
 
 
-def test_nothing_is_told_before_a_step_was_measured(pace: Pace, clock: Clock) -> None:
+def test_nothing_is_told_before_a_step_was_measured(pace: Eta, clock: Clock) -> None:
     """The first step includes what is done once, so the second is the first measure."""
     pace(Event("started", STAGE_1, total=2))
     assert pace.left_s is None
@@ -56,7 +56,7 @@ def test_nothing_is_told_before_a_step_was_measured(pace: Pace, clock: Clock) ->
     assert pace.left_s is not None
 
 
-def test_the_time_left_counts_all_images(pace: Pace, clock: Clock) -> None:
+def test_the_time_left_counts_all_images(pace: Eta, clock: Clock) -> None:
     """Steps of this image and of those to come, at the pace of the steps so far."""
     pace(Event("started", STAGE_1, total=3))
     draw(pace, clock, 0, 10, 2.0)
@@ -67,7 +67,7 @@ def test_the_time_left_counts_all_images(pace: Pace, clock: Clock) -> None:
     assert pace.took_s == pytest.approx(28)
 
 
-def test_images_of_a_batch_are_drawn_at_once(pace: Pace, clock: Clock) -> None:
+def test_images_of_a_batch_are_drawn_at_once(pace: Eta, clock: Clock) -> None:
     """Eight images in batches of four are two times the steps."""
     pace(Event("started", STAGE_1, total=8, batch=4))
     draw(pace, clock, 0, 10, 2.0, until=10)
@@ -76,7 +76,7 @@ def test_images_of_a_batch_are_drawn_at_once(pace: Pace, clock: Clock) -> None:
     assert pace.left_s == pytest.approx(20)
 
 
-def test_images_that_are_there_from_before_take_no_time(pace: Pace, clock: Clock) -> None:
+def test_images_that_are_there_from_before_take_no_time(pace: Eta, clock: Clock) -> None:
     """A resumed turn counts only what is not drawn yet."""
     pace(Event("started", STAGE_1, total=10))
     pace(Event("going_on", STAGE_1, done=8, total=10))
@@ -85,7 +85,7 @@ def test_images_that_are_there_from_before_take_no_time(pace: Pace, clock: Clock
     assert pace.saved == (9, 10)
 
 
-def test_one_slow_step_does_not_count(pace: Pace, clock: Clock) -> None:
+def test_one_slow_step_does_not_count(pace: Eta, clock: Clock) -> None:
     """The median forgets a pause."""
     pace(Event("started", STAGE_1, total=1))
     draw(pace, clock, 0, 20, 1.0, until=5)
@@ -94,7 +94,7 @@ def test_one_slow_step_does_not_count(pace: Pace, clock: Clock) -> None:
     assert pace.left_s == pytest.approx(12)
 
 
-def test_loading_is_told_by_its_bytes(pace: Pace, clock: Clock) -> None:
+def test_loading_is_told_by_its_bytes(pace: Eta, clock: Clock) -> None:
     """Until the weights are there."""
     pace(Event("started", STAGE_1, total=1))
     pace(Event("loading", STAGE_1, done=0, total=100))
@@ -106,7 +106,7 @@ def test_loading_is_told_by_its_bytes(pace: Pace, clock: Clock) -> None:
     assert pace.left_s is None
 
 
-def test_a_component_without_steps_is_told_by_its_pictures(pace: Pace, clock: Clock) -> None:
+def test_a_component_without_steps_is_told_by_its_pictures(pace: Eta, clock: Clock) -> None:
     """Finishing saves a picture at a time."""
     pace(Event("started", FINISH, total=5))
     for number in range(3):
@@ -115,7 +115,7 @@ def test_a_component_without_steps_is_told_by_its_pictures(pace: Pace, clock: Cl
     assert pace.left_s == pytest.approx(8)
 
 
-def test_prompts_are_one_go_whatever_number_of_images(pace: Pace, clock: Clock) -> None:
+def test_prompts_are_one_go_whatever_number_of_images(pace: Eta, clock: Clock) -> None:
     """Sixty-four prompts of 64 images are 64 steps, not 64 times 64."""
     pace(Event("started", TEXT_ENCODER, total=64))
     for done in range(1, 5):
@@ -124,7 +124,7 @@ def test_prompts_are_one_go_whatever_number_of_images(pace: Pace, clock: Clock) 
     assert pace.left_s == pytest.approx(120)
 
 
-def test_the_line_of_progress_says_where_and_how_long(pace: Pace, clock: Clock) -> None:
+def test_the_line_of_progress_says_where_and_how_long(pace: Eta, clock: Clock) -> None:
     """Component, image of how many, step of how many, time left."""
     pace(Event("started", STAGE_1, total=2))
     draw(pace, clock, 0, 100, 3.0, until=12)

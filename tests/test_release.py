@@ -24,7 +24,7 @@ from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.engine.runner import run
 from lowmem_if.planning.plan import make_plan
 from lowmem_if.request.request import Request
-from lowmem_if.weights.memory_readings import Reading, Watch, prove_release, use_once, wake
+from lowmem_if.weights.memory_readings import MemoryReading, Watch, prove_release, use_once, wake
 
 MB = 10**6
 
@@ -82,7 +82,7 @@ def test_a_module_that_something_holds_is_named() -> None:
     """A leak is reported by the class of the module that is still alive, and by its bytes."""
     held = torch.nn.Sequential(torch.nn.Linear(2, 2))
     watch = Watch([held])
-    proof = prove_release(watch, Reading(0, 0), Reading(80 * MB, 0), weight_bytes=0)
+    proof = prove_release(watch, MemoryReading(0, 0), MemoryReading(80 * MB, 0), weight_bytes=0)
     assert proof.alive == ("Sequential",)
     assert proof.ram_left_bytes == 80 * MB
     assert not proof.complete
@@ -91,9 +91,13 @@ def test_a_module_that_something_holds_is_named() -> None:
 def test_memory_left_behind_within_the_tolerance_is_accepted() -> None:
     """5 % of a large component may stay, and 64 MB of a small one, not more."""
     gone = Watch([])
-    small = prove_release(gone, Reading(0, 0), Reading(64 * MB, 0), weight_bytes=1 * MB)
-    large = prove_release(gone, Reading(0, 0), Reading(430 * MB, 0), weight_bytes=8_609 * MB)
-    too_much = prove_release(gone, Reading(0, 0), Reading(431 * MB, 0), weight_bytes=8_609 * MB)
+    small = prove_release(gone, MemoryReading(0, 0), MemoryReading(64 * MB, 0), weight_bytes=1 * MB)
+    large = prove_release(
+        gone, MemoryReading(0, 0), MemoryReading(430 * MB, 0), weight_bytes=8_609 * MB
+    )
+    too_much = prove_release(
+        gone, MemoryReading(0, 0), MemoryReading(431 * MB, 0), weight_bytes=8_609 * MB
+    )
     assert small.complete
     assert large.complete
     assert not too_much.complete
@@ -102,8 +106,8 @@ def test_memory_left_behind_within_the_tolerance_is_accepted() -> None:
 def test_what_the_allocator_still_holds_is_left_behind_too() -> None:
     """Tensors may be gone and their memory is not: then it is named."""
     workspace = 32 * MB
-    before = Reading(0, 0, vram_allocated=workspace, vram_reserved=workspace)
-    held = Reading(0, 0, vram_allocated=workspace, vram_reserved=workspace + 90 * MB)
+    before = MemoryReading(0, 0, vram_allocated=workspace, vram_reserved=workspace)
+    held = MemoryReading(0, 0, vram_allocated=workspace, vram_reserved=workspace + 90 * MB)
     proof = prove_release(Watch([]), before, held, weight_bytes=0)
     assert (proof.vram_left_bytes, proof.reserved_left_bytes) == (0, 90 * MB)
     assert not proof.complete
@@ -112,14 +116,14 @@ def test_what_the_allocator_still_holds_is_left_behind_too() -> None:
 
 def test_free_blocks_in_the_segments_of_others_are_nobodys_fault() -> None:
     """Where something else is loaded, torch may have to hold memory that is free."""
-    before = Reading(0, 0, vram_allocated=500 * MB, vram_reserved=520 * MB)
-    after = Reading(0, 0, vram_allocated=500 * MB, vram_reserved=700 * MB)
+    before = MemoryReading(0, 0, vram_allocated=500 * MB, vram_reserved=520 * MB)
+    after = MemoryReading(0, 0, vram_allocated=500 * MB, vram_reserved=700 * MB)
     assert prove_release(Watch([]), before, after, weight_bytes=0).complete
 
 
 def test_what_the_driver_counts_is_recorded_and_not_judged() -> None:
     """Contexts and workspaces are in it, and all that other programs take."""
-    before, after = Reading(0, 0, vram_used=300 * MB), Reading(0, 0, vram_used=900 * MB)
+    before, after = MemoryReading(0, 0, vram_used=300 * MB), MemoryReading(0, 0, vram_used=900 * MB)
     proof = prove_release(Watch([]), before, after, weight_bytes=0)
     assert proof.driver_left_bytes == 600 * MB
     assert proof.complete
@@ -187,7 +191,7 @@ def test_vram_is_measured_as_it_was_predicted(
     step = replace(
         make_plan(CPU, Request(("x",), cascade="if-m", size=64)).steps[0], device="cuda:0"
     )
-    reading = Reading(0, 0, vram_allocated=1, vram_reserved=2)
+    reading = MemoryReading(0, 0, vram_allocated=1, vram_reserved=2)
     monkeypatch.setattr("lowmem_if.engine.recorder.read_memory", lambda _device: reading)
     monkeypatch.setattr("lowmem_if.weights.memory_readings.read_memory", lambda _device: reading)
     for name, value in (("allocated", 5), ("reserved", 8)):

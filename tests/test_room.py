@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from lowmem_if.engine import executor, worker
-from lowmem_if.engine.commands import Order
+from lowmem_if.engine.commands import Command
 from lowmem_if.engine.events import Event, ignore
-from lowmem_if.engine.model_cache import Shelf
-from lowmem_if.engine.worker_process import Workshop
+from lowmem_if.engine.model_cache import ModelCache
+from lowmem_if.engine.worker_process import WorkerProcess
 from lowmem_if.weights.memory_readings import VramTaken, free_vram
 
 GB = 10**9
@@ -47,7 +47,7 @@ def test_a_driver_that_does_not_tell_stops_nobody(monkeypatch: pytest.MonkeyPatc
 @pytest.fixture
 def turn(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A turn of stage 1 that needs 5 GB of VRAM."""
-    turn: Any = object.__new__(executor._Turn)
+    turn: Any = object.__new__(executor._StepRunner)
     turn._step = SimpleNamespace(
         component="stage_1", device="cuda:0", predicted=SimpleNamespace(vram_bytes=5 * GB)
     )
@@ -99,9 +99,9 @@ def test_the_scheduler_hears_how_much_is_free(
         raise VramTaken(4 * GB, 5 * GB)
 
     monkeypatch.setattr(worker, "_obey", fail)
-    answer = worker._answer(Order(str(tmp_path)), None, Shelf(), ignore)
+    answer = worker._answer(Command(str(tmp_path)), None, ModelCache(), ignore)
     assert (answer.kind, answer.total, answer.name) == ("out_of_memory", 4 * GB, "")
-    shop = Workshop()
+    shop = WorkerProcess()
     monkeypatch.setattr(shop, "_make_ready", lambda _folder, _report: True)
     monkeypatch.setattr(
         shop, "_ordered", lambda *_given: (Event.from_line(answer.to_line()), "stage_1")

@@ -18,7 +18,7 @@ from runs import CPU, kinds, plan_of, run_here
 from safetensors.torch import load_file
 
 from lowmem_if.engine import worker_process
-from lowmem_if.engine.commands import Order, OrderLine
+from lowmem_if.engine.commands import Command, CommandChannel
 from lowmem_if.engine.events import Event
 from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.engine.runner import run
@@ -222,14 +222,14 @@ def test_ctrl_c_ends_with_130_and_takes_the_worker_along(
 def test_a_worker_leaves_with_its_parent(tiny: Path, tmp_path: Path) -> None:
     """A worker whose standard input closes ends at once, and holds its folder until then."""
     folder = RunFolder.for_plan(tmp_path / "run", plan_of(tiny, steps=500))
-    line = OrderLine()
+    line = CommandChannel()
     worker = subprocess.Popen(
         [sys.executable, *worker_process.WORKER],
         stdin=line.far_end, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     os.close(line.far_end)
     with folder.locked() as lock:
-        line.give(Order(str(folder.path)), lock)
+        line.give(Command(str(folder.path)), lock)
         wait_until(lambda: folder.memory_file.exists() and "stage_1" in sampled(folder.path))
     with pytest.raises(RunFolderError, match="in use"), folder.locked():
         pass
@@ -304,7 +304,7 @@ def test_without_expandable_segments_the_worker_is_started_once_more(
     inject(monkeypatch, "segments_fail", starts)
     monkeypatch.setattr(worker_process, "segments_expand", lambda _root: True)
     plan, events = plan_of(tiny, size=64), []
-    with worker_process.Workshop() as shop:
+    with worker_process.WorkerProcess() as shop:
         results = [run(plan, tmp_path / name, report=events.append, workshop=shop) for name in "ab"]
     assert starts.read_text() == "xx"  # the second run goes on with the second worker
     assert [len(result.images) for result in results] == [1, 1]

@@ -32,36 +32,41 @@ from lowmem_if.hardware.speeds import (
     ACCELERATOR,
     ANY,
     CPU,
-    Pace,
-    Rates,
+    Speeds,
+    Throughput,
     accelerator_paces,
     assumed,
 )
 from lowmem_if.planning.flops import pass_flops
-from lowmem_if.planning.memory import Setting, bytes_a_pass
+from lowmem_if.planning.memory import ExecutionConfig, bytes_a_pass
 from lowmem_if.planning.plan import make_plan
 from lowmem_if.planning.runtime import predict_seconds
-from lowmem_if.planning.workload import Job
+from lowmem_if.planning.workload import Workload
 from lowmem_if.request.request import Request, Sampling
 
 GB = 10**9
 GUIDED = Sampling(50, None, 7.0, None)
 XL = PUBLISHED["if-xl"]
 
-ROUND = Rates(
+ROUND = Speeds(
     disk_bytes=1e9, cached_bytes=2e9, fill_bytes=4e9, bus_bytes=8e9, pageable_bytes=4e9,
     launch_s=0.01, start_s=5, origin="round figures",
-    paces=(Pace(CPU, "float32", ANY, 0.1e12), *accelerator_paces(10e12, 5e12)),
+    paces=(Throughput(CPU, "float32", ANY, 0.1e12), *accelerator_paces(10e12, 5e12)),
 )  # fmt: skip
 
 
-def setting(component: str, strategy: str = RESIDENT, **changes: object) -> Setting:
-    base = Setting(component, strategy, "float16", "float16", 1, "cuda:0")
+def setting(component: str, strategy: str = RESIDENT, **changes: object) -> ExecutionConfig:
+    base = ExecutionConfig(component, strategy, "float16", "float16", 1, "cuda:0")
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
 def seconds(
-    each: Setting, job: Job, rates: Rates = ROUND, left: int = 64 * GB, *, unified: bool = False
+    each: ExecutionConfig,
+    job: Workload,
+    rates: Speeds = ROUND,
+    left: int = 64 * GB,
+    *,
+    unified: bool = False,
 ) -> float:
     part = XL.parts[each.component]
     return predict_seconds(part, each, (job,), rates, left, unified=unified)
@@ -70,12 +75,12 @@ def seconds(
 def test_a_resident_stage_loads_once_and_computes_every_step() -> None:
     """I-XL: 8.6 GB over a 1 GB/s disk, then 50 guided steps of 5.76e12 operations at 10e12 a second."""
     expected = 0.5 + 8.61 + 50 * 0.5758
-    assert seconds(setting(STAGE_1), Job(1, 1, GUIDED)) == pytest.approx(expected, abs=0.2)
+    assert seconds(setting(STAGE_1), Workload(1, 1, GUIDED)) == pytest.approx(expected, abs=0.2)
 
 
 def test_what_moves_adds_up_and_what_streams_overlaps() -> None:
     """Leaves that move are waited for (8.6 GB at 4 GB/s a step); a stream hides behind computing."""
-    job = Job(1, 1, GUIDED)
+    job = Workload(1, 1, GUIDED)
     resident, moving = (
         seconds(setting(STAGE_1), job),
         seconds(setting(STAGE_1, SEQUENTIAL_OFFLOAD), job),
@@ -89,21 +94,24 @@ def test_what_moves_adds_up_and_what_streams_overlaps() -> None:
 
 def test_whole_modules_move_once_a_picture() -> None:
     """Model offload costs the upscaler its 1.7 GB over the bus for each picture, not for each step."""
-    job = Job(1, 3, GUIDED)
+    job = Workload(1, 3, GUIDED)
     more = seconds(setting(UPSCALER, MODEL_OFFLOAD), job) - seconds(setting(UPSCALER), job)
     assert more == pytest.approx(3 * 1.738 / 4, abs=0.2)
 
 
 def test_on_a_cpu_casting_takes_from_computing() -> None:
     """There every pass of a stream adds what it casts; what has the right type on file adds nothing."""
-    job, on_cpu = Job(1, 1, GUIDED), {"device": "cpu", "storage": "float32", "compute": "float32"}
+    job, on_cpu = (
+        Workload(1, 1, GUIDED),
+        {"device": "cpu", "storage": "float32", "compute": "float32"},
+    )
     resident = seconds(setting(STAGE_1, **on_cpu), job)
     streamed = seconds(setting(STAGE_1, STREAM, **on_cpu), job)
     assert streamed > resident + 40 * 8.61 / 2
     unet = XL.parts[STAGE_1].modules[0]
     copy = replace(XL.parts[STAGE_1], modules=(replace(unet, is_bfloat16=True),))
     as_is = setting(STAGE_1, STREAM, device="cpu", storage="bfloat16", compute="bfloat16")
-    rates = replace(ROUND, paces=(Pace(CPU, "bfloat16", ANY, 0.1e12),))
+    rates = replace(ROUND, paces=(Throughput(CPU, "bfloat16", ANY, 0.1e12),))
     saved = predict_seconds(XL.parts[STAGE_1], as_is, (job,), rates, 64 * GB, unified=False)
     saved -= predict_seconds(copy, as_is, (job,), rates, 64 * GB, unified=False)
     assert saved == pytest.approx(50 * 8.61 / 2, rel=0.01)
@@ -113,8 +121,8 @@ def test_the_encoder_reads_its_file_once_for_all_texts() -> None:
     """Twenty texts stream in one pass; moving leaf by leaf they would take twenty."""
     one, many = (
         [
-            seconds(setting(TEXT_ENCODER, STREAM, batch=n), Job(n, n)),
-            seconds(setting(TEXT_ENCODER, SEQUENTIAL_OFFLOAD), Job(n, n)),
+            seconds(setting(TEXT_ENCODER, STREAM, batch=n), Workload(n, n)),
+            seconds(setting(TEXT_ENCODER, SEQUENTIAL_OFFLOAD), Workload(n, n)),
         ]
         for n in (1, 20)
     )
@@ -124,7 +132,7 @@ def test_the_encoder_reads_its_file_once_for_all_texts() -> None:
 
 def test_an_8_bit_file_is_read_instead_of_quantised() -> None:
     """The published int8 encoder is 7.92 GB to read; from 16 bits a CPU must quantise first."""
-    job = Job(1, 1)
+    job = Workload(1, 1)
     there = setting(TEXT_ENCODER, storage="int8", compute="float32", device="cpu")
     local = replace(XL.parts[TEXT_ENCODER], eight_bit_file_bytes=0)
     made = predict_seconds(local, there, (job,), ROUND, 64 * GB, unified=False)
@@ -136,27 +144,27 @@ def test_apple_crosses_no_bus() -> None:
     slow = replace(ROUND, bus_bytes=1.0, pageable_bytes=1.0)
     for way in (RESIDENT, STREAM):
         each = setting(STAGE_1, way, device="mps")
-        job = Job(1, 1, GUIDED)
+        job = Workload(1, 1, GUIDED)
         assert seconds(each, job, slow, unified=True) == seconds(each, job, unified=True)
 
 
 def test_unguided_pictures_are_half_the_work() -> None:
     """Guidance computes each step twice."""
     alone = Sampling(50, None, 1.0, None)
-    steps = [seconds(setting(STAGE_1), Job(1, 1, way)) for way in (GUIDED, alone)]
+    steps = [seconds(setting(STAGE_1), Workload(1, 1, way)) for way in (GUIDED, alone)]
     assert steps[0] - steps[1] == pytest.approx(25 * 0.5758, abs=0.2)
 
 
 def test_tiles_take_no_other_time() -> None:
     """They overlap but attend to themselves only: nobody tiles for speed."""
-    tiled = seconds(setting(UPSCALER, vae_tiling=True), Job(1, 1, GUIDED))
-    assert tiled == seconds(setting(UPSCALER), Job(1, 1, GUIDED))
+    tiled = seconds(setting(UPSCALER, vae_tiling=True), Workload(1, 1, GUIDED))
+    assert tiled == seconds(setting(UPSCALER), Workload(1, 1, GUIDED))
 
 
 def test_the_finish_is_a_look_and_a_file_for_each_picture() -> None:
     """The safety checker's 0.16e12 operations and a PNG."""
     each = setting(FINISH, storage="float32", compute="float32", device="cpu")
-    many, one = (seconds(each, Job(1, n)) for n in (10, 1))
+    many, one = (seconds(each, Workload(1, n)) for n in (10, 1))
     assert many - one == pytest.approx(9 * (1.56 + 0.2), abs=0.2)
 
 
@@ -181,7 +189,7 @@ def test_seconds_grow_with_the_work_and_fall_with_the_memory(
     each = setting(component, strategy, device=device, batch=batch)
 
     def of(left: int, images: int) -> float:
-        return seconds(each, Job(1, images, GUIDED), ROUND, left)
+        return seconds(each, Workload(1, images, GUIDED), ROUND, left)
 
     quick = of(max(left), min(images))
     assert 0 < quick <= of(min(left), min(images))
@@ -195,7 +203,7 @@ def test_the_more_stays_the_less_comes(component: str, stays: tuple[int, int]) -
     less, more = (setting(component, STREAM, resident_bytes=size) for size in sorted(stays))
     part = XL.parts[component]
     assert bytes_a_pass(part, more) <= bytes_a_pass(part, less)
-    assert seconds(more, Job(1, 1, GUIDED)) <= seconds(less, Job(1, 1, GUIDED))
+    assert seconds(more, Workload(1, 1, GUIDED)) <= seconds(less, Workload(1, 1, GUIDED))
 
 
 def test_the_most_particular_pace_counts() -> None:
@@ -203,16 +211,16 @@ def test_the_most_particular_pace_counts() -> None:
     rates = replace(
         ROUND,
         paces=(
-            Pace(ACCELERATOR, "float16", STAGE_1, 3e12),
-            Pace(ACCELERATOR, "float16", ANY, 2e12),
-            Pace(ACCELERATOR, "float32", ANY, 1e12),
+            Throughput(ACCELERATOR, "float16", STAGE_1, 3e12),
+            Throughput(ACCELERATOR, "float16", ANY, 2e12),
+            Throughput(ACCELERATOR, "float32", ANY, 1e12),
         ),
     )
     assert rates.flops_per_s(ACCELERATOR, STAGE_1, "float16") == 3e12
     assert rates.flops_per_s(ACCELERATOR, STAGE_2, "float16") == 2e12
     assert rates.flops_per_s(ACCELERATOR, STAGE_2, "bfloat16") == 1e12
     assert rates.flops_per_s(CPU, STAGE_2, "float32") == 1e12
-    newer = rates.with_paces((Pace(ACCELERATOR, "float16", STAGE_1, 9e12),), "again")
+    newer = rates.with_paces((Throughput(ACCELERATOR, "float16", STAGE_1, 9e12),), "again")
     assert newer.flops_per_s(ACCELERATOR, STAGE_1, "float16") == 9e12
     assert len(newer.paces) == 3
 
@@ -278,4 +286,7 @@ def test_a_network_without_width_takes_at_least_its_launches() -> None:
     """Where a configuration tells no width, a step still takes what starting it takes."""
     part = Part("stage_1", None, (Module("unet", Weights(1000), 2000),))
     each = setting(STAGE_1)
-    assert predict_seconds(part, each, (Job(1, 1, GUIDED),), ROUND, GB, unified=False) >= 50 * 0.01
+    assert (
+        predict_seconds(part, each, (Workload(1, 1, GUIDED),), ROUND, GB, unified=False)
+        >= 50 * 0.01
+    )

@@ -22,7 +22,7 @@ from lowmem_if.cascade.catalog import FINISH, STAGE_1, STAGE_2, TEXT_ENCODER
 from lowmem_if.engine import worker_process
 from lowmem_if.engine.events import Event
 from lowmem_if.engine.run_folder import RunFolder
-from lowmem_if.engine.worker_process import Workshop
+from lowmem_if.engine.worker_process import WorkerProcess
 from lowmem_if.errors import RequestError, RunFolderError, SessionError
 
 RED, BLUE = "a red circle", "a blue star"
@@ -361,7 +361,7 @@ def test_the_machine_is_measured_while_no_worker_takes_of_it(
             self.code = -9
 
     monkeypatch.setattr(worker_process, "probe", probe)
-    shop = Workshop(keeps=True)
+    shop = WorkerProcess(keeps=True)
     assert shop.measure("auto").ram_bytes == 8 * 10**9
     shop._process = Process()  # type: ignore[assignment]
     assert shop.measure("auto").ram_bytes == 8 * 10**9

@@ -18,15 +18,15 @@ from test_resume import results
 from lowmem_if.cascade.catalog import COMPONENTS, FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
 from lowmem_if.cascade.locate import locate
 from lowmem_if.engine.events import Event
-from lowmem_if.engine.model_cache import Shelf
+from lowmem_if.engine.model_cache import ModelCache
 from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.errors import RunFolderError
 from lowmem_if.planning.memory import at_rest, headroom
 from lowmem_if.planning.plan import Plan
 from lowmem_if.report.memory_chart import _mark
 from lowmem_if.report.tables import console, print_run
-from lowmem_if.stages.lifetime import Life
-from lowmem_if.stages.stage_1 import BaseStage
+from lowmem_if.stages.lifetime import Lifetime
+from lowmem_if.stages.stage_1 import Stage1
 from lowmem_if.weights.memory_readings import release_memory
 
 MB = 10**6
@@ -38,7 +38,7 @@ class Watched:
 
     def __init__(self) -> None:
         self.events: list[Event] = []
-        self.shelf = Shelf(self.events.append, keeps=True)
+        self.shelf = ModelCache(self.events.append, keeps=True)
 
     def run(self, plan: Plan, path: Path) -> RunFolder:
         self.events.clear()
@@ -218,12 +218,12 @@ def test_a_turn_that_fails_drops_its_component_and_no_other(
 ) -> None:
     """After an error in the middle of drawing a pipeline is not used again; the run goes on later."""
 
-    def full(self: BaseStage, *args: object) -> torch.Tensor:
+    def full(self: Stage1, *args: object) -> torch.Tensor:
         raise RunFolderError("the disk is full")
 
     plan = plan_of(tiny, RED, size=64)
     with monkeypatch.context() as patched:
-        patched.setattr(BaseStage, "draw", full)
+        patched.setattr(Stage1, "draw", full)
         with pytest.raises(RunFolderError):
             watched.run(plan, tmp_path / "run")
     assert watched.here() == [TEXT_ENCODER]
@@ -237,13 +237,13 @@ def test_what_something_still_holds_is_told_when_it_should_have_gone(
 ) -> None:
     """A leak of a component that stayed is a notice of the run in which it had to go."""
     held = []
-    made = BaseStage.__init__
+    made = Stage1.__init__
 
-    def holding(self: BaseStage, *args: Any) -> None:
+    def holding(self: Stage1, *args: Any) -> None:
         made(self, *args)
         held.extend(self.modules)
 
-    monkeypatch.setattr(BaseStage, "__init__", holding)
+    monkeypatch.setattr(Stage1, "__init__", holding)
     watched.run(plan_of(tiny, RED, size=64), tmp_path / "first")
     folder = watched.run(plan_of(tiny, RED, size=64, pins=["stage_1=stream"]), tmp_path / "second")
     (notice,) = folder.notices
@@ -275,12 +275,12 @@ class Heavy:
 def test_a_component_answers_for_its_own_turns_only() -> None:
     """Memory that others take or give back while it rests is not its own; what its turns leave is."""
     other = torch.ones(40 * MB)
-    life = Life(lambda: Heavy(200 * MB), device="cpu", weight_bytes=200 * MB)
+    life = Lifetime(lambda: Heavy(200 * MB), device="cpu", weight_bytes=200 * MB)
     life.rest()
     del other
     another = torch.ones(50 * MB)
     assert life.end().complete
-    leaking = Life(lambda: Heavy(200 * MB), device="cpu", weight_bytes=200 * MB)
+    leaking = Lifetime(lambda: Heavy(200 * MB), device="cpu", weight_bytes=200 * MB)
     leak = torch.ones(25 * MB)
     leaking.rest()
     del another

@@ -11,9 +11,9 @@ import torch
 from runs import kinds, plan_of
 
 from lowmem_if.engine import executor, worker, worker_process
-from lowmem_if.engine.commands import Order
+from lowmem_if.engine.commands import Command
 from lowmem_if.engine.events import Event, ignore
-from lowmem_if.engine.model_cache import Shelf
+from lowmem_if.engine.model_cache import ModelCache
 from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.planning.fallback import RAM, VRAM
 from lowmem_if.weights.out_of_memory import (
@@ -144,7 +144,7 @@ def test_what_ran_out_follows_from_the_steps_device(
 
     monkeypatch.setattr(worker, "work", fail)
     monkeypatch.setattr(worker, "_log_into", lambda _folder: None)
-    answer = worker._answer(Order(str(folder.path)), None, Shelf(), ignore)
+    answer = worker._answer(Command(str(folder.path)), None, ModelCache(), ignore)
     assert answer.kind == "out_of_memory"
     on_card = VRAM if error in DEVICE else RAM
     assert worker_process._resource(folder, "stage_1", answer) == on_card
@@ -201,7 +201,7 @@ def test_a_worker_that_ends_for_want_of_memory_is_no_bug(
 
 def ended(folder: RunFolder, code: int, said: str, before: str = "") -> Event:
     """What is made of a worker that ends like this, with other words of an earlier one in the log."""
-    shop = worker_process.Workshop()
+    shop = worker_process.WorkerProcess()
     folder.log_file.write_text(before)
     shop._note_log(folder.log_file)
     with folder.log_file.open("a") as log:

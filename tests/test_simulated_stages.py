@@ -23,7 +23,7 @@ from lowmem_if.simulate.fake_device import DEVICE, check_version, dry_run
 from lowmem_if.simulate.steps import DRAWING, LOADING, Simulated, simulate_step
 from lowmem_if.simulate.write_memory_table import Case, step_of
 from lowmem_if.weights.files.staging import STAGING_BYTES, Staging
-from lowmem_if.weights.streaming.transports import DeviceLane
+from lowmem_if.weights.streaming.transports import DeviceTransport
 
 ROOTS = {STAGE_1: "stage_1", STAGE_2: "stage_2", TEXT_ENCODER: "stage_1", UPSCALER: "upscaler"}
 
@@ -82,7 +82,7 @@ def test_a_lane_that_copies_over_weights_in_use_is_found_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Writing where the computing stream may still be reading is a race."""
-    monkeypatch.setattr(DeviceLane, "_wait_for_those_who_left", lambda _lane, _unit: None)
+    monkeypatch.setattr(DeviceTransport, "_wait_for_those_who_left", lambda _lane, _unit: None)
     with pytest.raises(SimulationError, match="race"):
         simulate(STAGE_1, STREAM)
 

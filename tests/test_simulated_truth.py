@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from lowmem_if.cascade.catalog import DEMO
 from lowmem_if.simulate.fake_device import dry_run
-from lowmem_if.simulate.memory_tracker import ANONYMOUS, Ledger
+from lowmem_if.simulate.memory_tracker import ANONYMOUS, MemoryTracker
 from lowmem_if.simulate.networks import Known, known_networks, prepared, resident, traced
 from lowmem_if.simulate.tracing import Trace
 
@@ -44,7 +44,7 @@ def test_a_dry_run_takes_the_bytes_of_a_real_one(known: Known) -> None:
     """To the byte: the same tracker over real tensors, in float32 on the CPU, two pictures at once."""
     with dry_run(kernel="fused") as trace:
         simulated = traced(trace, ANONYMOUS, run_of(known))
-    real = Trace(Ledger())
+    real = Trace(MemoryTracker())
     with torch.no_grad(), real:
         measured = traced(real, ANONYMOUS, run_of(known))
     assert simulated == measured
@@ -55,7 +55,7 @@ def test_a_dry_run_takes_the_bytes_of_a_real_one(known: Known) -> None:
 def test_torchs_own_measurement_lies_between_the_bounds(known: Known) -> None:
     """What torch's allocator reports is no less than the tracker saw, and no more than what
     convolutions could take inside on top of that (oneDNN copies weights and pictures)."""
-    bounds = Bounding(Ledger())
+    bounds = Bounding(MemoryTracker())
     with torch.no_grad(), bounds:
         run = run_of(known)
         before = bounds.ledger.account(ANONYMOUS).now

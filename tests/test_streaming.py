@@ -35,7 +35,7 @@ from lowmem_if.weights.modules.meta_init import diffusers_skeleton, transformers
 from lowmem_if.weights.streaming import streamer
 from lowmem_if.weights.streaming.arena import Arena
 from lowmem_if.weights.streaming.streamer import Streamed
-from lowmem_if.weights.streaming.transports import CastLane, MappedLane
+from lowmem_if.weights.streaming.transports import CastTransport, MappedTransport
 
 Way = Callable[..., Any]
 
@@ -126,10 +126,10 @@ def stored_as(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 @pytest.mark.parametrize(
     ("stored", "dtype", "lane"),
     [
-        ("float16", "float32", CastLane),
-        ("float16", "bfloat16", CastLane),
-        ("bfloat16", "bfloat16", MappedLane),
-        ("float32", "float32", MappedLane),
+        ("float16", "float32", CastTransport),
+        ("float16", "bfloat16", CastTransport),
+        ("bfloat16", "bfloat16", MappedTransport),
+        ("float32", "float32", MappedTransport),
     ],
 )
 @pytest.mark.parametrize("component", COMPONENTS)
@@ -278,13 +278,13 @@ def test_a_bfloat16_copy_is_streamed_in_place_of_the_files(tiny: Path) -> None:
         torch.no_grad(),
         stream_diffusers_model(folder, UNet2DConditionModel, **options) as streamed,
     ):
-        assert type(streamed._lane) is MappedLane
+        assert type(streamed._lane) is MappedTransport
         for number in range(PASSES):
             assert torch.equal(call(streamed.module, number), call(whole, number))
     with stream_diffusers_model(
         folder, UNet2DConditionModel, dtype="float32", device="cpu"
     ) as single:
-        assert type(single._lane) is CastLane
+        assert type(single._lane) is CastTransport
 
 
 # --- nothing is left behind -------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from bench.gpu.rows import Row
-from lowmem_if.hardware.speeds import ACCELERATOR, ANY, CPU, Pace, Rates
+from lowmem_if.hardware.speeds import ACCELERATOR, ANY, CPU, Speeds, Throughput
 
 
 def collected(results: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -29,24 +29,24 @@ def collected(results: Iterable[dict[str, Any]]) -> dict[str, Any]:
             nested = isinstance(value, dict) and key != "rates"
             found[key] = found.get(key, {}) | value if nested else value
     if "rates" in found:
-        rates = _with_rehearsed(TypeAdapter(Rates).validate_python(found["rates"]), paces)
-        found["rates"] = TypeAdapter(Rates).dump_python(rates, mode="json")
+        rates = _with_rehearsed(TypeAdapter(Speeds).validate_python(found["rates"]), paces)
+        found["rates"] = TypeAdapter(Speeds).dump_python(rates, mode="json")
         found["profile_rates"] = profile_rates(rates)
     return found
 
 
-def _with_rehearsed(rates: Rates, paces: Sequence[dict[str, Any]]) -> Rates:
+def _with_rehearsed(rates: Speeds, paces: Sequence[dict[str, Any]]) -> Speeds:
     """Real-size networks say more of a component's pace than the shortened ones of a calibration."""
     of: dict[tuple[str, str, str], list[float]] = {}
     for pace in paces:
         of.setdefault((pace["place"], pace["dtype"], pace["component"]), []).append(
             pace["flops_per_s"]
         )
-    measured = [Pace(*key, statistics.median(values)) for key, values in of.items()]
+    measured = [Throughput(*key, statistics.median(values)) for key, values in of.items()]
     return rates.with_paces(tuple(measured), rates.origin)
 
 
-def profile_rates(rates: Rates) -> dict[str, Any]:
+def profile_rates(rates: Speeds) -> dict[str, Any]:
     """The keys of a profile's `[rates]`; only what was measured."""
     places = {
         "float16_tflops": (ACCELERATOR, "float16", 1e12),

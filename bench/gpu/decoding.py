@@ -15,7 +15,7 @@ from bench.gpu.rows import SECONDS, Row, figure, first_line, row
 from bench.gpu.setup import Setup, real_cascade
 from lowmem_if.cascade.catalog import UPSCALER, Module
 from lowmem_if.cascade.locate import locate
-from lowmem_if.planning.memory_table import Pass, look_up
+from lowmem_if.planning.memory_table import PassProfile, look_up
 from lowmem_if.weights.loading import load_diffusers_model
 from lowmem_if.weights.memory_readings import release_memory
 
@@ -96,7 +96,7 @@ def _decoded(setup: Setup, vae: Any, module: Module, name: str, tiled: bool, car
     return row(name, *figures, constants=pace)
 
 
-def _peaks(device: str, known: Pass | None, weight_bytes: int, grown: int) -> list[Row]:
+def _peaks(device: str, known: PassProfile | None, weight_bytes: int, grown: int) -> list[Row]:
     predicted = weight_bytes + known.activations(1) if known else None
     allocated = torch.accelerator.max_memory_allocated(device)
     reserved = torch.accelerator.max_memory_reserved(device)

@@ -11,7 +11,7 @@ from bench.gpu.setup import Setup
 from lowmem_if.calibrate.measure import measure
 from lowmem_if.engine.worker import quiet_libraries
 from lowmem_if.hardware.machine import Machine, probe
-from lowmem_if.hardware.speeds import Rates, assumed
+from lowmem_if.hardware.speeds import Speeds, assumed
 
 _CONSTANTS = {
     "disk_bytes": RATE, "cached_bytes": RATE, "fill_bytes": RATE, "bus_bytes": RATE,
@@ -26,7 +26,7 @@ def rows(setup: Setup) -> Iterator[Row]:
     yield compared(machine, measure(machine, report=print))
 
 
-def compared(machine: Machine, rates: Rates) -> Row:
+def compared(machine: Machine, rates: Speeds) -> Row:
     """Measured constants beside those that are assumed for the class of device."""
     guess = assumed(machine.kind, machine.capability)
     figures = [
@@ -37,5 +37,5 @@ def compared(machine: Machine, rates: Rates) -> Row:
         expected = guess.flops_per_s(pace.place, pace.component, pace.dtype)
         what = f"{pace.component} in {pace.dtype} on the {pace.place}"
         figures.append(figure(f"{what}, TFLOPS", pace.flops_per_s / 1e12, expected / 1e12, COUNT))
-    constants = {"rates": TypeAdapter(Rates).dump_python(rates, mode="json")}
+    constants = {"rates": TypeAdapter(Speeds).dump_python(rates, mode="json")}
     return row("constants", *figures, constants=constants)

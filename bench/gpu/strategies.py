@@ -25,7 +25,7 @@ from lowmem_if.cascade.strategies import (
 from lowmem_if.engine.worker import quiet_libraries
 from lowmem_if.errors import LowmemError
 from lowmem_if.hardware.machine import Machine, probe
-from lowmem_if.hardware.speeds import Rates
+from lowmem_if.hardware.speeds import Speeds
 from lowmem_if.planning.plan import make_plan
 from lowmem_if.request.request import Request
 
@@ -103,7 +103,7 @@ def _round(setup: Setup, round_: Round, cascade: str) -> Iterator[Row]:
         for component in done.components:
             yield _compared(round_, component, before)
         rates = done.plan.machine.rates
-        measured = TypeAdapter(Rates).dump_python(rates, mode="json") if rates else {}
+        measured = TypeAdapter(Speeds).dump_python(rates, mode="json") if rates else {}
         yield row(round_.name, text=_told(ballast, machine), constants=_paces(measured))
 
 

@@ -13,7 +13,7 @@ from lowmem_if.cascade.strategies import EXACT
 from lowmem_if.engine.events import Report, ignore
 from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.engine.runner import RunResult, continue_run
-from lowmem_if.engine.worker_process import Workshop
+from lowmem_if.engine.worker_process import WorkerProcess
 from lowmem_if.hardware.profiles import choose_machine
 from lowmem_if.request.batch_file import BadLine
 from lowmem_if.request.batch_request import read_request, request_of
@@ -39,14 +39,14 @@ def batch(
     prefer: str = EXACT,
     report: Report = ignore,
     preview_every: int = 0,
-    workshop: Workshop | None = None,
+    workshop: WorkerProcess | None = None,
     **request: Any,
 ) -> BatchResult:
     """Draw a picture for each line: all go through one component before the next is loaded.
 
     Args:
         source: a file of JSON lines, CSV or prompts, one a line; or the lines themselves, each a prompt
-            or a table of what a line of JSON may say (see `Line`).
+            or a table of what a line of JSON may say (see `BatchRow`).
         request: what holds for all lines that do not say it themselves, as fields of `Request`.
         out, profile, device, ram, vram, pins, prefer, report, preview_every, workshop: see `generate`.
 
@@ -79,7 +79,7 @@ def enlarge(
     vram: str | None = None,
     report: Report = ignore,
     preview_every: int = 0,
-    workshop: Workshop | None = None,
+    workshop: WorkerProcess | None = None,
     other_versions: bool = False,
 ) -> RunResult:
     """Take chosen pictures of a finished run on to a larger size: `lowmem-if continue`.

@@ -13,7 +13,7 @@ from lowmem_if.engine.run_folder import RunFolder, writing
 from lowmem_if.errors import RunFolderError
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.planning.plan import Plan, make_plan
-from lowmem_if.request.image_spec import ImageTask
+from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.request.selection import alone, among_others, picked
 from lowmem_if.weights.files.atomic import write_bytes
 
@@ -76,7 +76,7 @@ def _keeping(old: Plan, new: Plan) -> Plan:
     return replace(new, steps=tuple(done.get(step.component, step) for step in new.steps))
 
 
-def _taken_on(folder: RunFolder, plan: Plan, picks: Sequence[ImageTask]) -> RunFolder:
+def _taken_on(folder: RunFolder, plan: Plan, picks: Sequence[ImageSpec]) -> RunFolder:
     with folder.locked():
         folder = folder.reload()
         # The small pictures go first: killed in between, the old run finishes them once more.
@@ -87,7 +87,7 @@ def _taken_on(folder: RunFolder, plan: Plan, picks: Sequence[ImageTask]) -> RunF
     return folder.reload()
 
 
-def _copy_sources(source: RunFolder, picks: Sequence[ImageTask], out: Path) -> None:
+def _copy_sources(source: RunFolder, picks: Sequence[ImageSpec], out: Path) -> None:
     """The user's own pictures, which may be gone from where they were, into an empty folder."""
     files = [source.source_file(t, kind) for t in picks for kind in KINDS if getattr(t, kind)]
     with writing(out):
@@ -98,7 +98,7 @@ def _copy_sources(source: RunFolder, picks: Sequence[ImageTask], out: Path) -> N
             write_bytes(out / file.parent.name / file.name, file.read_bytes())
 
 
-def _copy(source: RunFolder, old: ImageTask, target: RunFolder, new: ImageTask) -> None:
+def _copy(source: RunFolder, old: ImageSpec, target: RunFolder, new: ImageSpec) -> None:
     """The embeddings and the stages' pictures of one image."""
     pairs = [
         (source.embedding_file(text), target.embedding_file(text))

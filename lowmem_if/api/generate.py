@@ -14,7 +14,7 @@ from lowmem_if.cascade.strategies import EXACT, Pin, parse_pins
 from lowmem_if.engine.events import Report, ignore
 from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.engine.runner import RunResult, run
-from lowmem_if.engine.worker_process import Workshop
+from lowmem_if.engine.worker_process import WorkerProcess
 from lowmem_if.hardware.profiles import choose_machine
 from lowmem_if.planning.plan import make_plan
 from lowmem_if.request.request import Request
@@ -32,7 +32,7 @@ def generate(
     prefer: str = EXACT,
     report: Report = ignore,
     preview_every: int = 0,
-    workshop: Workshop | None = None,
+    workshop: WorkerProcess | None = None,
     **request: Any,
 ) -> RunResult:
     """Draw pictures: measure the machine, plan, run.
@@ -77,7 +77,7 @@ def draw(
     prefer: str,
     report: Report,
     preview_every: int,
-    workshop: Workshop | None,
+    workshop: WorkerProcess | None,
 ) -> RunResult:
     """From a request to its pictures; for the rest see `generate`.
 

@@ -27,12 +27,12 @@ from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.engine.runner import continue_run
 from lowmem_if.errors import CascadeError
 from lowmem_if.hardware.machine import Machine, weights_folder
-from lowmem_if.hardware.speeds import ACCELERATOR, CPU, Pace, Rates
+from lowmem_if.hardware.speeds import ACCELERATOR, CPU, Speeds, Throughput
 from lowmem_if.planning.flops import pass_flops
 from lowmem_if.planning.memory import bytes_a_pass
 from lowmem_if.planning.plan import Plan, Step, make_plan
 from lowmem_if.planning.runtime import cast_bytes_per_s
-from lowmem_if.planning.workload import Job
+from lowmem_if.planning.workload import Workload
 from lowmem_if.request.request import Request
 from lowmem_if.weights.synthetic.checkpoints import NOISE, synthesize
 
@@ -118,7 +118,7 @@ def rehearse(
     return Rehearsal(make_plan(calibrated, request, prefer=prefer, pins=pins), done)
 
 
-def _origin(speeds: Rates) -> str:
+def _origin(speeds: Speeds) -> str:
     """Where the constants come from now; what a rehearsal does not measure stays as it was."""
     rest = speeds.origin.partition("; disk and bus ")[2] or speeds.origin
     return f"rehearsed here on {time.strftime('%Y-%m-%d')}; disk and bus {rest}"
@@ -223,21 +223,21 @@ def _peak(run: RunFolder, component: str, kind: str) -> int:
     return max((int(s[kind]) for s in samples if s["step"] == component), default=0)
 
 
-def _paces(each: Rehearsed, part: Part, rates: Rates) -> Iterator[Pace]:
+def _paces(each: Rehearsed, part: Part, rates: Speeds) -> Iterator[Throughput]:
     """What a component's measured times say of its pace; nothing where the weights' way hides it."""
     setting = each.step.setting
     place = CPU if setting.device == "cpu" else ACCELERATOR
     large = max(part.modules, key=lambda module: module.file_bytes)
     vae = next((module for module in part.modules if module.folder == "vae"), None)
     if each.step_s and setting.component != catalog.FINISH:
-        flops = pass_flops(setting.component, large) * Job(1, 1, each.step.sampling).guided
+        flops = pass_flops(setting.component, large) * Workload(1, 1, each.step.sampling).guided
         computing = each.step_s
         if setting.strategy == STREAM and place == CPU:
             computing -= bytes_a_pass(part, setting) / cast_bytes_per_s(large, setting, rates)
         one_by_one = setting.component != catalog.TEXT_ENCODER or setting.strategy == RESIDENT
         hidden = setting.strategy != RESIDENT and place == ACCELERATOR
         if one_by_one and not hidden and computing > 0:
-            yield Pace(place, setting.compute, setting.component, flops / computing)
+            yield Throughput(place, setting.compute, setting.component, flops / computing)
     if vae and each.picture_s:
         flops = pass_flops(setting.component, vae)
-        yield Pace(place, "float32", "vae", flops / each.picture_s)
+        yield Throughput(place, "float32", "vae", flops / each.picture_s)

@@ -16,7 +16,7 @@ from lowmem_if.cascade.strategies import EXACT
 from lowmem_if.engine import runner
 from lowmem_if.engine.events import Report, ignore
 from lowmem_if.engine.runner import RunResult
-from lowmem_if.engine.worker_process import Warm, Workshop
+from lowmem_if.engine.worker_process import LoadedComponent, WorkerProcess
 from lowmem_if.errors import SessionError
 from lowmem_if.planning.plan import Plan
 
@@ -53,7 +53,7 @@ class Session:
             cascade: as in `Request`; None: its default.
             profile, device, ram, vram, pins, prefer, report, preview_every: see `generate`.
         """
-        self._workshop = Workshop(keeps=True)
+        self._workshop = WorkerProcess(keeps=True)
         self._shown: dict[str, Any] = {"report": report, "preview_every": preview_every}
         self._machine = {"profile": profile, "device": device, "ram": ram, "vram": vram}
         self._asked: dict[str, Any] = {"pins": pins, "prefer": prefer}
@@ -112,7 +112,7 @@ class Session:
             return runner.resume(out, **given)
 
     @property
-    def warm(self) -> tuple[Warm, ...]:
+    def warm(self) -> tuple[LoadedComponent, ...]:
         """What is loaded now: each component, how its weights live, and how many bytes they take."""
         return self._workshop.warm if self._workshop.is_open else ()
 

@@ -24,7 +24,7 @@ from lowmem_if.cascade import catalog
 from lowmem_if.errors import DeviceError
 from lowmem_if.hardware.calibration import calibration_bytes, calibration_file, identity
 from lowmem_if.hardware.machine import Machine, weights_folder
-from lowmem_if.hardware.speeds import ACCELERATOR, ANY, CPU, Pace, Rates
+from lowmem_if.hardware.speeds import ACCELERATOR, ANY, CPU, Speeds, Throughput
 from lowmem_if.system.file_operations import drop_cached
 from lowmem_if.weights.files.atomic import write_bytes
 from lowmem_if.weights.files.checkpoint import Checkpoint
@@ -47,7 +47,7 @@ Work = Callable[[], object]
 Clock = Callable[[], float]
 
 
-def calibrate(machine: Machine, report: Report = lambda _what: None) -> Rates:
+def calibrate(machine: Machine, report: Report = lambda _what: None) -> Speeds:
     """Measure the machine's constants and keep them for the plans to come.
 
     Raises:
@@ -60,7 +60,7 @@ def calibrate(machine: Machine, report: Report = lambda _what: None) -> Rates:
 
 def measure(
     machine: Machine, report: Report = lambda _what: None, clock: Clock = time.perf_counter
-) -> Rates:
+) -> Speeds:
     """The machine's constants as they are now.
 
     Args:
@@ -76,7 +76,7 @@ def measure(
         if device not in ("cpu", "mps"):
             report("the bus")
             bus, pageable = _bus(device, clock)
-        return Rates(
+        return Speeds(
             disk_bytes=disk,
             cached_bytes=cached,
             fill_bytes=fill,
@@ -89,7 +89,7 @@ def measure(
         )
 
 
-def keep(machine: Machine, rates: Rates) -> None:
+def keep(machine: Machine, rates: Speeds) -> None:
     """Write constants beside the embeddings, whole or not at all.
 
     Raises:
@@ -213,7 +213,7 @@ def _launch_seconds(device: str, clock: Clock) -> float:
     return _seconds(lambda: layers(numbers), device, clock) / 100 * _LAUNCHES
 
 
-def _paces(machine: Machine, report: Report, clock: Clock) -> Iterator[Pace]:
+def _paces(machine: Machine, report: Report, clock: Clock) -> Iterator[Throughput]:
     """Of every component in the type it computes in, and of any in float32, here and on the CPU."""
     device, dtype = machine.device, machine.compute_dtype
     place = CPU if machine.kind == "cpu" else ACCELERATOR
@@ -221,16 +221,16 @@ def _paces(machine: Machine, report: Report, clock: Clock) -> Iterator[Pace]:
         report(f"computing: {component.replace('_', ' ')}")
         own = "float32" if component == _VAE else dtype
         pace = _pace(component, device, own, clock)
-        yield Pace(place, own, component, pace)
+        yield Throughput(place, own, component, pace)
         if component == catalog.STAGE_1:
-            yield Pace(place, own, ANY, pace)
+            yield Throughput(place, own, ANY, pace)
     others = {(place, device, "float32"), (CPU, "cpu", "float32")} - {(place, device, dtype)}
     for where, on, kind in sorted(others):
         report(f"computing: {kind} on {where}")
-        yield Pace(where, kind, ANY, _pace(catalog.STAGE_1, on, kind, clock))
+        yield Throughput(where, kind, ANY, _pace(catalog.STAGE_1, on, kind, clock))
         if on == "cpu":  # where the encoder goes that has no room elsewhere
             pace = _pace(catalog.TEXT_ENCODER, on, kind, clock)
-            yield Pace(where, kind, catalog.TEXT_ENCODER, pace)
+            yield Throughput(where, kind, catalog.TEXT_ENCODER, pace)
 
 
 def _pace(component: str, device: str, dtype: str, clock: Clock) -> float:

@@ -15,7 +15,7 @@ from lowmem_if.system.channel import Channel
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class Command:
     """Work on the run in `folder`, or without one: let go of all that stays loaded.
 
     Attributes:
@@ -35,12 +35,12 @@ class Order:
         return json.dumps(asdict(self)) + "\n"
 
     @staticmethod
-    def from_line(line: str) -> Order:
+    def from_line(line: str) -> Command:
         content = json.loads(line)
-        return Order(**content | {"alone": tuple(content["alone"])})
+        return Command(**content | {"alone": tuple(content["alone"])})
 
 
-class OrderLine:
+class CommandChannel:
     """The way to one worker. When it closes, or this process dies, the worker leaves.
 
     Attributes:
@@ -51,7 +51,7 @@ class OrderLine:
         self._channel = Channel()
         self.far_end = self._channel.far_end
 
-    def give(self, order: Order, lock: int | None = None) -> None:
+    def give(self, order: Command, lock: int | None = None) -> None:
         """Tell the worker what to do; one that is gone hears nothing, and its silence is the answer."""
         self._channel.send(order.to_line().encode(), lock)
 
@@ -60,7 +60,7 @@ class OrderLine:
         self._channel.close()
 
 
-def received(descriptor: int) -> Iterator[tuple[Order, int | None]]:
+def received(descriptor: int) -> Iterator[tuple[Command, int | None]]:
     """The orders that come in, each with its lock's descriptor, until whoever gives them is gone."""
     for line, lock in channel.received(descriptor):
-        yield Order.from_line(line.decode()), lock
+        yield Command.from_line(line.decode()), lock

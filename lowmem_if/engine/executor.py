@@ -29,23 +29,23 @@ from lowmem_if.cascade.modes import UPSCALE
 from lowmem_if.engine.embedding_cache import EmbeddingCache
 from lowmem_if.engine.events import Event, Report
 from lowmem_if.engine.input_copies import KINDS, read_source
-from lowmem_if.engine.model_cache import Form, Shelf, closed_on_error, left_behind
+from lowmem_if.engine.model_cache import CacheKey, ModelCache, closed_on_error, left_behind
 from lowmem_if.engine.recorder import Recorder
 from lowmem_if.engine.run_folder import RunFolder, is_whole_png
 from lowmem_if.errors import CascadeError, DeviceError, NotFinite, RunFolderError
 from lowmem_if.hardware.dtypes import likely_cause
-from lowmem_if.planning.eviction import Kept
+from lowmem_if.planning.eviction import CacheEntry
 from lowmem_if.planning.memory import VRAM_WORKSPACE_BYTES, at_rest, in_place_bytes
 from lowmem_if.planning.plan import Step
-from lowmem_if.request.image_spec import ImageTask
+from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.stages.compiling import why_not
 from lowmem_if.stages.finite import check_finite, is_finite
-from lowmem_if.stages.lifetime import C, Life
+from lowmem_if.stages.lifetime import C, Lifetime
 from lowmem_if.stages.pipelines import Batch, DrawingStage
-from lowmem_if.stages.postprocess import Finisher, to_image, to_unit_range
+from lowmem_if.stages.postprocess import Postprocessor, to_image, to_unit_range
 from lowmem_if.stages.previews import Watching
-from lowmem_if.stages.stage_1 import BaseStage
-from lowmem_if.stages.stage_2 import SuperResolutionStage
+from lowmem_if.stages.stage_1 import Stage1
+from lowmem_if.stages.stage_2 import Stage2
 from lowmem_if.stages.text_encoder import CleanedText, TextCleaner, TextEncoder, cut_off
 from lowmem_if.stages.upscaler import Upscaler
 from lowmem_if.units import shorten
@@ -61,7 +61,7 @@ _READ_T5 = {catalog.STAGE_1, catalog.STAGE_2}
 
 
 def work(
-    folder: RunFolder, report: Report, *, preview_every: int = 0, shelf: Shelf | None = None
+    folder: RunFolder, report: Report, *, preview_every: int = 0, shelf: ModelCache | None = None
 ) -> None:
     """Do every step of the folder's plan that is not done.
 
@@ -76,10 +76,10 @@ def work(
     request = folder.plan.request
     location = locate(request.cascade, components=request.components, revision=request.revision)
     todo = _todo(folder)
-    shelf = shelf or Shelf()
+    shelf = shelf or ModelCache()
     for step in folder.plan.steps:
         if step.component in todo:
-            _Turn(folder, step, location, report, preview_every, shelf).take()
+            _StepRunner(folder, step, location, report, preview_every, shelf).take()
         else:
             report(Event("skipped", step.component))
 
@@ -101,7 +101,7 @@ def _todo(folder: RunFolder) -> set[str]:
     return todo
 
 
-def _follower(task: ImageTask, stage: str) -> str:
+def _follower(task: ImageSpec, stage: str) -> str:
     """The component that takes a picture on after `stage`."""
     return dict(pairwise((*task.stages, catalog.FINISH)))[stage]
 
@@ -118,12 +118,12 @@ def texts_of(folder: RunFolder) -> list[str]:
     return list(dict.fromkeys([*positive, *negative]))
 
 
-def micro_batches(tasks: Sequence[ImageTask], size: int) -> list[list[ImageTask]]:
+def micro_batches(tasks: Sequence[ImageSpec], size: int) -> list[list[ImageSpec]]:
     """Neighbours that a stage can draw at once, up to `size` of them.
 
     They are cut by image number, so that a continued run cuts them the same way.
     """
-    batches: list[list[ImageTask]] = []
+    batches: list[list[ImageSpec]] = []
     for task in tasks:
         if batches and len(batches[-1]) < size and batches[-1][0].drawn_with(task):
             batches[-1].append(task)
@@ -132,7 +132,7 @@ def micro_batches(tasks: Sequence[ImageTask], size: int) -> list[list[ImageTask]
     return batches
 
 
-class _Turn:
+class _StepRunner:
     """One component's turn: load it if there is anything to do, do it, prove that it has left."""
 
     def __init__(
@@ -142,7 +142,7 @@ class _Turn:
         location: Location,
         report: Report,
         preview_every: int,
-        shelf: Shelf,
+        shelf: ModelCache,
     ) -> None:
         self._folder, self._step, self._report = folder, step, report
         self._preview_every, self._shelf = preview_every, shelf
@@ -216,9 +216,9 @@ class _Turn:
     ) -> Iterator[C]:
         """The component, loaded now or still; `made_with`: what `make` knows beside the step."""
         step, shelf = self._step, self._shelf
-        form = Form.of(self._root, self._weights, step, made_with)
+        form = CacheKey.of(self._root, self._weights, step, made_with)
         self._make_room(form)
-        life: Life[C] = self._taken() or Life(
+        life: Lifetime[C] = self._taken() or Lifetime(
             lambda: self._load(make),
             device=step.device,
             weight_bytes=in_place_bytes(self._part, step.setting),
@@ -232,7 +232,7 @@ class _Turn:
         else:
             self._release = life.end()
 
-    def _make_room(self, form: Form) -> None:
+    def _make_room(self, form: CacheKey) -> None:
         """Let go of what the step has no room beside, and say what was left of it."""
         for component, release in self._shelf.clear(form, self._step, self._folder.plan):
             self._folder.keep_release(component, asdict(release))
@@ -240,7 +240,7 @@ class _Turn:
             if not release.complete:
                 self._notice(left_behind(component, release))
 
-    def _taken(self) -> Life[Any] | None:
+    def _taken(self) -> Lifetime[Any] | None:
         """The component, if it is loaded."""
         life = self._shelf.take(self._step.component)
         self._beside = self._shelf.held_bytes()
@@ -271,8 +271,8 @@ class _Turn:
         self._notice(f"{step.component.replace('_', ' ')}: {taken}")
         raise taken
 
-    def _kept(self) -> Kept:
-        return Kept(self._step.component, *self._at_rest(), self._step.predicted.read_bytes)
+    def _kept(self) -> CacheEntry:
+        return CacheEntry(self._step.component, *self._at_rest(), self._step.predicted.read_bytes)
 
     def _at_rest(self) -> tuple[int, int]:
         return at_rest(self._part, self._step.setting)
@@ -320,18 +320,18 @@ class _Turn:
             self._notice(f"this cascade never learnt {', '.join(unknown)}; it knows {language}")
 
     def _draw_first(self) -> None:
-        def draw(stage: BaseStage, batch: Batch) -> torch.Tensor:
+        def draw(stage: Stage1, batch: Batch) -> torch.Tensor:
             return stage.draw(batch, *self._embeds(batch))
 
-        self._draw_all(BaseStage, draw, to_unit_range)
+        self._draw_all(Stage1, draw, to_unit_range)
 
     def _enlarge(self) -> None:
-        def draw(stage: SuperResolutionStage, batch: Batch) -> torch.Tensor:
+        def draw(stage: Stage2, batch: Batch) -> torch.Tensor:
             own = batch.mode == UPSCALE
             pictures = list(batch.images) if own else self._pictures(catalog.STAGE_1, batch.tasks)
             return stage.draw(batch, pictures, *self._embeds(batch))
 
-        self._draw_all(SuperResolutionStage, draw, to_unit_range)
+        self._draw_all(Stage2, draw, to_unit_range)
 
     def _upscale(self) -> None:
         tokenizer = load_tokenizer(self._root / "tokenizer")
@@ -374,7 +374,7 @@ class _Turn:
                     file = str(self._folder.preview_file(stage, task))
                     self._report(Event("saved", stage, number=task.number, text=file))
 
-    def _batch(self, tasks: Sequence[ImageTask]) -> Batch:
+    def _batch(self, tasks: Sequence[ImageSpec]) -> Batch:
         """Tasks with what a pipeline needs to draw them together."""
         sampling = self._step.sampling_of(tasks[0])
         images, masks = (self._sources(tasks, kind) for kind in KINDS)
@@ -385,12 +385,12 @@ class _Turn:
             style=self._style(tasks), watching=self._watching(tasks, total),
         )  # fmt: skip
 
-    def _style(self, tasks: Sequence[ImageTask]) -> torch.Tensor | None:
+    def _style(self, tasks: Sequence[ImageSpec]) -> torch.Tensor | None:
         if self._step.component not in _READ_T5 or not tasks[0].is_styled:
             return None
         return torch.cat([self._embedding(task.style_prompt) for task in tasks])
 
-    def _watching(self, tasks: Sequence[ImageTask], total: int) -> Watching | None:
+    def _watching(self, tasks: Sequence[ImageSpec], total: int) -> Watching | None:
         """What writes the pictures in the making, if they were asked for."""
 
         def show(done: int, pictures: torch.Tensor) -> None:
@@ -407,7 +407,7 @@ class _Turn:
         if count:
             self._report(Event("going_on", self._step.component, done=count, total=total))
 
-    def _sources(self, tasks: Sequence[ImageTask], kind: str) -> list[Image.Image]:
+    def _sources(self, tasks: Sequence[ImageSpec], kind: str) -> list[Image.Image]:
         files = [self._folder.source_file(task, kind) for task in tasks if getattr(task, kind)]
         return [read_source(file) for file in files]
 
@@ -418,7 +418,9 @@ class _Turn:
         if not undone:
             return
         check, mark = request.safety_checker, request.watermark
-        with self._loaded(partial(Finisher, check=check, mark=mark), (check, mark)) as finisher:
+        with self._loaded(
+            partial(Postprocessor, check=check, mark=mark), (check, mark)
+        ) as finisher:
             for task in undone:
                 picture = self._pictures(task.stages[-1], [task])[0]
                 shown = picture if task.stages[-1] == catalog.UPSCALER else to_unit_range(picture)
@@ -441,14 +443,14 @@ class _Turn:
     def _embedding(self, text: str) -> torch.Tensor:
         return _there(load_tensor(file := self._folder.embedding_file(text)), file)
 
-    def _pictures(self, stage: str, tasks: Sequence[ImageTask]) -> torch.Tensor:
+    def _pictures(self, stage: str, tasks: Sequence[ImageSpec]) -> torch.Tensor:
         files = [self._folder.tensor_file(stage, task) for task in tasks]
         return torch.stack([_there(load_tensor(file), file) for file in files])
 
-    def _is_drawn(self, task: ImageTask) -> bool:
+    def _is_drawn(self, task: ImageSpec) -> bool:
         return is_sound(self._folder.tensor_file(self._step.component, task))
 
-    def _on_step(self, tasks: Sequence[ImageTask], total: int) -> Callable[[int], None]:
+    def _on_step(self, tasks: Sequence[ImageSpec], total: int) -> Callable[[int], None]:
         number = tasks[0].number
         return lambda done: self._report(
             Event("drawing", self._step.component, number=number, done=done, total=total)
@@ -458,7 +460,7 @@ class _Turn:
         if self._folder.note(text):
             self._report(Event("notice", self._step.component, text=text))
 
-    def _description(self, task: ImageTask) -> dict[str, object]:
+    def _description(self, task: ImageSpec) -> dict[str, object]:
         """What a finished picture says about itself, and nothing of its neighbours.
 
         Nothing in it changes when a run is continued.

@@ -16,7 +16,7 @@ from typing import Any
 from lowmem_if.cascade import catalog
 from lowmem_if.engine.events import Event, Report
 from lowmem_if.engine.run_folder import RunFolder, is_whole_png, writing
-from lowmem_if.request.image_spec import ImageTask
+from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.request.request import Request
 from lowmem_if.system.paths import quoted
 
@@ -77,7 +77,7 @@ def is_stale(folder: RunFolder) -> bool:
     return written < folder.changed_ns
 
 
-def _make_thumbnail(folder: RunFolder, task: ImageTask) -> None:
+def _make_thumbnail(folder: RunFolder, task: ImageSpec) -> None:
     """Make the thumbnail of a large finished picture, unless it is there and no older."""
     picture, thumbnail = folder.image_file(task), folder.thumbnail_file(task)
     if task.size <= _THUMBNAIL_SIDE or not is_whole_png(picture):
@@ -126,7 +126,7 @@ def _own_settings(request: Request) -> Iterator[tuple[str, Any]]:
             yield name.replace("_", " "), words
 
 
-def _figure(folder: RunFolder, task: ImageTask) -> str:
+def _figure(folder: RunFolder, task: ImageSpec) -> str:
     largest = " disabled" if task.size == max(catalog.SIZES) else ""
     return (
         f"<figure><label><input type=checkbox value={task.number}{largest}> {task.name}</label>"
@@ -136,7 +136,7 @@ def _figure(folder: RunFolder, task: ImageTask) -> str:
     )
 
 
-def _about(task: ImageTask) -> Iterator[str]:
+def _about(task: ImageSpec) -> Iterator[str]:
     if task.negative_prompt:
         yield f"not: {task.negative_prompt}"
     if task.style_prompt:
@@ -149,7 +149,7 @@ def _about(task: ImageTask) -> Iterator[str]:
         yield f"of {Path(task.image.path).name}"
 
 
-def _picture(folder: RunFolder, task: ImageTask) -> str:
+def _picture(folder: RunFolder, task: ImageSpec) -> str:
     """The finished picture; else the newest stage's, and that it is on its way."""
     picture = folder.image_file(task)
     if is_whole_png(picture):

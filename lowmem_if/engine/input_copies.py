@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from lowmem_if.errors import PictureError, RunFolderError
-from lowmem_if.request.image_spec import ImageTask
+from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.request.input_images import Picture, look_at, opened
 
 IMAGE, MASK = "image", "mask"
@@ -33,7 +33,7 @@ def source_name(picture: Picture, kind: str) -> str:
     return f"{kind}-{picture.digest[:32]}.png"
 
 
-def source_bytes(task: ImageTask, kind: str) -> bytes:
+def source_bytes(task: ImageSpec, kind: str) -> bytes:
     """A task's image or mask as it is kept: a PNG file.
 
     Raises:

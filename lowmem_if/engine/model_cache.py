@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_if.engine.events import Event, Report, ignore
-from lowmem_if.planning.eviction import Kept, in_the_way
-from lowmem_if.planning.memory import Setting
+from lowmem_if.planning.eviction import CacheEntry, to_evict
+from lowmem_if.planning.memory import ExecutionConfig
 from lowmem_if.planning.plan import Plan, Step
-from lowmem_if.stages.lifetime import Life
+from lowmem_if.stages.lifetime import Lifetime
 from lowmem_if.stages.schedulers import baked_in
 from lowmem_if.weights.memory_readings import Release
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class CacheKey:
     """What decides a loaded component's bits and place; one of another form is loaded anew.
 
     Attributes:
@@ -30,23 +30,23 @@ class Form:
 
     root: Path
     weights: str
-    setting: Setting
+    setting: ExecutionConfig
     baked: tuple[object, ...]
 
     @staticmethod
-    def of(root: Path, weights: str, step: Step, made_with: tuple[object, ...] = ()) -> Form:
+    def of(root: Path, weights: str, step: Step, made_with: tuple[object, ...] = ()) -> CacheKey:
         setting = replace(step.setting, batch=1, area=1.0, tile=0)
-        return Form(root, weights, setting, (*baked_in(step), *made_with))
+        return CacheKey(root, weights, setting, (*baked_in(step), *made_with))
 
 
 @dataclass(slots=True)
 class _Entry:
-    form: Form
-    kept: Kept
-    life: Life[Any]
+    form: CacheKey
+    kept: CacheEntry
+    life: Lifetime[Any]
 
 
-class Shelf:
+class ModelCache:
     """Components between their turns. On loan one is not on the shelf.
 
     Attributes:
@@ -65,16 +65,16 @@ class Shelf:
         kept = [entry.kept for entry in self._entries.values()]
         return sum(one.vram_bytes for one in kept), sum(one.ram_bytes for one in kept)
 
-    def clear(self, form: Form, step: Step, plan: Plan) -> Iterator[tuple[str, Release]]:
+    def clear(self, form: CacheKey, step: Step, plan: Plan) -> Iterator[tuple[str, Release]]:
         """Let go of what is in the way of a step, its own component in another form first."""
         name = step.component
         if name in self._entries and self._entries[name].form != form:
             yield name, self._end(name)
         others = [entry.kept for other, entry in self._entries.items() if other != name]
-        for one in others if name in self.alone else in_the_way(others, step, plan):
+        for one in others if name in self.alone else to_evict(others, step, plan):
             yield one.component, self._end(one.component)
 
-    def take(self, component: str) -> Life[Any] | None:
+    def take(self, component: str) -> Lifetime[Any] | None:
         """A component for its turn, if it is here; `clear` has seen to its form."""
         entry = self._entries.pop(component, None)
         if entry is None:
@@ -83,7 +83,7 @@ class Shelf:
         entry.life.wake()
         return entry.life
 
-    def put(self, form: Form, kept: Kept, life: Life[Any]) -> None:
+    def put(self, form: CacheKey, kept: CacheEntry, life: Lifetime[Any]) -> None:
         """Keep a component whose turn is over."""
         life.rest()
         self._entries[kept.component] = _Entry(form, kept, life)
@@ -116,7 +116,7 @@ class Shelf:
 
 
 @contextmanager
-def closed_on_error(life: Life[Any]) -> Iterator[None]:
+def closed_on_error(life: Lifetime[Any]) -> Iterator[None]:
     """Free a component if its turn ends in an error; nothing is proved then."""
     try:
         yield

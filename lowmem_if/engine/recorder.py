@@ -15,7 +15,7 @@ import torch
 from lowmem_if.engine.events import Event, Report
 from lowmem_if.engine.run_folder import writing
 from lowmem_if.planning.plan import Step
-from lowmem_if.weights.memory_readings import Reading, Sampler, read_memory
+from lowmem_if.weights.memory_readings import MemoryReading, Sampler, read_memory
 
 _REPORT_EVERY_S = 0.25
 
@@ -88,7 +88,7 @@ class Recorder:
             "seconds": round(time.monotonic() - self._began, 3),
         }
 
-    def _record(self, reading: Reading) -> None:
+    def _record(self, reading: MemoryReading) -> None:
         self._peak_ram = max(self._peak_ram, reading.ram_anon)
         vram = reading.vram_reserved if self._counts_reserve else reading.vram_allocated
         self._peak_vram = max(self._peak_vram, vram)

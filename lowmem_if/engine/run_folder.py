@@ -29,7 +29,7 @@ from lowmem_if.engine.input_copies import KINDS, source_bytes, source_name
 from lowmem_if.engine.library_versions import differences, installed_versions, that_change_pixels
 from lowmem_if.errors import RunFolderError
 from lowmem_if.planning.plan import Plan, Step
-from lowmem_if.request.image_spec import ImageTask
+from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.system.file_operations import patiently, try_lock, unlock
 from lowmem_if.system.paths import roomy
 from lowmem_if.units import shorten
@@ -316,7 +316,7 @@ class RunFolder:
                     self._record["weights"][component] = identity
         self._save()
 
-    def source_file(self, task: ImageTask, kind: str) -> Path:
+    def source_file(self, task: ImageSpec, kind: str) -> Path:
         """The picture that a task begins with, or its mask."""
         return self.path / _SOURCES / source_name(getattr(task, kind), kind)
 
@@ -324,19 +324,19 @@ class RunFolder:
         digest = hashlib.sha256(text.encode()).hexdigest()[:32]
         return self.path / "embeds" / f"{digest}.safetensors"
 
-    def tensor_file(self, stage: str, task: ImageTask) -> Path:
+    def tensor_file(self, stage: str, task: ImageSpec) -> Path:
         return self.path / _STAGE_FOLDERS[stage] / f"{task.name}.safetensors"
 
-    def preview_file(self, stage: str, task: ImageTask) -> Path:
+    def preview_file(self, stage: str, task: ImageSpec) -> Path:
         return self.path / _STAGE_FOLDERS[stage] / f"{task.name}.png"
 
-    def image_file(self, task: ImageTask) -> Path:
+    def image_file(self, task: ImageSpec) -> Path:
         return self.path / f"{task.name}.png"
 
-    def thumbnail_file(self, task: ImageTask) -> Path:
+    def thumbnail_file(self, task: ImageSpec) -> Path:
         return self.path / "thumbs" / f"{task.name}.jpg"
 
-    def in_making_file(self, task: ImageTask) -> Path:
+    def in_making_file(self, task: ImageSpec) -> Path:
         """What a picture looks like between two steps; gone once it is finished."""
         return self.path / "in_making" / f"{task.name}.png"
 

@@ -18,7 +18,7 @@ from lowmem_if.cascade.locate import Location, locate
 from lowmem_if.engine.events import Event, Report, ignore
 from lowmem_if.engine.gallery import GalleryKeeper, has_gallery, is_stale
 from lowmem_if.engine.run_folder import RunFolder
-from lowmem_if.engine.worker_process import Short, Workshop
+from lowmem_if.engine.worker_process import Short, WorkerProcess
 from lowmem_if.errors import NotFinite, OutOfMemory, RequestError, WorkerDied
 from lowmem_if.planning.fallback import RAM, Findings, changed_pixels, cheaper, more_exact
 from lowmem_if.planning.plan import Plan, Step
@@ -48,7 +48,7 @@ def run(
     *,
     report: Report = ignore,
     preview_every: int = 0,
-    workshop: Workshop | None = None,
+    workshop: WorkerProcess | None = None,
 ) -> RunResult:
     """Run a plan in the folder `out`, or go on with it if the same request was begun there.
 
@@ -71,7 +71,7 @@ def resume(
     *,
     report: Report = ignore,
     preview_every: int = 0,
-    workshop: Workshop | None = None,
+    workshop: WorkerProcess | None = None,
     other_versions: bool = False,
 ) -> RunResult:
     """Continue the run in the folder `out`; a finished one is only read back. For the rest see `run`.
@@ -95,7 +95,7 @@ def continue_run(
     *,
     report: Report = ignore,
     preview_every: int = 0,
-    workshop: Workshop | None = None,
+    workshop: WorkerProcess | None = None,
     other_versions: bool = False,
 ) -> RunResult:
     """Do what is not done in a run folder."""
@@ -104,7 +104,7 @@ def continue_run(
     keeper = GalleryKeeper(folder, report) if has_gallery(folder) else None
     if not folder.complete:
         differs = folder.check_versions(others=other_versions)
-        shop = nullcontext(workshop) if workshop else Workshop()
+        shop = nullcontext(workshop) if workshop else WorkerProcess()
         with folder.locked() as lock, shop as worker:
             folder = folder.reload()
             if differs and folder.note(differs):
@@ -120,7 +120,7 @@ def continue_run(
 
 
 def _work(
-    folder: RunFolder, workshop: Workshop, report: Report, lock: int, preview_every: int
+    folder: RunFolder, workshop: WorkerProcess, report: Report, lock: int, preview_every: int
 ) -> None:
     """Let workers work until one comes to the end."""
     recovery = _Recovery(report)

@@ -19,10 +19,10 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import NoReturn
 
-from lowmem_if.engine.commands import Order, received
+from lowmem_if.engine.commands import Command, received
 from lowmem_if.engine.events import Event, Report
 from lowmem_if.engine.executor import work
-from lowmem_if.engine.model_cache import Shelf, left_behind
+from lowmem_if.engine.model_cache import ModelCache, left_behind
 from lowmem_if.engine.run_folder import RunFolder, writing
 from lowmem_if.errors import LowmemError
 from lowmem_if.planning.fallback import RAM
@@ -31,7 +31,7 @@ from lowmem_if.weights.allocator import SegmentsFail
 from lowmem_if.weights.memory_readings import VramTaken
 from lowmem_if.weights.out_of_memory import is_of_host, is_shortage
 
-Orders = SimpleQueue[tuple[Order, int | None]]
+Orders = SimpleQueue[tuple[Command, int | None]]
 
 
 def quiet_libraries() -> None:
@@ -63,13 +63,13 @@ def main() -> NoReturn:
     quiet_libraries()
     # The libraries' own objects stay to the end: collecting among them takes a second a component.
     gc.freeze()
-    shelf = Shelf(report)
+    shelf = ModelCache(report)
     while True:
         order, folder_lock = orders.get()
         report(_answer(order, folder_lock, shelf, report))
 
 
-def _answer(order: Order, folder_lock: int | None, shelf: Shelf, report: Report) -> Event:
+def _answer(order: Command, folder_lock: int | None, shelf: ModelCache, report: Report) -> Event:
     """Do what is ordered; what is no known error ends this process with its traceback."""
     try:
         try:
@@ -91,7 +91,7 @@ def _answer(order: Order, folder_lock: int | None, shelf: Shelf, report: Report)
     return Event("done")
 
 
-def _obey(order: Order, shelf: Shelf, report: Report) -> None:
+def _obey(order: Command, shelf: ModelCache, report: Report) -> None:
     if order.directory:
         os.chdir(order.directory)
     shelf.keeps, shelf.alone = order.keeps, frozenset(order.alone)

@@ -15,7 +15,7 @@ from typing import Any
 
 from lowmem_if import errors
 from lowmem_if.cascade.strategies import STREAM
-from lowmem_if.engine.commands import Order, OrderLine
+from lowmem_if.engine.commands import Command, CommandChannel
 from lowmem_if.engine.events import Event, Report
 from lowmem_if.engine.run_folder import RunFolder, writing
 from lowmem_if.errors import DeviceError, NotFinite, WorkerDied
@@ -37,7 +37,7 @@ class WorkerCrashed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Warm:
+class LoadedComponent:
     """A component that stays loaded: how its weights live, and what they take where they are."""
 
     component: str
@@ -67,7 +67,7 @@ class Short:
     available_bytes: int = 0
 
 
-class Workshop:
+class WorkerProcess:
     """At most one worker process, which never outlives this one; a context manager, or `end()` it.
 
     Attributes:
@@ -80,18 +80,18 @@ class Workshop:
         Args:
             keeps: whether components stay loaded from one run to the next.
         """
-        self.warm: tuple[Warm, ...] = ()
+        self.warm: tuple[LoadedComponent, ...] = ()
         self._keeps = keeps
         self._alone: set[str] = set()
         self._process: subprocess.Popen[str] | None = None
-        self._line: OrderLine | None = None
+        self._line: CommandChannel | None = None
         self._log = Path()
         self._log_start = 0  # where this worker's own words begin
         self._streams = False
         self._segments = True  # whether they may be set to expand
         self._measured: dict[str, Machine] = {}
 
-    def __enter__(self) -> Workshop:
+    def __enter__(self) -> WorkerProcess:
         return self
 
     def __exit__(
@@ -128,7 +128,7 @@ class Workshop:
             WorkerCrashed: of a bug.
         """
         is_new = self._make_ready(folder, report)
-        order = Order(
+        order = Command(
             str(folder.path), _here(), preview_every, self._keeps, tuple(sorted(self._alone))
         )
         answer, component = self._ordered(order, report, lock)
@@ -178,7 +178,7 @@ class Workshop:
             report(event)
 
         if self.is_open:
-            answer, _component = self._ordered(Order(), note)
+            answer, _component = self._ordered(Command(), note)
             if answer.kind == "error":
                 raise _error(answer)
             if answer.kind == "out_of_memory":
@@ -217,7 +217,7 @@ class Workshop:
             log = self._log.open("ab")
         with log:
             self._log_start = log.tell()
-            self._line = OrderLine()
+            self._line = CommandChannel()
             try:
                 self._process = subprocess.Popen(
                     [sys.executable, *WORKER],
@@ -233,7 +233,9 @@ class Workshop:
             finally:
                 os.close(self._line.far_end)
 
-    def _ordered(self, order: Order, report: Report, lock: int | None = None) -> tuple[Event, str]:
+    def _ordered(
+        self, order: Command, report: Report, lock: int | None = None
+    ) -> tuple[Event, str]:
         """(the answer to an order, the component whose turn it was); cut short, it ends the worker."""
         assert self._line is not None
         if order.folder:
@@ -272,7 +274,7 @@ class Workshop:
         for line in self._process.stdout:
             event = Event.from_line(line)
             if event.kind == "shelf":
-                self.warm = tuple(Warm(**each) for each in json.loads(event.text))
+                self.warm = tuple(LoadedComponent(**each) for each in json.loads(event.text))
             else:
                 yield event
 

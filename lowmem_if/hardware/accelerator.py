@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lowmem_if.errors import DeviceError
 from lowmem_if.hardware.cards import AMD, APPLE, INTEL, NVIDIA, Card, cards
-from lowmem_if.hardware.torch_build import Reading, TorchFacts, why_unused
+from lowmem_if.hardware.torch_build import TorchAnswer, TorchFacts, why_unused
 
 _TIMEOUT_S = 300
 
@@ -84,7 +84,7 @@ def read_accelerator(
     raise DeviceError(f"there is no {device} device here ({here}); use --device cpu or auto")
 
 
-def _passed_over(reading: Reading, index: str, root: Path) -> tuple[Card, ...]:
+def _passed_over(reading: TorchAnswer, index: str, root: Path) -> tuple[Card, ...]:
     """The cards that the user may have meant and does not get; torch may be able to use them."""
     facts, number = reading.facts, reading.number
     seen = _seen(facts)
@@ -108,7 +108,7 @@ def _seen(facts: TorchFacts) -> tuple[Card, ...]:
     return tuple(Card(maker, device.name, device.capability) for device in facts.devices)
 
 
-def _ask_torch(device: str) -> Reading:
+def _ask_torch(device: str) -> TorchAnswer:
     try:
         answer = subprocess.run(
             [sys.executable, "-m", "lowmem_if.hardware.torch_facts", device],
@@ -123,7 +123,7 @@ def _ask_torch(device: str) -> Reading:
         ) from None
     try:
         last = answer.stdout.strip().splitlines()[-1] if answer.returncode == 0 else ""
-        return TypeAdapter(Reading).validate_json(last)
+        return TypeAdapter(TorchAnswer).validate_json(last)
     except (IndexError, ValidationError):
         last = (answer.stderr.strip().splitlines() or ["no message"])[-1]
         raise DeviceError(

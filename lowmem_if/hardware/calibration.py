@@ -20,12 +20,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from lowmem_if.cascade.cache_dir import cache_folder
 from lowmem_if.errors import CacheError
-from lowmem_if.hardware.speeds import Rates
+from lowmem_if.hardware.speeds import Speeds
 from lowmem_if.system.host import usable_cpus
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class MachineKey:
     """What constants depend on. `threads`: those that torch will compute with on the CPU."""
 
     cpu: str
@@ -38,13 +38,13 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    identity: Identity
-    rates: Rates
+    identity: MachineKey
+    rates: Speeds
 
 
-def identity(accelerator: str = "", root: Path = Path("/")) -> Identity:
+def identity(accelerator: str = "", root: Path = Path("/")) -> MachineKey:
     """This machine's, with the accelerator's name ("" where the CPU computes); no torch is imported."""
-    return Identity(
+    return MachineKey(
         cpu=_first(root / "proc/cpuinfo", r"^model name\s*:\s*(.*)$") or platform.processor(),
         threads=_threads(),
         ram_gb=_ram_gb(),
@@ -59,7 +59,7 @@ def calibration_file(device: str) -> Path:
     return cache_folder("calibration") / f"{device.replace(':', '-')}.json"
 
 
-def read_calibration(device: str, now: Identity) -> Rates | None:
+def read_calibration(device: str, now: MachineKey) -> Speeds | None:
     """The constants that were measured here; None if there are none or they are not of this machine.
 
     A file that cannot be read is none, for it can be made again.
@@ -72,13 +72,13 @@ def read_calibration(device: str, now: Identity) -> Rates | None:
     return found.rates if found.identity == now and _sane(found.rates) else None
 
 
-def calibration_bytes(now: Identity, rates: Rates) -> bytes:
+def calibration_bytes(now: MachineKey, rates: Speeds) -> bytes:
     """What the file holds."""
     data: Any = TypeAdapter(_File).dump_python(_File(now, rates), mode="json")
     return json.dumps(data, indent=1).encode()
 
 
-def _sane(rates: Rates) -> bool:
+def _sane(rates: Speeds) -> bool:
     """Every constant that something is divided by is above zero."""
     divisors = (
         rates.disk_bytes, rates.cached_bytes, rates.fill_bytes, rates.bus_bytes, rates.pageable_bytes,

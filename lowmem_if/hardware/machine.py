@@ -18,7 +18,7 @@ from lowmem_if.hardware.accelerator import Accelerator, read_accelerator
 from lowmem_if.hardware.calibration import identity, read_calibration
 from lowmem_if.hardware.cards import looks_present
 from lowmem_if.hardware.cgroups import tightest_group
-from lowmem_if.hardware.speeds import Rates, assumed
+from lowmem_if.hardware.speeds import Speeds, assumed
 from lowmem_if.system.host import inside_windows, segments_expand
 
 DEVICE_KINDS = ("cpu", "cuda", "mps", "xpu")
@@ -70,7 +70,7 @@ class Machine:
     compute_dtype_reason: str
     capability: tuple[int, int] = (0, 0)
     notes: tuple[str, ...] = ()
-    rates: Rates | None = None
+    rates: Speeds | None = None
     spills_vram: bool = False
     keeps_reserve: bool = False
     pinned_bytes: int | None = None
@@ -79,7 +79,7 @@ class Machine:
     unused: tuple[str, ...] = ()
 
     @property
-    def speeds(self) -> Rates:
+    def speeds(self) -> Speeds:
         """Its own constants, else those assumed for its class; unpinned transfers where none can pin."""
         own = self.rates or assumed(self.kind, self.capability)
         if self.pinned_bytes is not None and self.pinned_bytes < LEAST_PINNED_BYTES:
@@ -138,7 +138,7 @@ def probe(
     return with_budget(machine, ram_bytes=ram_bytes, vram_bytes=vram_bytes)
 
 
-def _calibrated(machine: Machine, root: Path) -> Rates | None:
+def _calibrated(machine: Machine, root: Path) -> Speeds | None:
     accelerator = "" if machine.kind == "cpu" else machine.device_name
     return read_calibration(machine.device, identity(accelerator, root))
 

@@ -20,7 +20,7 @@ from lowmem_if.hardware.machine import (
     probe,
     with_budget,
 )
-from lowmem_if.hardware.speeds import ACCELERATOR, ANY, CPU, Pace, Rates, assumed
+from lowmem_if.hardware.speeds import ACCELERATOR, ANY, CPU, Speeds, Throughput, assumed
 from lowmem_if.units import parse_bytes
 
 _PACKAGE = Path(__file__).parents[1]
@@ -64,7 +64,7 @@ class _Rates(BaseModel):
     disk: _Size | None = None
     bus: _Size | None = None
 
-    def over(self, assumed: Rates) -> Rates:
+    def over(self, assumed: Speeds) -> Speeds:
         """These constants, and the assumed ones for what they leave open."""
         given = {
             (ACCELERATOR, "float16"): _times(self.float16_tflops, 1e12),
@@ -73,7 +73,7 @@ class _Rates(BaseModel):
             (CPU, "float32"): _times(self.cpu_float32_gflops, 1e9),
             (CPU, "bfloat16"): _times(self.cpu_bfloat16_gflops, 1e9),
         }
-        paces = tuple(Pace(*where, ANY, pace) for where, pace in given.items() if pace)
+        paces = tuple(Throughput(*where, ANY, pace) for where, pace in given.items() if pace)
         bus = self.bus or assumed.bus_bytes
         faster = replace(
             assumed,

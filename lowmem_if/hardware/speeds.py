@@ -14,7 +14,7 @@ ANY = "any"
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class Throughput:
     """Floating-point operations a second that one component reaches.
 
     Attributes:
@@ -31,7 +31,7 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rates:
+class Speeds:
     """A machine's constants; bytes and operations are for a second.
 
     Attributes:
@@ -52,7 +52,7 @@ class Rates:
     pageable_bytes: float
     launch_s: float
     start_s: float
-    paces: tuple[Pace, ...]
+    paces: tuple[Throughput, ...]
     origin: str
 
     def flops_per_s(self, place: str, component: str, dtype: str) -> float:
@@ -64,20 +64,20 @@ class Rates:
                     return pace.flops_per_s
         return min(pace.flops_per_s for pace in here or self.paces)
 
-    def with_paces(self, paces: tuple[Pace, ...], origin: str) -> Rates:
+    def with_paces(self, paces: tuple[Throughput, ...], origin: str) -> Speeds:
         """With paces that were measured since; the same component's older ones are dropped."""
         new = {_key(pace) for pace in paces}
         kept = tuple(pace for pace in self.paces if _key(pace) not in new)
         return replace(self, paces=(*paces, *kept), origin=origin)
 
 
-def _key(pace: Pace) -> tuple[str, str, str]:
+def _key(pace: Throughput) -> tuple[str, str, str]:
     return pace.place, pace.dtype, pace.component
 
 
 _CPU_PACES = (
-    Pace(CPU, "float32", ANY, 0.15e12),
-    Pace(CPU, "bfloat16", ANY, 0.25e12),
+    Throughput(CPU, "float32", ANY, 0.15e12),
+    Throughput(CPU, "bfloat16", ANY, 0.25e12),
 )
 """Two AVX512-bf16 cores did 0.09 and 0.29 (docs/log.md), four of a laptop do more in float32."""
 
@@ -94,19 +94,19 @@ _DISK_BYTES, _BUS_BYTES = 0.47e9, 12.9e9
 """FlexGen's fitted cost model of a cloud T4."""
 
 
-def assumed(kind: str, capability: tuple[int, int] = (0, 0)) -> Rates:
+def assumed(kind: str, capability: tuple[int, int] = (0, 0)) -> Speeds:
     """The constants of a class of device, for a machine that was never calibrated.
 
     Args:
         kind: `cpu`, `cuda`, `xpu` or `mps`.
         capability: CUDA compute capability; before 7.0 nothing multiplies matrices in float16.
     """
-    paces: tuple[Pace, ...] = _CPU_PACES
+    paces: tuple[Throughput, ...] = _CPU_PACES
     if kind != CPU:
         old = kind == "cuda" and (0, 0) < capability < (7, 0)
         half, single = _ACCELERATOR_TFLOPS["old" if old else kind]
         paces += accelerator_paces(half * 1e12, single * 1e12)
-    return Rates(
+    return Speeds(
         disk_bytes=_DISK_BYTES,
         cached_bytes=2.6e9,  # cast through a float32 scratch, measured (docs/log.md)
         fill_bytes=1.3e9,  # between the 0.7 and 1.6 that were measured (docs/log.md)
@@ -119,10 +119,10 @@ def assumed(kind: str, capability: tuple[int, int] = (0, 0)) -> Rates:
     )
 
 
-def accelerator_paces(half: float, single: float) -> tuple[Pace, ...]:
+def accelerator_paces(half: float, single: float) -> tuple[Throughput, ...]:
     """The paces of an accelerator in its two 16-bit types and in float32."""
     return (
-        Pace(ACCELERATOR, "float16", ANY, half),
-        Pace(ACCELERATOR, "bfloat16", ANY, half),
-        Pace(ACCELERATOR, "float32", ANY, single),
+        Throughput(ACCELERATOR, "float16", ANY, half),
+        Throughput(ACCELERATOR, "bfloat16", ANY, half),
+        Throughput(ACCELERATOR, "float32", ANY, single),
     )

@@ -65,7 +65,7 @@ class TorchFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class TorchAnswer:
     """What the child prints: torch's facts, and the memory of the device that was chosen.
 
     Attributes:

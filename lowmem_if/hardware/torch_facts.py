@@ -10,10 +10,10 @@ import sys
 from dataclasses import asdict, replace
 from typing import Any
 
-from lowmem_if.hardware.torch_build import Reading, TorchDevice, TorchFacts, has_kernels
+from lowmem_if.hardware.torch_build import TorchAnswer, TorchDevice, TorchFacts, has_kernels
 
 
-def read(device: str) -> Reading:
+def read(device: str) -> TorchAnswer:
     """Import torch, and ask it about itself and about the device that is asked for."""
     import torch
 
@@ -34,11 +34,11 @@ def read(device: str) -> Reading:
     )
     number = _choose(device, facts)
     if number is None:
-        return Reading(facts)
+        return TorchAnswer(facts)
     try:
-        return Reading(facts, number, *_memory(torch, kind, number))
+        return TorchAnswer(facts, number, *_memory(torch, kind, number))
     except RuntimeError as error:
-        return Reading(replace(facts, complaint=_first_line(error)))
+        return TorchAnswer(replace(facts, complaint=_first_line(error)))
 
 
 def _accelerator(torch: Any) -> tuple[str, tuple[TorchDevice, ...], str]:

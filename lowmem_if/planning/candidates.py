@@ -24,13 +24,13 @@ from lowmem_if.errors import CheckpointError, DeviceError, MissingPackage, Reque
 from lowmem_if.hardware.machine import INSTALL_BITSANDBYTES, Machine
 from lowmem_if.planning.compile_time import speedup
 from lowmem_if.planning.memory import (
-    Setting,
+    ExecutionConfig,
     bytes_a_pass,
     resident_choices,
     texts_together,
 )
-from lowmem_if.planning.workload import jobs_of, tasks_of
-from lowmem_if.request.image_spec import ImageTask
+from lowmem_if.planning.workload import tasks_of, workloads_of
+from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.request.request import Request
 from lowmem_if.request.tiling import TILES, UPSCALER_SIDE, WHOLE_AREA, aligned
 
@@ -40,14 +40,14 @@ SMALL_BYTES = 500_000_000
 _MAX_BATCH = 8
 
 
-def settings_for(
+def configs_for(
     machine: Machine,
     request: Request,
     location: Location,
     component: str,
     prefer: str,
     pin: Pin | None,
-) -> list[Setting]:
+) -> list[ExecutionConfig]:
     """Every setting of a component to weigh, best first, for what the request has to do with it.
 
     Raises:
@@ -60,7 +60,7 @@ def settings_for(
         machine, location, component, prefer=prefer, pin=pin, images=len(tasks)
     )
     if component == catalog.TEXT_ENCODER:
-        (job,) = jobs_of(request, location.cascade, component)
+        (job,) = workloads_of(request, location.cascade, component)
         return _together(settings, job.texts)
     settings = _in_shape(settings, component, tasks)
     merging = merge_bytes_of(of_stage(request.lora, component))
@@ -68,7 +68,7 @@ def settings_for(
     return settings + (_compiled(machine, settings) if request.compile else [])
 
 
-def _compiled(machine: Machine, settings: list[Setting]) -> list[Setting]:
+def _compiled(machine: Machine, settings: list[ExecutionConfig]) -> list[ExecutionConfig]:
     """The settings whose UNet can be compiled, compiled: weights must stay where they are."""
     gains = {component: speedup(machine, component) for component in catalog.IMAGE_STAGES}
     return [
@@ -78,7 +78,7 @@ def _compiled(machine: Machine, settings: list[Setting]) -> list[Setting]:
     ]
 
 
-def _together(settings: list[Setting], texts: int) -> list[Setting]:
+def _together(settings: list[ExecutionConfig], texts: int) -> list[ExecutionConfig]:
     """Where an encoder streams, as many texts as may wait for each other share each pass."""
     return [
         replace(setting, batch=texts_together(texts) if setting.strategy == STREAM else 1)
@@ -86,7 +86,9 @@ def _together(settings: list[Setting], texts: int) -> list[Setting]:
     ]
 
 
-def _in_shape(settings: list[Setting], component: str, tasks: list[ImageTask]) -> list[Setting]:
+def _in_shape(
+    settings: list[ExecutionConfig], component: str, tasks: list[ImageSpec]
+) -> list[ExecutionConfig]:
     """The settings with the area of the largest picture, and tiles for the user's own."""
     area = max((task.area_in(component) for task in tasks), default=1.0)
     settings = [replace(setting, area=area) for setting in settings]
@@ -108,7 +110,7 @@ def _ways_to_live(
     prefer: str,
     pin: Pin | None,
     images: int,
-) -> list[Setting]:
+) -> list[ExecutionConfig]:
     """Where its weights could live, in which types, whatever there is to do; never empty."""
     if component == catalog.FINISH:
         return _finish_settings(component, pin)
@@ -118,7 +120,7 @@ def _ways_to_live(
         machine, component, compute, prefer, small=small
     )
     settings = [
-        Setting(
+        ExecutionConfig(
             component,
             strategy,
             storage,
@@ -140,12 +142,14 @@ def _ways_to_live(
     if component == catalog.TEXT_ENCODER and machine.kind != "cpu" and not pin:
         # One pass in RAM takes seconds; it lets a card in that is too small for the encoder.
         if machine.has_bitsandbytes:
-            settings.append(Setting(component, RESIDENT, "int8", "float32", 1, "cpu"))
-        settings.append(Setting(component, STREAM, "float32", "float32", 1, "cpu"))
+            settings.append(ExecutionConfig(component, RESIDENT, "int8", "float32", 1, "cpu"))
+        settings.append(ExecutionConfig(component, STREAM, "float32", "float32", 1, "cpu"))
     return _that_files_allow(settings, location, pin, has_bitsandbytes=machine.has_bitsandbytes)
 
 
-def _with_residents(streams: list[Setting], part: Part, images: int) -> list[Setting]:
+def _with_residents(
+    streams: list[ExecutionConfig], part: Part, images: int
+) -> list[ExecutionConfig]:
     """Streaming settings, each with what could stay in place; whose weights travel least come first.
 
     Tiles come after all that does without. A larger batch saves passes, a larger resident part saves
@@ -153,7 +157,7 @@ def _with_residents(streams: list[Setting], part: Part, images: int) -> list[Set
     file can stay cached is not known here.
     """
 
-    def travel(setting: Setting) -> tuple[bool, float]:
+    def travel(setting: ExecutionConfig) -> tuple[bool, float]:
         return setting.vae_tiling, -(-images // setting.batch) * bytes_a_pass(part, setting)
 
     return sorted(
@@ -167,8 +171,8 @@ def _with_residents(streams: list[Setting], part: Part, images: int) -> list[Set
 
 
 def _that_files_allow(
-    settings: list[Setting], location: Location, pin: Pin | None, *, has_bitsandbytes: bool
-) -> list[Setting]:
+    settings: list[ExecutionConfig], location: Location, pin: Pin | None, *, has_bitsandbytes: bool
+) -> list[ExecutionConfig]:
     """A local cascade may hold the 8-bit text encoder only; it cannot be had in another type."""
     first = settings[0]
     published = location.cascade.parts[first.component].repository is not None
@@ -185,11 +189,11 @@ def _that_files_allow(
     )
 
 
-def _finish_settings(component: str, pin: Pin | None) -> list[Setting]:
+def _finish_settings(component: str, pin: Pin | None) -> list[ExecutionConfig]:
     """The safety checker and the mark run on the CPU: they are small, and the pictures are there."""
     if pin and (pin.strategy != RESIDENT or pin.storage not in (None, "float32")):
         raise RequestError("finish runs on the CPU: pin it to resident:float32 or leave it open")
-    return [Setting(component, RESIDENT, "float32", "float32", 1, "cpu")]
+    return [ExecutionConfig(component, RESIDENT, "float32", "float32", 1, "cpu")]
 
 
 def compute_dtype(machine: Machine, part: Part) -> tuple[str, bool]:

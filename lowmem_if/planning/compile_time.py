@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from lowmem_if.cascade.catalog import STAGE_1, STAGE_2, UPSCALER
 from lowmem_if.hardware.machine import Machine
-from lowmem_if.planning.workload import Job
+from lowmem_if.planning.workload import Workload
 
 TURING = (7, 5)
 _SPEEDUPS = {
@@ -33,7 +33,7 @@ def speedup(machine: Machine, component: str) -> float:
     return _SPEEDUPS.get(group, {}).get(component, 1.0)
 
 
-def compile_seconds(device: str, jobs: Sequence[Job], batch: int) -> float:
+def compile_seconds(device: str, jobs: Sequence[Workload], batch: int) -> float:
     """Once for every shape: each job has its own, and what is left over after full batches."""
     shapes = {
         (job.area, count)

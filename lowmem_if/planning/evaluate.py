@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from lowmem_if.cascade.catalog import Part
 from lowmem_if.hardware.machine import Machine
-from lowmem_if.planning.memory import Footprint, Setting, headroom, predict
+from lowmem_if.planning.memory import ExecutionConfig, MemoryEstimate, headroom, predict
 from lowmem_if.planning.runtime import predict_seconds
-from lowmem_if.planning.workload import Job
+from lowmem_if.planning.workload import Workload
 
 SPILL_BYTES = 400_000_000
 """More VRAM to leave free where the driver would lend RAM instead of failing (ComfyUI keeps 600 MB free
@@ -17,27 +17,29 @@ on Windows for it)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class Evaluation:
     """A setting with its peaks in bytes and its seconds."""
 
-    setting: Setting
-    footprint: Footprint
+    setting: ExecutionConfig
+    footprint: MemoryEstimate
     short: tuple[str, int, int] | None
     """(resource, needed, available) where there is no room; None where there is."""
     seconds: float
 
 
-def weigh(machine: Machine, part: Part, setting: Setting, jobs: Sequence[Job]) -> Candidate:
+def evaluate(
+    machine: Machine, part: Part, setting: ExecutionConfig, jobs: Sequence[Workload]
+) -> Evaluation:
     """What a component would take under a setting for all that it has to do."""
     footprint = predict(part, setting, reserve=machine.counts_reserve)
     left = machine.ram_bytes - footprint.ram_bytes
     left -= footprint.vram_bytes if machine.unified else 0
     seconds = predict_seconds(part, setting, jobs, machine.speeds, left, unified=machine.unified)
-    return Candidate(setting, footprint, shortage(machine, setting, footprint), seconds)
+    return Evaluation(setting, footprint, shortage(machine, setting, footprint), seconds)
 
 
 def shortage(
-    machine: Machine, setting: Setting, footprint: Footprint
+    machine: Machine, setting: ExecutionConfig, footprint: MemoryEstimate
 ) -> tuple[str, int, int] | None:
     """(resource, needed, available) of what is missing most, headroom included; None: there is room."""
     vram_spare, ram_spare = headroom(setting.device)
@@ -53,7 +55,7 @@ def shortage(
     )
 
 
-def overrun(candidate: Candidate) -> int:
+def deficit(candidate: Evaluation) -> int:
     """Bytes that a candidate without room lacks."""
     assert candidate.short is not None
     return candidate.short[1] - candidate.short[2]

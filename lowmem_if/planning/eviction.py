@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from lowmem_if.cascade.catalog import TEXT_ENCODER
 from lowmem_if.planning.evaluate import shortage
-from lowmem_if.planning.memory import Footprint
+from lowmem_if.planning.memory import MemoryEstimate
 from lowmem_if.planning.plan import Plan, Step
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class CacheEntry:
     """A component that is loaded and does nothing: its bytes, and what reading it again takes."""
 
     component: str
@@ -25,13 +25,13 @@ class Kept:
     read_bytes: int
 
 
-def in_the_way(others: Sequence[Kept], step: Step, plan: Plan) -> list[Kept]:
+def to_evict(others: Sequence[CacheEntry], step: Step, plan: Plan) -> list[CacheEntry]:
     """Those that a step has no room beside, in the order in which they should go.
 
     Only what is in the memory that is short goes; where no more of it can, the step has all there is.
     """
-    staying = last_needed_first(others, step.component, plan.request.components)
-    going: list[Kept] = []
+    staying = eviction_order(others, step.component, plan.request.components)
+    going: list[CacheEntry] = []
     while short := shortage(plan.machine, step.setting, _beside(step, staying)):
         resource = short[0]
         first = next((one for one in staying if _takes(one, resource)), None)
@@ -42,7 +42,9 @@ def in_the_way(others: Sequence[Kept], step: Step, plan: Plan) -> list[Kept]:
     return going
 
 
-def last_needed_first(others: Sequence[Kept], turn: str, components: Sequence[str]) -> list[Kept]:
+def eviction_order(
+    others: Sequence[CacheEntry], turn: str, components: Sequence[str]
+) -> list[CacheEntry]:
     """Components by when they are needed again, at the turn of one of them; the last one first.
 
     Runs of a session are taken to repeat, so turns go round in a circle, and what is needed the last is
@@ -51,7 +53,7 @@ def last_needed_first(others: Sequence[Kept], turn: str, components: Sequence[st
     quickest to read first.
     """
 
-    def rank(one: Kept) -> tuple[int, int]:
+    def rank(one: CacheEntry) -> tuple[int, int]:
         if one.component == TEXT_ENCODER:
             return 0, 0
         if one.component not in components:
@@ -62,14 +64,14 @@ def last_needed_first(others: Sequence[Kept], turn: str, components: Sequence[st
     return sorted(others, key=rank)
 
 
-def _beside(step: Step, staying: Sequence[Kept]) -> Footprint:
+def _beside(step: Step, staying: Sequence[CacheEntry]) -> MemoryEstimate:
     """The step's peaks on top of what stays."""
-    return Footprint(
+    return MemoryEstimate(
         step.predicted.vram_bytes + sum(one.vram_bytes for one in staying),
         step.predicted.ram_bytes + sum(one.ram_bytes for one in staying),
         step.predicted.read_bytes,
     )
 
 
-def _takes(one: Kept, resource: str) -> bool:
+def _takes(one: CacheEntry, resource: str) -> bool:
     return bool({"RAM": one.ram_bytes, "VRAM": one.vram_bytes}.get(resource, 1))

@@ -15,11 +15,11 @@ from lowmem_if.cascade.locate import Location
 from lowmem_if.cascade.strategies import EXACT, QUANTISED, Pin, parse_pin
 from lowmem_if.hardware.dtypes import wider
 from lowmem_if.hardware.machine import Machine, cpu_compute_dtype
-from lowmem_if.planning.candidates import settings_for
-from lowmem_if.planning.evaluate import Candidate, weigh
-from lowmem_if.planning.memory import Footprint, Setting
-from lowmem_if.planning.plan import Plan, Prediction, Step, cuts
-from lowmem_if.planning.workload import jobs_of
+from lowmem_if.planning.candidates import configs_for
+from lowmem_if.planning.evaluate import Evaluation, evaluate
+from lowmem_if.planning.memory import ExecutionConfig, MemoryEstimate
+from lowmem_if.planning.plan import Estimate, Plan, Step, cuts
+from lowmem_if.planning.workload import workloads_of
 
 RAM, VRAM = "RAM", "VRAM"
 
@@ -66,7 +66,7 @@ class Findings:
         """These findings, and that a step gave numbers that are not finite."""
         return replace(self, overflowing=self.overflowing | {step.compute_dtype})
 
-    def allow(self, machine: Machine, footprint: Footprint, share: float = 1.0) -> bool:
+    def allow(self, machine: Machine, footprint: MemoryEstimate, share: float = 1.0) -> bool:
         """Whether a footprint takes less than `share` of whatever ran out."""
         limits = {VRAM: self.vram_bytes, RAM: self.ram_bytes}
         return all(
@@ -122,13 +122,13 @@ def changed_pixels(before: Step, after: Step) -> str:
     return f"it now works on {after.device}" if after.device != before.device else ""
 
 
-def _choose(plan: Plan, location: Location, step: Step, findings: Findings) -> Candidate | None:
+def _choose(plan: Plan, location: Location, step: Step, findings: Findings) -> Evaluation | None:
     """The best candidate that the findings allow; with headroom and clearly less, if there is one."""
     machine = plan.machine
     part = location.cascade.parts[step.component]
-    jobs = jobs_of(plan.request, location.cascade, step.component)
+    jobs = workloads_of(plan.request, location.cascade, step.component)
     settings = [s for s in _settings(plan, location, step, findings) if s != step.setting]
-    candidates = [weigh(machine, part, setting, jobs) for setting in settings]
+    candidates = [evaluate(machine, part, setting, jobs) for setting in settings]
     less = [c for c in candidates if findings.allow(machine, c.footprint)]
     fitting = [c for c in less if c.short is None]
     share = _CLEARLY if findings.shortages < 2 else _CLEARLY_AGAIN
@@ -139,19 +139,21 @@ def _choose(plan: Plan, location: Location, step: Step, findings: Findings) -> C
     return None
 
 
-def _best(candidates: Sequence[Candidate], step: Step, *, keep_pixels: bool) -> Candidate:
+def _best(candidates: Sequence[Evaluation], step: Step, *, keep_pixels: bool) -> Evaluation:
     """Of those that are nearly as quick as the quickest, the one that changes and cuts the least."""
     quickest = min(candidate.seconds for candidate in candidates)
     near = [candidate for candidate in candidates if candidate.seconds <= SLOWER * quickest]
 
-    def rank(candidate: Candidate) -> tuple[bool, float, float]:
+    def rank(candidate: Evaluation) -> tuple[bool, float, float]:
         changes = keep_pixels and bool(changed_pixels(step, _replaced(step, candidate, "")))
         return changes, cuts(candidate.setting), candidate.seconds
 
     return min(near, key=rank)
 
 
-def _settings(plan: Plan, location: Location, step: Step, findings: Findings) -> list[Setting]:
+def _settings(
+    plan: Plan, location: Location, step: Step, findings: Findings
+) -> list[ExecutionConfig]:
     """All that the component could run under, in types that did not overflow, from files at hand."""
     machine, component = plan.machine, step.component
     pin = parse_pin(component, plan.pins[component]) if component in plan.pins else None
@@ -170,9 +172,9 @@ def _settings(plan: Plan, location: Location, step: Step, findings: Findings) ->
 
 def _possible(
     plan: Plan, machine: Machine, location: Location, component: str, pin: Pin | None
-) -> list[Setting]:
+) -> list[ExecutionConfig]:
     """What the planner lists, and a VAE in tiles even where the user prefers exact pixels."""
-    settings = settings_for(machine, plan.request, location, component, plan.prefer, pin)
+    settings = configs_for(machine, plan.request, location, component, plan.prefer, pin)
     if component != catalog.UPSCALER:
         return settings
     return [*settings, *(replace(setting, vae_tiling=True) for setting in settings)]
@@ -184,13 +186,13 @@ def _in_wider_types(machine: Machine, findings: Findings) -> Iterable[Machine]:
     return [replace(machine, compute_dtype=dtype) for dtype in dict.fromkeys(types)]
 
 
-def _overflows(setting: Setting, findings: Findings) -> bool:
+def _overflows(setting: ExecutionConfig, findings: Findings) -> bool:
     """Whether a setting computes in a type that overflowed: 8-bit layers do so in float16, always."""
     quantised = bool(findings.overflowing) and setting.storage in QUANTISED
     return quantised or setting.compute in findings.overflowing
 
 
-def _just_fits(machine: Machine, candidate: Candidate) -> bool:
+def _just_fits(machine: Machine, candidate: Evaluation) -> bool:
     """Whether a candidate fits if nothing is left free."""
     footprint = candidate.footprint
     ram = _taken(machine, RAM, footprint.vram_bytes, footprint.ram_bytes)
@@ -204,7 +206,7 @@ def _taken(machine: Machine, resource: str, vram_bytes: int, ram_bytes: int) -> 
     return ram_bytes + (vram_bytes if machine.unified else 0)
 
 
-def _replaced(step: Step, chosen: Candidate, reason: str) -> Step:
+def _replaced(step: Step, chosen: Evaluation, reason: str) -> Step:
     setting, footprint = chosen.setting, chosen.footprint
     return replace(
         step,
@@ -217,7 +219,7 @@ def _replaced(step: Step, chosen: Candidate, reason: str) -> Step:
         resident_bytes=setting.resident_bytes,
         tile=setting.tile,
         speedup=setting.speedup,
-        predicted=Prediction(
+        predicted=Estimate(
             footprint.vram_bytes, footprint.ram_bytes, chosen.seconds, footprint.read_bytes
         ),
         reason=reason,

@@ -24,10 +24,10 @@ from lowmem_if.cascade.strategies import (
 from lowmem_if.planning.memory_table import (
     FUSED,
     MATH,
-    Pass,
-    Turn,
+    PassProfile,
+    StepProfile,
     look_up,
-    look_up_turn,
+    look_up_step,
 )
 from lowmem_if.request.tiling import UPSCALER_SIDE
 
@@ -110,7 +110,7 @@ _VAE_TILED_SIDE = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Footprint:
+class MemoryEstimate:
     """Peak bytes while a component loads and runs: on the accelerator, in RAM, and read from disk.
 
     `vram_bytes` are tensors, or all that torch's allocator holds from the driver where plans count that.
@@ -122,7 +122,7 @@ class Footprint:
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class ExecutionConfig:
     """Everything of a plan's step that its bytes depend on."""
 
     component: str
@@ -184,7 +184,7 @@ def stored_bytes(weights: Weights, storage: str, compute: str) -> int:
     return linear + kept * weights.kept + rest * weights.other
 
 
-def in_place_bytes(part: Part, setting: Setting) -> int:
+def in_place_bytes(part: Part, setting: ExecutionConfig) -> int:
     """What a component's weights take once it has loaded; of a streaming one, what is in place."""
     modules = {
         m.folder: stored_bytes(m.weights, setting.storage, setting.compute) for m in part.modules
@@ -194,7 +194,7 @@ def in_place_bytes(part: Part, setting: Setting) -> int:
     return sum(modules.values())
 
 
-def at_rest(part: Part, setting: Setting) -> tuple[int, int]:
+def at_rest(part: Part, setting: ExecutionConfig) -> tuple[int, int]:
     """(VRAM, RAM) that a component takes while it is loaded and does nothing."""
     weights = in_place_bytes(part, setting)
     if setting.storage == "bfloat16":
@@ -208,7 +208,7 @@ def at_rest(part: Part, setting: Setting) -> tuple[int, int]:
     return weights if stays else 0, weights
 
 
-def predict(part: Part, setting: Setting, *, reserve: bool = False) -> Footprint:
+def predict(part: Part, setting: ExecutionConfig, *, reserve: bool = False) -> MemoryEstimate:
     """Peak bytes of one component under one setting.
 
     Args:
@@ -222,12 +222,12 @@ def predict(part: Part, setting: Setting, *, reserve: bool = False) -> Footprint
     return replace(plain, ram_bytes=plain.ram_bytes + setting.merge_bytes + compiler)
 
 
-def _as_simulated(setting: Setting) -> Setting:
+def _as_simulated(setting: ExecutionConfig) -> ExecutionConfig:
     """What dry runs and the table know: there nothing is merged or compiled."""
     return replace(setting, merge_bytes=0, speedup=1.0)
 
 
-def _predict(part: Part, setting: Setting) -> Footprint:
+def _predict(part: Part, setting: ExecutionConfig) -> MemoryEstimate:
     modules = {
         m.folder: stored_bytes(m.weights, setting.storage, setting.compute) for m in part.modules
     }
@@ -244,11 +244,11 @@ def _predict(part: Part, setting: Setting) -> Footprint:
             + _waiting_bytes(setting)
             + _result_bytes(setting)
         )
-        return Footprint(0, ram, read)
+        return MemoryEstimate(0, ram, read)
     vram, host = _simulated(part, setting) or _put_together(part, setting, modules, activations)
     vram += _waiting_bytes(setting)
     host += PROCESS_RAM_BYTES + ACCELERATOR_RAM_BYTES + _result_bytes(setting)
-    return Footprint(vram, host, read)
+    return MemoryEstimate(vram, host, read)
 
 
 def attention_of(device: str) -> str:
@@ -256,12 +256,12 @@ def attention_of(device: str) -> str:
     return MATH if device.startswith("mps") else FUSED
 
 
-_REMEMBERED: dict[tuple[Part, Setting], tuple[int, int, int]] = {}
+_REMEMBERED: dict[tuple[Part, ExecutionConfig], tuple[int, int, int]] = {}
 """What was simulated since this process began: VRAM in use, VRAM held by the allocator, host memory."""
 
 
 def remember(
-    part: Part, setting: Setting, *, vram_bytes: int, reserved_bytes: int, host_bytes: int
+    part: Part, setting: ExecutionConfig, *, vram_bytes: int, reserved_bytes: int, host_bytes: int
 ) -> None:
     """From now on predict this setting as a dry run found it.
 
@@ -272,17 +272,17 @@ def remember(
     _REMEMBERED[part, _as_simulated(setting)] = vram_bytes, reserved_bytes, host_bytes
 
 
-def is_simulated(part: Part, setting: Setting) -> bool:
+def is_simulated(part: Part, setting: ExecutionConfig) -> bool:
     """Whether a dry run has seen this very setting."""
     setting = _as_simulated(setting)
     plain = setting.at_once == 1 and not setting.resident_bytes and setting.drawn_area == 1
     return (part, setting) in _REMEMBERED or (plain and setting.strategy in _turns(part, setting))
 
 
-def _turns(part: Part, setting: Setting) -> dict[str, Turn]:
+def _turns(part: Part, setting: ExecutionConfig) -> dict[str, StepProfile]:
     """The table's turns by strategy; none if one that others are compared with is not there."""
     turns = {
-        strategy: look_up_turn(
+        strategy: look_up_step(
             part, setting.component, strategy, setting.storage,
             attention=attention_of(setting.device), tiled=setting.vae_tiling,
         )
@@ -292,7 +292,7 @@ def _turns(part: Part, setting: Setting) -> dict[str, Turn]:
     return known if turns.keys() - known.keys() <= {STREAM} else {}
 
 
-def _simulated(part: Part, setting: Setting) -> tuple[int, int] | None:
+def _simulated(part: Part, setting: ExecutionConfig) -> tuple[int, int] | None:
     """(VRAM, host memory beside the process) of a turn that a dry run has seen."""
     if (part, setting) in _REMEMBERED:
         vram, _reserved, host = _REMEMBERED[part, setting]
@@ -311,7 +311,7 @@ def _simulated(part: Part, setting: Setting) -> tuple[int, int] | None:
     return vram, its.anonymous_bytes + its.pinned_bytes
 
 
-def _unused_bytes(part: Part, setting: Setting) -> int:
+def _unused_bytes(part: Part, setting: ExecutionConfig) -> int:
     """What torch's allocator holds from the driver at most, beyond what is in use at most.
 
     It is taken to grow like the activations, whose blocks leave the gaps.
@@ -327,7 +327,7 @@ def _unused_bytes(part: Part, setting: Setting) -> int:
     return round(share * max(_activation_bytes(module, setting) for module in part.modules))
 
 
-def _turn_bytes(part: Part, setting: Setting, turn: Turn) -> int:
+def _turn_bytes(part: Part, setting: ExecutionConfig, turn: StepProfile) -> int:
     """The peak of a turn with the setting's batch: what further pictures add is linear."""
     rows = {module.folder: _pass_of(module, setting) for module in part.modules}
     more = {folder: row.more_bytes if row else 0 for folder, row in rows.items()}
@@ -337,7 +337,7 @@ def _turn_bytes(part: Part, setting: Setting, turn: Turn) -> int:
 
 
 def _put_together(
-    part: Part, setting: Setting, modules: dict[str, int], activations: dict[str, int]
+    part: Part, setting: ExecutionConfig, modules: dict[str, int], activations: dict[str, int]
 ) -> tuple[int, int]:
     """(VRAM, host memory beside the process) of a turn, from its networks."""
     weights, upcast = in_place_bytes(part, setting), _upcast_bytes(part, setting)
@@ -357,14 +357,14 @@ def _pinned_bytes(part: Part) -> int:
     return len(part.modules) * _PINNED_BYTES
 
 
-def _layer_bytes(module: Module, setting: Setting) -> int:
+def _layer_bytes(module: Module, setting: ExecutionConfig) -> int:
     row = _pass_of(module, setting)
     if row is not None:
         return row.largest_layer_bytes
     return int(_LARGEST_LAYER * stored_bytes(module.weights, setting.storage, setting.compute))
 
 
-def _pass_of(module: Module, setting: Setting) -> Pass | None:
+def _pass_of(module: Module, setting: ExecutionConfig) -> PassProfile | None:
     """The table's row of a network in the type that it computes in."""
     item = ITEM_BYTES[
         "float32" if module.folder == "vae" or module.weights.kept else setting.compute
@@ -377,14 +377,14 @@ def _pass_of(module: Module, setting: Setting) -> Pass | None:
     )
 
 
-def bytes_a_pass(part: Part, setting: Setting) -> float:
+def bytes_a_pass(part: Part, setting: ExecutionConfig) -> float:
     """Of the files of a component that streams, the bytes that come anew in each of its passes."""
     large = _largest(part)
     whole = stored_bytes(large.weights, setting.storage, setting.compute)
     return (1 - min(setting.resident_bytes, whole) / whole) * large.file_bytes
 
 
-def resident_choices(part: Part, setting: Setting) -> list[int]:
+def resident_choices(part: Part, setting: ExecutionConfig) -> list[int]:
     """How much of a component to keep in place while the rest streams, most first.
 
     Nothing of the text encoder, which needs each of its weights once.
@@ -400,14 +400,14 @@ def _largest(part: Part) -> Module:
     return max(part.modules, key=lambda module: module.file_bytes)
 
 
-def _streamed_weights(part: Part, sizes: dict[str, int], setting: Setting) -> int:
+def _streamed_weights(part: Part, sizes: dict[str, int], setting: ExecutionConfig) -> int:
     """In place of a component that streams: what stays of its largest network, and a window of each."""
     windows = {module.folder: _window_bytes(module, setting) for module in part.modules}
     large = max(sizes, key=lambda name: sizes[name])
     return sum(windows.values()) + min(sizes[large] - windows[large], setting.resident_bytes)
 
 
-def _window_bytes(module: Module, setting: Setting) -> int:
+def _window_bytes(module: Module, setting: ExecutionConfig) -> int:
     """Room for what of a network comes and goes; all of a small one."""
     size = stored_bytes(module.weights, setting.storage, setting.compute)
     if module.folder == "text_encoder":
@@ -418,7 +418,7 @@ def _window_bytes(module: Module, setting: Setting) -> int:
     return min(size, max(window, _LEAST_WINDOW_BYTES))
 
 
-def _cpu_working_bytes(module: Module, activations: int, setting: Setting) -> int:
+def _cpu_working_bytes(module: Module, activations: int, setting: ExecutionConfig) -> int:
     """What a network takes beside its weights while a CPU computes it."""
     if module.folder == "vae":
         return int(_CPU_VAE_SLACK * activations)
@@ -429,7 +429,7 @@ def _cpu_working_bytes(module: Module, activations: int, setting: Setting) -> in
     return int((1 if streams else _HEAP_SLACK) * activations) + again
 
 
-def _result_bytes(setting: Setting) -> int:
+def _result_bytes(setting: ExecutionConfig) -> int:
     """Of a finished picture larger than 1024 x 1024: its numbers, and their copies for writing them."""
     large = setting.component in (catalog.UPSCALER, catalog.FINISH)
     return int(_RESULT_BYTES * max(0.0, setting.area - 1)) if large else 0
@@ -441,13 +441,13 @@ def headroom(device: str) -> tuple[int, int]:
     return vram, RAM_SAFETY_BYTES
 
 
-def _waiting_bytes(setting: Setting) -> int:
+def _waiting_bytes(setting: ExecutionConfig) -> int:
     """Of the texts that wait for each other between the blocks of an encoder that streams."""
     together = setting.component == catalog.TEXT_ENCODER and setting.strategy == STREAM
     return setting.batch * _TEXT_NUMBERS * _STATE_BYTES[setting.compute] if together else 0
 
 
-def _growth(module: Module, setting: Setting) -> float:
+def _growth(module: Module, setting: ExecutionConfig) -> float:
     """How much more a network's activations take for what is drawn than for the table's square.
 
     They grow with the pixels; attention that multiplies the whole table of weights, with their square.
@@ -458,7 +458,7 @@ def _growth(module: Module, setting: Setting) -> float:
     return area**2 if attention_of(setting.device) == MATH and area > 1 else area
 
 
-def _upcast_bytes(part: Part, setting: Setting) -> int:
+def _upcast_bytes(part: Part, setting: ExecutionConfig) -> int:
     """The VAE always decodes in float32: 16-bit weights of it double, for that time or for good."""
     vae = next((m for m in part.modules if m.folder == "vae"), None)
     if setting.strategy == STREAM:
@@ -466,7 +466,7 @@ def _upcast_bytes(part: Part, setting: Setting) -> int:
     return 2 * vae.weights.parameters if vae and ITEM_BYTES[setting.storage] == 2 else 0
 
 
-def _activation_bytes(module: Module, setting: Setting) -> int:
+def _activation_bytes(module: Module, setting: ExecutionConfig) -> int:
     row = _pass_of(module, setting)
     if row is not None:
         return int(row.activations(setting.at_once) * _growth(module, setting))

@@ -29,7 +29,7 @@ SAME_IN_16_BITS = (STAGE_1, STAGE_2)
 """Components that take in bfloat16 what they take in float16: one row is for both."""
 
 
-class Pass(BaseModel):
+class PassProfile(BaseModel):
     """One pass of a network beside its weights, as a dry run saw it.
 
     Attributes:
@@ -64,7 +64,7 @@ class Pass(BaseModel):
         return self.activation_bytes + (batch - 1) * self.more_bytes
 
 
-class Turn(BaseModel):
+class StepProfile(BaseModel):
     """One component's turn, loading to leaving, as a dry run of its stage saw it; one picture at a time.
 
     Attributes:
@@ -93,7 +93,7 @@ class Turn(BaseModel):
     to_device_bytes: NonNegativeInt
 
 
-class FootprintTable(BaseModel):
+class MemoryTable(BaseModel):
     """The whole table, with the versions of the libraries that the dry runs used.
 
     The rows hold for the other versions, too: `tests/test_footprint_table.py` states how closely.
@@ -102,8 +102,8 @@ class FootprintTable(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     versions: dict[str, str]
-    passes: tuple[Pass, ...]
-    turns: tuple[Turn, ...]
+    passes: tuple[PassProfile, ...]
+    turns: tuple[StepProfile, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class _Key:
 
 def look_up(
     module: Module, *, item_bytes: int, attention: str = FUSED, tiled: bool = False
-) -> Pass | None:
+) -> PassProfile | None:
     """One pass of a network; None if the table lacks it."""
     key = _Key(
         module.folder,
@@ -131,9 +131,9 @@ def look_up(
     return _passes().get(key)
 
 
-def look_up_turn(
+def look_up_step(
     part: Part, component: str, strategy: str, storage: str, *, attention: str, tiled: bool
-) -> Turn | None:
+) -> StepProfile | None:
     """A component's turn under a strategy; None if the table lacks it."""
     if component in SAME_IN_16_BITS and storage == "bfloat16":
         storage = "float16"
@@ -145,21 +145,21 @@ def _of(part: Part) -> frozenset[tuple[str, int]]:
 
 
 @cache
-def read_table(file: Path = FILE) -> FootprintTable:
+def read_table(file: Path = FILE) -> MemoryTable:
     """The shipped table.
 
     Raises:
         CheckpointError: the file is not the one that was installed.
     """
     try:
-        return FootprintTable.model_validate_json(file.read_bytes())
+        return MemoryTable.model_validate_json(file.read_bytes())
     except (OSError, ValidationError) as error:
         first = str(error).splitlines()[0]
         raise CheckpointError(f"{file}: {first}; install lowmem-if again") from error
 
 
 @cache
-def _passes() -> dict[_Key, Pass]:
+def _passes() -> dict[_Key, PassProfile]:
     return {
         _Key(
             row.folder, row.parameters, row.channels, row.item_bytes, row.attention, row.tiled
@@ -169,7 +169,7 @@ def _passes() -> dict[_Key, Pass]:
 
 
 @cache
-def _turns() -> dict[tuple[str, frozenset[tuple[str, int]], str, str, str, bool], Turn]:
+def _turns() -> dict[tuple[str, frozenset[tuple[str, int]], str, str, str, bool], StepProfile]:
     return {
         (
             row.component,

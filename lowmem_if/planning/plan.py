@@ -34,21 +34,21 @@ from lowmem_if.errors import (
 )
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.planning.alternatives import nearest
-from lowmem_if.planning.candidates import settings_for
-from lowmem_if.planning.evaluate import overrun, shortage, weigh
+from lowmem_if.planning.candidates import configs_for
+from lowmem_if.planning.evaluate import deficit, evaluate, shortage
 from lowmem_if.planning.memory import (
-    Setting,
+    ExecutionConfig,
     predict,
 )
 from lowmem_if.planning.reasons import reason, runner_up
-from lowmem_if.planning.workload import jobs_of, samplings_of
-from lowmem_if.request.image_spec import ImageTask, Sampling
+from lowmem_if.planning.workload import samplings_of, workloads_of
+from lowmem_if.request.image_spec import ImageSpec, Sampling
 from lowmem_if.request.request import Request
 from lowmem_if.request.tiling import UPSCALER_SIDE
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
+class Estimate:
     """Peaks in bytes, the time in seconds, and bytes read from disk."""
 
     vram_bytes: int
@@ -77,7 +77,7 @@ class Step:
     samplings: dict[str, Sampling]
     area: float
     tile: int
-    predicted: Prediction
+    predicted: Estimate
     reason: str
     instead_of: str
     resident_bytes: int = 0
@@ -85,8 +85,8 @@ class Step:
     lora: tuple[Lora, ...] = ()
 
     @property
-    def setting(self) -> Setting:
-        return Setting(
+    def setting(self) -> ExecutionConfig:
+        return ExecutionConfig(
             self.component, self.strategy, self.storage_dtype, self.compute_dtype,
             self.batch, self.device, self.vae_tiling, self.resident_bytes, self.area, self.tile,
             self.speedup, merge_bytes_of(self.lora),
@@ -97,7 +97,7 @@ class Step:
         """Of a run in one mode the only one; None of a component that draws nothing."""
         return next(iter(self.samplings.values()), None)
 
-    def sampling_of(self, task: ImageTask) -> Sampling:
+    def sampling_of(self, task: ImageSpec) -> Sampling:
         """How this component draws a picture."""
         return self.samplings[task.mode].of(task, self.component)
 
@@ -195,13 +195,13 @@ def _choose(
     pin: Pin | None,
 ) -> Step:
     part = location.cascade.parts[component]
-    jobs = jobs_of(request, location.cascade, component)
-    settings = settings_for(machine, request, location, component, prefer, pin)
+    jobs = workloads_of(request, location.cascade, component)
+    settings = configs_for(machine, request, location, component, prefer, pin)
     lora = of_stage(request.lora, component)
-    candidates = [weigh(machine, part, setting, jobs) for setting in settings]
+    candidates = [evaluate(machine, part, setting, jobs) for setting in settings]
     fitting = [candidate for candidate in candidates if candidate.short is None]
     if not fitting:
-        closest = min((c for c in candidates if c.short), key=overrun)
+        closest = min((c for c in candidates if c.short), key=deficit)
         assert closest.short is not None
         raise _NoRoom(component, *closest.short)
     # A picture is cut no smaller than it must be; among ways that cut it alike the quickest is taken.
@@ -213,7 +213,7 @@ def _choose(
         samplings_of(request, location.cascade, component),
         setting.area,
         setting.tile,
-        Prediction(chosen.footprint.vram_bytes, chosen.footprint.ram_bytes, chosen.seconds,
+        Estimate(chosen.footprint.vram_bytes, chosen.footprint.ram_bytes, chosen.seconds,
                    chosen.footprint.read_bytes),
         reason(machine, request, part, chosen, pin),
         runner_up(machine, candidates, chosen),
@@ -223,7 +223,7 @@ def _choose(
     )  # fmt: skip
 
 
-def cuts(setting: Setting) -> float:
+def cuts(setting: ExecutionConfig) -> float:
     """How finely the user's own pictures are cut; 0: not at all."""
     return UPSCALER_SIDE / setting.tile if setting.tile else 0.0
 
@@ -235,7 +235,7 @@ def _fits(machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pi
         request = replace(request, lora=settled(request.lora, location, request.components))
         for name in request.components:
             part, pin = location.cascade.parts[name], pins.get(name)
-            settings = settings_for(machine, request, location, name, prefer, pin)
+            settings = configs_for(machine, request, location, name, prefer, pin)
             footprints = [predict(part, s, reserve=machine.counts_reserve) for s in settings]
             if all(map(partial(shortage, machine), settings, footprints)):
                 return False

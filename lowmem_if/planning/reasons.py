@@ -18,14 +18,14 @@ from lowmem_if.hardware.dtypes import doubt
 from lowmem_if.hardware.machine import INSTALL_BITSANDBYTES, Machine
 from lowmem_if.planning.candidates import compute_dtype
 from lowmem_if.planning.compile_time import speedup
-from lowmem_if.planning.evaluate import Candidate
-from lowmem_if.planning.memory import Setting
+from lowmem_if.planning.evaluate import Evaluation
+from lowmem_if.planning.memory import ExecutionConfig
 from lowmem_if.request.request import Request
 from lowmem_if.units import format_bytes, format_seconds
 
 
 def reason(
-    machine: Machine, request: Request, part: Part, chosen: Candidate, pin: Pin | None
+    machine: Machine, request: Request, part: Part, chosen: Evaluation, pin: Pin | None
 ) -> str:
     """Why a setting was chosen, and what is special about it."""
     setting = chosen.setting
@@ -51,7 +51,7 @@ def reason(
     return "; ".join([*words, *_compiling(machine, request, setting)])
 
 
-def _lacking(machine: Machine, setting: Setting) -> list[str]:
+def _lacking(machine: Machine, setting: ExecutionConfig) -> list[str]:
     """What would have been a way to run it if a package were installed."""
     may_quantise = setting.component == catalog.TEXT_ENCODER and machine.kind in ("cuda", "xpu")
     if machine.has_bitsandbytes or not may_quantise:
@@ -59,12 +59,12 @@ def _lacking(machine: Machine, setting: Setting) -> list[str]:
     return [f"8-bit weights need bitsandbytes: `{INSTALL_BITSANDBYTES}`"]
 
 
-def _cutting(setting: Setting) -> list[str]:
+def _cutting(setting: ExecutionConfig) -> list[str]:
     words = ["VAE in tiles"] if setting.vae_tiling else []
     return words + ([f"in tiles of {setting.tile} pixels"] if setting.tile else [])
 
 
-def _moving(part: Part, setting: Setting, lora: Sequence[Lora]) -> list[str]:
+def _moving(part: Part, setting: ExecutionConfig, lora: Sequence[Lora]) -> list[str]:
     """How weights that do not stay come and go."""
     if setting.strategy == SEQUENTIAL_OFFLOAD:
         return ["leaves move: slow"]
@@ -75,7 +75,7 @@ def _moving(part: Part, setting: Setting, lora: Sequence[Lora]) -> list[str]:
     return [_streaming(setting), *again]
 
 
-def _compiling(machine: Machine, request: Request, setting: Setting) -> list[str]:
+def _compiling(machine: Machine, request: Request, setting: ExecutionConfig) -> list[str]:
     """What comes of the wish to compile."""
     if not request.compile or setting.component not in catalog.IMAGE_STAGES:
         return []
@@ -88,14 +88,14 @@ def _compiling(machine: Machine, request: Request, setting: Setting) -> list[str
     return ["not compiled: that takes longer than it saves, or too much RAM"]
 
 
-def _merging(setting: Setting, lora: Sequence[Lora]) -> list[str]:
+def _merging(setting: ExecutionConfig, lora: Sequence[Lora]) -> list[str]:
     if not lora:
         return []
     names = " and ".join(map(str, lora))
     return [f"LoRA {names}, merged with {format_bytes(setting.merge_bytes)} of RAM"]
 
 
-def _streaming(setting: Setting) -> str:
+def _streaming(setting: ExecutionConfig) -> str:
     """What of a streaming component comes from its file, and how often."""
     if setting.component == catalog.TEXT_ENCODER:
         return "layers come from the file, once"
@@ -103,14 +103,14 @@ def _streaming(setting: Setting) -> str:
     return stay + "layers come from the file at every pass"
 
 
-def _casts_at_every_pass(part: Part, setting: Setting) -> bool:
+def _casts_at_every_pass(part: Part, setting: ExecutionConfig) -> bool:
     """Whether a bfloat16 copy of the UNet would spare a CPU work; if there is one is not looked up."""
     unets = [module for module in part.modules if module.folder == "unet"]
     on_cpu = (setting.device, setting.storage) == ("cpu", "bfloat16")
     return on_cpu and any(not unet.is_bfloat16 for unet in unets)
 
 
-def runner_up(machine: Machine, candidates: list[Candidate], chosen: Candidate) -> str:
+def runner_up(machine: Machine, candidates: list[Evaluation], chosen: Evaluation) -> str:
     """What would have been taken with more room, the quickest of it; else the next quickest."""
     others = [c for c in candidates if str(c.setting) != str(chosen.setting)]
     before = candidates.index(chosen)
@@ -138,11 +138,11 @@ def runner_up(machine: Machine, candidates: list[Candidate], chosen: Candidate) 
     return f"{_named(machine, best)}: {format_seconds(best.seconds)}" + ("" if slower else ", too")
 
 
-def _way(setting: Setting) -> tuple[str, str, str]:
+def _way(setting: ExecutionConfig) -> tuple[str, str, str]:
     return setting.strategy, setting.storage, setting.device
 
 
-def _named(machine: Machine, candidate: Candidate) -> str:
+def _named(machine: Machine, candidate: Evaluation) -> str:
     setting = candidate.setting
     place = " on the CPU" if setting.device == "cpu" != machine.device else ""
     return f"{setting}{place}"

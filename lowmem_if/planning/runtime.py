@@ -21,11 +21,11 @@ from lowmem_if.cascade.strategies import (
     SEQUENTIAL_OFFLOAD,
     STREAM,
 )
-from lowmem_if.hardware.speeds import ACCELERATOR, CPU, Rates
+from lowmem_if.hardware.speeds import ACCELERATOR, CPU, Speeds
 from lowmem_if.planning.compile_time import compile_seconds
 from lowmem_if.planning.flops import pass_flops
-from lowmem_if.planning.memory import Setting, bytes_a_pass, stored_bytes
-from lowmem_if.planning.workload import Job
+from lowmem_if.planning.memory import ExecutionConfig, bytes_a_pass, stored_bytes
+from lowmem_if.planning.workload import Workload
 
 _BUILD_S = 0.5
 """Skeleton, tokenizer, proof of release."""
@@ -44,9 +44,9 @@ _COPIES = 2
 
 def predict_seconds(
     part: Part,
-    setting: Setting,
-    jobs: Sequence[Job],
-    rates: Rates,
+    setting: ExecutionConfig,
+    jobs: Sequence[Workload],
+    rates: Speeds,
     ram_left_bytes: int,
     *,
     unified: bool,
@@ -63,7 +63,7 @@ def predict_seconds(
     return round(_BUILD_S + each[0].loading() + compiling + drawing, 1)
 
 
-def cast_bytes_per_s(module: Module, setting: Setting, rates: Rates) -> float:
+def cast_bytes_per_s(module: Module, setting: ExecutionConfig, rates: Speeds) -> float:
     """Of a cached file; what holds the right type already is copied, or used in place by a CPU."""
     on_file = "bfloat16" if module.is_bfloat16 else "float16"
     if on_file != setting.storage:
@@ -74,9 +74,9 @@ def cast_bytes_per_s(module: Module, setting: Setting, rates: Rates) -> float:
 @dataclass(frozen=True, slots=True)
 class _Work:
     part: Part
-    setting: Setting
-    job: Job
-    rates: Rates
+    setting: ExecutionConfig
+    job: Workload
+    rates: Speeds
     ram_left_bytes: int
     unified: bool
 

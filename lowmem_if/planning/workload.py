@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.catalog import Cascade
 from lowmem_if.cascade.modes import defaults_for
-from lowmem_if.request.image_spec import ImageTask, Sampling
+from lowmem_if.request.image_spec import ImageSpec, Sampling
 from lowmem_if.request.request import Request
 from lowmem_if.request.tiling import UPSCALER_SIDE, boxes
 
@@ -16,7 +16,7 @@ _FOR_ALL = (catalog.TEXT_ENCODER, catalog.FINISH)
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class Workload:
     """Texts, and pictures that are drawn alike.
 
     Attributes:
@@ -44,7 +44,7 @@ class Job:
         return min(self.area, (tile / UPSCALER_SIDE) ** 2) if self.cut_from and tile else self.area
 
 
-def tasks_of(request: Request, component: str) -> list[ImageTask]:
+def tasks_of(request: Request, component: str) -> list[ImageSpec]:
     """The pictures that a component of a request has to do with."""
     return [task for task in request.tasks if component in (*task.stages, *_FOR_ALL)]
 
@@ -58,12 +58,12 @@ def samplings_of(request: Request, cascade: Cascade, component: str) -> dict[str
     return found
 
 
-def jobs_of(request: Request, cascade: Cascade, component: str) -> tuple[Job, ...]:
+def workloads_of(request: Request, cascade: Cascade, component: str) -> tuple[Workload, ...]:
     """All that one component of a request does; never empty."""
     tasks, samplings = tasks_of(request, component), samplings_of(request, cascade, component)
     if component == catalog.TEXT_ENCODER:
         scales = request.guidance_scale
-        return (Job(len(_texts(tasks, guided=scales is None or max(scales) > 1)), len(tasks)),)
+        return (Workload(len(_texts(tasks, guided=scales is None or max(scales) > 1)), len(tasks)),)
     alike = Counter(
         (
             samplings[task.mode].of(task, component) if samplings else None,
@@ -72,17 +72,17 @@ def jobs_of(request: Request, cascade: Cascade, component: str) -> tuple[Job, ..
         )
         for task in tasks
     )
-    return tuple(Job(0, number, *key) for key, number in alike.items()) or (Job(0, 0),)
+    return tuple(Workload(0, number, *key) for key, number in alike.items()) or (Workload(0, 0),)
 
 
-def _texts(tasks: list[ImageTask], *, guided: bool) -> set[str]:
+def _texts(tasks: list[ImageSpec], *, guided: bool) -> set[str]:
     """Prompts, styles and, where anything is guided, negative prompts, each counted once."""
     read = [task for task in tasks if task.needs_t5]
     texts = {text for task in read for text in (task.words, task.style_prompt) if text}
     return texts | ({task.negative_prompt for task in read} if guided else set())
 
 
-def _cut_from(task: ImageTask) -> tuple[int, int] | None:
+def _cut_from(task: ImageSpec) -> tuple[int, int] | None:
     return (
         (task.image.width, task.image.height) if task.image and task.is_enlarged_as_it_is else None
     )

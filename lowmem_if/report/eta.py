@@ -14,7 +14,7 @@ _REMEMBERED = 50
 """Steps: enough for a steady figure, few enough to follow a machine that has become busy."""
 
 
-class Pace:
+class Eta:
     """Follows the events of a run; says how long the turn that is on has taken, and what is left."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

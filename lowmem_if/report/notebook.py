@@ -13,7 +13,7 @@ from typing import Any
 
 from lowmem_if.cascade import catalog
 from lowmem_if.engine.events import Event
-from lowmem_if.report.eta import Pace
+from lowmem_if.report.eta import Eta
 from lowmem_if.report.progress import words_of
 from lowmem_if.units import format_seconds
 
@@ -43,7 +43,7 @@ class NotebookProgress:
 
     def __init__(self, *, images: int = 4, width: int = 192) -> None:
         self._images, self._width = images, width
-        self._pace = Pace()
+        self._pace = Eta()
         self._rows: dict[int, dict[str, str]] = {}
         self._said: list[str] = []
         self._line = "starting"

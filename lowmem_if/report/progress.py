@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from lowmem_if.api.fetch import BytesReport
 from lowmem_if.cascade.catalog import TEXT_ENCODER
 from lowmem_if.engine.events import Event
-from lowmem_if.report.eta import Pace
+from lowmem_if.report.eta import Eta
 from lowmem_if.units import format_seconds
 
 _LINE_EVERY_S = 30.0
@@ -28,7 +28,7 @@ class RunProgress:
         self._bars = None if quiet or not out.is_terminal else _run_bars(out)
         self._bar: TaskID | None = None
         self._lines = None if quiet or out.is_terminal else _SparseLines(self._say)
-        self._pace = Pace()
+        self._pace = Eta()
         self._told_of_previews = False
 
     def __enter__(self) -> RunProgress:
@@ -94,7 +94,7 @@ class _SparseLines:
             self._say(words)
 
 
-def words_of(event: Event, pace: Pace) -> str:
+def words_of(event: Event, pace: Eta) -> str:
     """Where a run is, in one line, with the time left; empty if an event does not move it."""
     match event.kind:
         case "starting":
@@ -113,7 +113,7 @@ def words_of(event: Event, pace: Pace) -> str:
     return ""
 
 
-def _left(pace: Pace) -> str:
+def _left(pace: Eta) -> str:
     left = pace.left_s
     return "" if left is None or left < 1 else f", {format_seconds(left)} left"
 

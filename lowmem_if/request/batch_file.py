@@ -1,6 +1,6 @@
 """A file of many prompts, a line each: JSON lines, CSV with a header row, or nothing but prompts.
 
-What a line may say, and nothing else: see `Line`. A line that cannot be used is kept with its number
+What a line may say, and nothing else: see `BatchRow`. A line that cannot be used is kept with its number
 and the reason; the others are not hurt by it.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_if.errors import BatchError, PictureError, RequestError
-from lowmem_if.request.batch_row import NAMES, Line
+from lowmem_if.request.batch_row import NAMES, BatchRow
 from lowmem_if.request.seeds import parse_seeds
 
 JSON_LINES, CSV, PLAIN = "JSON lines", "CSV", "plain prompts"
@@ -44,11 +44,11 @@ class BadLine:
 class BatchFile:
     """What is in a file: the lines that can be used, in order, and those that cannot."""
 
-    lines: tuple[Line, ...]
+    lines: tuple[BatchRow, ...]
     bad_lines: tuple[BadLine, ...]
 
 
-Check = Callable[[Line], object]
+Check = Callable[[BatchRow], object]
 """Raises a `RequestError` for a line that nobody could draw."""
 
 
@@ -94,7 +94,7 @@ def parse_records(records: Iterable[str | Mapping[str, Any]], check: Check) -> B
 
 
 def _sorted_out(records: Iterable[_Record], check: Check, folder: Path | None) -> BatchFile:
-    lines: list[Line] = []
+    lines: list[BatchRow] = []
     bad: list[BadLine] = []
     for number, take in records:
         try:
@@ -229,7 +229,7 @@ def _number(name: str, cell: str) -> Any:
         raise RequestError(f"{name} {cell!r} is not a number") from None
 
 
-def _line(record: Mapping[str, Any], folder: Path | None) -> Line:
+def _line(record: Mapping[str, Any], folder: Path | None) -> BatchRow:
     """What a record says as a line; the values themselves are checked with the request."""
     if unknown := [str(name) for name in record if name not in NAMES]:
         raise RequestError(f"it says {', '.join(map(repr, unknown))}: use {', '.join(NAMES)}")
@@ -242,4 +242,4 @@ def _line(record: Mapping[str, Any], folder: Path | None) -> Line:
             raise RequestError(f"{name} must be the path of a picture, not {path!r}")
         if path is not None and folder is not None:
             values[name] = str(folder / os.path.expanduser(path))  # noqa: PTH111  raises nothing
-    return Line(**values)
+    return BatchRow(**values)

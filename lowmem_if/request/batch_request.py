@@ -10,7 +10,7 @@ from typing import Any
 
 from lowmem_if.errors import BatchError
 from lowmem_if.request.batch_file import BadLine, BatchFile, parse_batch, parse_records, read_batch
-from lowmem_if.request.batch_row import Line
+from lowmem_if.request.batch_row import BatchRow
 from lowmem_if.request.request import Request
 
 _NAMED = 10
@@ -44,7 +44,7 @@ def request_of(
 
 def _common(values: dict[str, Any]) -> Request:
     """What is asked for all lines; the one line in it stands for them."""
-    return Request((), lines=(Line("any"),), **values)
+    return Request((), lines=(BatchRow("any"),), **values)
 
 
 def _asked(common: Request, batch: BatchFile) -> tuple[Request, tuple[BadLine, ...]]:

@@ -10,7 +10,7 @@ from lowmem_if.request.input_images import Picture, look_at
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class BatchRow:
     """What a line says of itself; None is what the request says for all lines.
 
     The values are those of `Request`, which checks them. Pictures may be given as paths.
@@ -50,4 +50,4 @@ class Line:
         return {name: value for name, value in values.items() if value is not None}
 
 
-NAMES = tuple(field.name for field in fields(Line))
+NAMES = tuple(field.name for field in fields(BatchRow))

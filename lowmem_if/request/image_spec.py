@@ -28,7 +28,7 @@ _LARGEST_RESULT = 1024 * 1024 * 1024 // 4 // 3
 
 
 @dataclass(frozen=True, slots=True)
-class ImageTask:
+class ImageSpec:
     """One image of a run.
 
     Attributes:
@@ -124,7 +124,7 @@ class ImageTask:
             return 1
         return len(boxes(self.image.width, self.image.height, tile))
 
-    def drawn_with(self, other: ImageTask) -> bool:
+    def drawn_with(self, other: ImageSpec) -> bool:
         """Whether a stage can draw both at once: by one pipeline, in one shape."""
         return (self.mode, self.strength, self.proportions, self.is_styled) == (
             other.mode, other.strength, other.proportions, other.is_styled,
@@ -169,14 +169,14 @@ class Sampling:
             return int(self.timesteps.lstrip("abcdefghijklmnopqrstuvwxyz"))
         return self.steps or 0
 
-    def of(self, task: ImageTask, stage: str) -> Sampling:
+    def of(self, task: ImageSpec, stage: str) -> Sampling:
         """This one, as the picture's own strength has it."""
         if task.strength is None or self.strength is None:
             return self
         return replace(self, strength=task.strength[IMAGE_STAGES.index(stage)])
 
 
-def _check_values(task: ImageTask) -> None:
+def _check_values(task: ImageSpec) -> None:
     if task.mode not in MODES:
         raise RequestError(f"unknown mode {task.mode!r}: use one of {', '.join(MODES)}")
     wanted = {"image": task.mode != TEXT, "mask": task.mode == INPAINT}
@@ -197,7 +197,7 @@ def _check_values(task: ImageTask) -> None:
         raise RequestError(f"nothing enlarges to {task.size} pixels: upscale with size 256 or 1024")
 
 
-def _check_pictures(task: ImageTask) -> None:
+def _check_pictures(task: ImageSpec) -> None:
     image, mask = task.image, task.mask
     if image and mask and (image.width, image.height) != (mask.width, mask.height):
         raise PictureError(
@@ -212,7 +212,7 @@ def _check_pictures(task: ImageTask) -> None:
         )
 
 
-def _check_enlarging(task: ImageTask) -> None:
+def _check_enlarging(task: ImageSpec) -> None:
     image = task.image
     assert image is not None
     pixels = image.width * image.height

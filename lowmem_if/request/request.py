@@ -17,8 +17,8 @@ from lowmem_if.cascade.locate import existing_folder
 from lowmem_if.cascade.lora import Lora, loras
 from lowmem_if.cascade.modes import TEXT
 from lowmem_if.errors import RequestError
-from lowmem_if.request.batch_row import Line
-from lowmem_if.request.image_spec import ImageTask, Sampling
+from lowmem_if.request.batch_row import BatchRow
+from lowmem_if.request.image_spec import ImageSpec, Sampling
 from lowmem_if.request.input_images import Picture, look_at
 from lowmem_if.request.noise_scheduler import DDPM, SCHEDULERS
 from lowmem_if.request.seeds import MAX_SEED, MOST, check_series
@@ -97,7 +97,7 @@ class Request:
     noise_level: int | None = None
     scheduler: str = DDPM
     thresholding: tuple[float, ...] | None = None
-    lines: tuple[Line, ...] = ()
+    lines: tuple[BatchRow, ...] = ()
     compile: bool = False
     lora: tuple[Lora, ...] = ()
 
@@ -135,7 +135,7 @@ class Request:
         _check_prompts((*self.prompts, self.negative_prompt, self.style_prompt))
         if not self.prompts and not self.lines:
             raise RequestError("the prompt is empty: say what the picture should show")
-        if not all(isinstance(line, Line) for line in self.lines):
+        if not all(isinstance(line, BatchRow) for line in self.lines):
             raise RequestError("lines must be of the class Line; `batch` makes them of tables")
         if self.prompts and self.lines:
             raise RequestError("prompts and lines exclude each other: give one of them")
@@ -155,7 +155,7 @@ class Request:
         if len(self.lines) > MOST or (self.lines and len(self.tasks) > MOST):
             raise RequestError(f"{MOST} pictures are the most in one run: make several of it")
 
-    def of_line(self, line: Line) -> Request:
+    def of_line(self, line: BatchRow) -> Request:
         """What is asked for by one line alone.
 
         Raises:
@@ -163,7 +163,7 @@ class Request:
         """
         return replace(self, lines=(), prompts=(line.prompt,), **line.values())
 
-    def of_task(self, task: ImageTask) -> Request:
+    def of_task(self, task: ImageSpec) -> Request:
         """What would have to be asked for to get one picture alone."""
         return replace(
             self, lines=(), prompts=(task.prompt,), negative_prompt=task.negative_prompt,
@@ -212,11 +212,11 @@ class Request:
         return tuple(component for component in catalog.COMPONENTS if component in needed)
 
     @property
-    def tasks(self) -> tuple[ImageTask, ...]:
+    def tasks(self) -> tuple[ImageSpec, ...]:
         """The images to draw, prompt by prompt."""
         return _tasks_of_lines(self) if self.lines else tuple(self._numbered(0))
 
-    def _numbered(self, first: int) -> Iterator[ImageTask]:
+    def _numbered(self, first: int) -> Iterator[ImageSpec]:
         seeds = self.seed or ()
         series = len(seeds) // len(self.prompts)
         pairs = [
@@ -227,8 +227,8 @@ class Request:
         for number, (prompt, seed) in enumerate(pairs, start=first):
             yield self._task(number, prompt, seed)
 
-    def _task(self, number: int, prompt: str, seed: int) -> ImageTask:
-        return ImageTask(
+    def _task(self, number: int, prompt: str, seed: int) -> ImageSpec:
+        return ImageSpec(
             number, prompt, seed, self.negative_prompt, self.size, self.mode,
             self.image, self.mask, self.strength, self.style_prompt, self.aspect,
         )  # fmt: skip
@@ -314,8 +314,8 @@ class Request:
 @lru_cache(
     maxsize=8
 )  # thousands of lines take a moment, and a run asks for its tasks again and again
-def _tasks_of_lines(request: Request) -> tuple[ImageTask, ...]:
-    tasks: list[ImageTask] = []
+def _tasks_of_lines(request: Request) -> tuple[ImageSpec, ...]:
+    tasks: list[ImageSpec] = []
     for line in request.lines:
         tasks += request.of_line(line)._numbered(len(tasks))
     return tuple(tasks)

@@ -8,12 +8,12 @@ from dataclasses import replace
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.modes import TEXT
 from lowmem_if.errors import RequestError
-from lowmem_if.request.batch_row import Line
-from lowmem_if.request.image_spec import ImageTask
+from lowmem_if.request.batch_row import BatchRow
+from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.request.request import Request
 
 
-def picked(request: Request, numbers: Sequence[int], size: int) -> tuple[ImageTask, ...]:
+def picked(request: Request, numbers: Sequence[int], size: int) -> tuple[ImageSpec, ...]:
     """The pictures of a request that have these numbers, each once, if all of them can be enlarged.
 
     Raises:
@@ -33,12 +33,12 @@ def picked(request: Request, numbers: Sequence[int], size: int) -> tuple[ImageTa
     return tuple(tasks[number] for number in dict.fromkeys(numbers))
 
 
-def alone(request: Request, picks: Sequence[ImageTask], size: int) -> Request:
+def alone(request: Request, picks: Sequence[ImageSpec], size: int) -> Request:
     """The request for these pictures and nothing else, in this order, at another size."""
     return _of_lines(request, [_line(task, size) for task in picks])
 
 
-def among_others(request: Request, picks: Sequence[ImageTask], size: int) -> Request:
+def among_others(request: Request, picks: Sequence[ImageSpec], size: int) -> Request:
     """The request for all its pictures, under their numbers, these at another size."""
     chosen = {task.number for task in picks}
     return _of_lines(
@@ -47,7 +47,7 @@ def among_others(request: Request, picks: Sequence[ImageTask], size: int) -> Req
     )
 
 
-def _check_larger(task: ImageTask, size: int) -> None:
+def _check_larger(task: ImageSpec, size: int) -> None:
     if size <= task.size:
         raise RequestError(
             f"picture {task.number} has {task.size} pixels: give --size more than that, up to 1024"
@@ -60,7 +60,7 @@ def _check_larger(task: ImageTask, size: int) -> None:
         )
 
 
-def _of_lines(request: Request, lines: list[Line]) -> Request:
+def _of_lines(request: Request, lines: list[BatchRow]) -> Request:
     """What holds for all pictures stays; what is one picture's own goes into its line."""
     return replace(
         request,
@@ -70,8 +70,8 @@ def _of_lines(request: Request, lines: list[Line]) -> Request:
     )  # fmt: skip
 
 
-def _line(task: ImageTask, size: int) -> Line:
-    return Line(
+def _line(task: ImageSpec, size: int) -> BatchRow:
+    return BatchRow(
         task.prompt, task.negative_prompt, (task.seed,), 1, size, task.mode, task.image, task.mask,
         task.strength, task.style_prompt,
     )  # fmt: skip

@@ -25,7 +25,7 @@ MOST_KNOWN_NUMBERS = 65_536
 
 
 @dataclass(frozen=True, slots=True)
-class Invention:
+class AssumedValue:
     """An answer to a question that only real numbers could answer.
 
     Attributes:
@@ -41,13 +41,13 @@ class Invention:
 
 
 INVENTIONS = (
-    Invention(
+    AssumedValue(
         "diffusers.image_processor",
         "preprocess",
         0.0,
         "the x4 pipeline asks whether its picture has negative values, and then only warns",
     ),
-    Invention(
+    AssumedValue(
         "lowmem_if.stages.finite",
         "is_finite",
         True,
@@ -55,7 +55,7 @@ INVENTIONS = (
     ),
 )
 
-OUTLIER_COLUMNS = Invention(
+OUTLIER_COLUMNS = AssumedValue(
     "bitsandbytes.autograd._functions",
     "matmul",
     64,
@@ -64,7 +64,7 @@ OUTLIER_COLUMNS = Invention(
 """An assumption, not an answer: nobody asks, the sizes follow from it."""
 
 
-class Values:
+class AssumedValues:
     """The known numbers of fake tensors.
 
     Attributes:
@@ -75,7 +75,7 @@ class Values:
         self._mode = mode
         self._known: Any = WeakTensorKeyDictionary()
         self._stale: dict[int, torch.UntypedStorage] = {}
-        self.invented: Counter[Invention] = Counter()
+        self.invented: Counter[AssumedValue] = Counter()
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """The numbers of a tensor as a real one on the CPU, None if nobody knows them."""

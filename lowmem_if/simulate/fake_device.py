@@ -31,10 +31,10 @@ from torch.utils._pytree import tree_map
 from transformers.utils import import_utils
 
 from lowmem_if.errors import SimulationError
-from lowmem_if.simulate.assumed_values import Values
+from lowmem_if.simulate.assumed_values import AssumedValues
 from lowmem_if.simulate.attention import attend
-from lowmem_if.simulate.fake_streams import COMPUTING, HOST, Stream
-from lowmem_if.simulate.memory_tracker import PINNED, Ledger
+from lowmem_if.simulate.fake_streams import COMPUTING, HOST, FakeStream
+from lowmem_if.simulate.memory_tracker import PINNED, MemoryTracker
 from lowmem_if.simulate.tracing import Trace
 from lowmem_if.weights import allocator as caches
 from lowmem_if.weights.files import staging
@@ -62,7 +62,7 @@ def dry_run(*, kernel: str, total_bytes: int = 1 << 60) -> Iterator[Trace]:
     """
     check_version()
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    trace = Trace(Ledger(), Values(mode), kernel)
+    trace = Trace(MemoryTracker(), AssumedValues(mode), kernel)
     with ExitStack() as undo:
         undo.enter_context(_meta_guard())
         for owner, name, substitute in _substitutes(trace, total_bytes):
@@ -111,7 +111,7 @@ def _core_library() -> str:
 def _substitutes(trace: Trace, total_bytes: int) -> Iterator[tuple[Any, str, Any]]:
     """(owner, name, what stands there during a dry run)."""
     allocator = trace.ledger.allocator(DEVICE)
-    current = Stream(trace.timeline, COMPUTING)
+    current = FakeStream(trace.timeline, COMPUTING)
 
     def nothing(*_args: Any, **_kwargs: Any) -> None:
         """Nothing is to be done on a device that is not there."""
@@ -146,7 +146,7 @@ def _substitutes(trace: Trace, total_bytes: int) -> Iterator[tuple[Any, str, Any
     yield torch.nn.Module, "_apply", _apply
     yield FakeTensor, "__new__", _new_fake(FakeTensor.__new__)
     yield fake_tensor, "init_gpu_context", nothing
-    yield fake_tensor, "CONSTANT_NUMEL_LIMIT", -1  # `Values` does that, and on any device
+    yield fake_tensor, "CONSTANT_NUMEL_LIMIT", -1  # `AssumedValues` does that, and on any device
     yield import_utils, "is_fake_tensor", lambda _tensor: False
 
 

@@ -59,11 +59,11 @@ class Timeline:
     _last: dict[int, dict[str, int]] = field(default_factory=dict)
     """Of every storage on the device: the last use of it, or of its block before it, by each stream."""
 
-    def stream(self) -> Stream:
+    def stream(self) -> FakeStream:
         """A new stream."""
         name = f"stream {len(self._moments)}"
         self._moments[name] = Moment()
-        return Stream(self, name)
+        return FakeStream(self, name)
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -149,14 +149,14 @@ class Timeline:
         return {stream: count for stream, count in last.items() if done.get(stream, 0) < count}
 
 
-class Stream:
+class FakeStream:
     """What `torch.Stream` offers to the code that runs here."""
 
     def __init__(self, timeline: Timeline, name: str) -> None:
         self._timeline, self.name = timeline, name
         self._outer: list[str] = []
 
-    def __enter__(self) -> Stream:
+    def __enter__(self) -> FakeStream:
         self._outer.append(self._timeline.current)
         self._timeline.current = self.name
         return self
@@ -164,13 +164,13 @@ class Stream:
     def __exit__(self, *_error: object) -> None:
         self._timeline.current = self._outer.pop()
 
-    def record_event(self, _event: Any = None) -> Event:
-        return Event(self._timeline, Moment(dict(self._timeline.moment(self.name).seen)))
+    def record_event(self, _event: Any = None) -> StreamEvent:
+        return StreamEvent(self._timeline, Moment(dict(self._timeline.moment(self.name).seen)))
 
-    def wait_event(self, event: Event) -> None:
+    def wait_event(self, event: StreamEvent) -> None:
         self._timeline.wait(self.name, event.moment)
 
-    def wait_stream(self, other: Stream) -> None:
+    def wait_stream(self, other: FakeStream) -> None:
         self.wait_event(other.record_event())
 
     def synchronize(self) -> None:
@@ -178,7 +178,7 @@ class Stream:
 
 
 @dataclass(slots=True)
-class Event:
+class StreamEvent:
     """A moment of a stream that others may wait for."""
 
     timeline: Timeline

@@ -18,7 +18,7 @@ system may take back at any time."""
 
 
 @dataclass(slots=True)
-class Account:
+class MemoryUse:
     """Bytes of one place, now and at most."""
 
     now: int = 0
@@ -30,7 +30,7 @@ class Account:
 
 
 @dataclass(slots=True)
-class Ledger:
+class MemoryTracker:
     """Live bytes by place: a kind of host memory, or an accelerator by its name.
 
     Attributes:
@@ -41,16 +41,16 @@ class Ledger:
         gone: called with the number of each storage that dies; returns such streams.
     """
 
-    accounts: dict[str, Account] = field(default_factory=dict)
+    accounts: dict[str, MemoryUse] = field(default_factory=dict)
     allocators: dict[str, CachingAllocator] = field(default_factory=dict)
     taken: Callable[[int, dict[str, int]], None] = lambda _storage, _used: None
     gone: Callable[[int], dict[str, int]] = lambda _storage: {}
     _kind: str = ANONYMOUS
     _known: dict[int, weakref.ref[Any]] = field(default_factory=dict)
 
-    def account(self, place: str) -> Account:
+    def account(self, place: str) -> MemoryUse:
         """The account of a place, opened on first use."""
-        return self.accounts.setdefault(place, Account())
+        return self.accounts.setdefault(place, MemoryUse())
 
     def allocator(self, device: str) -> CachingAllocator:
         """The model of an accelerator's allocator."""

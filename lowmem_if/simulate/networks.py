@@ -30,7 +30,7 @@ _DTYPES = {2: torch.float16, 4: torch.float32}
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
+class SimulatedPass:
     """What one pass of a network takes.
 
     Attributes:
@@ -96,7 +96,7 @@ def _networks(cascade: str) -> dict[str, tuple[Network, ...]]:
 
 def simulate_passes(
     known: Known, runs: Iterable[tuple[int, str]], *, item_bytes: int, tiled: bool = False
-) -> dict[tuple[int, str], Pass]:
+) -> dict[tuple[int, str], SimulatedPass]:
     """Passes of one network over so many pictures or texts with each attention kernel.
 
     Args:
@@ -113,13 +113,13 @@ def simulate_passes(
         return passes
 
 
-def traced(trace: Trace, place: str, run: Callable[[], object]) -> Pass:
+def traced(trace: Trace, place: str, run: Callable[[], object]) -> SimulatedPass:
     """What calling `run` takes beside what is there already, in one place of the trace's ledger."""
     account = trace.ledger.account(place)
     trace.ledger.begin_phase()
     before, trace.flops = account.now, 0
     run()
-    return Pass(account.most - before, trace.flops)
+    return SimulatedPass(account.most - before, trace.flops)
 
 
 def largest_layer_bytes(network: Network, *, item_bytes: int) -> int:

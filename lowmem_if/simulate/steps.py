@@ -16,7 +16,7 @@ from lowmem_if.cascade.configs import read_config
 from lowmem_if.errors import SimulationError
 from lowmem_if.planning.memory_table import FUSED
 from lowmem_if.planning.plan import Step
-from lowmem_if.request.image_spec import ImageTask
+from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.simulate.eight_bit import spelled_out
 from lowmem_if.simulate.fake_device import DEVICE, dry_run
 from lowmem_if.simulate.memory_tracker import ANONYMOUS, MAPPED, PINNED
@@ -24,8 +24,8 @@ from lowmem_if.simulate.tracing import Trace
 from lowmem_if.simulate.unread_files import unread_files
 from lowmem_if.stages.lifetime import alive
 from lowmem_if.stages.pipelines import Batch
-from lowmem_if.stages.stage_1 import BaseStage
-from lowmem_if.stages.stage_2 import SuperResolutionStage
+from lowmem_if.stages.stage_1 import Stage1
+from lowmem_if.stages.stage_2 import Stage2
 from lowmem_if.stages.text_encoder import TextEncoder
 from lowmem_if.stages.upscaler import Upscaler
 from lowmem_if.weights.memory_readings import Release
@@ -138,11 +138,11 @@ class _Run:
             del embedding
             self._end_phase(DRAWING)
 
-    def draw(self, stage: BaseStage) -> None:
+    def draw(self, stage: Stage1) -> None:
         stage.draw(self._batch(), *self._embeds())
         self._end_phase(DECODING)
 
-    def enlarge(self, stage: SuperResolutionStage) -> None:
+    def enlarge(self, stage: Stage2) -> None:
         stage.draw(self._batch(), self._pictures(64), *self._embeds())
         self._end_phase(DECODING)
 
@@ -154,7 +154,7 @@ class _Run:
         self._end_phase(DRAWING)
 
     def _batch(self) -> Batch:
-        tasks = [ImageTask(number, "a red circle", number) for number in range(self._step.batch)]
+        tasks = [ImageSpec(number, "a red circle", number) for number in range(self._step.batch)]
         return Batch(tasks, self._step.sampling_of(tasks[0]), self._on_step)
 
     def _pictures(self, side: int) -> torch.Tensor:
@@ -196,8 +196,8 @@ class _Run:
 
 _STAGES: dict[str, tuple[Callable[..., Any], Callable[[_Run, Any], None]]] = {
     catalog.TEXT_ENCODER: (TextEncoder, _Run.encode),
-    catalog.STAGE_1: (BaseStage, _Run.draw),
-    catalog.STAGE_2: (SuperResolutionStage, _Run.enlarge),
+    catalog.STAGE_1: (Stage1, _Run.draw),
+    catalog.STAGE_2: (Stage2, _Run.enlarge),
     catalog.UPSCALER: (Upscaler, _Run.upscale),
 }
 """Component -> its stage, and what is done with it."""

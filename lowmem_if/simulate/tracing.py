@@ -16,9 +16,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from lowmem_if.planning.memory_table import FUSED
-from lowmem_if.simulate.assumed_values import Values
+from lowmem_if.simulate.assumed_values import AssumedValues
 from lowmem_if.simulate.fake_streams import COMPUTING, HOST, Timeline
-from lowmem_if.simulate.memory_tracker import Ledger
+from lowmem_if.simulate.memory_tracker import MemoryTracker
 
 _CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
@@ -35,7 +35,9 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]
         moved: bytes copied, by (from where, to where).
     """
 
-    def __init__(self, ledger: Ledger, values: Values | None = None, kernel: str = FUSED) -> None:
+    def __init__(
+        self, ledger: MemoryTracker, values: AssumedValues | None = None, kernel: str = FUSED
+    ) -> None:
         super().__init__()
         self.ledger, self.values, self.kernel = ledger, values, kernel
         self.timeline = Timeline()

@@ -22,7 +22,7 @@ from lowmem_if.weights.files.tensor_reader import Reader
 from lowmem_if.weights.modules import materialize, meta_init
 from lowmem_if.weights.modules.meta_init import Slot
 from lowmem_if.weights.streaming import streamer
-from lowmem_if.weights.streaming.offload_groups import Unit
+from lowmem_if.weights.streaming.offload_groups import OffloadGroup
 from lowmem_if.weights.streaming.streamer import Streamed
 
 FILE = "file"
@@ -89,7 +89,7 @@ class _NeverStarted:
 _NO_THREADS = SimpleNamespace(Condition=Condition, Thread=_NeverStarted)
 
 
-def _bring_now(streamed: Any, unit: Unit) -> None:
+def _bring_now(streamed: Any, unit: OffloadGroup) -> None:
     """What the bringing thread would have done by now if reading took no time: all there is room for."""
     streamed._asked = unit
     while (wanted := streamed._wanted_now() or streamed._upcoming()) is not None:

@@ -20,12 +20,12 @@ from lowmem_if.planning.memory_table import (
     FILE,
     FUSED,
     SAME_IN_16_BITS,
-    FootprintTable,
-    Pass,
-    Turn,
+    MemoryTable,
+    PassProfile,
+    StepProfile,
     read_table,
 )
-from lowmem_if.planning.plan import Prediction, Step
+from lowmem_if.planning.plan import Estimate, Step
 from lowmem_if.request.image_spec import Sampling
 from lowmem_if.simulate.fake_device import DEVICE
 from lowmem_if.simulate.networks import (
@@ -46,7 +46,7 @@ Report = Callable[[str], object]
 def write_table(file: Path = FILE, report: Report = lambda _line: None) -> None:
     """Simulate what the file lacks, or all if other libraries wrote it; each row is kept at once."""
     versions = {name: version(name) for name in VERSIONS}
-    table = FootprintTable(versions=versions, passes=(), turns=())
+    table = MemoryTable(versions=versions, passes=(), turns=())
     if file.is_file() and read_table(file).versions == versions:
         table = read_table(file)
     for row in _missing_passes(table, report):
@@ -57,7 +57,7 @@ def write_table(file: Path = FILE, report: Report = lambda _line: None) -> None:
         file.write_text(as_text(table), encoding="utf-8")
 
 
-def as_text(table: FootprintTable) -> str:
+def as_text(table: MemoryTable) -> str:
     """One line a row, so that changes can be read."""
     content = table.model_dump()
     passes, turns = (
@@ -67,7 +67,7 @@ def as_text(table: FootprintTable) -> str:
     return f'{{"versions": {versions},\n"passes": [\n{passes}\n],\n"turns": [\n{turns}\n]}}\n'
 
 
-def _missing_passes(table: FootprintTable, report: Report) -> Iterator[Pass]:
+def _missing_passes(table: MemoryTable, report: Report) -> Iterator[PassProfile]:
     there = {(row.network, row.item_bytes, row.tiled, row.attention) for row in table.passes}
     for known, item_bytes, tiled in product(known_networks(), _ITEM_BYTES, (False, True)):
         key = known.name, item_bytes, tiled
@@ -78,14 +78,14 @@ def _missing_passes(table: FootprintTable, report: Report) -> Iterator[Pass]:
             yield from (row for row in rows if row.attention in missing)
 
 
-def passes_of(known: Known, item_bytes: int, *, tiled: bool) -> Iterator[Pass]:
+def passes_of(known: Known, item_bytes: int, *, tiled: bool) -> Iterator[PassProfile]:
     """The rows of one network, one for each kernel of attention."""
     runs = simulate_passes(known, product((1, 2), ATTENTION), item_bytes=item_bytes)
     more = {k: runs[2, k].activation_bytes - runs[1, k].activation_bytes for k in ATTENTION}
     if tiled:  # pictures are decoded one by one, in tiles or not: further ones add their output
         runs = simulate_passes(known, product((1,), ATTENTION), item_bytes=item_bytes, tiled=True)
     for attention in ATTENTION:
-        yield Pass(
+        yield PassProfile(
             network=known.name,
             folder=known.folder,
             parameters=known.parameters,
@@ -100,7 +100,7 @@ def passes_of(known: Known, item_bytes: int, *, tiled: bool) -> Iterator[Pass]:
         )
 
 
-def _missing_turns(table: FootprintTable, report: Report) -> Iterator[Turn]:
+def _missing_turns(table: MemoryTable, report: Report) -> Iterator[StepProfile]:
     """Every published component on an accelerator, under every strategy it could have there."""
     there = {key_of(row) for row in table.turns}
     for name, cascade in catalog.PUBLISHED.items():
@@ -131,7 +131,7 @@ def part_key(part: Part) -> frozenset[tuple[str, int]]:
     return frozenset((module.folder, module.weights.parameters) for module in part.modules)
 
 
-def key_of(row: Turn) -> tuple[frozenset[tuple[str, int]], Case]:
+def key_of(row: StepProfile) -> tuple[frozenset[tuple[str, int]], Case]:
     """The part and the case of a row."""
     case = Case(row.strategy, row.storage, row.attention, row.tiled)
     return frozenset(row.modules.items()), case
@@ -147,10 +147,10 @@ def cases(component: str) -> Iterator[Case]:
             yield Case(strategy, storage, attention, tiled)
 
 
-def turn_of(component: str, part: Part, case: Case, root: Path) -> Turn:
+def turn_of(component: str, part: Part, case: Case, root: Path) -> StepProfile:
     """The row of one case, from weights whose headers are in `root`."""
     simulated = simulate_step(step_of(component, case), root, attention=case.attention)
-    return Turn(
+    return StepProfile(
         component=component,
         modules={module.folder: module.weights.parameters for module in part.modules},
         strategy=case.strategy,
@@ -176,7 +176,7 @@ def step_of(component: str, case: Case) -> Step:
     compute = "float16" if case.storage in QUANTISED else case.storage
     return Step(
         component, case.strategy, case.storage, compute, DEVICE, 1, case.tiled,
-        {TEXT: sampling} if sampling else {}, 1.0, 0, Prediction(0, 0, 0.0, 0), "", "",
+        {TEXT: sampling} if sampling else {}, 1.0, 0, Estimate(0, 0, 0.0, 0), "", "",
     )  # fmt: skip
 
 

@@ -12,7 +12,13 @@ from typing import Generic, Protocol, TypeVar
 
 import torch
 
-from lowmem_if.weights.memory_readings import Reading, Release, Watch, prove_release, release_memory
+from lowmem_if.weights.memory_readings import (
+    MemoryReading,
+    Release,
+    Watch,
+    prove_release,
+    release_memory,
+)
 
 
 class Component(Protocol):
@@ -27,7 +33,7 @@ class Component(Protocol):
 C = TypeVar("C", bound=Component)
 
 
-class Life(Generic[C]):
+class Lifetime(Generic[C]):
     """A component that was loaded just now, in the middle of its first turn.
 
     Turns are between `wake` and `rest`; memory that changes while it rests is not put down to it.
@@ -37,7 +43,7 @@ class Life(Generic[C]):
         self._device, self._weight_bytes = device, weight_bytes
         self._without = release_memory(device)
         """What is in use when this component has left as it should; known in its turns."""
-        self._held: Reading | None = None
+        self._held: MemoryReading | None = None
         self.component = load()
         self._watch = Watch(self.component.modules)
 
@@ -69,7 +75,7 @@ def alive(
     load: Callable[[], C], *, device: str, weight_bytes: int, on_release: Callable[[Release], None]
 ) -> Iterator[C]:
     """Load a component, lend it, free it, and report on what is left of it."""
-    life = Life(load, device=device, weight_bytes=weight_bytes)
+    life = Lifetime(load, device=device, weight_bytes=weight_bytes)
     try:
         yield life.component
     except BaseException:

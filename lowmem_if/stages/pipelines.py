@@ -15,7 +15,7 @@ from PIL import Image
 
 from lowmem_if.cascade.strategies import MODEL_OFFLOAD, RESIDENT, SEQUENTIAL_OFFLOAD, STREAM
 from lowmem_if.planning.plan import Step
-from lowmem_if.request.image_spec import ImageTask, Sampling
+from lowmem_if.request.image_spec import ImageSpec, Sampling
 from lowmem_if.stages.compiling import compile_unet, forget_compiled
 from lowmem_if.stages.finite import checked
 from lowmem_if.stages.noise import float32_noise
@@ -39,7 +39,7 @@ class Batch:
         watching: who looks at the pictures in the making, if anybody does.
     """
 
-    tasks: Sequence[ImageTask]
+    tasks: Sequence[ImageSpec]
     sampling: Sampling
     on_step: OnStep
     images: Sequence[Image.Image] = ()
@@ -108,7 +108,7 @@ class DrawingStage:
             self._others[kind] = other
         return self._others[kind]
 
-    def _shape(self, task: ImageTask) -> dict[str, int]:
+    def _shape(self, task: ImageSpec) -> dict[str, int]:
         """The pipeline's arguments for a picture that is no square; none for a square."""
         width, height = task.proportions
         if width == height:

@@ -22,14 +22,14 @@ from lowmem_if.weights.loading import (
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class Postprocessed:
     """A finished picture, and whether the safety checker blackened it."""
 
     image: Image.Image
     flagged: bool
 
 
-class Finisher:
+class Postprocessor:
     """Checker and mark in memory, on the CPU; freed by `close()`."""
 
     def __init__(self, root: Path, _step: Step, *, check: bool, mark: bool) -> None:
@@ -41,14 +41,14 @@ class Finisher:
             None, None, None, None, checker, extractor, None, requires_safety_checker=False
         )
 
-    def finish(self, picture: torch.Tensor) -> Finished:
+    def finish(self, picture: torch.Tensor) -> Postprocessed:
         """Check and mark one picture (3, height, width) in [0, 1]."""
         pixels = to_pixels(picture)
         pixels, unsafe, marked = self._pipeline.run_safety_checker(pixels, "cpu", torch.float32)
         image = IFPipeline.numpy_to_pil(pixels)[0]
         if self._watermarker is not None:
             self._watermarker.apply_watermark([image])
-        return Finished(image, flagged=any((*(unsafe or ()), *(marked or ()))))
+        return Postprocessed(image, flagged=any((*(unsafe or ()), *(marked or ()))))
 
     def close(self) -> None:
         self._pipeline, self._watermarker, self.modules = None, None, []

@@ -14,7 +14,7 @@ from lowmem_if.stages.pipelines import Batch, DrawingStage, take_unet
 from lowmem_if.stages.schedulers import stage_scheduler
 
 
-class BaseStage(DrawingStage):
+class Stage1(DrawingStage):
     """The stage 1 UNet in memory."""
 
     def __init__(self, root: Path, step: Step) -> None:

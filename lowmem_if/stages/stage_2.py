@@ -20,7 +20,7 @@ from lowmem_if.stages.schedulers import stage_scheduler
 from lowmem_if.weights.loading import load_scheduler
 
 
-class SuperResolutionStage(DrawingStage):
+class Stage2(DrawingStage):
     """The stage 2 UNet in memory."""
 
     def __init__(self, root: Path, step: Step) -> None:

@@ -25,7 +25,7 @@ RELEASE_BYTES = 64_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class MemoryReading:
     """Bytes at one moment. `ram_anon`: this process's own pages; `ram_file`: mapped files' pages.
 
     `vram_allocated` are torch's live tensors, `vram_reserved` what torch holds from the driver,
@@ -38,9 +38,9 @@ class Reading:
     vram_reserved: int = 0
     vram_used: int = 0
 
-    def __sub__(self, other: Reading) -> Reading:
+    def __sub__(self, other: MemoryReading) -> MemoryReading:
         """What has come since another moment; less than nothing where something has gone."""
-        return Reading(
+        return MemoryReading(
             *(now - then for now, then in zip(astuple(self), astuple(other), strict=True))
         )
 
@@ -90,23 +90,23 @@ class Watch:
         return tuple(dict.fromkeys(name for name, ref in self._references if ref() is not None))
 
 
-def read_memory(device: str = "cpu") -> Reading:
+def read_memory(device: str = "cpu") -> MemoryReading:
     """This process's memory, and the accelerator's if `device` is one."""
     own, file = own_memory()
     if device == "cpu":
-        return Reading(own, file)
+        return MemoryReading(own, file)
     if device == "mps":
         allocated = torch.mps.current_allocated_memory()
         driver = torch.mps.driver_allocated_memory()
         # Metal allocates in RAM, and macOS counts it as the process's own; here it counts once.
-        return Reading(max(0, own - driver), file, allocated, driver, driver)
+        return MemoryReading(max(0, own - driver), file, allocated, driver, driver)
     try:
         free, total = torch.accelerator.get_memory_info(device)
     except (RuntimeError, NotImplementedError):  # some drivers (XPU under WSL2) do not tell
         free = total = 0
     allocated = torch.accelerator.memory_allocated(device)
     reserved = torch.accelerator.memory_reserved(device)
-    return Reading(own, file, allocated, reserved, total - free)
+    return MemoryReading(own, file, allocated, reserved, total - free)
 
 
 class VramTaken(Exception):
@@ -167,7 +167,7 @@ def use_once(device: str, dtype: torch.dtype) -> None:
     torch.bmm(rows, rows.transpose(1, 2)).softmax(-1)
 
 
-def release_memory(device: str = "cpu") -> Reading:
+def release_memory(device: str = "cpu") -> MemoryReading:
     """Collect garbage, empty the allocators' caches, trim the heap; what is in use then."""
     gc.collect()
     if device != "cpu":
@@ -177,7 +177,9 @@ def release_memory(device: str = "cpu") -> Reading:
     return read_memory(device)
 
 
-def prove_release(watch: Watch, before: Reading, after: Reading, weight_bytes: int) -> Release:
+def prove_release(
+    watch: Watch, before: MemoryReading, after: MemoryReading, weight_bytes: int
+) -> Release:
     """Compare the readings around a component's life."""
     left, allowed = after - before, max(int(RELEASE_SHARE * weight_bytes), RELEASE_BYTES)
     # Workspaces of cuBLAS are tensors of torch's and stay: up to 32 MB.
@@ -196,7 +198,7 @@ class Sampler(threading.Thread):
     """Reads memory `1 / interval_s` times a second and hands each reading on, until stopped."""
 
     def __init__(
-        self, device: str, record: Callable[[Reading], None], interval_s: float = 0.04
+        self, device: str, record: Callable[[MemoryReading], None], interval_s: float = 0.04
     ) -> None:
         super().__init__(name="memory-sampler", daemon=True)
         self._device, self._record, self._interval_s = device, record, interval_s

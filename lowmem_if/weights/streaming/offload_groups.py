@@ -17,7 +17,7 @@ from lowmem_if.weights.streaming.arena import aligned
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Unit:
+class OffloadGroup:
     """Layers whose weights come before their forward and go after it.
 
     Several modules only where they share a tied weight; `size_bytes` in the types they compute in,
@@ -44,7 +44,7 @@ def size_of(slot: Slot) -> int:
 
 def split(
     module: torch.nn.Module, wanted: Iterable[Slot], whole: tuple[type, ...] = ()
-) -> tuple[list[Unit], list[Slot]]:
+) -> tuple[list[OffloadGroup], list[Slot]]:
     """(units about in the order of their calls, slots that belong to none and must always be there).
 
     The latter are buffers, and weights of modules that call other modules with weights: they are in
@@ -67,7 +67,9 @@ def split(
         known = modules.setdefault(key, [])
         known += [owner for owner in owners if owner is not None and owner not in known]
     order = dict.fromkeys(map(id, _as_called(module)))
-    return [Unit(tuple(modules[key]), tuple(slots[key])) for key in order if key in slots], always
+    return [
+        OffloadGroup(tuple(modules[key]), tuple(slots[key])) for key in order if key in slots
+    ], always
 
 
 def _as_called(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
@@ -90,10 +92,10 @@ def _as_called(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
 
 
 def spread(
-    units: Sequence[Unit],
+    units: Sequence[OffloadGroup],
     budget_bytes: int,
-    size: Callable[[Unit], int] = lambda unit: unit.size_bytes,
-) -> set[Unit]:
+    size: Callable[[OffloadGroup], int] = lambda unit: unit.size_bytes,
+) -> set[OffloadGroup]:
     """As many units as the budget holds, evenly strewn among the others.
 
     So each one that must come has the time that its neighbours take to compute (mmgp does this too).

@@ -34,8 +34,13 @@ from lowmem_if.weights.modules.meta_init import (
     place,
     slots,
 )
-from lowmem_if.weights.streaming.offload_groups import Unit, split, spread
-from lowmem_if.weights.streaming.transports import CastLane, DeviceLane, Lane, MappedLane
+from lowmem_if.weights.streaming.offload_groups import OffloadGroup, split, spread
+from lowmem_if.weights.streaming.transports import (
+    CastTransport,
+    DeviceTransport,
+    MappedTransport,
+    Transport,
+)
 
 WINDOW_UNITS = 2
 """Room for so many of the largest unit: one computes while the next one comes."""
@@ -83,9 +88,9 @@ class Streamed:
         """
         self.module, self._checkpoint, self._between = module, checkpoint, between
         self._changed = threading.Condition()
-        self._here: set[Unit] = set()
-        self._asked: Unit | None = None
-        self._in_use: dict[Unit, int] = {}
+        self._here: set[OffloadGroup] = set()
+        self._asked: OffloadGroup | None = None
+        self._in_use: dict[OffloadGroup, int] = {}
         self._error: BaseException | None = None
         self._owners: dict[Slot, list[tuple[torch.nn.Module, str]]] = {}
         self._absent: dict[Slot, torch.Tensor] = {}
@@ -114,7 +119,7 @@ class Streamed:
         staying = spread(units, resident_bytes)
         self._units = [unit for unit in units if unit not in staying]
         self._follower = dict(pairwise([None, *self._units]))
-        self._current: Unit | None = None
+        self._current: OffloadGroup | None = None
         self._of_module = {module: unit for unit in self._units for module in unit.modules}
         self.streamed_bytes = sum(unit.size_bytes for unit in self._units)
         as_stored = not self._merges and all(_is_as_stored(slot) for slot in wanted)
@@ -137,16 +142,16 @@ class Streamed:
         if self._thread is not None:
             self._thread.start()
 
-    def _make_lane(self, mapped: bool, device: str) -> Lane:
+    def _make_lane(self, mapped: bool, device: str) -> Transport:
         largest = max((unit.size_bytes for unit in self._units), default=0)
         window = max(WINDOW_UNITS * largest, min(LEAST_WINDOW_BYTES, self.streamed_bytes))
         cached = _cacheable(self._units, window)
         arguments = (self._checkpoint, window, cached.__contains__, self._pause)
         if device != "cpu":
-            return DeviceLane(*arguments, device, self._merges)
-        return MappedLane(*arguments) if mapped else CastLane(*arguments, self._merges)
+            return DeviceTransport(*arguments, device, self._merges)
+        return MappedTransport(*arguments) if mapped else CastTransport(*arguments, self._merges)
 
-    def _settle(self, staying: Collection[Unit]) -> None:
+    def _settle(self, staying: Collection[OffloadGroup]) -> None:
         """Put the mapped weights that stay into their places and their pages into the cache."""
         for unit in staying:
             self._lane.bring(unit)
@@ -210,7 +215,7 @@ class Streamed:
             self._in_use[unit] = self._in_use.get(unit, 0) + 1
             self._changed.notify_all()
 
-    def _wait_for(self, unit: Unit) -> None:
+    def _wait_for(self, unit: OffloadGroup) -> None:
         self._asked = unit
         if self._thread is None:
             self._bring_here()
@@ -243,13 +248,13 @@ class Streamed:
                 self._send_away(unit)
             self._changed.notify_all()
 
-    def _put(self, unit: Unit, weights: list[torch.Tensor]) -> None:
+    def _put(self, unit: OffloadGroup, weights: list[torch.Tensor]) -> None:
         for slot, weight in zip(unit.slots, weights, strict=True):
             parameter = as_weight(weight)
             for owner, leaf in self._owners[slot]:
                 owner._parameters[leaf] = parameter
 
-    def _send_away(self, unit: Unit) -> None:
+    def _send_away(self, unit: OffloadGroup) -> None:
         self._here.discard(unit)
         self._lane.leave(unit)
 
@@ -269,7 +274,7 @@ class Streamed:
                 self._error = error
                 self._changed.notify_all()
 
-    def _bring(self, unit: Unit) -> None:
+    def _bring(self, unit: OffloadGroup) -> None:
         self._checkpoint.check()
         self._merges.check()
         self._lane.bring(unit)
@@ -282,7 +287,7 @@ class Streamed:
             raise _Closed
         self._between()
 
-    def _next(self) -> Unit:
+    def _next(self) -> OffloadGroup:
         """The next unit that is worth bringing, with room set aside for it; waits for one."""
         with self._changed:
             while not self._closing:
@@ -292,7 +297,7 @@ class Streamed:
                 self._changed.wait()
             raise _Closed
 
-    def _wanted_now(self) -> Unit | None:
+    def _wanted_now(self) -> OffloadGroup | None:
         """The unit that the computing thread waits for; all that is idle makes room for it."""
         unit = self._asked
         if unit is None or unit in self._here:
@@ -302,9 +307,9 @@ class Streamed:
             self._lane.room(unit, force=True)
         return unit
 
-    def _upcoming(self) -> Unit | None:
+    def _upcoming(self) -> OffloadGroup | None:
         """The first unit on the way ahead that is not here, if there is room for it or can be made."""
-        ahead: list[Unit] = []
+        ahead: list[OffloadGroup] = []
         unit = self._follower.get(self._current)
         while unit in self._here and unit is not self._current and unit not in ahead:
             ahead.append(unit)
@@ -316,7 +321,7 @@ class Streamed:
         strays = self._here.difference(ahead, [self._current])
         return unit if self._send_away_idle(strays) and self._lane.room(unit) else None
 
-    def _send_away_idle(self, units: Collection[Unit]) -> bool:
+    def _send_away_idle(self, units: Collection[OffloadGroup]) -> bool:
         """Whether there was any."""
         idle = [unit for unit in units if not self._in_use.get(unit)]
         for unit in idle:
@@ -348,7 +353,7 @@ def _is_as_stored(slot: Slot) -> bool:
     return bool(slot.dtype == stored.dtype) and stored.header.offset % stored.dtype.itemsize == 0
 
 
-def _cacheable(units: list[Unit], window_bytes: int) -> set[Unit]:
+def _cacheable(units: list[OffloadGroup], window_bytes: int) -> set[OffloadGroup]:
     """The units whose pages may stay in the system's cache when they leave: what memory there is for.
 
     A file that is read in a circle and does not fit pushes out just what is needed next; if some of

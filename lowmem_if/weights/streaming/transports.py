@@ -1,9 +1,8 @@
 """How a unit's weights get to where it computes, and leave again: three ways, one for each machine.
 
-- `MappedLane`: a CPU that computes in the file's own types uses the mapped file in place.
-- `CastLane`: a CPU that computes in other types, or with LoRAs, casts into memory that is used again and
-  again.
-- `DeviceLane`: an accelerator gets copies through pinned buffers, beside its computing.
+- `MappedTransport`: a CPU that computes in the file's own types uses the mapped file in place.
+- `CastTransport`: a CPU that computes in other types, or with LoRAs, casts into memory that it reuses.
+- `DeviceTransport`: an accelerator gets copies through pinned buffers, beside its computing.
 
 `streaming.py` calls `bring` on a thread of its own, `views` on the computing one, and `room` and `leave`
 on either, one at a time.
@@ -25,32 +24,32 @@ from lowmem_if.weights.files.tensor_reader import Reader
 from lowmem_if.weights.modules.lora_merge import NOTHING, Merges, reader_of
 from lowmem_if.weights.modules.meta_init import Slot
 from lowmem_if.weights.streaming.arena import Arena, aligned
-from lowmem_if.weights.streaming.offload_groups import Unit, size_of
+from lowmem_if.weights.streaming.offload_groups import OffloadGroup, size_of
 
 READ_AHEAD_BYTES = 32 * 2**20
 """Pages of a mapped file are asked for in windows of this size."""
 
 
-class Lane(Protocol):
+class Transport(Protocol):
     """What `streaming.py` needs of a way."""
 
-    def room(self, unit: Unit, *, force: bool = False) -> bool:
+    def room(self, unit: OffloadGroup, *, force: bool = False) -> bool:
         """Set room aside for a unit; whether there was any, which there always is by `force`."""
 
-    def bring(self, unit: Unit) -> None:
+    def bring(self, unit: OffloadGroup) -> None:
         """Bring the weights of a unit that has room, or order it after what it must wait for."""
 
-    def views(self, unit: Unit) -> list[torch.Tensor]:
+    def views(self, unit: OffloadGroup) -> list[torch.Tensor]:
         """The weights of a unit that was brought, one for each slot, for computing from now on."""
 
-    def leave(self, unit: Unit) -> None:
+    def leave(self, unit: OffloadGroup) -> None:
         """All computing with the unit has been ordered: its room may be used again after that."""
 
     def close(self) -> None:
         """Let go of all memory."""
 
 
-class MappedLane:
+class MappedTransport:
     """Weights are views of the mapped file; what comes and goes are pages.
 
     Args:
@@ -63,30 +62,30 @@ class MappedLane:
         self,
         checkpoint: Checkpoint,
         window_bytes: int,
-        caches: Callable[[Unit], bool],
+        caches: Callable[[OffloadGroup], bool],
         between: Callable[[], None],
     ) -> None:
         self._checkpoint, self._caches, self._between = checkpoint, caches, between
         self._free = window_bytes
         self._reader = Reader(checkpoint, between)
 
-    def room(self, unit: Unit, *, force: bool = False) -> bool:
+    def room(self, unit: OffloadGroup, *, force: bool = False) -> bool:
         if not force and self._free < _mapped_bytes(unit):
             return False
         self._free -= _mapped_bytes(unit)
         return True
 
-    def bring(self, unit: Unit) -> None:
+    def bring(self, unit: OffloadGroup) -> None:
         for slot in unit.slots if _mapped_bytes(unit) else ():
             flat = self._checkpoint.view(slot.stored).reshape(-1).view(torch.uint8)
             for start in range(0, flat.numel(), READ_AHEAD_BYTES):
                 self._between()
                 self._populate(slot, flat[start : start + READ_AHEAD_BYTES], start)
 
-    def views(self, unit: Unit) -> list[torch.Tensor]:
+    def views(self, unit: OffloadGroup) -> list[torch.Tensor]:
         return [self._checkpoint.view(slot.stored) for slot in unit.slots]
 
-    def leave(self, unit: Unit) -> None:
+    def leave(self, unit: OffloadGroup) -> None:
         self._free += _mapped_bytes(unit)
         for slot in unit.slots:
             _advise(self._checkpoint.view(slot.stored), DONT_NEED)
@@ -108,21 +107,21 @@ class MappedLane:
             self._reader.read(slot.stored, scratch, start // slot.dtype.itemsize)
 
 
-def _mapped_bytes(unit: Unit) -> int:
+def _mapped_bytes(unit: OffloadGroup) -> int:
     """Of an embedding only the few rows are read that are looked up, when they are."""
     return 0 if isinstance(unit.modules[0], torch.nn.Embedding) else unit.size_bytes
 
 
-class _ArenaLane:
+class _ArenaTransport:
     """Weights lie in one piece of memory that units take turns in."""
 
     def __init__(self, window_bytes: int, device: str) -> None:
         self._device = device
         self._arena = Arena(aligned(window_bytes))
         self._memory = torch.empty(self._arena.size, dtype=torch.uint8, device=device)
-        self._rooms: dict[Unit, tuple[int | None, torch.Tensor]] = {}
+        self._rooms: dict[OffloadGroup, tuple[int | None, torch.Tensor]] = {}
 
-    def room(self, unit: Unit, *, force: bool = False) -> bool:
+    def room(self, unit: OffloadGroup, *, force: bool = False) -> bool:
         size = unit.size_bytes
         offset = self._arena.take(size)
         if offset is not None:
@@ -131,7 +130,7 @@ class _ArenaLane:
             self._rooms[unit] = None, torch.empty(size, dtype=torch.uint8, device=self._device)
         return offset is not None or force
 
-    def _views(self, unit: Unit) -> list[torch.Tensor]:
+    def _views(self, unit: OffloadGroup) -> list[torch.Tensor]:
         _, memory = self._rooms[unit]
         views, start = [], 0
         for slot in unit.slots:
@@ -140,7 +139,7 @@ class _ArenaLane:
             start += aligned(size_of(slot))
         return views
 
-    def _free(self, unit: Unit) -> tuple[int, int] | None:
+    def _free(self, unit: OffloadGroup) -> tuple[int, int] | None:
         """Give a unit's room back; the part of the arena that it was."""
         offset, memory = self._rooms.pop(unit)
         if offset is None:
@@ -153,14 +152,14 @@ class _ArenaLane:
         self._memory = torch.empty(0)
 
 
-class CastLane(_ArenaLane):
+class CastTransport(_ArenaTransport):
     """Weights are cast from the file into the arena, with what is merged into them."""
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         window_bytes: int,
-        caches: Callable[[Unit], bool],
+        caches: Callable[[OffloadGroup], bool],
         between: Callable[[], None],
         merges: Merges = NOTHING,
     ) -> None:
@@ -168,20 +167,20 @@ class CastLane(_ArenaLane):
         self._checkpoint, self._caches = checkpoint, caches
         self._reader = reader_of(checkpoint, merges, between)
 
-    def bring(self, unit: Unit) -> None:
+    def bring(self, unit: OffloadGroup) -> None:
         for slot, view in zip(unit.slots, self._views(unit), strict=True):
             self._reader.read(slot.stored, view)
             if not self._caches(unit):
                 self._checkpoint.drop_cache(slot.stored)
 
-    def views(self, unit: Unit) -> list[torch.Tensor]:
+    def views(self, unit: OffloadGroup) -> list[torch.Tensor]:
         return self._views(unit)
 
-    def leave(self, unit: Unit) -> None:
+    def leave(self, unit: OffloadGroup) -> None:
         self._free(unit)
 
 
-class DeviceLane(_ArenaLane):
+class DeviceTransport(_ArenaTransport):
     """Weights are copied into an arena on an accelerator, in the order of a stream of their own.
 
     The computing stream waits for a unit's copies, and copies over a unit wait for its computing.
@@ -191,7 +190,7 @@ class DeviceLane(_ArenaLane):
         self,
         checkpoint: Checkpoint,
         window_bytes: int,
-        caches: Callable[[Unit], bool],
+        caches: Callable[[OffloadGroup], bool],
         between: Callable[[], None],
         device: str,
         merges: Merges = NOTHING,
@@ -200,10 +199,10 @@ class DeviceLane(_ArenaLane):
         self._checkpoint, self._caches = checkpoint, caches
         self._staging = Staging(reader_of(checkpoint, merges, between), device)
         self._staging.follow_computing()  # the arena may lie where a freed tensor is still read
-        self._arrived: dict[Unit, Any] = {}
+        self._arrived: dict[OffloadGroup, Any] = {}
         self._left: list[tuple[int, int, Any]] = []
 
-    def bring(self, unit: Unit) -> None:
+    def bring(self, unit: OffloadGroup) -> None:
         self._wait_for_those_who_left(unit)
         for slot, view in zip(unit.slots, self._views(unit), strict=True):
             self._staging.send(slot.stored, view)
@@ -212,18 +211,18 @@ class DeviceLane(_ArenaLane):
         if self._staging.stream is not None:
             self._arrived[unit] = self._staging.stream.record_event()
 
-    def views(self, unit: Unit) -> list[torch.Tensor]:
+    def views(self, unit: OffloadGroup) -> list[torch.Tensor]:
         if unit in self._arrived:
             torch.accelerator.current_stream(self._device).wait_event(self._arrived.pop(unit))
         return self._views(unit)
 
-    def leave(self, unit: Unit) -> None:
+    def leave(self, unit: OffloadGroup) -> None:
         part = self._free(unit)
         if part is not None and self._staging.stream is not None:
             done = torch.accelerator.current_stream(self._device).record_event()
             self._left = [(*part, done), *(old for old in self._left if not old[2].query())]
 
-    def _wait_for_those_who_left(self, unit: Unit) -> None:
+    def _wait_for_those_who_left(self, unit: OffloadGroup) -> None:
         offset, memory = self._rooms[unit]
         if self._staging.stream is None:
             return
