@@ -1,4 +1,4 @@
-"""Run `tests/test_cuda.py`; one row per test."""
+"""Run `tests/whole_runs/test_cuda.py`; one row per test."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def rows(setup: Setup) -> Iterator[Row]:
     Raises:
         RuntimeError: there is a card, and no test used it.
     """
-    command = [sys.executable, *_COMMAND, "tests/test_cuda.py"]
+    command = [sys.executable, *_COMMAND, "tests/whole_runs/test_cuda.py"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         passed = 0

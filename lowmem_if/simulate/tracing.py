@@ -1,7 +1,7 @@
 """Every operator on its way: what it makes is entered in the ledger, its multiplications are counted.
 
 The same mode traces fake and real tensors, which is what makes the truth check possible
-(`tests/test_simulated_truth.py`). What happens inside a kernel is not seen: workspaces of cuDNN and
+(`tests/simulate/test_fake_device.py`). What happens inside a kernel is not seen: workspaces of cuDNN and
 cuBLAS, oneDNN's copies.
 """
 

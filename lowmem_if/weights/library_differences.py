@@ -1,7 +1,7 @@
 """What differs between the versions of the libraries that this package runs on, with their numbers.
 
 The rest of the package is written for all of them: torch from 2.10, transformers from 5.0, diffusers
-from 0.36. `tests/test_library_differences.py` fails as soon as an entry is no longer needed.
+from 0.36. `tests/weights/test_library_differences.py` fails as soon as an entry is no longer needed.
 """
 
 from __future__ import annotations

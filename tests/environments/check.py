@@ -38,9 +38,18 @@ DEFAULT = ("colab-2026-08", "oldest", "newest")
 """The newest list of Colab, the oldest versions that are supported, and the newest ones."""
 
 TESTS = (
-    "parity", "loading", "streaming", "streamed_runs", "half_precision", "release", "session", "hub",
-    "library_differences", "noise", "bitsandbytes",
-)  # fmt: skip
+    "whole_runs/test_parity.py",
+    "whole_runs/test_streamed_runs.py",
+    "whole_runs/test_half_precision.py",
+    "weights/test_loading.py",
+    "weights/test_memory_readings.py",
+    "weights/test_library_differences.py",
+    "weights/streaming/test_streamer.py",
+    "weights/hub/test_repository.py",
+    "weights/modules/test_quantization.py",
+    "api/test_session.py",
+    "stages/test_noise.py",
+)
 TEST_TOOLS = ("pytest", "pytest-xdist", "hypothesis", "peft", "nbclient", "ipykernel")
 PROMPT = "a red circle on a blue background"
 MOST_ROUNDED = 1e-4
@@ -260,11 +269,18 @@ def _check_without_bitsandbytes(environment: Environment) -> None:
 
 def _test(environment: Environment) -> None:
     """Run the tests that depend on library versions, on the installed package, not on the tree."""
-    files = [TREE / "tests" / f"test_{name}.py" for name in TESTS]
+    files = [TREE / "tests" / name for name in TESTS]
     with tempfile.TemporaryDirectory() as elsewhere:
         done = environment.run(
             *("-P", "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal"),
-            *("-p", "no:cacheprovider", "-c", TREE / "pyproject.toml", "-o", "pythonpath="),
+            *(
+                "-p",
+                "no:cacheprovider",
+                "-c",
+                TREE / "pyproject.toml",
+                "-o",
+                f"pythonpath={TREE / 'tests/helpers'}",
+            ),
             *files,
             cwd=elsewhere,
             env=_environ(OMP_NUM_THREADS="1"),

@@ -7,7 +7,7 @@ there is no such thread: each unit is brought when it is needed.
 
 `resident_bytes` of the units, evenly strewn, never leave: at 0 everything streams, from the network's
 own size on nothing does. What is computed does not depend on any of this, to the last bit
-(`tests/test_streaming.py`).
+(`tests/weights/streaming/test_streamer.py`).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import pytest
 from runs import CPU, kinds, plan_of, run_here
 from test_modes import noise
 from test_resume import results
-from test_scheduler import inject
+from test_runner import inject
 
 import lowmem_if as lm
 from lowmem_if.cascade.catalog import FINISH, STAGE_1, STAGE_2, TEXT_ENCODER

@@ -43,7 +43,7 @@ class Killable:
 
 @pytest.fixture(scope="module")
 def killable() -> Iterator[Killable]:
-    script = Path(__file__).with_name("killable.py")
+    script = Path(__file__).parents[1] / "helpers/killable.py"
     with subprocess.Popen(
         [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         # One thread: a fork has no use for its parent's.

@@ -73,7 +73,7 @@ class Client:
         self.before: Callable[[], None] | None = None
         self.environment = {
             "PATH": os.environ["PATH"],
-            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "PYTHONPATH": str(Path(__file__).parents[3]),
             "HOME": str(home),
             "HF_HOME": str(home),
             "HF_ENDPOINT": hub.url,
@@ -317,7 +317,7 @@ def test_imports_nothing_heavy() -> None:
         "import sys, lowmem_if.weights.hub.repository;"
         "print({'torch', 'huggingface_hub', 'diffusers', 'transformers'} & set(sys.modules))"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     out = subprocess.check_output([sys.executable, "-c", program], env=environment, text=True)
     assert out.strip() == "set()"
 

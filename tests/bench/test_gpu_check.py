@@ -178,10 +178,10 @@ def test_pytests_output_becomes_rows() -> None:
     """Passed, failed and skipped tests; the summary's words replace those of a failed row."""
     lines = [
         "collected 3 items\n",
-        "tests/test_cuda.py::test_a[pins0] PASSED [ 33%]\n",
-        "tests/test_cuda.py::test_b FAILED [ 66%]\n",
-        "tests/test_cuda.py::test_c SKIPPED (no card) [100%]\n",
-        "FAILED tests/test_cuda.py::test_b - AssertionError: stage_1\n",
+        "tests/whole_runs/test_cuda.py::test_a[pins0] PASSED [ 33%]\n",
+        "tests/whole_runs/test_cuda.py::test_b FAILED [ 66%]\n",
+        "tests/whole_runs/test_cuda.py::test_c SKIPPED (no card) [100%]\n",
+        "FAILED tests/whole_runs/test_cuda.py::test_b - AssertionError: stage_1\n",
     ]
     found = [(each["name"], each["ok"], each["text"]) for each in parsed(lines)]
     assert found == [

@@ -28,7 +28,7 @@ from lowmem_if.planning.fallback import changed_pixels
 from lowmem_if.planning.plan import make_plan
 from lowmem_if.request.request import Request
 
-FAULTY = Path(__file__).with_name("faulty_worker.py")
+FAULTY = Path(__file__).parents[1] / "helpers/faulty_worker.py"
 
 
 @pytest.fixture

@@ -267,7 +267,7 @@ def test_planning_with_a_lora_imports_no_torch(tiny: Path, first: Path) -> None:
         f"assert main(['plan', 'x', '--cascade', {str(tiny)!r}, '--lora', {str(first)!r}]) == 0\n"
         "assert 'torch' not in sys.modules"
     )
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": root})
 
 

@@ -293,7 +293,7 @@ def test_what_may_not_be_read_is_named(cascade: Path) -> None:
     out = subprocess.check_output(
         [sys.executable, "-c", READ_ALL, str(cascade), *names],
         preexec_fn=bow_to_permissions if os.geteuid() == 0 else None,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
         text=True,
     )
     told = json.loads(out)

@@ -1,6 +1,6 @@
 """Make a tiny cascade of IF's very own classes with random weights, in the IF repositories' layout.
 
-    python tests/tiny_cascade.py DIR
+    python tests/helpers/tiny_cascade.py DIR
 
 fp16 files, a sharded text encoder with its index, `spiece.model` only, safety checker, watermarker.
 """

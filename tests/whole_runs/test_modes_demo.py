@@ -19,7 +19,7 @@ from training.judge import look, mark
 from training.pictures import read_picture
 from training.scenes import Scene, Thing, plain_caption, render
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CIRCLE = Thing("circle", "red", "", "", 0.5, 0.5, 0.22)
 OWN = Scene("blue", (CIRCLE,))
 OTHER = Scene("yellow", (Thing("star", "green", "", "", 0.5, 0.5, 0.22),))

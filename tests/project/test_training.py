@@ -38,7 +38,7 @@ from training.train_upscaler import error_of_own
 from training.unpack import unpack
 from training.words import Words
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def scenes_of(number: int, **how: object) -> list[Scene]:

@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-TREE = Path(__file__).parents[1]
+TREE = Path(__file__).parents[2]
 LISTS = TREE / "tests" / "environments"
 
 

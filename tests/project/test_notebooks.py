@@ -20,7 +20,7 @@ import numpy
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NAMES = ("01_first_image", "colab_free_tier")
 MOST_BYTES = 1_500_000
 OF_THE_MACHINE = re.compile(r"lowmem-if (probe|plan|show)|lm\.probe\(\)|memory\.png")

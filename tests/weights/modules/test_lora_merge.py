@@ -23,7 +23,7 @@ from lora_files import (
 )
 from safetensors.torch import save_file
 from test_loading import assert_same
-from test_streaming import COMPONENTS, skeleton
+from test_streamer import COMPONENTS, skeleton
 
 from lowmem_if.cascade.lora import Lora, loras
 from lowmem_if.errors import CheckpointError, LoraError

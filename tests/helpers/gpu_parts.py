@@ -1,4 +1,4 @@
-"""Stand-ins for parts of the GPU check, named as `tests/test_gpu_check.py` calls them."""
+"""Stand-ins for parts of the GPU check, named as `tests/bench/test_gpu_check.py` calls them."""
 
 from __future__ import annotations
 
