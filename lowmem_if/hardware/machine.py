@@ -49,14 +49,14 @@ class Machine:
         notes: readings that were limited or distrusted, in words.
         rates: its speeds, calibrated or published; None if it has none of its own.
         spills_vram: if VRAM runs out, the driver uses RAM, many times slower, instead of failing
-            (Windows); so plans leave more VRAM free.
+            (Windows, WSL); so plans leave more VRAM free.
         keeps_reserve: torch's segments cannot expand (Windows, WSL, AMD's cards, Jetson), so its
             allocator keeps much of the memory that was freed.
         pinned_bytes: how much memory can be pinned for transfers; None: enough (WSL: almost none).
         has_bitsandbytes: whether 8-bit and 4-bit weights can be used, which take that package.
         devices: number of accelerators of this kind; a run uses one.
         unused: a sentence for each card that torch cannot use: why, and what to do. The notes include
-        them.
+            them.
     """
 
     name: str
@@ -238,8 +238,9 @@ def _with_accelerator(machine: Machine, found: Accelerator, root: Path) -> Machi
     kind = found.device.partition(":")[0]
     dtype, reason = accelerator_compute_dtype(kind, found.capability)
     free, notes = found.free_bytes, machine.notes
-    spills = kind == "cuda" and sys.platform == "win32"
     walled = kind == "cuda" and inside_windows(root)
+    # Inside WSL the driver is that of Windows and lends RAM, too (microsoft/WSL issue 11050).
+    spills = walled or (kind == "cuda" and sys.platform == "win32")
     keeps = kind == "cuda" and not segments_expand(root)
     if spills:
         notes += (

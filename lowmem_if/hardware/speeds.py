@@ -22,7 +22,7 @@ class Throughput:
         dtype: the number type that it computes in.
         component: `stage_1` and so on, `vae`, or `any`.
         flops_per_s: includes the time of everything that is no such operation, so it is far below a
-        device's
+            device's
             peak.
     """
 

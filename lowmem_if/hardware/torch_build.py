@@ -46,7 +46,7 @@ class TorchFacts:
         cuda, hip, xpu: the versions that it is built for; None: built without.
         kind: the kind of accelerator that it sees, `cuda`, `xpu` or `mps`; empty if it sees none.
         arches: what it has kernels for, `sm_80`, `compute_120`, `gfx1100`; empty if it does not report
-        it.
+            it.
         devices: all of that kind.
         platform: `Linux x86_64`.
         packages: the installed ones of `torchvision` and `torchaudio`, which must fit torch's build.
@@ -71,7 +71,7 @@ class TorchAnswer:
 
     Attributes:
         number: the number of that device; None if torch sees none, has no kernels for any, or cannot
-        open it.
+            open it.
     """
 
     facts: TorchFacts

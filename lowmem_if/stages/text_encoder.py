@@ -166,7 +166,7 @@ def encode_in_one_pass(
     Args:
         streamed: a `T5EncoderModel` whose blocks are loaded as wholes.
         input_ids, attention_mask: (n, 77) of n prompts, on the encoder's device. together: how many
-        prompts share a pass over the weights; the states of more would need the memory
+            prompts share a pass over the weights; the states of more would need the memory
             that streaming saves.
         on_block: called with the number of blocks done and of all.
     """

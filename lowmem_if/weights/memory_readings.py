@@ -144,7 +144,7 @@ def wake(device: str, dtype: str = "float32") -> None:
     Args:
         device: nothing is done on `cpu`.
         dtype: the compute type of the network; float32 is used as well, since a part of every network
-        is.
+            is.
     """
     if device == "cpu":
         return
