@@ -80,15 +80,18 @@ def _cell(profile: str, cascade: str, size: int) -> str:
 
 def _ways(plan: Plan) -> str:
     """One sign a component: how its weights live, small where a CPU helps an accelerator out."""
-    signs = [WAYS.get(step.storage_dtype) or WAYS[step.strategy] for step in plan.steps[:-1]]
-    helps = [step.device == "cpu" != plan.machine.device for step in plan.steps[:-1]]
+    signs = [
+        WAYS.get(step.config.storage_dtype) or WAYS[step.config.strategy]
+        for step in plan.steps[:-1]
+    ]
+    helps = [step.config.device == "cpu" != plan.machine.device for step in plan.steps[:-1]]
     word = "".join(s.lower() if h else s for s, h in zip(signs, helps, strict=True))
     return f"`{word}`"
 
 
 def _peaks(plan: Plan) -> str:
     kinds = ("vram_bytes", "ram_bytes") if plan.machine.kind != "cpu" else ("ram_bytes",)
-    highest = [max(getattr(step.predicted, kind) for step in plan.steps) for kind in kinds]
+    highest = [max(getattr(step.estimate, kind) for step in plan.steps) for kind in kinds]
     return "+".join(f"{size / 1e9:.1f}" for size in highest)
 
 
