@@ -14,11 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+from killing import Killable
 from PIL import Image
-from runs import CPU, kinds, plan_of, run_here
+from runs import CPU, kinds, plan_of, results, run_here
 from safetensors.torch import load_file
-from test_resume import Killable, results
-from test_resume import killable as killable
 
 import lowmem_if as lm
 from lowmem_if.cascade.catalog import FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER

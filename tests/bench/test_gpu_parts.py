@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import inject
 
 from bench.gpu import (
     bare_worker,
@@ -26,14 +27,11 @@ from bench.gpu.rows import Row
 from bench.gpu.setup import Setup
 from lowmem_if.api.rehearse import Rehearsed
 from lowmem_if.cascade.strategies import BALANCED
-from lowmem_if.engine import worker_process
 from lowmem_if.hardware.machine import probe
 from lowmem_if.hardware.profiles import load_profile
 from lowmem_if.hardware.speeds import assumed
 from lowmem_if.planning.plan import make_plan
 from lowmem_if.request.request import Request
-
-FAULTY = Path(__file__).parents[1] / "helpers/faulty_worker.py"
 
 
 @pytest.fixture
@@ -207,8 +205,7 @@ def test_a_run_short_of_memory_tells_how_it_went_on(
     """Its retries are the row's remark, with the step that did it in the end."""
     starts = tmp_path / "starts"
     starts.touch()
-    fault = (str(FAULTY), "out_of_memory_unless_tiled", str(starts))
-    monkeypatch.setattr(worker_process, "WORKER", fault)
+    inject(monkeypatch, "out_of_memory_unless_tiled", starts)
     request = Request(("a fox",), cascade=str(tiny), seed=(1,), steps=(2,))
     row = shortages._run(setup, shortages._Short("upscaler", request, "upscaler"))
     assert row["ok"] is True

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from runs import kinds, plan_of, run_here
-from test_modes import half, noise
-from test_resume import results
+from runs import kinds, plan_of, results, run_here
+from sample_pictures import half, noise
 
 from lowmem_if.cascade.catalog import COMPONENTS, FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
 from lowmem_if.cascade.locate import locate

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from faults import FAULTY, inject
 from runs import CPU, kinds, plan_of, run_here
 from safetensors.torch import load_file
 
@@ -27,18 +28,6 @@ from lowmem_if.errors import DeviceError, LowmemError, OutOfMemory, RunFolderErr
 from lowmem_if.planning.fallback import changed_pixels
 from lowmem_if.planning.plan import make_plan
 from lowmem_if.request.request import Request
-
-FAULTY = Path(__file__).parents[1] / "helpers/faulty_worker.py"
-
-
-@pytest.fixture
-def starts(tmp_path: Path) -> Path:
-    """A file that holds one byte for each worker that was started."""
-    return tmp_path / "starts"
-
-
-def inject(monkeypatch: pytest.MonkeyPatch, fault: str, starts: Path) -> None:
-    monkeypatch.setattr(worker_process, "WORKER", (str(FAULTY), fault, str(starts)))
 
 
 def test_out_of_memory_in_the_upscaler_goes_on_with_a_tiled_vae(

@@ -7,13 +7,12 @@ from itertools import pairwise
 
 import pytest
 from hypothesis import given
-from test_plan import (
+from machines import (
     GB,
     ask,
     card,
     cpu,
     machines,
-    nothing_downloaded,
     pins,
     preferences,
     requests,
@@ -51,7 +50,7 @@ from lowmem_if.planning.plan import Plan, Step, make_plan
 from lowmem_if.planning.workload import workloads_of
 from lowmem_if.request.request import Request
 
-__all__ = ["nothing_downloaded"]  # a fixture, used in every test
+pytestmark = pytest.mark.usefixtures("nothing_downloaded")
 
 
 def located(plan: Plan) -> Location:

@@ -17,6 +17,25 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from machines import (
+    BASE,
+    GB,
+    apples,
+    ask,
+    card,
+    cpu,
+    cpus,
+    machines,
+    pins,
+    preferences,
+    rams,
+    refusal,
+    requests,
+    step,
+    thorough,
+    try_plan,
+    vrams,
+)
 from PIL import Image
 
 from lowmem_if.cascade import catalog
@@ -24,7 +43,6 @@ from lowmem_if.cascade import locate as locations
 from lowmem_if.cascade.catalog import FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
 from lowmem_if.cascade.locate import locate
 from lowmem_if.cascade.strategies import (
-    FLOATS,
     MODEL_OFFLOAD,
     PREFERENCES,
     QUANTISED,
@@ -43,7 +61,7 @@ from lowmem_if.errors import (
     RequestError,
     RunFolderError,
 )
-from lowmem_if.hardware.machine import Machine, accelerator_compute_dtype, cpu_compute_dtype
+from lowmem_if.hardware.machine import Machine
 from lowmem_if.hardware.profiles import load_profile, profile_names
 from lowmem_if.hardware.speeds import ANY, Throughput, assumed
 from lowmem_if.planning.memory import (
@@ -53,123 +71,14 @@ from lowmem_if.planning.memory import (
     resident_choices,
 )
 from lowmem_if.planning.memory_table import look_up_step
-from lowmem_if.planning.plan import Plan, Step, make_plan
+from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.planning.runtime import predict_seconds
 from lowmem_if.planning.workload import Workload, workloads_of
 from lowmem_if.request.request import Request, Sampling
 
-GB = 10**9
+pytestmark = pytest.mark.usefixtures("nothing_downloaded")
 
 JOBS = (Workload(texts=2, images=1, sampling=Sampling(10, None, 7.0, None)),)
-
-BASE = Machine(
-    name="made up",
-    device="cpu",
-    device_name="made up",
-    vram_bytes=0,
-    vram_total_bytes=0,
-    ram_bytes=64 * GB,
-    ram_total_bytes=64 * GB,
-    disk_free_bytes=1000 * GB,
-    compute_dtype="float32",
-    compute_dtype_reason="made up",
-)
-
-
-@pytest.fixture(autouse=True)
-def nothing_downloaded(
-    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, tiny: Path
-) -> Path:
-    """An empty Hugging Face cache, and the tiny cascade as the bundled one."""
-    cache = tmp_path_factory.getbasetemp() / "empty hub cache"
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(locations, "DEMO_FOLDER", tiny)
-    return cache
-
-
-# --- machines and requests ----------------------------------------------------------------------
-
-
-def cpu(ram: float, *features: str) -> Machine:
-    dtype, reason = cpu_compute_dtype(frozenset(features))
-    return replace(BASE, ram_bytes=int(ram * GB), compute_dtype=dtype, compute_dtype_reason=reason)
-
-
-def card(
-    vram: float, ram: float, kind: str = "cuda", capability: tuple[int, int] = (8, 6)
-) -> Machine:
-    dtype, reason = accelerator_compute_dtype(kind, capability)
-    return replace(
-        BASE,
-        device=kind if kind == "mps" else f"{kind}:0",
-        vram_bytes=int(vram * GB),
-        vram_total_bytes=int(vram * GB),
-        ram_bytes=int(ram * GB),
-        compute_dtype=dtype,
-        compute_dtype_reason=reason,
-    )
-
-
-def ask(cascade: str = "if-xl", **values: Any) -> Request:
-    return Request(**{"prompts": ("a",), "seed": (1,), "cascade": cascade} | values)
-
-
-def step(plan: Plan, component: str) -> Step:
-    return next(step for step in plan.steps if step.component == component)
-
-
-def try_plan(machine: Machine, request: Request, **kwargs: Any) -> Plan | None:
-    try:
-        return make_plan(machine, request, **kwargs)
-    except DoesNotFit:
-        return None
-
-
-def refusal(machine: Machine, request: Request, **kwargs: Any) -> DoesNotFit | None:
-    try:
-        make_plan(machine, request, **kwargs)
-    except DoesNotFit as error:
-        return error
-    return None
-
-
-def around(*sizes: int) -> st.SearchStrategy[float]:
-    """One of the sizes in GB, or a little more: over ranges hypothesis prefers the tiny ones."""
-    return st.builds(lambda size, more: size + more / 10, st.sampled_from(sizes), st.integers(0, 9))
-
-
-vrams = around(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 16, 40)
-rams = around(0, 1, 2, 3, 4, 6, 8, 11, 13, 14, 16, 24, 32, 64)
-apples = st.builds(card, vrams, rams, st.just("mps"))
-cards = st.builds(
-    card,
-    vrams,
-    rams,
-    st.sampled_from(["cuda", "cuda", "xpu", "mps"]),
-    st.sampled_from([(6, 1), (7, 5), (8, 6)]),
-)
-cpus = st.builds(cpu, rams) | st.builds(cpu, rams, st.just("avx512_bf16"))
-machines = cards | cards | cpus
-requests = st.builds(
-    ask,
-    st.sampled_from(sorted(catalog.PUBLISHED)),
-    size=st.sampled_from(sorted(catalog.SIZES)),
-    images=st.integers(1, 9),
-)
-preferences = st.sampled_from(PREFERENCES)
-float_pins = st.builds(Pin, st.sampled_from(STRATEGIES), st.none() | st.sampled_from(FLOATS))
-pins = st.fixed_dictionaries(
-    {},
-    optional={
-        TEXT_ENCODER: float_pins | st.builds(Pin, st.just(RESIDENT), st.sampled_from(QUANTISED)),
-        STAGE_1: float_pins,
-        STAGE_2: float_pins,
-        UPSCALER: float_pins,
-        FINISH: st.builds(Pin, st.just(RESIDENT), st.sampled_from([None, "float32", "float16"])),
-    },
-)
-
-thorough = settings(derandomize=True, database=None, deadline=None, max_examples=200)
 
 
 def test_the_machines_of_these_tests_are_worth_testing() -> None:
@@ -1262,14 +1171,14 @@ def test_plans_have_room_for_the_allocators_reserve(name: str, fact: str) -> Non
     request = Request(("x",), cascade="if-xl", seed=(1,))
     plan = make_plan(machine, request)
     parts = locate("if-xl", components=request.components).cascade.parts
-    for step in plan.steps:
-        held = predict(parts[step.component], step.setting, reserve=True)
-        assert step.predicted.vram_bytes == held.vram_bytes
-        if step.device != "cpu":
-            assert held.vram_bytes + headroom(step.device)[0] <= machine.vram_bytes
+    for each in plan.steps:
+        held = predict(parts[each.component], each.setting, reserve=True)
+        assert each.predicted.vram_bytes == held.vram_bytes
+        if each.device != "cpu":
+            assert held.vram_bytes + headroom(each.device)[0] <= machine.vram_bytes
             turn = look_up_step(
-                parts[step.component], step.component, step.strategy, step.storage_dtype,
-                attention="fused", tiled=step.vae_tiling,
+                parts[each.component], each.component, each.strategy, each.storage_dtype,
+                attention="fused", tiled=each.vae_tiling,
             )  # fmt: skip
             assert turn is not None
-            assert turn.reserved_bytes <= machine.vram_bytes - headroom(step.device)[0]
+            assert turn.reserved_bytes <= machine.vram_bytes - headroom(each.device)[0]

@@ -23,10 +23,11 @@ from diffusers import (
     StableDiffusionUpscalePipeline,
 )
 from diffusers.pipelines.deepfloyd_if import IFSafetyChecker, fast27_timesteps
+from killing import Killable
 from PIL import Image
-from runs import CPU, plan_of, run_here
+from runs import CPU, plan_of, results, run_here
 from safetensors.torch import load_file
-from test_resume import Killable, killable, results  # noqa: F401  a fixture
+from sample_pictures import half, noise
 
 import lowmem_if as lm
 from lowmem_if.cascade import catalog
@@ -42,22 +43,6 @@ from lowmem_if.stages.tiles import blended
 
 PROMPT, NEGATIVE, SEED = "a red circle on white", "black", 3
 STREAMING = [f"{name}=stream" for name in ("text_encoder", "stage_1", "stage_2", "upscaler")]
-
-
-def noise(file: Path, width: int = 80, height: int = 80, seed: int = 0) -> Path:
-    """A picture of smooth random colours."""
-    rng = numpy.random.default_rng(seed)
-    small = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=numpy.uint8))
-    small.resize((width, height), Image.Resampling.BICUBIC).save(file)
-    return file
-
-
-def half(file: Path, width: int = 80, height: int = 80) -> Path:
-    """A mask that is white on the right half."""
-    levels = numpy.zeros((height, width), numpy.uint8)
-    levels[:, width // 2 :] = 255
-    Image.fromarray(levels).save(file)
-    return file
 
 
 def load(cls: Any, folder: Path, *, whole: bool = False) -> Any:
@@ -473,7 +458,7 @@ def test_a_killed_run_needs_nothing_but_its_folder(
     tiny: Path,
     tmp_path: Path,
     sources: dict[str, Path],
-    killable: Killable,  # noqa: F811
+    killable: Killable,
     mode: str,
 ) -> None:
     """SIGKILL at any event and the user's pictures gone or changed: the same bytes as unbroken."""
