@@ -71,7 +71,7 @@ notebooks: $(READY) ## run the notebooks with the demo and keep their outputs
 footprints: $(READY) ## simulate what the shipped table of footprints lacks (rm it first: everything)
 	$(BIN)/python -m lowmem_if.simulate.write_memory_table
 
-pictures: $(READY) ## draw the README's pictures again, after the demo's weights have changed
+pictures: $(READY) ## draw the documents' pictures again, after the demo's weights have changed
 	PYTHONPATH=. $(BIN)/python docs/pictures.py
 
 train-demo: $(READY) ## train the bundled cascade again, into build/

@@ -2,8 +2,8 @@
 
 A block stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. Without `--check` the blocks are
 written again. With it nothing is written, and the exit code is 1 if a block is out of date. Both check
-the documents by hand, too: command lines must use commands and options that exist, and the messages
-that troubleshooting quotes must be in the package.
+what is written by hand, too: command lines must use commands and options that exist, the messages
+that troubleshooting quotes must be in the package, and the modules that are named must be there.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ os.environ["HF_HUB_CACHE"] = tempfile.gettempdir() + "/no-weights-here"
 from generators.command_line import command_reference, commands, unknown_words
 from generators.machines import machines, profiles
 from generators.messages import unknown_messages
-from generators.modules import modules
+from generators.modules import modules, unknown_files
 from generators.published import published
 from generators.python_api import python_api
 
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
+CONTRIBUTING = DOCS.parent / "CONTRIBUTING.md"
 TROUBLESHOOTING = DOCS / "troubleshooting.md"
 
 FILES: dict[Path, tuple[Callable[[], str], ...]] = {
@@ -41,7 +42,7 @@ FILES: dict[Path, tuple[Callable[[], str], ...]] = {
 
 
 def main() -> int:
-    """Write or check the blocks, and check what the documents say by hand."""
+    """Write or check the blocks, and check what is written by hand."""
     stale = [_update(file, blocks) for file, blocks in FILES.items()]
     wrong = [sys.stderr.write(f"{problem}\n") for problem in _wrong()]
     return int(any(stale) or bool(wrong))
@@ -49,10 +50,13 @@ def main() -> int:
 
 def _wrong() -> Iterator[str]:
     logs = {DOCS / "log.md", *(DOCS / "log").glob("*.md")}
-    for file in (README, DOCS.parent / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))):
+    for file in (README, CONTRIBUTING, *sorted(DOCS.rglob("*.md"))):
         if file not in logs:  # they tell what was true then
             text = file.read_text(encoding="utf-8")
             yield from (f"{file.name}: {problem}" for problem in unknown_words(text))
+    for file in (DOCS / "architecture.md", CONTRIBUTING):
+        names = unknown_files(file.read_text(encoding="utf-8"))
+        yield from (f"{file.name}: no such file: {name}" for name in names)
     text = TROUBLESHOOTING.read_text(encoding="utf-8")
     yield from (f"{TROUBLESHOOTING.name}: no such message: {m}" for m in unknown_messages(text))
 

@@ -8,6 +8,8 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
+smartquotes = False  # `--option` in prose and headings must be found by a search
+
 html_theme = "furo"
 html_title = "lowmem-if"
 html_static_path: list[str] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[2] / "lowmem_if"
@@ -20,6 +21,17 @@ def modules() -> str:
     order = [name for name in _FROM_THE_TOP if name == "" or name in found]
     order += sorted(found - set(order))
     return "\n\n".join(_section(name) for name in order)
+
+
+def unknown_files(text: str) -> Iterator[str]:
+    """Every file or folder that a Markdown text names, outside its blocks, and that is not there.
+
+    Names are between backticks, from the package or the repository; those with capitals are examples.
+    """
+    by_hand = re.sub(r"<!-- begin .*?<!-- end", "", text, flags=re.DOTALL)
+    for name in re.findall(r"`([a-z_]+/[a-z0-9_./-]*)`", by_hand):
+        if not any((place / name).exists() for place in (_PACKAGE, _PACKAGE.parent)):
+            yield name
 
 
 def _section(name: str) -> str:

@@ -62,7 +62,7 @@ def _run_step(run: StepRun, preview_every: int) -> None:
     _check_lora(step, folder)
     folder.check_weights(component, run.weights)
     images = len(run.tasks or folder.plan.request.tasks)
-    run.report(Event("started", component, total=images, batch=step.batch))
+    run.report(Event("started", component, total=images, batch=step.config.batch))
     _use_device(run)
     with run.recorder.recording(), _explained(run):
         if component == catalog.TEXT_ENCODER:
@@ -80,11 +80,11 @@ def _run_step(run: StepRun, preview_every: int) -> None:
 
 def _use_device(run: StepRun) -> None:
     """Use the device for the first time, inside the step: it may run out of memory even here."""
-    device, machine = run.step.device, run.folder.plan.machine
+    device, machine = run.step.config.device, run.folder.plan.machine
     try_segments(device)
     if machine.spills_vram and device == machine.device:
         limit(device, machine.vram_bytes - VRAM_WORKSPACE_BYTES, machine.vram_total_bytes)
-    wake(device, run.step.compute_dtype)
+    wake(device, run.step.config.compute_dtype)
 
 
 @contextmanager
@@ -94,19 +94,19 @@ def _explained(run: StepRun) -> Iterator[None]:
     try:
         yield
     except NotFinite as error:
-        cause = likely_cause(run.folder.plan.machine, step.compute_dtype, str(run.root))
+        cause = likely_cause(run.folder.plan.machine, step.config.compute_dtype, str(run.root))
         raise NotFinite(
             f"{step.component.replace('_', ' ')}: {error} holds NaN or infinite numbers, computed "
-            f"in {step.compute_dtype} on {step.device}; {cause}"
+            f"in {step.config.compute_dtype} on {step.config.device}; {cause}"
         ) from error
 
 
 def _check_device(step: Step) -> None:
-    kind = step.device.partition(":")[0]
+    kind = step.config.device.partition(":")[0]
     current = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if kind != "cpu" and (current is None or current.type != kind):
         raise DeviceError(
-            f"the plan is for {step.device}, which torch does not see here: "
+            f"the plan is for {step.config.device}, which torch does not see here: "
             "run it where it was begun, or start a new folder"
         )
 

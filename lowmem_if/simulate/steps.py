@@ -90,9 +90,9 @@ def simulate_step(
         mode: replace(sampling, steps=LEAST_STEPS, timesteps=None)
         for mode, sampling in step.samplings.items()
     }
-    device = step.device if step.device == "cpu" else DEVICE
+    device = step.config.device if step.config.device == "cpu" else DEVICE
     # LoRAs are numbers, which a dry run does not have; the plan adds the memory for them.
-    step = replace(step, samplings=samplings, device=device, lora=(), speedup=1.0)
+    step = replace(step, samplings=samplings, lora=()).with_config(device=device, speedup=1.0)
     with ExitStack() as undo:
         trace = undo.enter_context(dry_run(kernel=attention))
         undo.enter_context(spelled_out(trace))
@@ -111,7 +111,7 @@ class _Run:
         config = StageConfig(self._root, self._step, dry_source(self._trace))
         with alive(
             partial(STAGES[self._step.component].load, config),
-            device=self._step.device,
+            device=self._step.config.device,
             weight_bytes=0,
             on_release=self._releases.append,
         ) as stage:
@@ -138,8 +138,10 @@ class _Run:
             self._end_phase(DRAWING)
 
     def _draw(self, stage: Stage[ImageInputs, torch.Tensor]) -> None:
-        tasks = [ImageSpec(number, "a red circle", number) for number in range(self._step.batch)]
-        materials = _DryMaterials(self._root, getattr(torch, self._step.compute_dtype))
+        tasks = [
+            ImageSpec(number, "a red circle", number) for number in range(self._step.config.batch)
+        ]
+        materials = _DryMaterials(self._root, getattr(torch, self._step.config.compute_dtype))
         stage.run(
             image_inputs(self._step, tasks, materials),
             lambda _done, _total: self._end_phase(DRAWING),

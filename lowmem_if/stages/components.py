@@ -44,7 +44,9 @@ def image_inputs(step: Step, tasks: Sequence[ImageSpec], materials: Materials) -
             negative = materials.embeddings([task.negative_prompt for task in tasks])
         if tasks[0].is_styled:
             style = materials.embeddings([task.style_prompt for task in tasks])
-    return ImageInputs(tasks, sampling, images, masks, pictures, embeds, negative, style, step.tile)
+    return ImageInputs(
+        tasks, sampling, images, masks, pictures, embeds, negative, style, step.config.tile
+    )
 
 
 def stage_before(component: str, task: ImageSpec) -> str | None:

@@ -45,7 +45,7 @@ class DrawingStage:
         self._pipeline, self._streams = pipeline, streams.pop_all()
         self._others: dict[type[Any], Any] = {}
         self._step = step
-        self._compiled = step.speedup > 1
+        self._compiled = step.config.speedup > 1
         place(pipeline, step)
         if self._compiled:
             compile_unet(pipeline.unet)
@@ -81,7 +81,7 @@ class DrawingStage:
             return self._pipeline
         if kind not in self._others:
             other = kind(**self._pipeline.components, requires_safety_checker=False)
-            if self._step.strategy == MODEL_OFFLOAD:
+            if self._step.config.strategy == MODEL_OFFLOAD:
                 place(other, self._step)
             else:
                 other.set_progress_bar_config(disable=True)
@@ -126,9 +126,9 @@ def load_unet(config: StageConfig, streams: ExitStack) -> Any:
     options = loading_options(config)
     # A LoRA of scale 0 is left out, so that a bfloat16 copy of the weights can be used.
     options["lora"] = [one for one in step.lora if one.scale]
-    if step.strategy != STREAM:
+    if step.config.strategy != STREAM:
         return load_diffusers_model(folder, UNet2DConditionModel, **options)
-    options["resident_bytes"] = step.resident_bytes
+    options["resident_bytes"] = step.config.resident_bytes
     streamed = stream_diffusers_model(folder, UNet2DConditionModel, **options)
     return streams.enter_context(streamed).module
 
@@ -136,17 +136,17 @@ def load_unet(config: StageConfig, streams: ExitStack) -> Any:
 def loading_options(config: StageConfig) -> dict[str, Any]:
     """The number type, the device and the source of a network's weights. Offloading starts in RAM."""
     step = config.step
-    device = step.device if step.strategy in (RESIDENT, STREAM) else "cpu"
-    return {"dtype": step.storage_dtype, "device": device, "source": config.source}
+    device = step.config.device if step.config.strategy in (RESIDENT, STREAM) else "cpu"
+    return {"dtype": step.config.storage_dtype, "device": device, "source": config.source}
 
 
 def place(pipeline: Any, step: Step) -> None:
     """Apply the step's strategy to a pipeline, and turn its own progress bar off."""
     pipeline.set_progress_bar_config(disable=True)
-    if step.strategy == MODEL_OFFLOAD:
-        pipeline.enable_model_cpu_offload(device=step.device)
-    elif step.strategy == SEQUENTIAL_OFFLOAD:
-        pipeline.enable_sequential_cpu_offload(device=step.device)
+    if step.config.strategy == MODEL_OFFLOAD:
+        pipeline.enable_model_cpu_offload(device=step.config.device)
+    elif step.config.strategy == SEQUENTIAL_OFFLOAD:
+        pipeline.enable_sequential_cpu_offload(device=step.config.device)
 
 
 def remove_hooks(pipeline: Any) -> None:

@@ -89,13 +89,13 @@ class TextEncoder:
         options = loading_options(config)
         with ExitStack() as undo:
             streamed = None
-            if step.strategy == STREAM:
+            if step.config.strategy == STREAM:
                 streamed = undo.enter_context(stream_text_encoder(root, **options))
                 encoder = streamed.module
             else:
                 storage = options.pop("dtype")
                 encoder = load_text_encoder(
-                    root, storage=storage, compute=step.compute_dtype, **options
+                    root, storage=storage, compute=step.config.compute_dtype, **options
                 )
             pipeline = IFPipeline(
                 load_tokenizer(root / "tokenizer"), encoder, None, None, None, None, None,
@@ -119,7 +119,10 @@ class TextEncoder:
 
     def _encode(self, prompt: str) -> torch.Tensor:
         embedding, _ = self._pipeline.encode_prompt(
-            prompt, do_classifier_free_guidance=False, device=self._step.device, clean_caption=True
+            prompt,
+            do_classifier_free_guidance=False,
+            device=self._step.config.device,
+            clean_caption=True,
         )
         return embedding.cpu()
 
@@ -134,7 +137,7 @@ class TextEncoder:
             max_length=MAX_TOKENS,
             truncation=True,
             return_tensors="pt",
-        ).to(self._step.device)
+        ).to(self._step.config.device)
         for embedding in encode_in_one_pass(
             streamed, tokens.input_ids, tokens.attention_mask, inputs.together, on_step
         ):

@@ -51,7 +51,7 @@ class Upscaler(DrawingStage):
                 max_noise_level=read_as(root / "model_index.json", UpscalerIndex).max_noise_level,
             )  # fmt: skip
             vae.enable_slicing()  # one image of a batch at a time, as its memory is predicted
-            if step.vae_tiling:
+            if step.config.vae_tiling:
                 vae.enable_tiling()
             return cls(pipeline, [unet, vae, text_encoder], step, streams)
 
@@ -92,7 +92,7 @@ class Upscaler(DrawingStage):
             if step == inputs.sampling.count:
                 # The decoder follows. Its blocks have other sizes than the UNet's, so that it could use
                 # little of the memory that the allocator keeps from the UNet.
-                empty_cache(self._step.device)
+                empty_cache(self._step.config.device)
             on_step(step, total)
 
         return self._draw(
@@ -108,7 +108,7 @@ class Upscaler(DrawingStage):
     @property
     def watchable(self) -> bool:
         """A preview needs the VAE, which is at hand only where all networks are on the device."""
-        return self._step.strategy == RESIDENT
+        return self._step.config.strategy == RESIDENT
 
     def _look(self, guess: torch.Tensor) -> torch.Tensor:
         """A preview of a quarter of the side, which takes a sixteenth of the VAE's work.
@@ -143,7 +143,7 @@ def _load_vae(config: StageConfig, streams: ExitStack) -> Any:
     The pipeline upcasts a float16 one itself, but cannot upcast streamed weights.
     """
     folder, options = config.root / "vae", loading_options(config)
-    streaming, dtype = config.step.strategy == STREAM, config.step.storage_dtype
+    streaming, dtype = config.step.config.strategy == STREAM, config.step.config.storage_dtype
     upcast = dtype == "float16" and read_config(folder / "config.json").get("force_upcast", True)
     if dtype == "bfloat16" or (streaming and upcast):
         options["dtype"] = "float32"
@@ -154,7 +154,7 @@ def _load_vae(config: StageConfig, streams: ExitStack) -> Any:
 
 def _load_text_encoder(config: StageConfig, streams: ExitStack) -> Any:
     folder, options = config.root / "text_encoder", loading_options(config)
-    if config.step.strategy != STREAM:
+    if config.step.config.strategy != STREAM:
         return load_clip_text(folder, **options)
     return streams.enter_context(stream_clip_text(folder, **options)).module
 

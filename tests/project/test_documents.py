@@ -48,3 +48,9 @@ def test_quoted_messages_must_be_in_the_package() -> None:
     """A heading that quotes a message is found with its varying parts left out, or reported."""
     text = "### does not fit: it needs ... GB of ... and\n### nobody ever says this\n"
     assert found_in("messages", "unknown_messages", text) == ["nobody ever says this"]
+
+
+def test_named_files_must_exist() -> None:
+    """A file that a document names and that is not there is reported."""
+    text = "`cli/main.py`, `docs/blocks.py`, `profiles/NAME.toml`, `planning/nothing.py`"
+    assert found_in("modules", "unknown_files", text) == ["planning/nothing.py"]

@@ -33,7 +33,7 @@ def draw_images(run: StepRun, preview_every: int) -> None:
     """
     if run.step.component == catalog.UPSCALER:
         _warn_of_long_prompts(run)
-    batches = micro_batches(run.tasks, run.step.batch)
+    batches = micro_batches(run.tasks, run.step.config.batch)
     undone = [batch for batch in batches if not all(_is_drawn(run, task) for task in batch)]
     run.report_resumed(len(run.tasks) - sum(map(len, undone)), len(run.tasks))
     if not undone:

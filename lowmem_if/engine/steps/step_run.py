@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +70,14 @@ class StepRun:
         self._evict(key)
         life: Lifetime[Any] = self._cached() or Lifetime(
             lambda: self._load(checks=checks, marks=marks),
-            device=step.device,
-            weight_bytes=in_place_bytes(self._part, step.setting),
+            device=step.config.device,
+            weight_bytes=in_place_bytes(self._part, step.config),
         )
         with closed_on_error(life):
             self.folder.keep_weights(step.component, self.weights)  # they could be used
             yield life.component
         if cache.keeps:
-            entry = CacheEntry(step.component, *self._at_rest(), step.predicted.read_bytes)
+            entry = CacheEntry(step.component, *self._at_rest(), step.estimate.read_bytes)
             cache.put(key, entry, life)
             self.stays = True
         else:
@@ -120,10 +120,10 @@ class StepRun:
     def _load(self, *, checks: bool, marks: bool) -> Any:
         step = self.step
         self._check_vram()
-        if step.speedup > 1 and (why := why_not(step.device)):
+        if step.config.speedup > 1 and (why := why_not(step.config.device)):
             self.notice(f"not compiled, since torch.compile does not work here: {why}")
-            step = replace(step, speedup=1.0)
-        with self.recorder.loading(in_place_bytes(self._part, step.setting)):
+            step = step.with_config(speedup=1.0)
+        with self.recorder.loading(in_place_bytes(self._part, step.config)):
             config = StageConfig(self.root, step, checks=checks, marks=marks)
             return STAGES[step.component].load(config)
 
@@ -133,8 +133,8 @@ class StepRun:
         Raises:
             VramTaken: less is free than was predicted, and the user has not pinned the strategy.
         """
-        step, available = self.step, free_vram(self.step.device)
-        needed = step.predicted.vram_bytes
+        step, available = self.step, free_vram(self.step.config.device)
+        needed = step.estimate.vram_bytes
         if available is None or available >= needed or step.component in self.folder.plan.pins:
             return
         taken = VramTaken(available, needed)
@@ -142,13 +142,13 @@ class StepRun:
         raise taken
 
     def _at_rest(self) -> tuple[int, int]:
-        return at_rest(self._part, self.step.setting)
+        return at_rest(self._part, self.step.config)
 
 
 def weights_identity(location: Location, step: Step) -> str:
     """The fingerprint of all files of a step: weights, configurations, vocabulary and LoRAs."""
     root = root_of(location, step)
-    files = fingerprint(root, location.files(step.component, storage=step.storage_dtype))
+    files = fingerprint(root, location.files(step.component, storage=step.config.storage_dtype))
     if not step.lora:
         return files
     merged = [[lora.digest, lora.scale] for lora in step.lora]
@@ -161,7 +161,7 @@ def root_of(location: Location, step: Step) -> Path:
     Raises:
         CascadeError: it is not on this disk.
     """
-    folder = location.folder(step.component, storage=step.storage_dtype)
+    folder = location.folder(step.component, storage=step.config.storage_dtype)
     if folder is None:
         name = location.cascade.name
         raise CascadeError(

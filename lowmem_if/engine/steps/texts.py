@@ -35,7 +35,7 @@ def encode_texts(run: StepRun) -> None:
         run.report(Event("drawing", catalog.TEXT_ENCODER, done=done, total=total))
 
     with run.loaded() as encoder:
-        embeddings = encoder.run(TextInputs(missing, run.step.batch), on_step)
+        embeddings = encoder.run(TextInputs(missing, run.step.config.batch), on_step)
         for text, embedding in zip(missing, embeddings, strict=True):
             check_finite(embedding, f"the embedding of {shorten(text, 40)!r}")
             folder.write(folder.embedding_file(text), tensor_bytes(embedding))
