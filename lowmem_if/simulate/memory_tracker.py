@@ -15,7 +15,7 @@ from lowmem_if.simulate.caching_allocator import CachingAllocator
 ANONYMOUS, PINNED, MAPPED = "anonymous", "pinned", "mapped"
 """The kinds of host memory.
 
-A process's own; pinned for an accelerator; pages of a mapped file, which the system may drop at any time.
+A process's own; pinned for an accelerator; pages of a mapped file, which can be dropped at any time.
 """
 
 
