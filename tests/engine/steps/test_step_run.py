@@ -51,7 +51,9 @@ def run() -> Any:
     """A step of stage 1 that needs 5 GB of VRAM."""
     run: Any = object.__new__(StepRun)
     run.step = SimpleNamespace(
-        component="stage_1", device="cuda:0", predicted=SimpleNamespace(vram_bytes=5 * GB)
+        component="stage_1",
+        config=SimpleNamespace(device="cuda:0"),
+        estimate=SimpleNamespace(vram_bytes=5 * GB),
     )
     run.notices = []
     run.folder = SimpleNamespace(
@@ -108,7 +110,7 @@ def test_the_scheduler_hears_how_much_is_free(
     monkeypatch.setattr(
         shop, "_ordered", lambda *_given: (Event.from_line(answer.to_line()), "stage_1")
     )
-    step = SimpleNamespace(device="cuda:0")
+    step = SimpleNamespace(config=SimpleNamespace(device="cuda:0"))
     plan = SimpleNamespace(step=lambda _component: step)
     folder: Any = SimpleNamespace(path=tmp_path, plan=plan)
     short = shop.work(folder, 0, report=ignore, preview_every=0)
