@@ -23,11 +23,12 @@ from lowmem_if.cli import main as cli
 
 def _summaries() -> dict[str, str]:
     """Command name -> the first line of its description, in the parser's order."""
-    return {
-        str(command.name): command.callback.__doc__.splitlines()[0]
-        for command in cli.app.registered_commands
-        if command.callback and command.callback.__doc__
-    }
+    with_click = getattr(cli.app, "commands", None)  # typer keeps a list of other objects
+    if with_click is not None:
+        texts = {str(name): command.help for name, command in with_click.items()}
+    else:
+        texts = {str(c.name): c.callback.__doc__ for c in cli.app.registered_commands}
+    return {name: text.strip().splitlines()[0] for name, text in texts.items()}
 
 
 @cache

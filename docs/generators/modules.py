@@ -30,6 +30,8 @@ def unknown_files(text: str) -> Iterator[str]:
     """
     by_hand = re.sub(r"<!-- begin .*?<!-- end", "", text, flags=re.DOTALL)
     for name in re.findall(r"`([a-z_]+/[a-z0-9_./-]*)`", by_hand):
+        if name.startswith(("build/", "runs/")):
+            continue  # made by a command
         if not any((place / name).exists() for place in (_PACKAGE, _PACKAGE.parent)):
             yield name
 
