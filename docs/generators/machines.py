@@ -88,14 +88,17 @@ def _plan(profile: str, cascade: str, size: int) -> Plan | DoesNotFit:
 
 def _signs(plan: Plan) -> str:
     """One sign for each component's strategy, lower case if it runs on the CPU beside a GPU."""
-    signs = [_SIGNS.get(step.storage_dtype) or _SIGNS[step.strategy] for step in plan.steps[:-1]]
-    on_cpu = [step.device == "cpu" != plan.machine.device for step in plan.steps[:-1]]
+    signs = [
+        _SIGNS.get(step.config.storage_dtype) or _SIGNS[step.config.strategy]
+        for step in plan.steps[:-1]
+    ]
+    on_cpu = [step.config.device == "cpu" != plan.machine.device for step in plan.steps[:-1]]
     word = "".join(s.lower() if cpu else s for s, cpu in zip(signs, on_cpu, strict=True))
     return f"`{word}`"
 
 
 def _peak(plan: Plan, kind: str) -> str:
-    return f"{max(getattr(step.predicted, kind) for step in plan.steps) / 1e9:.1f}"
+    return f"{max(getattr(step.estimate, kind) for step in plan.steps) / 1e9:.1f}"
 
 
 def _duration(plan: Plan | DoesNotFit) -> str:

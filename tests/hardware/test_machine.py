@@ -490,12 +490,12 @@ def test_windows_leaves_more_vram_free(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert (here.spills_vram, machine.spills_vram) == (False, True)
     assert any("Windows" in note for note in machine.notes)
     request = Request(("a",), cascade="if-xl", seed=(1,), size=64)
-    needed = make_plan(here, request).step("stage_1").predicted.vram_bytes
+    needed = make_plan(here, request).step("stage_1").estimate.vram_bytes
     tight = needed + headroom("cuda:0")[0]
     plain, windows = (
         make_plan(replace(m, vram_bytes=tight), request).step("stage_1") for m in (here, machine)
     )
-    assert (plain.strategy, windows.strategy) == ("resident", "stream")
+    assert (plain.config.strategy, windows.config.strategy) == ("resident", "stream")
 
 
 @pytest.mark.parametrize(("sign", "keeps"), [("dev/nvidiactl", False), ("dev/kfd", True)])
