@@ -46,9 +46,8 @@ WAYS = {
 def commands() -> str:
     """One line a command, from its own help."""
     rows = [
-        f"| `lowmem-if {command.name}` | {command.callback.__doc__.splitlines()[0]} |"
-        for command in app.registered_commands
-        if command.callback and command.callback.__doc__
+        f"| `lowmem-if {name}` | {(command.help or '').splitlines()[0]} |"
+        for name, command in app.commands.items()
     ]
     return "\n".join(["| command | what it does |", "|---|---|", *rows])
 

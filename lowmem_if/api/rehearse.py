@@ -24,7 +24,7 @@ from lowmem_if.cascade.locate import locate
 from lowmem_if.cascade.strategies import EXACT, RESIDENT, STREAM, Pin
 from lowmem_if.engine.events import Event, Report, ignore
 from lowmem_if.engine.run_folder import RunFolder
-from lowmem_if.engine.runner import continue_run
+from lowmem_if.engine.session import Session
 from lowmem_if.errors import CascadeError
 from lowmem_if.hardware.machine import Machine, weights_folder
 from lowmem_if.hardware.speeds import ACCELERATOR, CPU, Speeds, Throughput
@@ -104,9 +104,8 @@ def rehearse(
     with _weights(request, folder, report) as weights, _scratch() as scratch:
         short = _shortened(plan, str(weights), steps)
         clock = _Clock(report)
-        run = RunFolder.for_plan(scratch / "run", short)
-        continue_run(run, report=clock)
-        run = run.reload()
+        with Session(keep_loaded=False) as session:
+            run = RunFolder.open(session.run(short, scratch / "run", report=clock).folder)
         parts = locate(str(weights), components=request.components).cascade.parts
         done = tuple(_rehearsed(step, run, clock) for step in run.plan.steps)
     speeds = machine.speeds

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 class Event:
     """One thing that happened.
 
-    Kinds: `starting` (a worker, which imports the libraries), `started` (a component's turn; `total`
+    Kinds: `opened` (`text`: the run folder),
+    `starting` (a worker, which imports the libraries), `started` (a component's turn; `total`
     images, `batch` together), `going_on` (`done` of `total` images are there from before), `loading`
     (`done` of `total` bytes), `warm` (the component is loaded still, `total` bytes), `drawing` (image
     `number`, `done` of `total` denoising steps), `preview` (image `number` in the making; `text`: its

@@ -9,19 +9,18 @@ Whatever ends it, the folder can be continued.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lowmem_if.cascade.locate import Location, locate
-from lowmem_if.engine.events import Event, Report, ignore
+from lowmem_if.engine.events import Event, Report
 from lowmem_if.engine.gallery import GalleryKeeper, has_gallery, is_stale
 from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.engine.worker_process import Short, WorkerProcess
 from lowmem_if.errors import NotFinite, OutOfMemory, RequestError, WorkerDied
 from lowmem_if.planning.fallback import RAM, Findings, changed_pixels, cheaper, more_exact
-from lowmem_if.planning.plan import Plan, Step
+from lowmem_if.planning.plan import Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,70 +41,31 @@ class RunResult:
     notices: tuple[str, ...]
 
 
-def run(
-    plan: Plan,
-    out: str | Path,
-    *,
-    report: Report = ignore,
-    preview_every: int = 0,
-    workshop: WorkerProcess | None = None,
-) -> RunResult:
-    """Run a plan in the folder `out`, or go on with it if the same request was begun there.
-
-    Args:
-        report: called with every `Event` of the run.
-        preview_every: steps after which a picture in the making is written; 0: never.
-        workshop: whose worker does it, a `Session`'s; None: one for this run alone.
-
-    Raises:
-        LowmemError: see the tree in `lowmem_if.errors`; the folder can be continued.
-    """
-    folder = RunFolder.for_plan(Path(out), plan)
-    for card in plan.machine.unused:
-        report(Event("notice", text=card))
-    return continue_run(folder, report=report, preview_every=preview_every, workshop=workshop)
-
-
-def resume(
-    out: str | Path,
-    *,
-    report: Report = ignore,
-    preview_every: int = 0,
-    workshop: WorkerProcess | None = None,
-    other_versions: bool = False,
-) -> RunResult:
-    """Continue the run in the folder `out`; a finished one is only read back. For the rest see `run`.
-
-    Args:
-        other_versions: go on even if libraries have changed that pixels depend on.
-
-    Raises:
-        RunFolderError: it is no run folder, is in use, or was begun with other versions of libraries
-            that what is still to be drawn depends on.
-    """
-    folder = RunFolder.open(Path(out))
-    return continue_run(
-        folder, report=report, preview_every=preview_every, workshop=workshop,
-        other_versions=other_versions,
-    )  # fmt: skip
-
-
 def continue_run(
     folder: RunFolder,
+    worker: WorkerProcess,
     *,
-    report: Report = ignore,
+    report: Report,
     preview_every: int = 0,
-    workshop: WorkerProcess | None = None,
     other_versions: bool = False,
 ) -> RunResult:
-    """Do what is not done in a run folder."""
+    """Do what is not done in a run folder.
+
+    Args:
+        worker: the process that works, and that is left running if it was.
+        report: called with every `Event` of the run.
+        preview_every: steps after which an unfinished picture is written; 0: never.
+        other_versions: resume even if libraries that pixels depend on have changed.
+
+    Raises:
+        LowmemError: see the tree in `lowmem_if.errors`; the run can be resumed.
+    """
     if preview_every < 0:
         raise RequestError(f"a preview every {preview_every} steps: give a number from 1, or none")
     keeper = GalleryKeeper(folder, report) if has_gallery(folder) else None
     if not folder.complete:
         differs = folder.check_versions(others=other_versions)
-        shop = nullcontext(workshop) if workshop else WorkerProcess()
-        with folder.locked() as lock, shop as worker:
+        with folder.locked() as lock:
             folder = folder.reload()
             if differs and folder.note(differs):
                 (keeper or report)(Event("notice", text=differs))
@@ -120,13 +80,13 @@ def continue_run(
 
 
 def _work(
-    folder: RunFolder, workshop: WorkerProcess, report: Report, lock: int, preview_every: int
+    folder: RunFolder, worker: WorkerProcess, report: Report, lock: int, preview_every: int
 ) -> None:
     """Let workers work until one comes to the end."""
     recovery = _Recovery(report)
     while True:
         try:
-            short = workshop.work(folder, lock, report=report, preview_every=preview_every)
+            short = worker.work(folder, lock, report=report, preview_every=preview_every)
         except NotFinite as error:
             folder = folder.reload()
             recovery.after_overflow(folder, error)

@@ -19,7 +19,6 @@ from lowmem_if.engine.commands import Command, CommandChannel
 from lowmem_if.engine.events import Event, Report
 from lowmem_if.engine.run_folder import RunFolder, writing
 from lowmem_if.errors import DeviceError, NotFinite, WorkerDied
-from lowmem_if.hardware.machine import Machine, probe, with_budget
 from lowmem_if.planning.fallback import RAM, VRAM
 from lowmem_if.system.exit_codes import ending
 from lowmem_if.system.host import segments_expand
@@ -71,7 +70,7 @@ class WorkerProcess:
     """At most one worker process, which never outlives this one; a context manager, or `end()` it.
 
     Attributes:
-        warm: what stays loaded in it.
+        loaded: the components that are loaded in it.
     """
 
     def __init__(self, *, keeps: bool = False) -> None:
@@ -80,7 +79,7 @@ class WorkerProcess:
         Args:
             keeps: whether components stay loaded from one run to the next.
         """
-        self.warm: tuple[LoadedComponent, ...] = ()
+        self.loaded: tuple[LoadedComponent, ...] = ()
         self._keeps = keeps
         self._alone: set[str] = set()
         self._process: subprocess.Popen[str] | None = None
@@ -89,7 +88,6 @@ class WorkerProcess:
         self._log_start = 0  # where this worker's own words begin
         self._streams = False
         self._segments = True  # whether they may be set to expand
-        self._measured: dict[str, Machine] = {}
 
     def __enter__(self) -> WorkerProcess:
         return self
@@ -106,17 +104,6 @@ class WorkerProcess:
     def is_open(self) -> bool:
         """Whether there is a worker, alive."""
         return self._process is not None and self._process.poll() is None
-
-    def measure(
-        self, device: str, *, ram_bytes: int | None = None, vram_bytes: int | None = None
-    ) -> Machine:
-        """The machine as `probe()` found it without a worker, whose memory would count as taken."""
-        if not self.is_open:
-            self._measured.clear()
-        if device not in self._measured:
-            self.end()
-            self._measured[device] = probe(device)
-        return with_budget(self._measured[device], ram_bytes=ram_bytes, vram_bytes=vram_bytes)
 
     def work(
         self, folder: RunFolder, lock: int, *, report: Report, preview_every: int
@@ -143,7 +130,7 @@ class WorkerProcess:
         if answer.kind == "done":
             return None
         resource = _resource(folder, component, answer)
-        beside = tuple(warm.component for warm in self.warm if warm.component != component)
+        beside = tuple(one.component for one in self.loaded if one.component != component)
         if beside and component:
             self._alone.add(component)
         self.end()
@@ -191,7 +178,7 @@ class WorkerProcess:
         """End the worker, and with it all that it holds."""
         process, line = self._process, self._line
         self._process = self._line = None
-        self.warm = ()
+        self.loaded = ()
         if process is not None:
             process.kill()
             process.wait()
@@ -274,7 +261,7 @@ class WorkerProcess:
         for line in self._process.stdout:
             event = Event.from_line(line)
             if event.kind == "shelf":
-                self.warm = tuple(LoadedComponent(**each) for each in json.loads(event.text))
+                self.loaded = tuple(LoadedComponent(**each) for each in json.loads(event.text))
             else:
                 yield event
 

@@ -59,7 +59,11 @@ class RunProgress:
                 self._say(f"{_name(event)}: was done already")
             case "warm":
                 self._say(f"{_name(event)}: is loaded still")
-            case "notice" | "retry":
+            case "opened":
+                self._say(f"run folder: {event.text}")
+            case "notice":
+                self._say(f"note: {event.text}")
+            case "retry":
                 self._say(event.text)
             case "preview" if not self._told_of_previews:
                 self._told_of_previews = True

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 from runs import plan_of, run_here
 
+from lowmem_if.api.run import resume
 from lowmem_if.cli.main import main
 from lowmem_if.engine import gallery
 from lowmem_if.engine.events import Event
 from lowmem_if.engine.gallery import GalleryKeeper, write_gallery
 from lowmem_if.engine.run_folder import RunFolder
-from lowmem_if.engine.runner import resume
 
 STRANGE = "</script><b>a 'red' \"circle\"</b> & دائرة 🟥 {braces} <img src=x onerror=alert(1)>"
 VOID = {"meta", "input", "img"}

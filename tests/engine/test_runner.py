@@ -17,11 +17,12 @@ import torch
 from runs import CPU, kinds, plan_of, run_here
 from safetensors.torch import load_file
 
+from lowmem_if.api.run import run
 from lowmem_if.engine import worker_process
 from lowmem_if.engine.commands import Command, CommandChannel
 from lowmem_if.engine.events import Event
 from lowmem_if.engine.run_folder import RunFolder
-from lowmem_if.engine.runner import run
+from lowmem_if.engine.session import Session
 from lowmem_if.engine.worker_process import WorkerCrashed, worker_environment
 from lowmem_if.errors import DeviceError, LowmemError, OutOfMemory, RunFolderError, WorkerDied
 from lowmem_if.planning.fallback import changed_pixels
@@ -304,8 +305,8 @@ def test_without_expandable_segments_the_worker_is_started_once_more(
     inject(monkeypatch, "segments_fail", starts)
     monkeypatch.setattr(worker_process, "segments_expand", lambda _root: True)
     plan, events = plan_of(tiny, size=64), []
-    with worker_process.WorkerProcess() as shop:
-        results = [run(plan, tmp_path / name, report=events.append, workshop=shop) for name in "ab"]
+    with Session(keep_loaded=False, report=events.append) as session:
+        results = [session.run(plan, tmp_path / name) for name in "ab"]
     assert starts.read_text() == "xx"  # the second run goes on with the second worker
     assert [len(result.images) for result in results] == [1, 1]
     (notice,) = results[0].notices

@@ -10,11 +10,11 @@ from PIL import Image
 from runs import plan_of, run_here
 from test_resume import results
 
+from lowmem_if.api.run import resume
 from lowmem_if.cascade.catalog import STAGE_1, STAGE_2, UPSCALER
 from lowmem_if.engine.events import Event
 from lowmem_if.engine.executor import work
 from lowmem_if.engine.run_folder import RunFolder
-from lowmem_if.engine.runner import resume
 from lowmem_if.errors import RequestError
 from lowmem_if.planning.plan import Plan
 

@@ -22,8 +22,8 @@ from lowmem_if.cascade.catalog import FINISH, STAGE_1, STAGE_2, TEXT_ENCODER
 from lowmem_if.engine import worker_process
 from lowmem_if.engine.events import Event
 from lowmem_if.engine.run_folder import RunFolder
-from lowmem_if.engine.worker_process import WorkerProcess
 from lowmem_if.errors import RequestError, RunFolderError, SessionError
+from lowmem_if.hardware import profiles
 
 RED, BLUE = "a red circle", "a blue star"
 SMALL = (TEXT_ENCODER, STAGE_1, FINISH)
@@ -60,7 +60,7 @@ def starts(tmp_path: Path) -> Path:
 
 
 def warm(session: lm.Session) -> list[str]:
-    return sorted(one.component for one in session.warm)
+    return sorted(one.component for one in session.loaded)
 
 
 class Workers:
@@ -169,13 +169,13 @@ def test_released_components_are_gone_and_the_session_goes_on(
     """Of each the proof; then everything is loaded again by the same worker."""
     session.run(plan_of(tiny, RED, size=64), tmp_path / "a")
     loaded = warm(session)
-    assert all(one.bytes > 0 and one.strategy in ("resident", "stream") for one in session.warm)
+    assert all(one.bytes > 0 and one.strategy in ("resident", "stream") for one in session.loaded)
     proofs = session.release()
     assert sorted(proofs) == loaded
     for proof in proofs.values():
         assert proof["alive"] == []
         assert max(proof["ram_left_bytes"], proof["vram_left_bytes"]) <= proof["allowed_bytes"]
-    assert session.warm == ()
+    assert session.loaded == ()
     assert session.release() == {}
     session.run(plan_of(tiny, "a text of its own", size=64), tmp_path / "b", report=events.append)
     assert list(dict.fromkeys(kinds(events, "loading"))) == list(SMALL)
@@ -216,7 +216,7 @@ def test_an_interrupted_call_ends_the_worker_and_nothing_else(
     plan = plan_of(tiny, RED, size=64)
     with pytest.raises(KeyboardInterrupt):
         session.run(plan, tmp_path / "run", report=interrupt)
-    assert session.warm == ()
+    assert session.loaded == ()
     assert len(workers.all()) == len(workers.before) - 1
     session.resume(tmp_path / "run", report=events.append)
     assert kinds(events, "skipped") == [TEXT_ENCODER]
@@ -285,7 +285,7 @@ def test_a_worker_that_dies_between_two_calls_is_replaced(
         (worker,) = workers()
         worker.kill()
         worker.wait()
-        assert session.warm == ()
+        assert session.loaded == ()
         session.run(plan_of(tiny, RED, size=64), tmp_path / "a", report=events.append)
         assert kinds(events, "starting") == [""]
         assert not kinds(events, "retry")
@@ -300,7 +300,7 @@ def test_a_closed_session_has_no_worker_and_does_no_more(
         session.run(plan_of(tiny, RED, size=64), tmp_path / "a")
         assert len(workers()) == 1
     assert workers() == []
-    assert session.warm == ()
+    assert session.loaded == ()
     for call in (session.release, session.__enter__, lambda: session.generate(RED)):
         with pytest.raises(SessionError, match="closed: begin another"):
             call()
@@ -335,10 +335,10 @@ def test_a_session_that_is_let_go_of_leaves_no_worker(
 def test_a_session_begins_by_doing_nothing(workers: Workers) -> None:
     """No process and no measuring before the first call; letting go of nothing is fine."""
     with lm.Session(ram="1GB", pins={"stage_1": "stream"}) as session:
-        assert session.warm == ()
+        assert session.loaded == ()
         assert session.release() == {}
         assert workers() == []
-    with pytest.raises(TypeError, match="sizes"):
+    with pytest.raises(RequestError, match="Session has no option 'sizes'"):
         lm.Session(sizes=64)  # type: ignore[call-arg]
 
 
@@ -349,7 +349,7 @@ def test_the_machine_is_measured_while_no_worker_takes_of_it(
     left = iter([8 * 10**9, 6 * 10**9, 5 * 10**9])
     measured: list[str] = []
 
-    def probe(device: str) -> lm.Machine:
+    def probe(device: str, **_budgets: None) -> lm.Machine:
         measured.append(device)
         return replace(CPU, ram_bytes=next(left))
 
@@ -360,16 +360,24 @@ def test_the_machine_is_measured_while_no_worker_takes_of_it(
         def kill(self) -> None:
             self.code = -9
 
-    monkeypatch.setattr(worker_process, "probe", probe)
-    shop = WorkerProcess(keeps=True)
-    assert shop.measure("auto").ram_bytes == 8 * 10**9
-    shop._process = Process()  # type: ignore[assignment]
-    assert shop.measure("auto").ram_bytes == 8 * 10**9
-    assert shop.measure("auto", ram_bytes=10**9).ram_bytes == 10**9
+    monkeypatch.setattr(profiles, "probe", probe)
+    session = lm.Session()
+    assert session.measure().ram_bytes == 8 * 10**9
+    session._worker._process = Process()  # type: ignore[assignment]
+    assert session.measure().ram_bytes == 8 * 10**9
+    assert session.measure(ram="1GB").ram_bytes == 10**9
     assert measured == ["auto"]
-    assert shop.measure("cpu").ram_bytes == 6 * 10**9  # another device: the worker had to go before
-    assert not shop.is_open
-    assert shop.measure("auto").ram_bytes == 5 * 10**9
+    assert session.measure(device="cpu").ram_bytes == 6 * 10**9  # the worker had to end before
+    assert not session._worker.is_open
+    assert session.measure().ram_bytes == 5 * 10**9
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_old_name_of_what_is_loaded_still_works(tiny: Path, tmp_path: Path) -> None:
+    """`warm` was the name in version 0.1."""
+    with lm.Session() as session:
+        session.run(plan_of(tiny, RED, size=64), tmp_path / "run")
+        assert session.warm == session.loaded
 
 
 def replace_prompt(plan: lm.Plan, prompt: str) -> lm.Plan:
