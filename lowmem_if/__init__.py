@@ -14,12 +14,12 @@ from lowmem_if.api.generate import generate, inpaint, upscale, vary
 from lowmem_if.api.run import resume, run
 from lowmem_if.cascade.lora import Lora
 from lowmem_if.cascade.strategies import Pin, parse_pins
+from lowmem_if.engine.answers import LoadedComponent
 from lowmem_if.engine.events import Event
 from lowmem_if.engine.gallery import write_gallery
 from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.engine.runner import RunResult
 from lowmem_if.engine.session import BatchResult, Session
-from lowmem_if.engine.worker_process import LoadedComponent
 from lowmem_if.errors import (
     BatchError,
     CascadeError,

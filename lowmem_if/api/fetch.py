@@ -110,8 +110,8 @@ def copy_for_streaming(
         if component not in networks:
             continue
         folder = networks[component]
-        tell = partial(_with_component, report, component)
-        copies[component] = convert(folder, report=tell) if needs_conversion(folder) else None
+        forward = partial(_with_component, report, component)
+        copies[component] = convert(folder, report=forward) if needs_conversion(folder) else None
     return copies
 
 
@@ -128,7 +128,7 @@ def _with_component(report: BytesReport, component: str, file: str, done: int, t
 
 
 def _ignore(*_given: object) -> None:
-    """A report that nobody reads."""
+    """A report that is not shown."""
 
 
 def _request(cascade: str, revision: str, size: int) -> Request:

@@ -38,7 +38,7 @@ from lowmem_if.engine.options import PlanOptions, RequestOptions, make_request, 
 from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.engine.session import Session
 from lowmem_if.errors import DoesNotFit
-from lowmem_if.report.memory_chart import write_picture
+from lowmem_if.report.memory_chart import write_chart
 from lowmem_if.report.tables import console, print_machine, print_plan, print_run
 
 SECTION = "Look before and after"
@@ -115,7 +115,7 @@ def show(run_folder: Path, plot: bool, as_json: bool) -> None:
     """Show the predicted and the measured figures of each step of a run."""
     folder = RunFolder.open(run_folder)
     if plot:
-        write_picture(folder, picture := run_folder / "memory.png")
+        write_chart(folder, picture := run_folder / "memory.png")
         say(f"memory over time: {picture}")
     if as_json:
         print_json(run_json(folder))

@@ -1,4 +1,4 @@
-"""Take chosen pictures of a finished run on to a larger size; what they have is not drawn again."""
+"""Enlarge chosen pictures of a finished run; the stages that drew them are not run again."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def continued(
     *,
     other_versions: bool = False,
 ) -> RunFolder:
-    """The folder in which chosen pictures go on: the run's own, or a new one; nothing is drawn yet.
+    """The folder in which chosen pictures will be enlarged: the run's own, or a new one.
 
-    The steps that were done keep their plan, and the others are planned for `machine` with the run's own
-    pins, so that pixels are those of a run that went to `size` at once.
+    Nothing is drawn yet. The finished steps keep their plan. The others are planned for `machine` with
+    the run's own pins, so the pixels are those of a run that drew pictures of `size` at once.
 
     Args:
-        numbers: of the pictures, as their files are called.
-        out: a new folder, where the pictures are numbered anew; None: the run's own, where the larger
-            pictures take the places of the smaller ones.
-        other_versions: go on even if libraries have changed that pixels depend on.
+        numbers: the pictures' numbers, as in their file names.
+        out: a new folder, in which the pictures get new numbers; None: the run's own, in which the
+            larger pictures replace the smaller ones.
+        other_versions: continue even if libraries that pixels depend on have changed.
 
     Raises:
-        RequestError: a picture is not there or not smaller than `size`.
+        RequestError: a picture does not exist or is not smaller than `size`.
         RunFolderError: the run is not finished, or was begun with other versions of libraries that the
             larger pictures depend on.
     """
@@ -51,13 +51,15 @@ def continued(
         )
     asked = (alone if out else among_others)(request, picks, size)
     pins = {component: parse_pin(component, pin) for component, pin in source.plan.pins.items()}
-    plan = _keeping(source.plan, make_plan(machine, asked, prefer=source.plan.prefer, pins=pins))
+    plan = _with_done_steps(
+        source.plan, make_plan(machine, asked, prefer=source.plan.prefer, pins=pins)
+    )
     done = {step.component for step in source.plan.steps}
     differs = source.check_versions(
         others=other_versions, to_do=[step for step in plan.steps if step.component not in done]
     )
     if out is None:
-        return _taken_on(source, plan, picks)
+        return _grown(source, plan, picks)
     _copy_sources(source, picks, out)
     folder = RunFolder.for_plan(out, plan)
     with folder.locked():
@@ -70,16 +72,16 @@ def continued(
     return folder.reload()
 
 
-def _keeping(old: Plan, new: Plan) -> Plan:
-    """The new plan, with the old one's steps where it has them: their pictures are drawn."""
+def _with_done_steps(old: Plan, new: Plan) -> Plan:
+    """The new plan with the steps of the old one, whose pictures are drawn."""
     done = {step.component: step for step in old.steps}
     return replace(new, steps=tuple(done.get(step.component, step) for step in new.steps))
 
 
-def _taken_on(folder: RunFolder, plan: Plan, picks: Sequence[ImageSpec]) -> RunFolder:
+def _grown(folder: RunFolder, plan: Plan, picks: Sequence[ImageSpec]) -> RunFolder:
     with folder.locked():
         folder = folder.reload()
-        # The small pictures go first: killed in between, the old run finishes them once more.
+        # The small pictures are removed first: after a kill here, the old run finishes them again.
         with writing(folder.path):
             for task in picks:
                 folder.image_file(task).unlink(missing_ok=True)
@@ -88,7 +90,7 @@ def _taken_on(folder: RunFolder, plan: Plan, picks: Sequence[ImageSpec]) -> RunF
 
 
 def _copy_sources(source: RunFolder, picks: Sequence[ImageSpec], out: Path) -> None:
-    """The user's own pictures, which may be gone from where they were, into an empty folder."""
+    """Copy the input pictures, whose originals may have been deleted, into an empty folder."""
     files = [source.source_file(t, kind) for t in picks for kind in KINDS if getattr(t, kind)]
     with writing(out):
         if not files or (out.is_dir() and any(out.iterdir())):
@@ -99,7 +101,7 @@ def _copy_sources(source: RunFolder, picks: Sequence[ImageSpec], out: Path) -> N
 
 
 def _copy(source: RunFolder, old: ImageSpec, target: RunFolder, new: ImageSpec) -> None:
-    """The embeddings and the stages' pictures of one image."""
+    """Copy the embeddings and the stages' pictures of one image."""
     pairs = [
         (source.embedding_file(text), target.embedding_file(text))
         for text in (old.words, old.negative_prompt)

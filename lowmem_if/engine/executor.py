@@ -27,7 +27,18 @@ from lowmem_if.cascade.locate import Location, locate
 from lowmem_if.cascade.lora import file_digest
 from lowmem_if.cascade.modes import UPSCALE
 from lowmem_if.engine.embedding_cache import EmbeddingCache
-from lowmem_if.engine.events import Event, Report
+from lowmem_if.engine.events import (
+    CacheHit,
+    Drawing,
+    ImageSaved,
+    Notice,
+    Preview,
+    Report,
+    StepFinished,
+    StepResumed,
+    StepSkipped,
+    StepStarted,
+)
 from lowmem_if.engine.input_copies import KINDS, read_source
 from lowmem_if.engine.model_cache import CacheKey, ModelCache, closed_on_error, left_behind
 from lowmem_if.engine.recorder import Recorder
@@ -81,7 +92,7 @@ def work(
         if step.component in todo:
             _StepRunner(folder, step, location, report, preview_every, shelf).take()
         else:
-            report(Event("skipped", step.component))
+            report(StepSkipped(step.component))
 
 
 def _todo(folder: RunFolder) -> set[str]:
@@ -164,7 +175,7 @@ class _StepRunner:
         _check_lora(self._step, self._folder)
         self._folder.check_weights(component, self._weights)
         images = len(self._tasks or self._request.tasks)
-        self._report(Event("started", component, total=images, batch=self._step.batch))
+        self._report(StepStarted(component, images, self._step.batch))
         self._wake()
         turns = {
             catalog.TEXT_ENCODER: self._encode,
@@ -177,7 +188,7 @@ class _StepRunner:
             turns[component]()
         released = asdict(self._release) if self._release else None
         self._folder.finish_step(component, self._measured(), released, stays=self._stays)
-        self._report(Event("finished", component))
+        self._report(StepFinished(component))
         if self._release and not self._release.complete:
             self._notice(left_behind(component, self._release))
 
@@ -245,7 +256,7 @@ class _StepRunner:
         life = self._shelf.take(self._step.component)
         self._beside = self._shelf.held_bytes()
         if life is not None:
-            self._report(Event("warm", self._step.component, total=sum(self._at_rest())))
+            self._report(CacheHit(self._step.component, sum(self._at_rest())))
         return life
 
     def _load(self, make: Callable[[Path, Step], C]) -> C:
@@ -303,7 +314,7 @@ class _StepRunner:
         return is_sound(self._folder.embedding_file(text))
 
     def _on_texts(self, done: int, total: int) -> None:
-        self._report(Event("drawing", catalog.TEXT_ENCODER, done=done, total=total))
+        self._report(Drawing(catalog.TEXT_ENCODER, 0, done, total))
 
     def _warn_of(self, cleaned: dict[str, CleanedText], known: dict[str, list[str]]) -> None:
         """Say what of the texts cannot show in the pictures."""
@@ -372,7 +383,7 @@ class _StepRunner:
                     self._folder.write(self._folder.preview_file(stage, task), _png(image))
                     self._folder.write(self._folder.tensor_file(stage, task), tensor_bytes(picture))
                     file = str(self._folder.preview_file(stage, task))
-                    self._report(Event("saved", stage, number=task.number, text=file))
+                    self._report(ImageSaved(stage, task.number, file))
 
     def _batch(self, tasks: Sequence[ImageSpec]) -> Batch:
         """Tasks with what a pipeline needs to draw them together."""
@@ -397,15 +408,15 @@ class _StepRunner:
             for task, picture in zip(tasks, pictures, strict=True):
                 file = self._folder.in_making_file(task)
                 self._folder.write(file, _png(to_image(picture)))
-                place: dict[str, Any] = {"number": task.number, "done": done, "total": total}
-                self._report(Event("preview", self._step.component, text=str(file), **place))
+                component = self._step.component
+                self._report(Preview(component, task.number, str(file), done, total))
 
         return Watching(self._preview_every, show) if self._preview_every else None
 
     def _tell_of_done(self, count: int, total: int) -> None:
         """Say how many pictures are there from before, for the time that the others take."""
         if count:
-            self._report(Event("going_on", self._step.component, done=count, total=total))
+            self._report(StepResumed(self._step.component, count, total))
 
     def _sources(self, tasks: Sequence[ImageSpec], kind: str) -> list[Image.Image]:
         files = [self._folder.source_file(task, kind) for task in tasks if getattr(task, kind)]
@@ -431,7 +442,7 @@ class _StepRunner:
                 file = self._folder.image_file(task)
                 self._folder.write(file, content)
                 self._folder.in_making_file(task).unlink(missing_ok=True)
-                self._report(Event("saved", catalog.FINISH, number=task.number, text=str(file)))
+                self._report(ImageSaved(catalog.FINISH, task.number, str(file)))
 
     def _embeds(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(prompts', negative prompts') embeddings, each (n, 77, width); None without guidance."""
@@ -452,13 +463,11 @@ class _StepRunner:
 
     def _on_step(self, tasks: Sequence[ImageSpec], total: int) -> Callable[[int], None]:
         number = tasks[0].number
-        return lambda done: self._report(
-            Event("drawing", self._step.component, number=number, done=done, total=total)
-        )
+        return lambda done: self._report(Drawing(self._step.component, number, done, total))
 
     def _notice(self, text: str) -> None:
         if self._folder.note(text):
-            self._report(Event("notice", self._step.component, text=text))
+            self._report(Notice(text, self._step.component))
 
     def _description(self, task: ImageSpec) -> dict[str, object]:
         """What a finished picture says about itself, and nothing of its neighbours.

@@ -50,7 +50,7 @@ class PlanOptions(MachineOptions, total=False):
 
 
 class RunOptions(TypedDict, total=False):
-    """What happens while a run goes on.
+    """How a run reports its progress.
 
     Attributes:
         report: called with every `Event` of the run.
@@ -165,7 +165,7 @@ class SessionOptions(PlanOptions, RunOptions, total=False):
 
     Attributes:
         cascade: as in `ImageOptions`.
-        keep_loaded: whether components stay loaded between steps and calls (the default).
+        keep_loaded: whether components remain loaded between steps and calls (the default).
         planner: makes the plans; None: `make_plan`.
     """
 

@@ -13,8 +13,9 @@ from typing import Any, Unpack
 
 from lowmem_if.cascade.modes import INPAINT, UPSCALE, VARY
 from lowmem_if.cascade.strategies import EXACT
+from lowmem_if.engine.answers import LoadedComponent
 from lowmem_if.engine.continuation import continued
-from lowmem_if.engine.events import Event, ignore
+from lowmem_if.engine.events import Notice, RunOpened, ignore
 from lowmem_if.engine.options import (
     DrawOptions,
     EnlargeOptions,
@@ -33,7 +34,7 @@ from lowmem_if.engine.options import (
 from lowmem_if.engine.out_folder import new_folder, with_begun_seeds
 from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.engine.runner import RunResult, continue_run
-from lowmem_if.engine.worker_process import LoadedComponent, WorkerProcess
+from lowmem_if.engine.worker_process import WorkerProcess
 from lowmem_if.errors import SessionError
 from lowmem_if.hardware.machine import Machine, with_budget
 from lowmem_if.hardware.profiles import choose_machine, load_profile
@@ -57,7 +58,7 @@ class Session:
 
     The package's functions of the same names are its methods, called once in a session of their own.
     A call uses the session's options unless it gives its own. The worker starts with the first call;
-    the machine is measured before that, and again whenever there is no worker. A component stays
+    the machine is measured before that, and again whenever there is no worker. A component remains
     loaded until a step needs its memory. Every step keeps the strategy of its plan, which is made for
     the whole budget; only what the step's predicted peak leaves free holds other components. A
     component that ran out of memory next to others runs alone from then on.
@@ -134,7 +135,7 @@ class Session:
             else:
                 request, bad_lines = request_of(source, **common)
             for line in bad_lines:
-                given["report"](Event("notice", text=str(line)))
+                given["report"](Notice(str(line)))
             return BatchResult(self._draw(request, given), bad_lines)
 
     def enlarge(
@@ -228,7 +229,7 @@ class Session:
         if given.get("seed") is None:
             request = with_begun_seeds(path, request)
         folder = self._begin(self._plan(request, self._machine(given), given), path, given)
-        given["report"](Event("opened", text=str(path)))
+        given["report"](RunOpened(str(path)))
         return self._continue(folder, given)
 
     def _begin(self, plan: Plan, path: Path, given: Mapping[str, Any]) -> RunFolder:
@@ -239,7 +240,7 @@ class Session:
     def _report_unused(self, machine: Machine, given: Mapping[str, Any]) -> None:
         """Report each card that torch cannot use: the plan would be another one with it."""
         for card in machine.unused:
-            given["report"](Event("notice", text=card))
+            given["report"](Notice(card))
 
     def _continue(self, folder: RunFolder, given: Mapping[str, Any]) -> RunResult:
         return continue_run(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +16,7 @@ from test_resume import results
 
 from lowmem_if.cascade.catalog import COMPONENTS, FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
 from lowmem_if.cascade.locate import locate
+from lowmem_if.engine.answers import CacheState
 from lowmem_if.engine.events import Event
 from lowmem_if.engine.model_cache import ModelCache
 from lowmem_if.engine.run_folder import RunFolder
@@ -50,8 +50,8 @@ class Watched:
 
     def here(self) -> list[str]:
         """What is on the shelf by its own word."""
-        told = [event for event in self.events if event.kind == "shelf"]
-        return [each["component"] for each in json.loads(told[-1].text)]
+        states = [event for event in self.events if isinstance(event, CacheState)]
+        return [one.component for one in states[-1].loaded]
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_a_second_run_loads_nothing_and_draws_the_pixels_of_a_run_alone(
     other = plan_of(tiny, BLUE, seed=5, steps=3, guidance_scale=2.0, pins=pins)
     folder = watched.run(other, tmp_path / "second")
     assert watched.loaded() == []
-    assert kinds(watched.events, "warm") == list(COMPONENTS)
+    assert kinds(watched.events, "cache_hit") == list(COMPONENTS)
     alone = run_here(other, tmp_path / "alone")
     assert results(folder.path) == results(alone.path)
     assert all(release.complete for _, release in watched.shelf.empty())
@@ -169,8 +169,8 @@ def test_what_was_beside_a_step_is_not_put_down_to_it(
     told = out.file.getvalue()  # type: ignore[attr-defined]
     line = next(line for line in told.splitlines() if line.startswith("stage 1"))
     assert "400.0 MB" in line
-    assert line.endswith("stayed loaded")
-    assert "beside: stage 1 300.0 MB of RAM, finish" in told
+    assert line.endswith("kept loaded")
+    assert "kept loaded from before: during stage 1: 300.0 MB of RAM, finish: " in told
     assert _mark(folder, step, "ram") == pytest.approx(step.predicted.ram_bytes / 1e9 + 0.3)
 
 

@@ -95,7 +95,7 @@ def test_calls_draw_as_without_a_session_and_load_only_once(
     ]
     assert not kinds(events, "starting")
     assert sorted({*kinds(events, "loading")}) == warm(session)
-    assert kinds(events, "warm") == [TEXT_ENCODER, STAGE_1, STAGE_2, FINISH]
+    assert kinds(events, "cache_hit") == [TEXT_ENCODER, STAGE_1, STAGE_2, FINISH]
     for result, plan in zip(told, (first, second), strict=True):
         alone = run_here(plan, tmp_path / f"alone-{plan.request.mode}")
         assert results(result.folder) == results(alone.path)
@@ -192,7 +192,7 @@ def test_one_call_at_a_time(session: lm.Session, tiny: Path, tmp_path: Path) -> 
             refused.append(str(error.value))
 
     def report(event: Event) -> None:
-        if event.kind == "warm" and not refused:
+        if event.kind == "cache_hit" and not refused:
             call()
             other = threading.Thread(target=call)
             other.start()
@@ -235,7 +235,7 @@ def test_memory_that_runs_out_beside_others_is_tried_again_without_them(
         assert starts.read_text() == "xx"
         (retry,) = [event for event in events if event.kind == "retry"]
         assert retry.component == STAGE_2
-        assert "text encoder and stage 1, which stayed loaded; now the same" in retry.text
+        assert "text encoder and stage 1, which remained loaded; trying the same" in retry.text
         folder = RunFolder.open(result.folder)
         assert folder.plan == plan
         assert len(folder.log) == 1

@@ -25,7 +25,7 @@ from lowmem_if.cascade import safetensors_header
 from lowmem_if.cli import main as cli
 from lowmem_if.engine import run_folder, session, worker_process
 from lowmem_if.engine.run_folder import RunFolder
-from lowmem_if.engine.worker_process import worker_environment
+from lowmem_if.engine.worker_environment import worker_environment
 from lowmem_if.errors import HubError, RunFolderError
 from lowmem_if.system import channel, exit_codes, file_operations, host, paths, process_memory
 from lowmem_if.weights import memory_readings as torch_memory
