@@ -14,7 +14,10 @@ _HOME = Path(tempfile.mkdtemp(prefix="lowmem-if-tests-"))
 os.environ |= {"HF_HOME": str(_HOME / "hf"), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 import pytest  # noqa: E402
+from killing import Killable, killable_workers  # noqa: E402
 from tiny_cascade import make_tiny_cascade  # noqa: E402
+
+from lowmem_if.cascade import locate as locations  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -49,3 +52,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny cascade of IF's classes with random weights; 32, 64 and 256 pixels."""
     return make_tiny_cascade(tmp_path_factory.mktemp("tiny") / "cascade", sides=(32, 64))
+
+
+@pytest.fixture
+def nothing_downloaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, tiny: Path
+) -> Path:
+    """An empty Hugging Face cache, and the tiny cascade as the bundled one."""
+    cache = tmp_path_factory.getbasetemp() / "empty hub cache"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(locations, "DEMO_FOLDER", tiny)
+    return cache
+
+
+@pytest.fixture
+def starts(tmp_path: Path) -> Path:
+    """A file that holds one byte for each worker that was started."""
+    return tmp_path / "starts"
+
+
+@pytest.fixture(scope="session")
+def killable() -> Iterator[Killable]:
+    with killable_workers() as workers:
+        yield workers

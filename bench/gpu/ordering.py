@@ -79,7 +79,7 @@ def _encoder(setup: Setup, factor: float) -> Path:
 
 @torch.no_grad()
 def _int8(setup: Setup) -> Row:
-    """Load an encoder in 8 bits again and again: freed blocks are re-used while kernels read them."""
+    """Load an encoder in 8 bits again and again: freed blocks are reused while kernels read them."""
     root = tiny_cascade(setup) / "stage_1"
     folder = root / "text_encoder"
     library = T5EncoderModel.from_pretrained(

@@ -76,7 +76,7 @@ def _download(published: Cascade, plan: Plan, report: BytesReport) -> Fetched:
     from lowmem_if.weights.hub import repository
 
     request = plan.request
-    eight_bit = plan.step(catalog.TEXT_ENCODER).storage_dtype == "int8"
+    eight_bit = plan.step(catalog.TEXT_ENCODER).config.storage_dtype == "int8"
     files = repository.list_files(
         published, request.components, eight_bit=eight_bit, revision=request.revision
     )

@@ -12,7 +12,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -175,7 +175,7 @@ class _StepRunner:
         _check_lora(self._step, self._folder)
         self._folder.check_weights(component, self._weights)
         images = len(self._tasks or self._request.tasks)
-        self._report(StepStarted(component, images, self._step.batch))
+        self._report(StepStarted(component, images, self._step.config.batch))
         self._wake()
         turns = {
             catalog.TEXT_ENCODER: self._encode,
@@ -194,11 +194,11 @@ class _StepRunner:
 
     def _wake(self) -> None:
         """Use the device for the first time, in the step's turn: it may be short of memory even here."""
-        device, machine = self._step.device, self._folder.plan.machine
+        device, machine = self._step.config.device, self._folder.plan.machine
         try_segments(device)
         if machine.spills_vram and device == machine.device:
             limit(device, machine.vram_bytes - VRAM_WORKSPACE_BYTES, machine.vram_total_bytes)
-        wake(device, self._step.compute_dtype)
+        wake(device, self._step.config.compute_dtype)
 
     @contextmanager
     def _finite(self) -> Iterator[None]:
@@ -208,10 +208,10 @@ class _StepRunner:
             yield
         except NotFinite as error:
             machine = self._folder.plan.machine
-            cause = likely_cause(machine, step.compute_dtype, str(self._root))
+            cause = likely_cause(machine, step.config.compute_dtype, str(self._root))
             raise NotFinite(
                 f"{step.component.replace('_', ' ')}: {error} holds NaN or infinite numbers, computed "
-                f"in {step.compute_dtype} on {step.device}; {cause}"
+                f"in {step.config.compute_dtype} on {step.config.device}; {cause}"
             ) from error
 
     def _measured(self) -> dict[str, Any]:
@@ -231,8 +231,8 @@ class _StepRunner:
         self._make_room(form)
         life: Lifetime[C] = self._taken() or Lifetime(
             lambda: self._load(make),
-            device=step.device,
-            weight_bytes=in_place_bytes(self._part, step.setting),
+            device=step.config.device,
+            weight_bytes=in_place_bytes(self._part, step.config),
         )
         with closed_on_error(life):
             self._folder.keep_weights(step.component, self._weights)  # they could be used
@@ -262,10 +262,10 @@ class _StepRunner:
     def _load(self, make: Callable[[Path, Step], C]) -> C:
         step = self._step
         self._check_room()
-        if step.speedup > 1 and (why := why_not(step.device)):
+        if step.config.speedup > 1 and (why := why_not(step.config.device)):
             self._notice(f"not compiled, for torch.compile does not work here: {why}")
-            step = replace(step, speedup=1.0)
-        with self._recorder.loading(in_place_bytes(self._part, step.setting)):
+            step = step.with_config(speedup=1.0)
+        with self._recorder.loading(in_place_bytes(self._part, step.config)):
             return make(self._root, step)
 
     def _check_room(self) -> None:
@@ -274,8 +274,8 @@ class _StepRunner:
         Raises:
             VramTaken: less is free than was predicted. What the user has pinned is tried all the same.
         """
-        step, available = self._step, free_vram(self._step.device)
-        needed = step.predicted.vram_bytes
+        step, available = self._step, free_vram(self._step.config.device)
+        needed = step.estimate.vram_bytes
         if available is None or available >= needed or step.component in self._folder.plan.pins:
             return
         taken = VramTaken(available, needed)
@@ -283,10 +283,10 @@ class _StepRunner:
         raise taken
 
     def _kept(self) -> CacheEntry:
-        return CacheEntry(self._step.component, *self._at_rest(), self._step.predicted.read_bytes)
+        return CacheEntry(self._step.component, *self._at_rest(), self._step.estimate.read_bytes)
 
     def _at_rest(self) -> tuple[int, int]:
-        return at_rest(self._part, self._step.setting)
+        return at_rest(self._part, self._step.config)
 
     def _encode(self) -> None:
         texts = texts_of(self._folder)
@@ -303,7 +303,7 @@ class _StepRunner:
         if not missing:
             return
         with self._loaded(TextEncoder) as encoder:
-            embeddings = encoder.encode(missing, self._step.batch, self._on_texts)
+            embeddings = encoder.encode(missing, self._step.config.batch, self._on_texts)
             for text, embedding in zip(missing, embeddings, strict=True):
                 check_finite(embedding, f"the embedding of {shorten(text, 40)!r}")
                 self._folder.write(self._folder.embedding_file(text), tensor_bytes(embedding))
@@ -369,7 +369,7 @@ class _StepRunner:
     ) -> None:
         """Draw what is not on disk yet, a micro-batch at a time, and keep each picture at once."""
         stage = self._step.component
-        batches = micro_batches(self._tasks, self._step.batch)
+        batches = micro_batches(self._tasks, self._step.config.batch)
         undone = [b for b in batches if not all(self._is_drawn(task) for task in b)]
         self._tell_of_done(len(self._tasks) - sum(map(len, undone)), len(self._tasks))
         if not undone:
@@ -389,7 +389,7 @@ class _StepRunner:
         """Tasks with what a pipeline needs to draw them together."""
         sampling = self._step.sampling_of(tasks[0])
         images, masks = (self._sources(tasks, kind) for kind in KINDS)
-        tile = self._step.tile
+        tile = self._step.config.tile
         total = sampling.count * tasks[0].parts(tile)
         return Batch(
             tasks, sampling, self._on_step(tasks, total), images, masks, tile,
@@ -493,7 +493,7 @@ class _StepRunner:
 def weights_identity(location: Location, step: Step) -> str:
     """Which files a step works with, by content: weights, configurations, vocabulary and LoRAs."""
     root = _root(location, step)
-    files = identity(root, location.files(step.component, storage=step.storage_dtype))
+    files = identity(root, location.files(step.component, storage=step.config.storage_dtype))
     if not step.lora:
         return files
     merged = [[lora.digest, lora.scale] for lora in step.lora]
@@ -511,7 +511,7 @@ def _there(tensor: torch.Tensor | None, file: Path) -> torch.Tensor:
 
 
 def _root(location: Location, step: Step) -> Path:
-    folder = location.folder(step.component, storage=step.storage_dtype)
+    folder = location.folder(step.component, storage=step.config.storage_dtype)
     if folder is None:
         name = location.cascade.name
         raise CascadeError(
@@ -521,11 +521,11 @@ def _root(location: Location, step: Step) -> Path:
 
 
 def _check_device(step: Step) -> None:
-    kind = step.device.partition(":")[0]
+    kind = step.config.device.partition(":")[0]
     current = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if kind != "cpu" and (current is None or current.type != kind):
         raise DeviceError(
-            f"the plan is for {step.device}, which torch does not see here: "
+            f"the plan is for {step.config.device}, which torch does not see here: "
             "run it where it was begun, or start a new folder"
         )
 

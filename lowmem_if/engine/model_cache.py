@@ -11,7 +11,7 @@ from typing import Any
 from lowmem_if.engine.answers import CacheState, LoadedComponent
 from lowmem_if.engine.events import Evicted, ReleaseProof, Report, ignore
 from lowmem_if.planning.eviction import CacheEntry, to_evict
-from lowmem_if.planning.memory import ExecutionConfig
+from lowmem_if.planning.execution import ExecutionConfig
 from lowmem_if.planning.plan import Plan, Step
 from lowmem_if.stages.lifetime import Lifetime
 from lowmem_if.stages.schedulers import baked_in
@@ -24,19 +24,19 @@ class CacheKey:
 
     Attributes:
         root, weights: its folder, and the fingerprint of the files in it.
-        setting: the step's configuration without what only drawing depends on.
+        config: the step's configuration without what only drawing depends on.
         baked: what else it is made with: parts of the samplings, and the flags of the last step.
     """
 
     root: Path
     weights: str
-    setting: ExecutionConfig
+    config: ExecutionConfig
     baked: tuple[object, ...]
 
     @staticmethod
     def of(root: Path, weights: str, step: Step, made_with: tuple[object, ...] = ()) -> CacheKey:
-        setting = replace(step.setting, batch=1, area=1.0, tile=0)
-        return CacheKey(root, weights, setting, (*baked_in(step), *made_with))
+        config = replace(step.config, batch=1, area=1.0, tile=0)
+        return CacheKey(root, weights, config, (*baked_in(step), *made_with))
 
 
 @dataclass(slots=True)
@@ -105,9 +105,9 @@ class ModelCache:
         loaded = tuple(
             LoadedComponent(
                 component=name,
-                strategy=slot.key.setting.strategy,
-                storage_dtype=slot.key.setting.storage,
-                device=slot.key.setting.device,
+                strategy=slot.key.config.strategy,
+                storage_dtype=slot.key.config.storage_dtype,
+                device=slot.key.config.device,
                 bytes=slot.entry.vram_bytes + slot.entry.ram_bytes,
             )
             for name, slot in self._slots.items()

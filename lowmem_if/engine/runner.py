@@ -155,10 +155,10 @@ class _Recovery:
         """Continue with another step, and report it."""
         before = folder.plan.step(step.component)
         folder.replace_step(step, f"{step.component}: {step.reason}")
-        if change := changed_pixels(before, step):
+        if change := changed_pixels(before.config, step.config):
             other = "so pixels differ from those of the original plan"
             self._notice(folder, step.component, f"{change}, {other}")
-        now = f"{step.reason}; now {step.setting} on {step.device}"
+        now = f"{step.reason}; now {step.config} on {step.config.device}"
         self._report(Retry(step.component, f"{_words(step.component)}: {now}"))
 
     def _try_again(self, folder: RunFolder, short: MemoryShortage, why: str) -> None:
@@ -201,7 +201,7 @@ def _nothing_cheaper(folder: RunFolder, short: MemoryShortage) -> OutOfMemory:
 
 def _what_to_do(folder: RunFolder, component: str) -> str:
     """What the user can do about numbers that are not finite, where no wider type can be used."""
-    if folder.plan.step(component).compute_dtype == "float32":
+    if folder.plan.step(component).config.compute_dtype == "float32":
         return "fetch or copy them again"
     if component in folder.plan.pins:
         return f"your pin allows no wider number type; run it without --pin {component}=..."

@@ -176,7 +176,7 @@ class WorkerProcess:
 
     def _ensure_started(self, folder: RunFolder, report: Report) -> bool:
         """Start a worker for this plan unless one runs that will do; whether it is a new one."""
-        streams = any(step.strategy == STREAM for step in folder.plan.steps)
+        streams = any(step.config.strategy == STREAM for step in folder.plan.steps)
         # Only a plan that streams needs its settings; other plans lose nothing but some time by them.
         if self.is_open and (self._streams or not streams):
             return False
@@ -282,7 +282,7 @@ class WorkerProcess:
 
 def _resource(folder: RunFolder, component: str, answer: MemoryRanOut) -> str:
     """Which memory ran out: RAM on a CPU and where only RAM can be meant, otherwise VRAM."""
-    device = folder.plan.step(component).device if component else "cpu"
+    device = folder.plan.step(component).config.device if component else "cpu"
     return RAM if device == "cpu" or answer.resource == RAM else VRAM
 
 

@@ -49,7 +49,7 @@ class Machine:
         notes: readings that were limited or distrusted, in words.
         rates: its constants, calibrated or published; None where there are none of its own.
         spills_vram: the driver lends RAM where VRAM runs out, many times slower, and nothing fails
-            (Windows): so more is left free.
+            (Windows, WSL): so more is left free.
         keeps_reserve: torch's segments cannot expand (Windows, WSL, AMD's cards, Jetson), so that its
             allocator goes on holding much of what was freed.
         pinned_bytes: how much memory can be pinned for transfers; None: enough (WSL: next to nothing).
@@ -237,8 +237,9 @@ def _with_accelerator(machine: Machine, found: Accelerator, root: Path) -> Machi
     kind = found.device.partition(":")[0]
     dtype, reason = accelerator_compute_dtype(kind, found.capability)
     free, notes = found.free_bytes, machine.notes
-    spills = kind == "cuda" and sys.platform == "win32"
     walled = kind == "cuda" and inside_windows(root)
+    # Inside WSL the driver is that of Windows and lends RAM, too (microsoft/WSL issue 11050).
+    spills = walled or (kind == "cuda" and sys.platform == "win32")
     keeps = kind == "cuda" and not segments_expand(root)
     if spills:
         notes += ("Windows lends RAM where VRAM runs out, many times slower: more is left free",)

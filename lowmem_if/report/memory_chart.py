@@ -128,7 +128,7 @@ def write_chart(folder: RunFolder, file: Path) -> None:
 def _mark(folder: RunFolder, step: Step, kind: str) -> float:
     """The predicted peak in GB, above the components that were kept loaded during the step."""
     kept = (folder.measured(step.component) or {}).get(f"warm_{kind}_bytes", 0)
-    return float((getattr(step.predicted, f"{kind}_bytes") + kept) / GB)
+    return float((getattr(step.estimate, f"{kind}_bytes") + kept) / GB)
 
 
 def _draw(

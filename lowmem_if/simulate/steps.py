@@ -94,9 +94,9 @@ def simulate_step(
         mode: replace(sampling, steps=LEAST_STEPS, timesteps=None)
         for mode, sampling in step.samplings.items()
     }
-    device = step.device if step.device == "cpu" else DEVICE
+    device = step.config.device if step.config.device == "cpu" else DEVICE
     # What is merged are numbers, which a dry run has none of; the plan adds the memory for it.
-    step = replace(step, samplings=samplings, device=device, lora=(), speedup=1.0)
+    step = replace(step, samplings=samplings, lora=()).with_config(device=device, speedup=1.0)
     with ExitStack() as undo:
         trace = undo.enter_context(dry_run(kernel=attention))
         undo.enter_context(unread_files(trace))
@@ -116,7 +116,7 @@ class _Run:
         stage, act = _STAGES[self._step.component]
         with alive(
             partial(stage, self._root, self._step),
-            device=self._step.device,
+            device=self._step.config.device,
             weight_bytes=0,
             on_release=self._releases.append,
         ) as component:
@@ -154,21 +154,23 @@ class _Run:
         self._end_phase(DRAWING)
 
     def _batch(self) -> Batch:
-        tasks = [ImageSpec(number, "a red circle", number) for number in range(self._step.batch)]
+        tasks = [
+            ImageSpec(number, "a red circle", number) for number in range(self._step.config.batch)
+        ]
         return Batch(tasks, self._step.sampling_of(tasks[0]), self._on_step)
 
     def _pictures(self, side: int) -> torch.Tensor:
-        return torch.randn(self._step.batch, 3, side, side, dtype=self._dtype)
+        return torch.randn(self._step.config.batch, 3, side, side, dtype=self._dtype)
 
     def _embeds(self) -> tuple[torch.Tensor, torch.Tensor]:
         config = read_config(self._root / "unet" / "config.json")
         width = config.get("encoder_hid_dim") or config["cross_attention_dim"]
-        shape = self._step.batch, catalog.MAX_TOKENS, width
+        shape = self._step.config.batch, catalog.MAX_TOKENS, width
         return torch.randn(shape, dtype=self._dtype), torch.randn(shape, dtype=self._dtype)
 
     @property
     def _dtype(self) -> torch.dtype:
-        dtype: torch.dtype = getattr(torch, self._step.compute_dtype)
+        dtype: torch.dtype = getattr(torch, self._step.config.compute_dtype)
         return dtype
 
     def _end_phase(self, name: str) -> None:

@@ -67,7 +67,7 @@ class DrawingStage:
         self._pipeline, self._streams = pipeline, streams.pop_all()
         self._others: dict[type[Any], Any] = {}
         self._step = step
-        self._compiled = step.speedup > 1
+        self._compiled = step.config.speedup > 1
         place(pipeline, step)
         if self._compiled:
             compile_unet(pipeline.unet)
@@ -101,7 +101,7 @@ class DrawingStage:
             return self._pipeline
         if kind not in self._others:
             other = kind(**self._pipeline.components, requires_safety_checker=False)
-            if self._step.strategy == MODEL_OFFLOAD:
+            if self._step.config.strategy == MODEL_OFFLOAD:
                 place(other, self._step)
             else:
                 other.set_progress_bar_config(disable=True)
@@ -141,28 +141,28 @@ class DrawingStage:
 
 def take_unet(folder: Path, step: Step, streams: ExitStack) -> Any:
     """The UNet of a folder, in memory or streaming; what streams is closed with `streams`."""
-    options: Any = {"dtype": step.storage_dtype, "device": loading_device(step)}
+    options: Any = {"dtype": step.config.storage_dtype, "device": loading_device(step)}
     # At 0 nothing is merged, so a bfloat16 copy of the weights may serve.
     options["lora"] = [one for one in step.lora if one.scale]
-    if step.strategy != STREAM:
+    if step.config.strategy != STREAM:
         return load_diffusers_model(folder, UNet2DConditionModel, **options)
-    options["resident_bytes"] = step.resident_bytes
+    options["resident_bytes"] = step.config.resident_bytes
     streamed = stream_diffusers_model(folder, UNet2DConditionModel, **options)
     return streams.enter_context(streamed).module
 
 
 def loading_device(step: Step) -> str:
     """Where weights are loaded to: offload strategies start from RAM."""
-    return step.device if step.strategy in (RESIDENT, STREAM) else "cpu"
+    return step.config.device if step.config.strategy in (RESIDENT, STREAM) else "cpu"
 
 
 def place(pipeline: Any, step: Step) -> None:
     """Give the pipeline the step's strategy; its own progress bar stays silent."""
     pipeline.set_progress_bar_config(disable=True)
-    if step.strategy == MODEL_OFFLOAD:
-        pipeline.enable_model_cpu_offload(device=step.device)
-    elif step.strategy == SEQUENTIAL_OFFLOAD:
-        pipeline.enable_sequential_cpu_offload(device=step.device)
+    if step.config.strategy == MODEL_OFFLOAD:
+        pipeline.enable_model_cpu_offload(device=step.config.device)
+    elif step.config.strategy == SEQUENTIAL_OFFLOAD:
+        pipeline.enable_sequential_cpu_offload(device=step.config.device)
 
 
 def let_go(pipeline: Any) -> None:

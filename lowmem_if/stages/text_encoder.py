@@ -88,15 +88,15 @@ class TextEncoder:
 
     def _take(self, root: Path, streams: ExitStack) -> torch.nn.Module:
         step = self._step
-        if step.strategy != STREAM:
+        if step.config.strategy != STREAM:
             return load_text_encoder(
                 root,
-                storage=step.storage_dtype,
-                compute=step.compute_dtype,
+                storage=step.config.storage_dtype,
+                compute=step.config.compute_dtype,
                 device=loading_device(step),
             )
         self._streamed = streams.enter_context(
-            stream_text_encoder(root, dtype=step.storage_dtype, device=step.device)
+            stream_text_encoder(root, dtype=step.config.storage_dtype, device=step.config.device)
         )
         return self._streamed.module
 
@@ -119,7 +119,10 @@ class TextEncoder:
 
     def _encode(self, prompt: str) -> torch.Tensor:
         embedding, _ = self._pipeline.encode_prompt(
-            prompt, do_classifier_free_guidance=False, device=self._step.device, clean_caption=True
+            prompt,
+            do_classifier_free_guidance=False,
+            device=self._step.config.device,
+            clean_caption=True,
         )
         return embedding.cpu()
 
@@ -138,7 +141,7 @@ class TextEncoder:
             max_length=MAX_TOKENS,
             truncation=True,
             return_tensors="pt",
-        ).to(self._step.device)
+        ).to(self._step.config.device)
         for embedding in encode_in_one_pass(
             streamed, tokens.input_ids, tokens.attention_mask, together, on_step
         ):

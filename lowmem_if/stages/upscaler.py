@@ -51,10 +51,10 @@ class Upscaler(DrawingStage):
                 max_noise_level=read_as(root / "model_index.json", UpscalerIndex).max_noise_level,
             )  # fmt: skip
             vae.enable_slicing()  # one picture of a batch at a time, as its memory is predicted
-            if step.vae_tiling:
+            if step.config.vae_tiling:
                 vae.enable_tiling()
             super().__init__(pipeline, [unet, vae, text_encoder], step, streams)
-            self._strategy, self._device = step.strategy, step.device
+            self._strategy, self._device = step.config.strategy, step.config.device
 
     def draw(self, batch: Batch, pictures: torch.Tensor) -> torch.Tensor:
         """Pictures (n, 3, 4 height, 4 width) in [0, 1], from (n, 3, height, width) in about [-1, 1]."""
@@ -137,7 +137,7 @@ def _part_of(image: Image.Image, box: Box) -> Image.Image:
 def _take_vae(folder: Path, step: Step, streams: ExitStack) -> Any:
     """The decoder needs more precision than 16 bits have; from float16 the pipeline upcasts it itself,
     which weights that stream cannot follow."""
-    streaming, dtype = step.strategy == STREAM, step.storage_dtype
+    streaming, dtype = step.config.strategy == STREAM, step.config.storage_dtype
     upcast = dtype == "float16" and read_config(folder / "config.json").get("force_upcast", True)
     options: Any = {
         "dtype": "float32" if dtype == "bfloat16" or (streaming and upcast) else dtype,
@@ -149,7 +149,7 @@ def _take_vae(folder: Path, step: Step, streams: ExitStack) -> Any:
 
 
 def _take_text_encoder(folder: Path, step: Step, streams: ExitStack) -> Any:
-    options: Any = {"dtype": step.storage_dtype, "device": loading_device(step)}
-    if step.strategy != STREAM:
+    options: Any = {"dtype": step.config.storage_dtype, "device": loading_device(step)}
+    if step.config.strategy != STREAM:
         return load_clip_text(folder, **options)
     return streams.enter_context(stream_clip_text(folder, **options)).module

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import inject
 
 from bench.gpu import (
     bare_worker,
@@ -26,14 +27,11 @@ from bench.gpu.rows import Row
 from bench.gpu.setup import Setup
 from lowmem_if.api.rehearse import Rehearsed
 from lowmem_if.cascade.strategies import BALANCED
-from lowmem_if.engine import worker_process
 from lowmem_if.hardware.machine import probe
 from lowmem_if.hardware.profiles import load_profile
 from lowmem_if.hardware.speeds import assumed
 from lowmem_if.planning.plan import make_plan
 from lowmem_if.request.request import Request
-
-FAULTY = Path(__file__).parents[1] / "helpers/faulty_worker.py"
 
 
 @pytest.fixture
@@ -138,7 +136,7 @@ def test_every_round_has_a_plan_on_the_cards_that_it_imitates(setup: Setup) -> N
         pins = round_.pins(machine, "if-xl")
         request = Request(("a fox",), cascade="if-xl", seed=(1,), steps=(strategies.STEPS,))
         plan = make_plan(machine, request, prefer=BALANCED, pins=pins)
-        kinds = [step.strategy for step in plan.steps if step.component in strategies.STAGES]
+        kinds = [step.config.strategy for step in plan.steps if step.component in strategies.STAGES]
         assert not round_.strategy or {*kinds} == {round_.strategy}
 
 
@@ -150,7 +148,7 @@ def test_a_users_plan_is_rehearsed_as_it_is() -> None:
     plan = make_plan(machine, request, prefer=BALANCED)
     for component, pin in pins.items():
         step = plan.step(component)
-        assert (pin.strategy, pin.storage) == (step.strategy, step.storage_dtype)
+        assert (pin.strategy, pin.storage) == (step.config.strategy, step.config.storage_dtype)
     assert pins["text_encoder"].storage == "int8"
 
 
@@ -207,8 +205,7 @@ def test_a_run_short_of_memory_tells_how_it_went_on(
     """Its retries are the row's remark, with the step that did it in the end."""
     starts = tmp_path / "starts"
     starts.touch()
-    fault = (str(FAULTY), "out_of_memory_unless_tiled", str(starts))
-    monkeypatch.setattr(worker_process, "WORKER", fault)
+    inject(monkeypatch, "out_of_memory_unless_tiled", starts)
     request = Request(("a fox",), cascade=str(tiny), seed=(1,), steps=(2,))
     row = shortages._run(setup, shortages._Short("upscaler", request, "upscaler"))
     assert row["ok"] is True
@@ -270,7 +267,7 @@ def test_on_a_card_three_kinds_of_vram_are_compared() -> None:
     row = strategies._compared(strategies.Round(15e9), measured, 2 * 10**9)
     found = {name: each["measured"] for name, each in figures(row).items() if "VRAM" in name}
     assert found == {"VRAM, allocated": 8e9, "VRAM, reserved": 9e9, "VRAM, driver": 10e9}
-    assert figures(row)["VRAM, allocated"]["predicted"] == step.predicted.vram_bytes
+    assert figures(row)["VRAM, allocated"]["predicted"] == step.estimate.vram_bytes
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
         (["plan", "x", "--ram", "100MB"], 1, "does not fit"),
         (["plan", "x", "--nonsense"], 2, "--nonsense"),
         (["paint", "x"], 2, "paint"),
-        (["genrate", "x"], 2, "did you mean 'generate'?"),
+        (["gener", "x"], 2, "did you mean 'generate'?"),
         (["plan", "x", "--stepz", "3"], 2, "--steps"),
         ([], 2, "Missing command"),
         (["resume", "nowhere"], 1, "no run folder"),

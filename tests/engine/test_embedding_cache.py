@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,7 +106,7 @@ def test_every_part_of_the_setting_is_in_the_key(
     assert EmbeddingCache("encoder", step, tmp_path).get("a red circle") is not None
     assert EmbeddingCache("other", step, tmp_path).get("a red circle") is None
     assert EmbeddingCache("encoder", step, tmp_path).get("a red circl") is None
-    changed = EmbeddingCache("encoder", replace(step, **change), tmp_path)
+    changed = EmbeddingCache("encoder", step.with_config(**change), tmp_path)
     assert changed.get("a red circle") is None
 
 

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from runs import kinds, plan_of, run_here
-from test_modes import half, noise
-from test_resume import results
+from runs import kinds, plan_of, results, run_here
+from sample_pictures import half, noise
 
 from lowmem_if.cascade.catalog import COMPONENTS, FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
 from lowmem_if.cascade.locate import locate
@@ -106,8 +105,8 @@ def test_a_small_budget_keeps_what_fits_beside_each_step(
     """With room for the largest step and half of the others: no peak and its company are over it."""
     plan = plan_of(tiny, RED)
     parts = locate(str(tiny)).cascade.parts
-    rest = {s.component: at_rest(parts[s.component], s.setting)[1] for s in plan.steps}
-    peaks = {step.component: step.predicted.ram_bytes for step in plan.steps}
+    rest = {s.component: at_rest(parts[s.component], s.config)[1] for s in plan.steps}
+    peaks = {step.component: step.estimate.ram_bytes for step in plan.steps}
     largest, spare = max(peaks, key=lambda name: peaks[name]), headroom("cpu")[1]
     assert largest == UPSCALER
     others = sum(rest[name] for name in COMPONENTS if name != UPSCALER)
@@ -171,7 +170,7 @@ def test_what_was_beside_a_step_is_not_put_down_to_it(
     assert "400.0 MB" in line
     assert line.endswith("kept loaded")
     assert "kept loaded from before: during stage 1: 300.0 MB of RAM, finish: " in told
-    assert _mark(folder, step, "ram") == pytest.approx(step.predicted.ram_bytes / 1e9 + 0.3)
+    assert _mark(folder, step, "ram") == pytest.approx(step.estimate.ram_bytes / 1e9 + 0.3)
 
 
 def test_weights_that_changed_on_disk_are_loaded_anew(
@@ -293,12 +292,12 @@ def test_a_component_that_rests_takes_what_is_counted_for_it() -> None:
     """Weights where they compute; a bfloat16 upscaler decodes in float32 for good."""
     parts = locate("demo").cascade.parts
     plan = plan_of("demo", pins=["upscaler=resident:bfloat16"])
-    setting = plan.step(UPSCALER).setting
+    setting = plan.step(UPSCALER).config
     vram, ram = at_rest(parts[UPSCALER], setting)
     weights = sum(module.weights.parameters for module in parts[UPSCALER].modules)
     vae = next(m for m in parts[UPSCALER].modules if m.folder == "vae").weights.parameters
     assert (vram, ram) == (0, 2 * weights + 2 * vae)
-    on_card = replace(setting, device="cuda:0", storage="float16", compute="float16")
+    on_card = replace(setting, device="cuda:0", storage_dtype="float16", compute_dtype="float16")
     assert at_rest(parts[UPSCALER], on_card)[0] >= 2 * weights
     moving = replace(on_card, strategy="sequential_offload")
     assert at_rest(parts[UPSCALER], moving) == (0, 2 * weights)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from faults import FAULTY, inject
 from runs import CPU, kinds, plan_of, run_here
 from safetensors.torch import load_file
 
@@ -32,18 +33,6 @@ from lowmem_if.planning.fallback import changed_pixels
 from lowmem_if.planning.plan import make_plan
 from lowmem_if.request.request import Request
 
-FAULTY = Path(__file__).parents[1] / "helpers/faulty_worker.py"
-
-
-@pytest.fixture
-def starts(tmp_path: Path) -> Path:
-    """A file that holds one byte for each worker that was started."""
-    return tmp_path / "starts"
-
-
-def inject(monkeypatch: pytest.MonkeyPatch, fault: str, starts: Path) -> None:
-    monkeypatch.setattr(worker_process, "WORKER", (str(FAULTY), fault, str(starts)))
-
 
 def test_out_of_memory_in_the_upscaler_goes_on_with_a_tiled_vae(
     tiny: Path, tmp_path: Path, starts: Path, monkeypatch: pytest.MonkeyPatch
@@ -60,7 +49,7 @@ def test_out_of_memory_in_the_upscaler_goes_on_with_a_tiled_vae(
     assert folder.log == ("upscaler: RAM ran out with resident float32 on cpu",)
     (notice,) = folder.notices
     assert "tiles, so pixels differ" in notice
-    assert [step.component for step in folder.plan.steps if step.vae_tiling] == ["upscaler"]
+    assert [step.component for step in folder.plan.steps if step.config.vae_tiling] == ["upscaler"]
 
 
 def test_a_smaller_batch_is_tried_before_anything_is_given_up(
@@ -296,9 +285,9 @@ def test_a_cheaper_step_that_moves_pixels_says_so(
     tiny: Path, change: dict[str, Any], told: str
 ) -> None:
     """Moving weights elsewhere changes no pixel and needs no words; everything else does."""
-    step = replace(plan_of(tiny).step("upscaler"), batch=2)
-    assert told in changed_pixels(step, replace(step, **change))
-    assert bool(told) == bool(changed_pixels(step, replace(step, **change)))
+    config = replace(plan_of(tiny).step("upscaler").config, batch=2)
+    assert told in changed_pixels(config, replace(config, **change))
+    assert bool(told) == bool(changed_pixels(config, replace(config, **change)))
 
 
 def test_without_expandable_segments_the_worker_is_started_once_more(

@@ -12,10 +12,9 @@ from typing import Any
 
 import psutil
 import pytest
-from runs import CPU, kinds, plan_of, run_here
-from test_modes import noise
-from test_resume import results
-from test_runner import inject
+from faults import inject
+from runs import CPU, kinds, plan_of, results, run_here
+from sample_pictures import noise
 
 import lowmem_if as lm
 from lowmem_if.cascade.catalog import FINISH, STAGE_1, STAGE_2, TEXT_ENCODER
@@ -51,12 +50,6 @@ def session(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[lm
 @pytest.fixture
 def events() -> list[Event]:
     return []
-
-
-@pytest.fixture
-def starts(tmp_path: Path) -> Path:
-    """A file that holds one byte for each worker that was started."""
-    return tmp_path / "starts"
 
 
 def warm(session: lm.Session) -> list[str]:

@@ -45,3 +45,9 @@ def run_here(plan: Plan, path: Path, report: Report = ignore, *, shelf: Any = No
 def kinds(events: list[Event], kind: str) -> list[str]:
     """The components of the events of one kind, in order."""
     return [event.component for event in events if event.kind == kind]
+
+
+def results(path: Path) -> dict[str, bytes]:
+    """Everything a run leaves that must not depend on how often it was killed."""
+    files = [*path.glob("*.png"), *path.glob("*/*.png"), *path.glob("*/*.safetensors")]
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy
 import pytest
 from PIL import Image
-from runs import plan_of, run_here
-from test_resume import results
+from runs import plan_of, results, run_here
 
 from lowmem_if.api.run import resume
 from lowmem_if.cascade.catalog import STAGE_1, STAGE_2, UPSCALER

@@ -196,7 +196,7 @@ def test_transformers_still_misreads_the_8bit_file(tiny: Path, published_8bit: P
 
 def test_a_folder_with_the_8bit_file_alone_is_planned_in_8bit(published_8bit: Path) -> None:
     """Where there is only the 8-bit file it is used; another type is refused with the way out."""
-    assert plan_of(published_8bit).steps[0].storage_dtype == "int8"
+    assert plan_of(published_8bit).steps[0].config.storage_dtype == "int8"
     with pytest.raises(CheckpointError, match="pin text_encoder=resident:int8"):
         plan_of(published_8bit, pins=["text_encoder=resident:float32"])
 

@@ -14,6 +14,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from runs import plan_of, run_here
 from safetensors.torch import load_file, save_file
+from tiny_networks import assert_same
 from transformers import BitsAndBytesConfig, CLIPTextModel, PreTrainedModel, T5EncoderModel
 
 from lowmem_if.errors import CheckpointError
@@ -192,21 +193,6 @@ def test_an_encoder_planned_for_the_cpu_stays_there_beside_an_accelerator(
 
 
 # --- what comes out equals what the libraries' loaders give -----------------------------------------
-
-
-def assert_same(ours: torch.nn.Module, theirs: torch.nn.Module) -> None:
-    """Names, types, shapes and bits of every parameter and buffer; ties and modes too."""
-    for kind in ("named_parameters", "named_buffers"):
-        left = dict(getattr(ours, kind)(remove_duplicate=False))
-        right = dict(getattr(theirs, kind)(remove_duplicate=False))
-        assert left.keys() == right.keys()
-        for name, tensor in right.items():
-            assert left[name].dtype == tensor.dtype, name
-            assert torch.equal(left[name], tensor), name
-            assert left[name].requires_grad == tensor.requires_grad, name
-    assert len(list(ours.parameters())) == len(list(theirs.parameters()))
-    assert type(ours) is type(theirs)
-    assert not any(module.training for module in ours.modules())
 
 
 DIFFUSERS = [

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from half import in_float16, scale_weights
+from plain_diffusers import by_hand
 from runs import plan_of, run_here
 from safetensors.torch import load_file
-from test_parity import by_hand
 
 from lowmem_if.stages.one_pass import encode_in_one_pass
 from lowmem_if.weights.loading import load_text_encoder, load_tokenizer, stream_text_encoder

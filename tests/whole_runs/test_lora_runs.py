@@ -191,7 +191,7 @@ def test_a_streamed_run_draws_what_a_resident_one_does(
     pins = ("stage_1=stream", "stage_2=stream")
     resident = run_here(plan_of(tiny, prompts, size=256, lora=given), tmp_path / "resident")
     plan = plan_of(tiny, prompts, size=256, lora=given, pins=pins)
-    assert plan.step("stage_1").strategy == plan.step("stage_2").strategy == STREAM
+    assert plan.step("stage_1").config.strategy == plan.step("stage_2").config.strategy == STREAM
     streamed = run_here(plan, tmp_path / "streamed")
     for number in (1, 2):
         for image in range(len(resident.plan.request.tasks)):

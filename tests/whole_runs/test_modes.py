@@ -23,10 +23,11 @@ from diffusers import (
     StableDiffusionUpscalePipeline,
 )
 from diffusers.pipelines.deepfloyd_if import IFSafetyChecker, fast27_timesteps
+from killing import Killable
 from PIL import Image
-from runs import CPU, plan_of, run_here
+from runs import CPU, plan_of, results, run_here
 from safetensors.torch import load_file
-from test_resume import Killable, killable, results  # noqa: F401  a fixture
+from sample_pictures import half, noise
 
 import lowmem_if as lm
 from lowmem_if.cascade import catalog
@@ -42,22 +43,6 @@ from lowmem_if.stages.tiles import blended
 
 PROMPT, NEGATIVE, SEED = "a red circle on white", "black", 3
 STREAMING = [f"{name}=stream" for name in ("text_encoder", "stage_1", "stage_2", "upscaler")]
-
-
-def noise(file: Path, width: int = 80, height: int = 80, seed: int = 0) -> Path:
-    """A picture of smooth random colours."""
-    rng = numpy.random.default_rng(seed)
-    small = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=numpy.uint8))
-    small.resize((width, height), Image.Resampling.BICUBIC).save(file)
-    return file
-
-
-def half(file: Path, width: int = 80, height: int = 80) -> Path:
-    """A mask that is white on the right half."""
-    levels = numpy.zeros((height, width), numpy.uint8)
-    levels[:, width // 2 :] = 255
-    Image.fromarray(levels).save(file)
-    return file
 
 
 def load(cls: Any, folder: Path, *, whole: bool = False) -> Any:
@@ -241,7 +226,7 @@ def test_tiles_are_the_pipelines_own_pictures_blended(tiny: Path, tmp_path: Path
     image = noise(tmp_path / "own.png", 100, 80)
     plan = plan_of(tiny, PROMPT, seed=SEED, **of_mode(UPSCALE, {"image": image}))
     steps = tuple(
-        replace(step, tile=64) if step.component == catalog.UPSCALER else step
+        step.with_config(tile=64) if step.component == catalog.UPSCALER else step
         for step in plan.steps
     )
     events: list[Event] = []
@@ -271,15 +256,15 @@ def test_a_picture_that_does_not_fit_whole_is_cut_no_smaller_than_it_must(
     request = Request((PROMPT,), cascade="if-m", seed=(1,), **of_mode(UPSCALE, {"image": image}))
     machine = replace(CPU, ram_bytes=24 * 10**9)
     large = make_plan(machine, request).step(catalog.UPSCALER)
-    assert large.tile == 256
+    assert large.config.tile == 256
     assert "in tiles of 256 pixels" in large.reason
     small = make_plan(replace(machine, ram_bytes=4 * 10**9), request).step(catalog.UPSCALER)
-    assert 0 < small.tile < 256
-    assert small.predicted.ram_bytes < 4 * 10**9
+    assert 0 < small.config.tile < 256
+    assert small.estimate.ram_bytes < 4 * 10**9
     plan, location, findings = make_plan(machine, request), locate("if-m"), Findings()
     step, tiles = large, []
     while step is not None:
-        tiles.append(step.tile)
+        tiles.append(step.config.tile)
         plan = replace(
             plan, steps=tuple(step if s.component == step.component else s for s in plan.steps)
         )
@@ -288,7 +273,7 @@ def test_a_picture_that_does_not_fit_whole_is_cut_no_smaller_than_it_must(
     assert tiles[:2] == [256, 256]  # weights from the file draw the same pixels
     assert tiles == sorted(tiles, reverse=True)
     assert tiles[-1] < 128
-    assert "tiles of 128" in changed_pixels(large, replace(large, tile=128))
+    assert "tiles of 128" in changed_pixels(large.config, replace(large.config, tile=128))
 
 
 def test_a_finished_picture_does_not_tell_where_its_source_lay(
@@ -329,7 +314,7 @@ def test_pictures_drawn_together_share_mode_and_shape(
         (PROMPT,), cascade=str(tiny), seed=(SEED,), images=2, size=64, steps=(4,), **own
     )
     plan = make_plan(CPU, request, prefer="balanced")
-    assert plan.step(catalog.STAGE_1).batch == 2
+    assert plan.step(catalog.STAGE_1).config.batch == 2
     folder = run_here(plan, tmp_path / "run")
     alone = run_here(plan_of(tiny, PROMPT, seed=SEED, steps=4, size=64, **own), tmp_path / "alone")
     gap = (tensor(folder, "stage_1") - tensor(alone, "stage_1")).abs().max()
@@ -473,7 +458,7 @@ def test_a_killed_run_needs_nothing_but_its_folder(
     tiny: Path,
     tmp_path: Path,
     sources: dict[str, Path],
-    killable: Killable,  # noqa: F811
+    killable: Killable,
     mode: str,
 ) -> None:
     """SIGKILL at any event and the user's pictures gone or changed: the same bytes as unbroken."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ STAGES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 
 def placed(tiny: Path, component: str, strategy: str, device: str) -> Any:
     step = plan_of(tiny, size=256).step(component)
-    step = replace(step, strategy=strategy, device=device)
+    step = step.with_config(strategy=strategy, device=device)
     return STAGES[component][0](tiny / component, step)
 
 

@@ -10,12 +10,10 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
-    IFPipeline,
-    IFSuperResolutionPipeline,
-    StableDiffusionUpscalePipeline,
 )
-from diffusers.pipelines.deepfloyd_if import IFSafetyChecker, fast27_timesteps
+from diffusers.pipelines.deepfloyd_if import fast27_timesteps
 from PIL import Image
+from plain_diffusers import by_hand
 from runs import CPU, plan_of, run_here
 from safetensors.torch import load_file
 
@@ -25,51 +23,6 @@ from lowmem_if.request.request import Request
 
 PROMPTS = ("a red circle on white", "A Blue star, 50% <b>off</b>", "green square in the center")
 SEEDS = (3, 14, 15)
-
-
-def by_hand(
-    cascade: Path,
-    prompt: str,
-    seed: int,
-    negative: str = "",
-    dtype: torch.dtype = torch.float32,
-    **stage_1: Any,
-) -> dict[str, Any]:
-    """The cascade as the documentation of diffusers calls it, one prompt, a fresh seed each stage."""
-    IFSafetyChecker.all_tied_weights_keys = {}  # or its weights cannot be loaded today
-    options = {"variant": "fp16", "torch_dtype": dtype}
-    first = IFPipeline.from_pretrained(cascade / "stage_1", **options)
-    second = IFSuperResolutionPipeline.from_pretrained(
-        cascade / "stage_2", text_encoder=None, tokenizer=None, safety_checker=None,
-        feature_extractor=None, watermarker=None, requires_safety_checker=False, **options,
-    )  # fmt: skip
-    third = StableDiffusionUpscalePipeline.from_pretrained(cascade / "upscaler", **options)
-    third.safety_checker, third.watermarker = None, None
-    embeds, negative_embeds = first.encode_prompt(
-        prompt,
-        negative_prompt=negative,
-        clean_caption=True,  # as its own __call__ does
-    )
-    shared = {"prompt_embeds": embeds, "negative_prompt_embeds": negative_embeds}
-
-    def seeded() -> torch.Generator:
-        return torch.Generator("cpu").manual_seed(seed)
-
-    stage_1 = stage_1 or {"num_inference_steps": 2}
-    small = first(**shared, **stage_1, generator=seeded(), output_type="pt").images
-    middle = second(
-        image=small, **shared, num_inference_steps=2, noise_level=250, generator=seeded(),
-        output_type="pt",
-    ).images  # fmt: skip
-    large = third(
-        prompt=prompt, negative_prompt=negative, image=middle, noise_level=100,
-        num_inference_steps=2, generator=seeded(), output_type="pt",
-    ).images  # fmt: skip
-    image = IFPipeline.numpy_to_pil(large.permute(0, 2, 3, 1).numpy())
-    unmarked = image[0].copy()
-    marked = first.watermarker.apply_watermark(image)[0]
-    return {"stage_1": small[0], "stage_2": middle[0], "stage_3": large[0],
-            "unmarked": unmarked, "marked": marked}  # fmt: skip
 
 
 def assert_same(folder: RunFolder, number: int, expected: dict[str, Any]) -> None:
@@ -146,7 +99,7 @@ def test_pictures_drawn_together_are_decoded_one_by_one(
     monkeypatch.setattr(AutoencoderKL, "_decode", count)
     request = Request(PROMPTS[:2], cascade=str(tiny), seed=SEEDS[:2], steps=(1,))
     plan = make_plan(CPU, request, prefer="balanced")
-    assert plan.step("upscaler").batch == 2
+    assert plan.step("upscaler").config.batch == 2
     run_here(plan, tmp_path / "run")
     assert decoded == [1, 1]
 

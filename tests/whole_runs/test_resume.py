@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import plan_of, run_here
+from killing import Killable
+from runs import plan_of, results, run_here
 
 from lowmem_if.api.run import resume
 from lowmem_if.engine.events import Event
@@ -23,35 +22,6 @@ from lowmem_if.errors import RunFolderError
 from lowmem_if.planning.plan import Plan
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
-NEVER = 10**6
-
-
-class Killable:
-    """Workers that die when they are told to."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-
-    def work(self, path: Path, last: int = NEVER) -> tuple[int, list[tuple[str, str]]]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(f"{path} {last}\n")
-        self._process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
-        return answer["code"], [(kind, component) for kind, component in answer["events"]]
-
-
-@pytest.fixture(scope="module")
-def killable() -> Iterator[Killable]:
-    script = Path(__file__).parents[1] / "helpers/killable.py"
-    with subprocess.Popen(
-        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        # One thread: a fork has no use for its parent's.
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    ) as process:  # fmt: skip
-        yield Killable(process)
-        assert process.stdin is not None
-        process.stdin.close()
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +37,6 @@ def unbroken(plan: Plan, killable: Killable, tmp_path_factory: pytest.TempPathFa
     code, events = killable.work(path)
     assert code == 0
     return events, results(path)
-
-
-def results(path: Path) -> dict[str, bytes]:
-    """Everything a run leaves that must not depend on how often it was killed."""
-    files = [*path.glob("*.png"), *path.glob("*/*.png"), *path.glob("*/*.safetensors")]
-    return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
 def test_a_run_killed_at_any_event_ends_as_if_it_had_not_been(

@@ -22,8 +22,7 @@ from lora_files import (
     write,
 )
 from safetensors.torch import save_file
-from test_loading import assert_same
-from test_streamer import COMPONENTS, skeleton
+from tiny_networks import COMPONENTS, assert_same, skeleton
 
 from lowmem_if.cascade.lora import Lora, loras
 from lowmem_if.errors import CheckpointError, LoraError

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import random
 import shutil
@@ -17,21 +16,17 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextModel, T5EncoderModel
+from tiny_networks import COMPONENTS, resident, skeleton
 from transformers.models.t5.modeling_t5 import T5Block
 
 from lowmem_if.errors import CheckpointError
 from lowmem_if.weights.files.bf16_copies import convert
 from lowmem_if.weights.files.checkpoint import Checkpoint
 from lowmem_if.weights.loading import (
-    load_clip_text,
-    load_diffusers_model,
-    load_text_encoder,
     stream_diffusers_model,
 )
-from lowmem_if.weights.modules.meta_init import diffusers_skeleton, transformers_skeleton
 from lowmem_if.weights.streaming import streamer
 from lowmem_if.weights.streaming.arena import Arena
 from lowmem_if.weights.streaming.streamer import Streamed
@@ -40,57 +35,7 @@ from lowmem_if.weights.streaming.transports import CastTransport, MappedTranspor
 Way = Callable[..., Any]
 
 
-def unet(side: int, channels: int, **extra: Any) -> Callable[[Any, int], torch.Tensor]:
-    """Calls a UNet, differently at every pass."""
-
-    def call(module: Any, number: int) -> torch.Tensor:
-        chance = torch.Generator().manual_seed(number)
-        picture = torch.randn(2, channels, side, side, generator=chance).to(module.dtype)
-        width = module.config.encoder_hid_dim or module.config.cross_attention_dim
-        words = torch.randn(2, 77, width, generator=chance).to(module.dtype)
-        return module(picture, torch.tensor(10 * number), words, **extra).sample
-
-    return call
-
-
-def autoencoder(module: Any, number: int) -> torch.Tensor:
-    """Decodes, and encodes again: two ways in, neither of them `forward`."""
-    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(number))
-    picture = module.decode(latents.to(module.dtype)).sample
-    return module.encode(picture).latent_dist.mean
-
-
-def encoder(module: Any, number: int) -> torch.Tensor:
-    return module(torch.arange(3 + number, 40)[None])[0]
-
-
-LEVELS = torch.tensor([20, 20])
-COMPONENTS = {
-    "stage_1/unet": (UNet2DConditionModel, unet(32, 3)),
-    "stage_2/unet": (UNet2DConditionModel, unet(64, 6, class_labels=LEVELS)),
-    "upscaler/unet": (UNet2DConditionModel, unet(32, 7, class_labels=LEVELS)),
-    "upscaler/vae": (AutoencoderKL, autoencoder),
-    "stage_1/text_encoder": (T5EncoderModel, encoder),
-    "upscaler/text_encoder": (CLIPTextModel, encoder),
-}
 PASSES = 3
-
-
-def skeleton(folder: Path) -> Any:
-    cls = COMPONENTS["/".join(folder.parts[-2:])][0]
-    config = json.loads((folder / "config.json").read_text())
-    if issubclass(cls, UNet2DConditionModel | AutoencoderKL):
-        return diffusers_skeleton(cls, config)
-    return transformers_skeleton(cls, cls.config_class(**config))
-
-
-def resident(folder: Path, dtype: str) -> Any:
-    cls = COMPONENTS["/".join(folder.parts[-2:])][0]
-    if cls is T5EncoderModel:
-        return load_text_encoder(folder.parent, storage=dtype, compute=dtype, device="cpu")
-    if cls is CLIPTextModel:
-        return load_clip_text(folder, dtype=dtype, device="cpu")
-    return load_diffusers_model(folder, cls, dtype=dtype, device="cpu")
 
 
 def stream(folder: Path, dtype: str, **options: Any) -> Streamed:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from test_streamer import COMPONENTS, resident, skeleton
+from tiny_networks import COMPONENTS, resident, skeleton
 
 from lowmem_if.weights.files import staging
 from lowmem_if.weights.files.checkpoint import Checkpoint
