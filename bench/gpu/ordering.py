@@ -12,7 +12,7 @@ from transformers import BitsAndBytesConfig, T5Config, T5EncoderModel
 from bench.gpu.rows import COUNT, Row, figure, row
 from bench.gpu.setup import Setup, tiny_cascade
 from lowmem_if.cascade.module_files import weight_variant
-from lowmem_if.stages.one_pass import encode_in_one_pass
+from lowmem_if.stages.text_encoder import encode_in_one_pass
 from lowmem_if.weights.loading import load_text_encoder, stream_text_encoder
 
 REPETITIONS, QUICK_REPETITIONS = 200, 3

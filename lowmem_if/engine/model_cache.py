@@ -14,7 +14,7 @@ from lowmem_if.planning.eviction import CacheEntry, to_evict
 from lowmem_if.planning.execution import ExecutionConfig
 from lowmem_if.planning.plan import Plan, Step
 from lowmem_if.stages.lifetime import Lifetime
-from lowmem_if.stages.schedulers import baked_in
+from lowmem_if.stages.pipelines import baked_in
 from lowmem_if.weights.memory_readings import Release
 
 

@@ -105,7 +105,7 @@ def _handle(command: Command, cache: ModelCache, report: Report) -> None:
     if command.folder:
         folder = RunFolder.open(Path(command.folder))
         _log_into(folder)
-        work(folder, report, preview_every=command.preview_every, shelf=cache)
+        work(folder, report, preview_every=command.preview_every, cache=cache)
         return
     for component, release in cache.empty():
         if not release.complete:

@@ -33,22 +33,22 @@ RED, BLUE = "a red circle", "a blue star"
 
 
 class Watched:
-    """A shelf, and what happened with it."""
+    """A cache, and the events of it."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
-        self.shelf = ModelCache(self.events.append, keeps=True)
+        self.cache = ModelCache(self.events.append, keeps=True)
 
     def run(self, plan: Plan, path: Path) -> RunFolder:
         self.events.clear()
-        return run_here(plan, path, self.events.append, shelf=self.shelf)
+        return run_here(plan, path, self.events.append, cache=self.cache)
 
     def loaded(self) -> list[str]:
         """What was loaded in the last run."""
         return list(dict.fromkeys(kinds(self.events, "loading")))
 
     def here(self) -> list[str]:
-        """What is on the shelf by its own word."""
+        """What the cache reports as loaded."""
         states = [event for event in self.events if isinstance(event, CacheState)]
         return [one.component for one in states[-1].loaded]
 
@@ -57,7 +57,7 @@ class Watched:
 def watched() -> Iterator[Watched]:
     watched = Watched()
     yield watched
-    list(watched.shelf.empty())  # what streams has a thread and a file open
+    list(watched.cache.empty())  # what streams has a thread and a file open
 
 
 def with_ram(plan: Plan, ram_bytes: int) -> Plan:
@@ -78,7 +78,7 @@ def test_a_second_run_loads_nothing_and_draws_the_pixels_of_a_run_alone(
     assert kinds(watched.events, "cache_hit") == list(COMPONENTS)
     alone = run_here(other, tmp_path / "alone")
     assert results(folder.path) == results(alone.path)
-    assert all(release.complete for _, release in watched.shelf.empty())
+    assert all(release.complete for _, release in watched.cache.empty())
     assert watched.here() == []
 
 
@@ -255,7 +255,7 @@ def test_nothing_is_kept_beside_what_must_be_alone(
 ) -> None:
     """Where memory ran out in company, company leaves before, whatever the budget says."""
     watched.run(plan_of(tiny, RED, size=256), tmp_path / "first")
-    watched.shelf.alone = frozenset({STAGE_2})
+    watched.cache.alone = frozenset({STAGE_2})
     watched.run(plan_of(tiny, BLUE, size=256), tmp_path / "second")
     assert sorted(kinds(watched.events, "evicted")) == sorted([TEXT_ENCODER, STAGE_1, FINISH])
     assert watched.here() == [STAGE_2, FINISH]

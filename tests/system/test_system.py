@@ -31,7 +31,7 @@ from lowmem_if.system import channel, exit_codes, file_operations, host, paths, 
 from lowmem_if.weights import memory_readings as torch_memory
 from lowmem_if.weights.files.atomic import write_bytes
 from lowmem_if.weights.files.checkpoint import Checkpoint
-from lowmem_if.weights.hub import download
+from lowmem_if.weights.hub import download, transfer
 from lowmem_if.weights.modules import materialize
 
 On = Callable[[str, ModuleType], None]
@@ -218,9 +218,9 @@ def test_a_path_that_is_too_long_is_told_with_what_to_do(
     told = str(safetensors_header.unreadable(long, FileNotFoundError(2, "gone")))
     assert "305 characters" in told
     assert "HF_HOME" in told
-    file = download._File("a/b", "c" * 40, "x" * 200, 5)
+    file = transfer.HubFile("a/b", "c" * 40, "x" * 200, 5)
     with pytest.raises(HubError, match="LongPathsEnabled"):
-        download._check_paths([download._Download(file, "", "e" * 64)])
+        download._check_paths([transfer.Download(file, "", "e" * 64)])
     long_paths(monkeypatch, work=True)
     assert paths.too_long(long) == ""
 
