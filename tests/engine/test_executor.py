@@ -52,7 +52,9 @@ def run() -> Any:
     """A step of stage 1 that needs 5 GB of VRAM."""
     run: Any = object.__new__(StepRun)
     run.step = SimpleNamespace(
-        component="stage_1", device="cuda:0", predicted=SimpleNamespace(vram_bytes=5 * GB)
+        component="stage_1",
+        config=SimpleNamespace(device="cuda:0"),
+        estimate=SimpleNamespace(vram_bytes=5 * GB),
     )
     run.notices = []
     run.folder = SimpleNamespace(
@@ -107,7 +109,7 @@ def test_the_scheduler_hears_how_much_is_free(
     shop = WorkerProcess()
     monkeypatch.setattr(shop, "_ensure_started", lambda _folder, _report: True)
     monkeypatch.setattr(shop, "_send", lambda *_given: (read_event(answer.to_line()), "stage_1"))
-    step = SimpleNamespace(device="cuda:0")
+    step = SimpleNamespace(config=SimpleNamespace(device="cuda:0"))
     plan = SimpleNamespace(step=lambda _component: step)
     folder: Any = SimpleNamespace(path=tmp_path, plan=plan)
     short = shop.work(folder, 0, report=ignore, preview_every=0)

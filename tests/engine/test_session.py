@@ -373,5 +373,44 @@ def test_the_old_name_of_what_is_loaded_still_works(tiny: Path, tmp_path: Path) 
         assert session.warm == session.loaded
 
 
+def test_a_session_plans_with_its_own_options() -> None:
+    """The profile's machine and pins, the session's pins over them, and a call's options over all."""
+    request = lm.Request((RED,), seed=(1,), size=64)
+    with lm.Session(profile="colab-free", pins={"stage_1": "stream"}, ram="9GB") as session:
+        plan = session.plan(request)
+        assert (plan.machine.name, plan.machine.ram_bytes) == ("colab-free", 9 * 10**9)
+        assert plan.pins["stage_1"] == "stream"
+        machine = session.measure(ram="10GB")
+        other = session.plan(request, machine, prefer="balanced", pins={})
+        assert (other.machine, other.prefer) == (machine, "balanced")
+        assert "stage_1" not in other.pins
+
+
+def test_the_planner_of_a_session_can_be_another_one(tmp_path: Path) -> None:
+    """As the command line has one for dry runs; it is called as `make_plan` is."""
+    asked: list[lm.Request] = []
+
+    def planner(machine: lm.Machine, request: lm.Request, **options: Any) -> lm.Plan:
+        asked.append(request)
+        return lm.make_plan(machine, request, **options)
+
+    request = lm.Request((RED,), seed=(1,), size=64)
+    with lm.Session(planner=planner, profile="colab-free") as session:
+        assert session.plan(request).machine.name == "colab-free"
+    assert asked == [request]
+
+
+def test_a_session_that_keeps_nothing_unloads_after_each_step(
+    tiny: Path, tmp_path: Path, events: list[Event]
+) -> None:
+    """As the functions of the package do: with a proof for each component, and one worker."""
+    with lm.Session(keep_loaded=False, report=events.append) as session:
+        folder = RunFolder.open(session.run(plan_of(tiny, RED, size=64), tmp_path / "run").folder)
+        assert session.loaded == ()
+    assert kinds(events, "starting") == [""]
+    assert all(folder.released(component) for component in SMALL)
+    assert not any(folder.stays(component) for component in SMALL)
+
+
 def replace_prompt(plan: lm.Plan, prompt: str) -> lm.Plan:
     return replace(plan, request=replace(plan.request, prompts=(prompt,)))
