@@ -20,12 +20,12 @@ import torch
 from runs import plan_of
 from safetensors.torch import load_file
 
-from lowmem_if.api.generate import run
+from lowmem_if.api.run import run
 from lowmem_if.cascade import safetensors_header
 from lowmem_if.cli import main as cli
-from lowmem_if.engine import run_folder, worker_process
+from lowmem_if.engine import run_folder, session, worker_process
 from lowmem_if.engine.run_folder import RunFolder
-from lowmem_if.engine.worker_process import worker_environment
+from lowmem_if.engine.worker_environment import worker_environment
 from lowmem_if.errors import HubError, RunFolderError
 from lowmem_if.system import channel, exit_codes, file_operations, host, paths, process_memory
 from lowmem_if.weights import memory_readings as torch_memory
@@ -307,7 +307,7 @@ def test_a_pipe_that_nobody_reads_is_no_bug_of_ours(
         raise OSError(errno.EINVAL, "Invalid argument", name)
 
     on("win32", channel)
-    monkeypatch.setattr(cli, "choose_machine", fail)
+    monkeypatch.setattr(session, "choose_machine", fail)
     assert cli.main(["probe"]) == code
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from lowmem_if.engine import worker
+from lowmem_if.engine.answers import read_event
 from lowmem_if.engine.commands import Command
-from lowmem_if.engine.events import Event, ignore
+from lowmem_if.engine.events import ignore
 from lowmem_if.engine.model_cache import ModelCache
 from lowmem_if.engine.steps import step_run
 from lowmem_if.engine.steps.step_run import StepRun
@@ -102,14 +103,12 @@ def test_the_scheduler_hears_how_much_is_free(
     def fail(*_given: object) -> None:
         raise VramTaken(4 * GB, 5 * GB)
 
-    monkeypatch.setattr(worker, "_obey", fail)
+    monkeypatch.setattr(worker, "_handle", fail)
     answer = worker._answer(Command(str(tmp_path)), None, ModelCache(), ignore)
     assert (answer.kind, answer.total, answer.name) == ("out_of_memory", 4 * GB, "")
     shop = WorkerProcess()
-    monkeypatch.setattr(shop, "_make_ready", lambda _folder, _report: True)
-    monkeypatch.setattr(
-        shop, "_ordered", lambda *_given: (Event.from_line(answer.to_line()), "stage_1")
-    )
+    monkeypatch.setattr(shop, "_ensure_started", lambda _folder, _report: True)
+    monkeypatch.setattr(shop, "_send", lambda *_given: (read_event(answer.to_line()), "stage_1"))
     step = SimpleNamespace(config=SimpleNamespace(device="cuda:0"))
     plan = SimpleNamespace(step=lambda _component: step)
     folder: Any = SimpleNamespace(path=tmp_path, plan=plan)
