@@ -15,7 +15,7 @@ from lowmem_if.hardware.machine import Machine
 from lowmem_if.planning.memory import attention_of, is_simulated, remember
 from lowmem_if.planning.plan import Plan, Step, make_plan
 from lowmem_if.request.request import Request
-from lowmem_if.simulate.steps import simulate_step
+from lowmem_if.simulate.simulated_step import simulate_step
 from lowmem_if.weights.synthetic.checkpoints import ZEROS, synthesize
 
 _MOST_ROUNDS = 12

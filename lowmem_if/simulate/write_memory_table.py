@@ -35,7 +35,7 @@ from lowmem_if.simulate.networks import (
     largest_layer_bytes,
     simulate_passes,
 )
-from lowmem_if.simulate.steps import DECODING, DRAWING, LEAST_STEPS, LOADING, simulate_step
+from lowmem_if.simulate.simulated_step import DECODING, DRAWING, LEAST_STEPS, LOADING, simulate_step
 from lowmem_if.weights.synthetic.checkpoints import ZEROS, synthesize
 
 VERSIONS = ("torch", "diffusers", "transformers", "accelerate", "bitsandbytes")

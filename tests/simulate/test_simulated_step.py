@@ -20,7 +20,7 @@ from lowmem_if.cascade.strategies import (
 )
 from lowmem_if.errors import SimulationError
 from lowmem_if.simulate.fake_device import DEVICE, check_version, dry_run
-from lowmem_if.simulate.steps import DRAWING, LOADING, Simulated, simulate_step
+from lowmem_if.simulate.simulated_step import DRAWING, LOADING, Simulated, simulate_step
 from lowmem_if.simulate.write_memory_table import Case, step_of
 from lowmem_if.weights.files.staging import STAGING_BYTES, Staging
 from lowmem_if.weights.streaming.transports import DeviceTransport
