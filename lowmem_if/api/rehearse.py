@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,8 +25,9 @@ from lowmem_if.engine.events import Event, Loading, Report, ignore
 from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.engine.session import Session
 from lowmem_if.errors import CascadeError
-from lowmem_if.hardware.machine import Machine, weights_folder
+from lowmem_if.hardware.machine import Machine
 from lowmem_if.hardware.speeds import ACCELERATOR, CPU, Speeds, Throughput
+from lowmem_if.hardware.weights_disk import scratch_folder
 from lowmem_if.planning.flops import pass_flops
 from lowmem_if.planning.memory import bytes_a_pass
 from lowmem_if.planning.plan import Plan, Step, make_plan
@@ -148,6 +148,7 @@ def _synthesize(request: Request, folder: Path, report: Report) -> None:
 
 @contextmanager
 def _scratch() -> Iterator[Path]:
+<<<<<<< HEAD
     """A temporary folder on the disk of the weights, or where temporary files are."""
     for parent in (weights_folder(), Path(tempfile.gettempdir())):
         try:
@@ -158,6 +159,17 @@ def _scratch() -> Iterator[Path]:
             yield Path(folder)
         return
     raise CascadeError("no folder for made-up weights can be written: give one with --folder")
+=======
+    """A temporary folder on the disk of the weights, or where temporary files are kept."""
+    try:
+        temporary = scratch_folder()
+    except OSError as error:
+        raise CascadeError(
+            "no folder for made-up weights can be written: give one with --folder"
+        ) from error
+    with temporary as folder:
+        yield Path(folder)
+>>>>>>> E
 
 
 def _shortened(plan: Plan, cascade: str, steps: int) -> Plan:

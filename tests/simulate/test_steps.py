@@ -71,8 +71,8 @@ def test_the_same_run_gives_the_same_bytes() -> None:
 def test_the_8_bit_encoder_names_what_it_assumes() -> None:
     """How many columns are left out of 8-bit products depends on numbers that are not there."""
     simulated = simulate(TEXT_ENCODER, RESIDENT, "int8")
-    assert [line for line in simulated.invented if "bitsandbytes" in line]
-    assert simulate(TEXT_ENCODER, RESIDENT).invented == ()
+    assert [line for line in simulated.assumed if "bitsandbytes" in line]
+    assert simulate(TEXT_ENCODER, RESIDENT).assumed == ()
 
 
 # --- the order of streams -----------------------------------------------------------------------
