@@ -148,18 +148,6 @@ def _synthesize(request: Request, folder: Path, report: Report) -> None:
 
 @contextmanager
 def _scratch() -> Iterator[Path]:
-<<<<<<< HEAD
-    """A temporary folder on the disk of the weights, or where temporary files are."""
-    for parent in (weights_folder(), Path(tempfile.gettempdir())):
-        try:
-            temporary = tempfile.TemporaryDirectory(prefix=".lowmem-if-", dir=parent)
-        except OSError:
-            continue
-        with temporary as folder:
-            yield Path(folder)
-        return
-    raise CascadeError("no folder for made-up weights can be written: give one with --folder")
-=======
     """A temporary folder on the disk of the weights, or where temporary files are kept."""
     try:
         temporary = scratch_folder()
@@ -169,7 +157,6 @@ def _scratch() -> Iterator[Path]:
         ) from error
     with temporary as folder:
         yield Path(folder)
->>>>>>> E
 
 
 def _shortened(plan: Plan, cascade: str, steps: int) -> Plan:
