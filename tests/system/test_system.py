@@ -311,6 +311,7 @@ def test_a_pipe_that_nobody_reads_is_no_bug_of_ours(
     assert cli.main(["probe"]) == code
 
 
+@pytest.mark.worker
 def test_a_worker_draws_the_same_through_a_pipe(on: On, tiny: Path, tmp_path: Path) -> None:
     """The whole way of Windows, with a real worker."""
     plan = plan_of(tiny, size=64)
@@ -382,7 +383,8 @@ def test_an_apple_gpus_memory_counts_once(monkeypatch: pytest.MonkeyPatch) -> No
 def test_one_loader_is_the_calling_thread() -> None:
     """An Apple GPU is filled by the thread that computes on it."""
     used: list[threading.Thread] = []
-    materialize._in_parallel(lambda slot: used.append(threading.current_thread()), [1, 2], 1)
+    slots: Any = [1, 2]
+    materialize._in_parallel(lambda slot: used.append(threading.current_thread()), slots, 1)
     assert used == [threading.main_thread()] * 2
 
 

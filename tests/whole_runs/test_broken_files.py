@@ -97,7 +97,7 @@ def test_only_the_text_encoder_can_be_had_in_8_bits_alone(cascade: Path) -> None
 
 # --- configurations that are not the right ones -------------------------------------------------
 
-WRONG = {
+WRONG: dict[str, Any] = {
     "width that is text": ("stage_1/text_encoder/config.json", {"d_model": "x"}, "d_model is 'x'"),
     "width of another encoder": (
         "stage_1/text_encoder/config.json", {"d_model": 32}, "text_width is 64, but d_model",

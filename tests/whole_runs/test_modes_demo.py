@@ -49,6 +49,7 @@ def mask(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.mark.worker
 def test_a_low_strength_keeps_the_ground_and_a_high_one_takes_the_prompts(
     own: Path, tmp_path: Path
 ) -> None:
@@ -68,6 +69,7 @@ def test_a_low_strength_keeps_the_ground_and_a_high_one_takes_the_prompts(
     assert all(mark(picture, OTHER).colour for picture in high)
 
 
+@pytest.mark.worker
 def test_inpainting_puts_the_colour_inside_the_mask_and_leaves_the_outside(
     own: Path, mask: Path, tmp_path: Path
 ) -> None:
@@ -85,6 +87,7 @@ def test_inpainting_puts_the_colour_inside_the_mask_and_leaves_the_outside(
     assert gap.max() <= 1
 
 
+@pytest.mark.worker
 def test_the_outside_at_1024_is_no_further_from_the_input_than_the_round_trip(
     own: Path, mask: Path, tmp_path: Path
 ) -> None:
@@ -104,6 +107,7 @@ def test_the_outside_at_1024_is_no_further_from_the_input_than_the_round_trip(
     assert gaps[0] <= 1.05 * gaps[1]
 
 
+@pytest.mark.worker
 def test_upscaling_a_picture_made_smaller_beats_bicubic(tmp_path: Path) -> None:
     """A quarter of 1024 pixels comes back nearer to the truth than by interpolation."""
     truth = render([OTHER], 1024)[0]
@@ -131,6 +135,7 @@ def readme_commands() -> list[list[str]]:
 
 
 @pytest.mark.parametrize("command", readme_commands(), ids=lambda command: command[0])
+@pytest.mark.worker
 def test_the_commands_of_the_readme_draw_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
