@@ -9,16 +9,20 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lowmem_if.engine import executor, worker
-from lowmem_if.stages.stage_1 import Stage1
-from lowmem_if.stages.stage_2 import Stage2
-from lowmem_if.stages.upscaler import Upscaler
+from lowmem_if.stages import stage_1, stage_2, upscaler
 from lowmem_if.weights.allocator import SegmentsFail
+
+# Their methods are replaced, by others of any signature.
+Stage1: Any = stage_1.Stage1
+Stage2: Any = stage_2.Stage2
+Upscaler: Any = upscaler.Upscaler
 
 
 def out_of_memory_unless_tiled() -> None:
@@ -115,7 +119,7 @@ def bitsandbytes_exits_at_first() -> None:
 def segments_fail() -> None:
     """The driver refuses torch's expandable segments, if they are set."""
 
-    def refused(_device: str) -> None:
+    def refused(device: str, environment: Mapping[str, str] = os.environ) -> None:
         if "expandable_segments:True" in os.environ.get("PYTORCH_ALLOC_CONF", ""):
             raise SegmentsFail("CUDA driver error: unknown error")
 

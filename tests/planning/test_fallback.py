@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -46,7 +47,7 @@ from lowmem_if.planning.fallback import (
     more_exact,
 )
 from lowmem_if.planning.memory import MemoryEstimate
-from lowmem_if.planning.plan import Plan, Step, make_plan
+from lowmem_if.planning.plan import Estimate, Plan, Step, make_plan
 from lowmem_if.planning.workload import workloads_of
 from lowmem_if.request.request import Request
 
@@ -81,13 +82,14 @@ def rungs(plan: Plan, component: str, short_of: str) -> list[Step]:
         )
 
 
-def taken(machine: Machine, short_of: str, peaks: MemoryEstimate) -> int:
+def taken(machine: Machine, short_of: str, peaks: Estimate | MemoryEstimate) -> int:
     """What a step takes of a memory; RAM holds both where memory is unified."""
     if short_of == VRAM:
         return peaks.vram_bytes
     return peaks.ram_bytes + (peaks.vram_bytes if machine.unified else 0)
 
 
+@cache
 def profile_plans(size: int = 1024) -> list[Plan]:
     """A plan for every profile, balanced where an exact one does not fit."""
     plans = []
@@ -209,6 +211,7 @@ def test_what_ran_out_once_is_not_tried_again_after_the_other_memory_ran_out() -
     assert lower is not None
     limit = findings.ram_bytes
     while lower is not None:
+        assert limit is not None
         assert lower.predicted.ram_bytes < limit
         plan = replace(
             plan, steps=tuple(lower if s.component == STAGE_1 else s for s in plan.steps)
