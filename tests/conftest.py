@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 # Before anything imports huggingface_hub, which reads these once.
 _HOME = Path(tempfile.mkdtemp(prefix="lowmem-if-tests-"))
@@ -15,6 +16,7 @@ os.environ |= {"HF_HOME": str(_HOME / "hf"), "HF_HUB_OFFLINE": "1", "HF_HUB_DISA
 
 import forked_workers  # noqa: E402
 import pytest  # noqa: E402
+from other_systems import On  # noqa: E402
 from tiny_cascade import make_tiny_cascade  # noqa: E402
 
 from lowmem_if.cascade import locate as locations  # noqa: E402
@@ -77,3 +79,13 @@ def nothing_downloaded(
 def starts(tmp_path: Path) -> Path:
     """A file that holds one byte for each worker that was started."""
     return tmp_path / "starts"
+
+
+@pytest.fixture
+def on(monkeypatch: pytest.MonkeyPatch) -> On:
+    """Let one module take the way of another system."""
+
+    def pretend(platform: str, module: ModuleType) -> None:
+        monkeypatch.setattr(module, "sys", SimpleNamespace(platform=platform))
+
+    return pretend
