@@ -144,8 +144,8 @@ def _lines(
     folder = OUT / "runs" / name
     shutil.rmtree(folder, ignore_errors=True)
     RunFolder.for_plan(folder, plan)
-    print(f"{name}: {[str(step.setting) for step in plan.steps]}", flush=True)
-    streams = any(step.strategy == "stream" for step in plan.steps)
+    print(f"{name}: {[str(step.config) for step in plan.steps]}", flush=True)
+    streams = any(step.config.strategy == "stream" for step in plan.steps)
     _read_all(plan, run.told)
     done = subprocess.run(
         [*CHILD, str(folder)], cwd=ROOT, env=_environment(streams=streams),
@@ -159,9 +159,9 @@ def _lines(
             continue  # embeddings came from the cache: nothing was loaded
         line = {
             "name": name, "cascade": run.cascade, "component": component,
-            "setting": str(step.setting), "compute": step.compute_dtype, "steps": run.steps,
-            "images": run.images, "predicted_ram": step.predicted.ram_bytes,
-            "predicted_seconds": step.predicted.seconds, "ram": got["ram_bytes"],
+            "setting": str(step.config), "compute": step.config.compute_dtype, "steps": run.steps,
+            "images": run.images, "predicted_ram": step.estimate.ram_bytes,
+            "predicted_seconds": step.estimate.seconds, "ram": got["ram_bytes"],
             **seconds[component], "date": time.strftime("%Y-%m-%d"), "cpu": cpu_name(),
             "versions": versions(),
         }  # fmt: skip

@@ -84,7 +84,7 @@ def _run(setup: Setup, short: _Short) -> Row:
     machine = probe(setup.device, ram_bytes=setup.ram_bytes)
     plan = make_plan(machine, short.request, prefer=BALANCED, pins=parse_pins(short.pins))
     planned = plan.step(short.component)
-    leave = planned.predicted.vram_bytes - MISSING_BYTES
+    leave = planned.estimate.vram_bytes - MISSING_BYTES
     events: list[Event] = []
     name = f"a run short of memory: {short.name}"
     folder = fresh_folder(setup, f"short-{short.component}")
@@ -100,14 +100,14 @@ def _went_on(setup: Setup, name: str, component: str, done: RunResult, retries: 
     """A run that ended well: on a card it must have changed its plan on the way."""
     last = next(each for each in done.steps if each.step.component == component)
     figures = [
-        figure("turn in the end", last.measured["seconds"], last.step.predicted.seconds, SECONDS)
+        figure("turn in the end", last.measured["seconds"], last.step.estimate.seconds, SECONDS)
     ]
     if setup.on_card:
         vram = last.measured["vram_bytes"]
-        figures.append(figure("VRAM, allocated", vram, last.step.predicted.vram_bytes))
+        figures.append(figure("VRAM, allocated", vram, last.step.estimate.vram_bytes))
     text = "; ".join(retries) or "no shortage: it ran as planned"
     ok = True if retries else None
-    return row(name, *figures, ok=ok, text=f"{text}; in the end {last.step.setting}")
+    return row(name, *figures, ok=ok, text=f"{text}; in the end {last.step.config}")
 
 
 def _retries(events: list[Event]) -> list[str]:

@@ -57,7 +57,9 @@ class Round:
             return parse_pins([f"{catalog.TEXT_ENCODER}={text}", *stages])
         plan = make_plan(machine, Request(("a fox",), cascade=cascade, seed=(1,)), prefer=BALANCED)
         steps = [step for step in plan.steps if step.component != catalog.FINISH]
-        kinds = {step.component: f"{step.strategy}:{step.storage_dtype}" for step in steps}
+        kinds = {
+            step.component: f"{step.config.strategy}:{step.config.storage_dtype}" for step in steps
+        }
         return parse_pins(f"{component}={kind}" for component, kind in kinds.items())
 
 
@@ -118,9 +120,9 @@ def _paces(rates: dict[str, Any]) -> dict[str, Any]:
 
 
 def _compared(round_: Round, measured: Rehearsed, used_before: int) -> Row:
-    step, predicted = measured.step, measured.step.predicted
+    step, predicted = measured.step, measured.step.estimate
     figures = []
-    if step.device != "cpu":
+    if step.config.device != "cpu":
         figures += [
             figure("VRAM, allocated", measured.vram_bytes, predicted.vram_bytes),
             figure("VRAM, reserved", measured.reserved_bytes, predicted.vram_bytes),
@@ -133,7 +135,7 @@ def _compared(round_: Round, measured: Rehearsed, used_before: int) -> Row:
     ]
     if measured.step_s is not None:
         figures.append(figure("a step", measured.step_s, unit=SECONDS))
-    setting = f"{step.setting} on {step.device}"
+    setting = f"{step.config} on {step.config.device}"
     return row(f"{round_.name}: {step.component.replace('_', ' ')}", *figures, text=setting)
 
 

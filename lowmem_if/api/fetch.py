@@ -70,7 +70,7 @@ def fetch(
     plan = make_plan(machine, request, prefer=prefer, pins=profile_pins | dict(pins or {}))
     if published is None:
         return Fetched(0, 0)
-    eight_bit = plan.step(catalog.TEXT_ENCODER).storage_dtype == "int8"
+    eight_bit = plan.step(catalog.TEXT_ENCODER).config.storage_dtype == "int8"
     files = repository.list_files(
         published, request.components, eight_bit=eight_bit, revision=revision
     )

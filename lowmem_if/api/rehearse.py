@@ -225,19 +225,19 @@ def _peak(run: RunFolder, component: str, kind: str) -> int:
 
 def _paces(each: Rehearsed, part: Part, rates: Speeds) -> Iterator[Throughput]:
     """What a component's measured times say of its pace; nothing where the weights' way hides it."""
-    setting = each.step.setting
-    place = CPU if setting.device == "cpu" else ACCELERATOR
+    config = each.step.config
+    place = CPU if config.device == "cpu" else ACCELERATOR
     large = max(part.modules, key=lambda module: module.file_bytes)
     vae = next((module for module in part.modules if module.folder == "vae"), None)
-    if each.step_s and setting.component != catalog.FINISH:
-        flops = pass_flops(setting.component, large) * Workload(1, 1, each.step.sampling).guided
+    if each.step_s and config.component != catalog.FINISH:
+        flops = pass_flops(config.component, large) * Workload(1, 1, each.step.sampling).guided
         computing = each.step_s
-        if setting.strategy == STREAM and place == CPU:
-            computing -= bytes_a_pass(part, setting) / cast_bytes_per_s(large, setting, rates)
-        one_by_one = setting.component != catalog.TEXT_ENCODER or setting.strategy == RESIDENT
-        hidden = setting.strategy != RESIDENT and place == ACCELERATOR
+        if config.strategy == STREAM and place == CPU:
+            computing -= bytes_a_pass(part, config) / cast_bytes_per_s(large, config, rates)
+        one_by_one = config.component != catalog.TEXT_ENCODER or config.strategy == RESIDENT
+        hidden = config.strategy != RESIDENT and place == ACCELERATOR
         if one_by_one and not hidden and computing > 0:
-            yield Throughput(place, setting.compute, setting.component, flops / computing)
+            yield Throughput(place, config.compute_dtype, config.component, flops / computing)
     if vae and each.picture_s:
-        flops = pass_flops(setting.component, vae)
+        flops = pass_flops(config.component, vae)
         yield Throughput(place, "float32", "vae", flops / each.picture_s)

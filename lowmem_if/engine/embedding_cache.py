@@ -43,10 +43,10 @@ class EmbeddingCache:
         self._encoder = [
             _FORMAT,
             encoder_identity,
-            step.strategy,
-            step.storage_dtype,
-            step.compute_dtype,
-            step.device.partition(":")[0],
+            step.config.strategy,
+            step.config.storage_dtype,
+            step.config.compute_dtype,
+            step.config.device.partition(":")[0],
             MAX_TOKENS,
             versions_behind(step),
         ]

@@ -58,5 +58,5 @@ def that_change_pixels(names: Iterable[str], steps: Iterable[Step]) -> list[str]
 
 
 def _names(step: Step) -> tuple[str, ...]:
-    quantised = ("bitsandbytes",) if step.storage_dtype in QUANTISED else ()
+    quantised = ("bitsandbytes",) if step.config.storage_dtype in QUANTISED else ()
     return _BEHIND[step.component] + quantised

@@ -11,10 +11,10 @@ from typing import Any
 
 from lowmem_if.engine.events import Event, Report, ignore
 from lowmem_if.planning.eviction import CacheEntry, to_evict
-from lowmem_if.planning.memory import ExecutionConfig
+from lowmem_if.planning.execution import ExecutionConfig
 from lowmem_if.planning.plan import Plan, Step
 from lowmem_if.stages.lifetime import Lifetime
-from lowmem_if.stages.schedulers import baked_in
+from lowmem_if.stages.pipelines import baked_in
 from lowmem_if.weights.memory_readings import Release
 
 
@@ -24,19 +24,19 @@ class CacheKey:
 
     Attributes:
         root, weights: its folder, and the identity of the files in it.
-        setting: of the step, without what only drawing asks for.
+        config: of the step, without what only drawing asks for.
         baked: what else it is made with: of the samplings, and the finish's flags.
     """
 
     root: Path
     weights: str
-    setting: ExecutionConfig
+    config: ExecutionConfig
     baked: tuple[object, ...]
 
     @staticmethod
     def of(root: Path, weights: str, step: Step, made_with: tuple[object, ...] = ()) -> CacheKey:
-        setting = replace(step.setting, batch=1, area=1.0, tile=0)
-        return CacheKey(root, weights, setting, (*baked_in(step), *made_with))
+        config = replace(step.config, batch=1, area=1.0, tile=0)
+        return CacheKey(root, weights, config, (*baked_in(step), *made_with))
 
 
 @dataclass(slots=True)
@@ -105,9 +105,9 @@ class ModelCache:
         here = [
             {
                 "component": name,
-                "strategy": entry.form.setting.strategy,
-                "storage_dtype": entry.form.setting.storage,
-                "device": entry.form.setting.device,
+                "strategy": entry.form.config.strategy,
+                "storage_dtype": entry.form.config.storage_dtype,
+                "device": entry.form.config.device,
                 "bytes": entry.kept.vram_bytes + entry.kept.ram_bytes,
             }
             for name, entry in self._entries.items()

@@ -45,14 +45,14 @@ class Recorder:
         with writing(self._file.parent):
             stream = self._file.open("ab", buffering=0)  # what a full disk refuses is not kept back
         with stream as self._stream:
-            self._record(read_memory(self._step.device))
-            sampler = Sampler(self._step.device, self._record)
+            self._record(read_memory(self._step.config.device))
+            sampler = Sampler(self._step.config.device, self._record)
             sampler.start()
             try:
                 yield self
             finally:
                 sampler.stop()
-                self._record(read_memory(self._step.device))
+                self._record(read_memory(self._step.config.device))
 
     def restart(self) -> None:
         """Let peaks count from here on: what was in the way before is not this step's."""
@@ -60,13 +60,13 @@ class Recorder:
         self._reset_device()
 
     def _reset_device(self) -> None:
-        if self._step.device not in ("cpu", "mps"):
-            torch.accelerator.reset_peak_memory_stats(self._step.device)
+        if self._step.config.device not in ("cpu", "mps"):
+            torch.accelerator.reset_peak_memory_stats(self._step.config.device)
 
     @contextmanager
     def loading(self, weight_bytes: int) -> Iterator[None]:
         """Report the growth of memory as the progress of loading `weight_bytes`."""
-        now = read_memory(self._step.device)
+        now = read_memory(self._step.config.device)
         self._loading = (now.ram_anon + now.vram_allocated, weight_bytes)
         self._report(Event("loading", self._step.component, total=weight_bytes))
         try:
@@ -77,11 +77,11 @@ class Recorder:
 
     def measured(self) -> dict[str, Any]:
         """`vram_bytes`, `ram_bytes` (peaks) and `seconds` of the step so far."""
-        if self._step.device not in ("cpu", "mps"):
+        if self._step.config.device not in ("cpu", "mps"):
             ask = torch.accelerator.max_memory_allocated
             if self._counts_reserve:
                 ask = torch.accelerator.max_memory_reserved
-            self._peak_vram = max(self._peak_vram, ask(self._step.device))
+            self._peak_vram = max(self._peak_vram, ask(self._step.config.device))
         return {
             "vram_bytes": self._peak_vram,
             "ram_bytes": self._peak_ram,

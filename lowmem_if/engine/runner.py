@@ -194,10 +194,10 @@ class _Recovery:
         """Go on with another step, and say so."""
         before = folder.plan.step(step.component)
         folder.replace_step(step, f"{step.component}: {step.reason}")
-        if change := changed_pixels(before, step):
+        if change := changed_pixels(before.config, step.config):
             other = "so pixels differ from a run as it was planned"
             self._tell(folder, step.component, f"{change}, {other}")
-        now = f"{step.reason}; now {step.setting} on {step.device}"
+        now = f"{step.reason}; now {step.config} on {step.config.device}"
         self._report(Event("retry", step.component, text=f"{_words(step.component)}: {now}"))
 
     def _try_again(self, folder: RunFolder, short: Short, why: str) -> None:
@@ -240,7 +240,7 @@ def _nothing_cheaper(folder: RunFolder, short: Short) -> OutOfMemory:
 
 def _what_to_do(folder: RunFolder, component: str) -> str:
     """How to go on after numbers that are not finite, where no other number type can be taken."""
-    if folder.plan.step(component).compute_dtype == "float32":
+    if folder.plan.step(component).config.compute_dtype == "float32":
         return "fetch or copy them again"
     if component in folder.plan.pins:
         return f"your pin allows no wider number type; run it without --pin {component}=..."

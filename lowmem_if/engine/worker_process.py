@@ -202,7 +202,7 @@ class WorkerProcess:
 
     def _make_ready(self, folder: RunFolder, report: Report) -> bool:
         """See to it that there is a worker for this plan; whether it is a new one."""
-        streams = any(step.strategy == STREAM for step in folder.plan.steps)
+        streams = any(step.config.strategy == STREAM for step in folder.plan.steps)
         # Only a plan that streams needs its settings; to others they do no harm but for some time.
         if self.is_open and (self._streams or not streams):
             return False
@@ -302,7 +302,7 @@ class WorkerProcess:
 
 def _resource(folder: RunFolder, component: str, answer: Event) -> str:
     """Which memory ran out: RAM on a CPU and where only RAM can be meant, otherwise VRAM."""
-    device = folder.plan.step(component).device if component else "cpu"
+    device = folder.plan.step(component).config.device if component else "cpu"
     return RAM if device == "cpu" or answer.name == RAM else VRAM
 
 

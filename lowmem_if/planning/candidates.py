@@ -1,4 +1,4 @@
-"""The settings a component could run under, fastest and simplest first; what fits is asked later."""
+"""The configs a component could run under, fastest and simplest first; what fits is asked later."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from lowmem_if.cascade.strategies import (
 from lowmem_if.errors import CheckpointError, DeviceError, MissingPackage, RequestError
 from lowmem_if.hardware.machine import INSTALL_BITSANDBYTES, Machine
 from lowmem_if.planning.compile_time import speedup
+from lowmem_if.planning.execution import ExecutionConfig
 from lowmem_if.planning.memory import (
-    ExecutionConfig,
     bytes_a_pass,
     resident_choices,
     texts_together,
@@ -48,7 +48,7 @@ def configs_for(
     prefer: str,
     pin: Pin | None,
 ) -> list[ExecutionConfig]:
-    """Every setting of a component to weigh, best first, for what the request has to do with it.
+    """Every config of a component to weigh, best first, for what the request has to do with it.
 
     Raises:
         RequestError, DeviceError: the pin asks for what nobody or what this device cannot do.
@@ -56,50 +56,48 @@ def configs_for(
         CheckpointError: the pin asks for weights that a local cascade does not hold.
     """
     tasks = tasks_of(request, component)
-    settings = _ways_to_live(
-        machine, location, component, prefer=prefer, pin=pin, images=len(tasks)
-    )
+    configs = _ways_to_live(machine, location, component, prefer=prefer, pin=pin, images=len(tasks))
     if component == catalog.TEXT_ENCODER:
         (job,) = workloads_of(request, location.cascade, component)
-        return _together(settings, job.texts)
-    settings = _in_shape(settings, component, tasks)
+        return _together(configs, job.texts)
+    configs = _in_shape(configs, component, tasks)
     merging = merge_bytes_of(of_stage(request.lora, component))
-    settings = [replace(setting, merge_bytes=merging) for setting in settings]
-    return settings + (_compiled(machine, settings) if request.compile else [])
+    configs = [replace(config, merge_bytes=merging) for config in configs]
+    return configs + (_compiled(machine, configs) if request.compile else [])
 
 
-def _compiled(machine: Machine, settings: list[ExecutionConfig]) -> list[ExecutionConfig]:
-    """The settings whose UNet can be compiled, compiled: weights must stay where they are."""
+def _compiled(machine: Machine, configs: list[ExecutionConfig]) -> list[ExecutionConfig]:
+    """The configs whose UNet can be compiled, compiled: weights must stay where they are."""
     gains = {component: speedup(machine, component) for component in catalog.IMAGE_STAGES}
     return [
-        replace(setting, speedup=gains[setting.component])
-        for setting in settings
-        if setting.strategy == RESIDENT and gains.get(setting.component, 1) > 1
+        replace(config, speedup=gains[config.component])
+        for config in configs
+        if config.strategy == RESIDENT and gains.get(config.component, 1) > 1
     ]
 
 
-def _together(settings: list[ExecutionConfig], texts: int) -> list[ExecutionConfig]:
+def _together(configs: list[ExecutionConfig], texts: int) -> list[ExecutionConfig]:
     """Where an encoder streams, as many texts as may wait for each other share each pass."""
     return [
-        replace(setting, batch=texts_together(texts) if setting.strategy == STREAM else 1)
-        for setting in settings
+        replace(config, batch=texts_together(texts) if config.strategy == STREAM else 1)
+        for config in configs
     ]
 
 
 def _in_shape(
-    settings: list[ExecutionConfig], component: str, tasks: list[ImageSpec]
+    configs: list[ExecutionConfig], component: str, tasks: list[ImageSpec]
 ) -> list[ExecutionConfig]:
-    """The settings with the area of the largest picture, and tiles for the user's own."""
+    """The configs with the area of the largest picture, and tiles for the user's own."""
     area = max((task.area_in(component) for task in tasks), default=1.0)
-    settings = [replace(setting, area=area) for setting in settings]
+    configs = [replace(config, area=area) for config in configs]
     own = [task for task in tasks if task.is_enlarged_as_it_is]
     if component != catalog.UPSCALER or not own:
-        return settings
+        return configs
     others = max((task.area for task in tasks if not task.is_enlarged_as_it_is), default=0.0)
     least = ceil(UPSCALER_SIDE * others**0.5)  # what is never cut must have room too
     sides = [side for side in TILES if side >= least] or [aligned(least)]
     sides = [0, *sides] if area <= WHOLE_AREA else sides
-    return [replace(setting, tile=side) for side in sides for setting in settings]
+    return [replace(config, tile=side) for side in sides for config in configs]
 
 
 def _ways_to_live(
@@ -113,13 +111,13 @@ def _ways_to_live(
 ) -> list[ExecutionConfig]:
     """Where its weights could live, in which types, whatever there is to do; never empty."""
     if component == catalog.FINISH:
-        return _finish_settings(component, pin)
+        return _finish_configs(component, pin)
     part = location.cascade.parts[component]
     compute, small = compute_dtype(machine, part)
     ways = _pinned_ways(machine, component, compute, pin) or _ways(
         machine, component, compute, prefer, small=small
     )
-    settings = [
+    configs = [
         ExecutionConfig(
             component,
             strategy,
@@ -133,63 +131,63 @@ def _ways_to_live(
         for tiled in _tilings(component, prefer)
         for batch in _batches(component, prefer, images)
     ]
-    streams = [setting for setting in settings if setting.strategy == STREAM]
-    settings = [setting for setting in settings if setting.strategy != STREAM]
-    settings += _with_residents(streams, part, images)
+    streams = [config for config in configs if config.strategy == STREAM]
+    configs = [config for config in configs if config.strategy != STREAM]
+    configs += _with_residents(streams, part, images)
     if machine.kind == "mps" and pin and pin.storage in QUANTISED:
         # bitsandbytes' int8 does not run on Apple GPUs; memory is one there, so the CPU does.
-        settings = [replace(s, device="cpu", compute="float32") for s in settings]
+        configs = [replace(s, device="cpu", compute_dtype="float32") for s in configs]
     if component == catalog.TEXT_ENCODER and machine.kind != "cpu" and not pin:
         # One pass in RAM takes seconds; it lets a card in that is too small for the encoder.
         if machine.has_bitsandbytes:
-            settings.append(ExecutionConfig(component, RESIDENT, "int8", "float32", 1, "cpu"))
-        settings.append(ExecutionConfig(component, STREAM, "float32", "float32", 1, "cpu"))
-    return _that_files_allow(settings, location, pin, has_bitsandbytes=machine.has_bitsandbytes)
+            configs.append(ExecutionConfig(component, RESIDENT, "int8", "float32", 1, "cpu"))
+        configs.append(ExecutionConfig(component, STREAM, "float32", "float32", 1, "cpu"))
+    return _that_files_allow(configs, location, pin, has_bitsandbytes=machine.has_bitsandbytes)
 
 
 def _with_residents(
     streams: list[ExecutionConfig], part: Part, images: int
 ) -> list[ExecutionConfig]:
-    """Streaming settings, each with what could stay in place; whose weights travel least come first.
+    """Streaming configs, each with what could stay in place; whose weights travel least come first.
 
     Tiles come after all that does without. A larger batch saves passes, a larger resident part saves
     bytes of each, and both take the same memory: neither alone is a measure of speed. How much of the
     file can stay cached is not known here.
     """
 
-    def travel(setting: ExecutionConfig) -> tuple[bool, float]:
-        return setting.vae_tiling, -(-images // setting.batch) * bytes_a_pass(part, setting)
+    def travel(config: ExecutionConfig) -> tuple[bool, float]:
+        return config.vae_tiling, -(-images // config.batch) * bytes_a_pass(part, config)
 
     return sorted(
         (
-            replace(setting, resident_bytes=resident)
-            for setting in streams
-            for resident in resident_choices(part, setting)
+            replace(config, resident_bytes=resident)
+            for config in streams
+            for resident in resident_choices(part, config)
         ),
         key=travel,
     )
 
 
 def _that_files_allow(
-    settings: list[ExecutionConfig], location: Location, pin: Pin | None, *, has_bitsandbytes: bool
+    configs: list[ExecutionConfig], location: Location, pin: Pin | None, *, has_bitsandbytes: bool
 ) -> list[ExecutionConfig]:
     """A local cascade may hold the 8-bit text encoder only; it cannot be had in another type."""
-    first = settings[0]
+    first = configs[0]
     published = location.cascade.parts[first.component].repository is not None
     if published or first.component != catalog.TEXT_ENCODER:
-        return settings
-    allowed = [s for s in settings if location.folder(first.component, storage=s.storage)]
+        return configs
+    allowed = [s for s in configs if location.folder(first.component, storage=s.storage_dtype)]
     if allowed or pin in (None, Pin(RESIDENT)):
         if not allowed and not has_bitsandbytes:
             raise _lacks_bitsandbytes(f"{location.cascade.name} has 8-bit weights only")
-        return allowed or [replace(first, storage="int8", strategy=RESIDENT)]
+        return allowed or [replace(first, storage_dtype="int8", strategy=RESIDENT)]
     raise CheckpointError(
-        f"{location.cascade.name} has no {first.component} files for {first.storage}, only 8-bit ones: "
-        f"pin {first.component}=resident:int8"
+        f"{location.cascade.name} has no {first.component} files for {first.storage_dtype}, "
+        f"only 8-bit ones: pin {first.component}=resident:int8"
     )
 
 
-def _finish_settings(component: str, pin: Pin | None) -> list[ExecutionConfig]:
+def _finish_configs(component: str, pin: Pin | None) -> list[ExecutionConfig]:
     """The safety checker and the mark run on the CPU: they are small, and the pictures are there."""
     if pin and (pin.strategy != RESIDENT or pin.storage not in (None, "float32")):
         raise RequestError("finish runs on the CPU: pin it to resident:float32 or leave it open")

@@ -1,15 +1,18 @@
-"""A setting with what it takes: bytes, seconds, and what of a machine there is too little of."""
+"""Evaluates a config: bytes, seconds, and which resource of the machine is too small for it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from lowmem_if.cascade.catalog import Part
+from lowmem_if.cascade.locate import Location
 from lowmem_if.hardware.machine import Machine
-from lowmem_if.planning.memory import ExecutionConfig, MemoryEstimate, headroom, predict
+from lowmem_if.planning.execution import Estimate, ExecutionConfig
+from lowmem_if.planning.memory import headroom, predict
 from lowmem_if.planning.runtime import predict_seconds
-from lowmem_if.planning.workload import Workload
+from lowmem_if.planning.workload import Workload, workloads_of
+from lowmem_if.request.request import Request
 
 SPILL_BYTES = 400_000_000
 """More VRAM to leave free where the driver would lend RAM instead of failing (ComfyUI keeps 600 MB free
@@ -18,37 +21,55 @@ on Windows for it)."""
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """A setting with its peaks in bytes and its seconds."""
+    """A config with what it takes, and whether the machine has it.
 
-    setting: ExecutionConfig
-    footprint: MemoryEstimate
+    Attributes:
+        short: (resource, needed bytes, available bytes) of what is missing most; None if it fits.
+    """
+
+    config: ExecutionConfig
+    estimate: Estimate
     short: tuple[str, int, int] | None
-    """(resource, needed, available) where there is no room; None where there is."""
-    seconds: float
+
+    @property
+    def seconds(self) -> float:
+        return self.estimate.seconds
+
+
+def evaluated(
+    machine: Machine, request: Request, location: Location, configs: Iterable[ExecutionConfig]
+) -> Iterator[Evaluation]:
+    """Each config of one component, evaluated for all the work that the request gives it."""
+    workloads: tuple[Workload, ...] = ()
+    for config in configs:
+        workloads = workloads or workloads_of(request, location.cascade, config.component)
+        yield evaluate(machine, location.cascade.parts[config.component], config, workloads)
 
 
 def evaluate(
-    machine: Machine, part: Part, setting: ExecutionConfig, jobs: Sequence[Workload]
+    machine: Machine, part: Part, config: ExecutionConfig, workloads: Sequence[Workload]
 ) -> Evaluation:
-    """What a component would take under a setting for all that it has to do."""
-    footprint = predict(part, setting, reserve=machine.counts_reserve)
-    left = machine.ram_bytes - footprint.ram_bytes
-    left -= footprint.vram_bytes if machine.unified else 0
-    seconds = predict_seconds(part, setting, jobs, machine.speeds, left, unified=machine.unified)
-    return Evaluation(setting, footprint, shortage(machine, setting, footprint), seconds)
+    """What a component takes under a config; `workloads` are all that it has to do."""
+    memory = predict(part, config, reserve=machine.counts_reserve)
+    left = machine.ram_bytes - memory.ram_bytes
+    left -= memory.vram_bytes if machine.unified else 0
+    seconds = predict_seconds(
+        part, config, workloads, machine.speeds, left, unified=machine.unified
+    )
+    return Evaluation(config, replace(memory, seconds=seconds), shortage(machine, config, memory))
 
 
 def shortage(
-    machine: Machine, setting: ExecutionConfig, footprint: MemoryEstimate
+    machine: Machine, config: ExecutionConfig, estimate: Estimate
 ) -> tuple[str, int, int] | None:
-    """(resource, needed, available) of what is missing most, headroom included; None: there is room."""
-    vram_spare, ram_spare = headroom(setting.device)
+    """(resource, needed, available) of what is missing most, headroom included; None if it fits."""
+    vram_spare, ram_spare = headroom(config.device)
     vram_spare += SPILL_BYTES if machine.spills_vram else 0
-    needs = [("RAM", footprint.ram_bytes + ram_spare, machine.ram_bytes)]
-    if setting.device != "cpu":
-        needs.insert(0, ("VRAM", footprint.vram_bytes + vram_spare, machine.vram_bytes))
-    if machine.unified and footprint.vram_bytes:
-        both = footprint.vram_bytes + footprint.ram_bytes + ram_spare
+    needs = [("RAM", estimate.ram_bytes + ram_spare, machine.ram_bytes)]
+    if config.device != "cpu":
+        needs.insert(0, ("VRAM", estimate.vram_bytes + vram_spare, machine.vram_bytes))
+    if machine.unified and estimate.vram_bytes:
+        both = estimate.vram_bytes + estimate.ram_bytes + ram_spare
         needs.append(("unified memory", both, machine.ram_bytes))
     return max(
         (need for need in needs if need[1] > need[2]), key=lambda n: n[1] - n[2], default=None
@@ -56,6 +77,6 @@ def shortage(
 
 
 def deficit(candidate: Evaluation) -> int:
-    """Bytes that a candidate without room lacks."""
+    """Bytes that a candidate which does not fit lacks."""
     assert candidate.short is not None
     return candidate.short[1] - candidate.short[2]

@@ -7,11 +7,11 @@ over is filled with components that were loaded before it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lowmem_if.cascade.catalog import TEXT_ENCODER
 from lowmem_if.planning.evaluate import shortage
-from lowmem_if.planning.memory import MemoryEstimate
+from lowmem_if.planning.execution import Estimate
 from lowmem_if.planning.plan import Plan, Step
 
 
@@ -32,7 +32,7 @@ def to_evict(others: Sequence[CacheEntry], step: Step, plan: Plan) -> list[Cache
     """
     staying = eviction_order(others, step.component, plan.request.components)
     going: list[CacheEntry] = []
-    while short := shortage(plan.machine, step.setting, _beside(step, staying)):
+    while short := shortage(plan.machine, step.config, _beside(step, staying)):
         resource = short[0]
         first = next((one for one in staying if _takes(one, resource)), None)
         if first is None:
@@ -64,12 +64,12 @@ def eviction_order(
     return sorted(others, key=rank)
 
 
-def _beside(step: Step, staying: Sequence[CacheEntry]) -> MemoryEstimate:
+def _beside(step: Step, staying: Sequence[CacheEntry]) -> Estimate:
     """The step's peaks on top of what stays."""
-    return MemoryEstimate(
-        step.predicted.vram_bytes + sum(one.vram_bytes for one in staying),
-        step.predicted.ram_bytes + sum(one.ram_bytes for one in staying),
-        step.predicted.read_bytes,
+    return replace(
+        step.estimate,
+        vram_bytes=step.estimate.vram_bytes + sum(one.vram_bytes for one in staying),
+        ram_bytes=step.estimate.ram_bytes + sum(one.ram_bytes for one in staying),
     )
 
 

@@ -16,10 +16,9 @@ from lowmem_if.cascade.strategies import EXACT, QUANTISED, Pin, parse_pin
 from lowmem_if.hardware.dtypes import wider
 from lowmem_if.hardware.machine import Machine, cpu_compute_dtype
 from lowmem_if.planning.candidates import configs_for
-from lowmem_if.planning.evaluate import Evaluation, evaluate
-from lowmem_if.planning.memory import ExecutionConfig, MemoryEstimate
-from lowmem_if.planning.plan import Estimate, Plan, Step, cuts
-from lowmem_if.planning.workload import workloads_of
+from lowmem_if.planning.evaluate import Evaluation, evaluated
+from lowmem_if.planning.execution import Estimate, ExecutionConfig
+from lowmem_if.planning.plan import Plan, Step, cuts
 
 RAM, VRAM = "RAM", "VRAM"
 
@@ -55,7 +54,7 @@ class Findings:
         Args:
             vram_available: bytes of VRAM that were seen to be free then; 0: not known.
         """
-        peaks, count = step.predicted, self.shortages + 1
+        peaks, count = step.estimate, self.shortages + 1
         taken = _taken(machine, short_of, peaks.vram_bytes, peaks.ram_bytes)
         if short_of == VRAM:
             taken = min(taken, vram_available or taken)
@@ -64,13 +63,13 @@ class Findings:
 
     def overflowed(self, step: Step) -> Findings:
         """These findings, and that a step gave numbers that are not finite."""
-        return replace(self, overflowing=self.overflowing | {step.compute_dtype})
+        return replace(self, overflowing=self.overflowing | {step.config.compute_dtype})
 
-    def allow(self, machine: Machine, footprint: MemoryEstimate, share: float = 1.0) -> bool:
-        """Whether a footprint takes less than `share` of whatever ran out."""
+    def allow(self, machine: Machine, estimate: Estimate, share: float = 1.0) -> bool:
+        """Whether a estimate takes less than `share` of whatever ran out."""
         limits = {VRAM: self.vram_bytes, RAM: self.ram_bytes}
         return all(
-            _taken(machine, resource, footprint.vram_bytes, footprint.ram_bytes) < share * limit
+            _taken(machine, resource, estimate.vram_bytes, estimate.ram_bytes) < share * limit
             for resource, limit in limits.items()
             if limit is not None
         )
@@ -88,7 +87,7 @@ def cheaper(
     """
     step = plan.step(component)
     chosen = _choose(plan, location, step, findings)
-    reason = f"{short_of} ran out with {step.setting} on {step.device}"
+    reason = f"{short_of} ran out with {step.config} on {step.config.device}"
     return _replaced(step, chosen, reason) if chosen else None
 
 
@@ -101,12 +100,12 @@ def more_exact(plan: Plan, location: Location, component: str, findings: Finding
     """
     step = plan.step(component)
     chosen = _choose(plan, location, step, findings)
-    reason = f"{step.compute_dtype} gave NaN or infinite numbers"
+    reason = f"{step.config.compute_dtype} gave NaN or infinite numbers"
     return _replaced(step, chosen, reason) if chosen else None
 
 
-def changed_pixels(before: Step, after: Step) -> str:
-    """Why the other step draws other pixels; empty if only where weights live has changed."""
+def changed_pixels(before: ExecutionConfig, after: ExecutionConfig) -> str:
+    """Why another config draws other pixels; empty if only the place of the weights changed."""
     if after.speedup != before.speedup:
         return "it is now compiled" if after.speedup > 1 else "it is no longer compiled"
     if after.vae_tiling and not before.vae_tiling:
@@ -125,14 +124,12 @@ def changed_pixels(before: Step, after: Step) -> str:
 def _choose(plan: Plan, location: Location, step: Step, findings: Findings) -> Evaluation | None:
     """The best candidate that the findings allow; with headroom and clearly less, if there is one."""
     machine = plan.machine
-    part = location.cascade.parts[step.component]
-    jobs = workloads_of(plan.request, location.cascade, step.component)
-    settings = [s for s in _settings(plan, location, step, findings) if s != step.setting]
-    candidates = [evaluate(machine, part, setting, jobs) for setting in settings]
-    less = [c for c in candidates if findings.allow(machine, c.footprint)]
+    configs = (c for c in _configs(plan, location, step, findings) if c != step.config)
+    candidates = evaluated(machine, plan.request, location, configs)
+    less = [c for c in candidates if findings.allow(machine, c.estimate)]
     fitting = [c for c in less if c.short is None]
     share = _CLEARLY if findings.shortages < 2 else _CLEARLY_AGAIN
-    clearly = [c for c in fitting if findings.allow(machine, c.footprint, share)]
+    clearly = [c for c in fitting if findings.allow(machine, c.estimate, share)]
     for group in (clearly, fitting, [c for c in less if _just_fits(machine, c)]):
         if group:
             return _best(group, step, keep_pixels=plan.prefer == EXACT)
@@ -145,13 +142,13 @@ def _best(candidates: Sequence[Evaluation], step: Step, *, keep_pixels: bool) ->
     near = [candidate for candidate in candidates if candidate.seconds <= SLOWER * quickest]
 
     def rank(candidate: Evaluation) -> tuple[bool, float, float]:
-        changes = keep_pixels and bool(changed_pixels(step, _replaced(step, candidate, "")))
-        return changes, cuts(candidate.setting), candidate.seconds
+        changes = keep_pixels and bool(changed_pixels(step.config, candidate.config))
+        return changes, cuts(candidate.config), candidate.seconds
 
     return min(near, key=rank)
 
 
-def _settings(
+def _configs(
     plan: Plan, location: Location, step: Step, findings: Findings
 ) -> list[ExecutionConfig]:
     """All that the component could run under, in types that did not overflow, from files at hand."""
@@ -161,23 +158,23 @@ def _settings(
     if machine.kind != "cpu" and pin is None and component != catalog.FINISH:
         dtype, _ = cpu_compute_dtype(frozenset())
         machines.append(replace(machine, device="cpu", vram_bytes=0, compute_dtype=dtype))
-    settings = [
-        setting for one in machines for setting in _possible(plan, one, location, component, pin)
+    configs = [
+        config for one in machines for config in _possible(plan, one, location, component, pin)
     ]
-    settings = [s for s in dict.fromkeys(settings) if not _overflows(s, findings)]
-    if location.folder(component, storage=step.storage_dtype) is None:
-        return settings
-    return [s for s in settings if location.folder(component, storage=s.storage) is not None]
+    configs = [s for s in dict.fromkeys(configs) if not _overflows(s, findings)]
+    if location.folder(component, storage=step.config.storage_dtype) is None:
+        return configs
+    return [s for s in configs if location.folder(component, storage=s.storage_dtype) is not None]
 
 
 def _possible(
     plan: Plan, machine: Machine, location: Location, component: str, pin: Pin | None
 ) -> list[ExecutionConfig]:
     """What the planner lists, and a VAE in tiles even where the user prefers exact pixels."""
-    settings = configs_for(machine, plan.request, location, component, plan.prefer, pin)
+    configs = configs_for(machine, plan.request, location, component, plan.prefer, pin)
     if component != catalog.UPSCALER:
-        return settings
-    return [*settings, *(replace(setting, vae_tiling=True) for setting in settings)]
+        return configs
+    return [*configs, *(replace(config, vae_tiling=True) for config in configs)]
 
 
 def _in_wider_types(machine: Machine, findings: Findings) -> Iterable[Machine]:
@@ -186,17 +183,17 @@ def _in_wider_types(machine: Machine, findings: Findings) -> Iterable[Machine]:
     return [replace(machine, compute_dtype=dtype) for dtype in dict.fromkeys(types)]
 
 
-def _overflows(setting: ExecutionConfig, findings: Findings) -> bool:
-    """Whether a setting computes in a type that overflowed: 8-bit layers do so in float16, always."""
-    quantised = bool(findings.overflowing) and setting.storage in QUANTISED
-    return quantised or setting.compute in findings.overflowing
+def _overflows(config: ExecutionConfig, findings: Findings) -> bool:
+    """Whether a config computes in a type that overflowed: 8-bit layers do so in float16, always."""
+    quantised = bool(findings.overflowing) and config.storage_dtype in QUANTISED
+    return quantised or config.compute_dtype in findings.overflowing
 
 
 def _just_fits(machine: Machine, candidate: Evaluation) -> bool:
     """Whether a candidate fits if nothing is left free."""
-    footprint = candidate.footprint
-    ram = _taken(machine, RAM, footprint.vram_bytes, footprint.ram_bytes)
-    return ram <= machine.ram_bytes and footprint.vram_bytes <= machine.vram_bytes
+    estimate = candidate.estimate
+    ram = _taken(machine, RAM, estimate.vram_bytes, estimate.ram_bytes)
+    return ram <= machine.ram_bytes and estimate.vram_bytes <= machine.vram_bytes
 
 
 def _taken(machine: Machine, resource: str, vram_bytes: int, ram_bytes: int) -> int:
@@ -207,21 +204,10 @@ def _taken(machine: Machine, resource: str, vram_bytes: int, ram_bytes: int) -> 
 
 
 def _replaced(step: Step, chosen: Evaluation, reason: str) -> Step:
-    setting, footprint = chosen.setting, chosen.footprint
     return replace(
         step,
-        strategy=setting.strategy,
-        storage_dtype=setting.storage,
-        compute_dtype=setting.compute,
-        device=setting.device,
-        batch=setting.batch,
-        vae_tiling=setting.vae_tiling,
-        resident_bytes=setting.resident_bytes,
-        tile=setting.tile,
-        speedup=setting.speedup,
-        predicted=Estimate(
-            footprint.vram_bytes, footprint.ram_bytes, chosen.seconds, footprint.read_bytes
-        ),
+        config=chosen.config,
+        estimate=chosen.estimate,
         reason=reason,
-        instead_of=str(step.setting),
+        instead_of=str(step.config),
     )

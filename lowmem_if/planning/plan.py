@@ -7,15 +7,14 @@ Pins of the user are never overridden.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from lowmem_if.cascade.locate import Location, locate
-from lowmem_if.cascade.lora import Lora, merge_bytes_of, of_stage
+from lowmem_if.cascade.lora import Lora, of_stage
 from lowmem_if.cascade.lora_fit import settled
 from lowmem_if.cascade.strategies import (
     EXACT,
@@ -35,70 +34,49 @@ from lowmem_if.errors import (
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.planning.alternatives import nearest
 from lowmem_if.planning.candidates import configs_for
-from lowmem_if.planning.evaluate import deficit, evaluate, shortage
-from lowmem_if.planning.memory import (
-    ExecutionConfig,
-    predict,
-)
+from lowmem_if.planning.evaluate import Evaluation, deficit, evaluated
+from lowmem_if.planning.execution import Estimate, ExecutionConfig
+from lowmem_if.planning.plan_json import flat_step, nested_step
 from lowmem_if.planning.reasons import reason, runner_up
-from lowmem_if.planning.workload import samplings_of, workloads_of
+from lowmem_if.planning.workload import samplings_of
 from lowmem_if.request.image_spec import ImageSpec, Sampling
 from lowmem_if.request.request import Request
 from lowmem_if.request.tiling import UPSCALER_SIDE
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """Peaks in bytes, the time in seconds, and bytes read from disk."""
-
-    vram_bytes: int
-    ram_bytes: int
-    seconds: float
-    read_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class Step:
-    """One component's turn: how its weights live, how it draws, what it will take, and why so.
+    """One component of a plan: how it is executed, how it samples, what it takes, and why.
 
-    `samplings` are those of the modes it draws in; `area` is the largest picture's pixels over those of
-    the square that the stage was made for. `instead_of` is the runner-up: what was dropped for want of
-    room, or what would be next. `speedup` above 1 says that the UNet is compiled. `lora` are merged into
-    the UNet's weights while they are read.
+    Attributes:
+        samplings: mode -> how the component samples in it; empty if it samples nothing.
+        reason: why `config` was chosen.
+        instead_of: the runner-up, or a faster config that lacks memory.
+        lora: LoRAs that are merged into the UNet's weights while these are read.
     """
 
-    component: str
-    strategy: str
-    storage_dtype: str
-    compute_dtype: str
-    device: str
-    batch: int
-    vae_tiling: bool
+    config: ExecutionConfig
+    estimate: Estimate
     samplings: dict[str, Sampling]
-    area: float
-    tile: int
-    predicted: Estimate
     reason: str
     instead_of: str
-    resident_bytes: int = 0
-    speedup: float = 1.0
     lora: tuple[Lora, ...] = ()
 
     @property
-    def setting(self) -> ExecutionConfig:
-        return ExecutionConfig(
-            self.component, self.strategy, self.storage_dtype, self.compute_dtype,
-            self.batch, self.device, self.vae_tiling, self.resident_bytes, self.area, self.tile,
-            self.speedup, merge_bytes_of(self.lora),
-        )  # fmt: skip
+    def component(self) -> str:
+        return self.config.component
+
+    def with_config(self, **changes: Any) -> Step:
+        """The same step with some fields of its config changed."""
+        return replace(self, config=replace(self.config, **changes))
 
     @property
     def sampling(self) -> Sampling | None:
-        """Of a run in one mode the only one; None of a component that draws nothing."""
+        """The first mode's sampling; None for a component that samples nothing."""
         return next(iter(self.samplings.values()), None)
 
     def sampling_of(self, task: ImageSpec) -> Sampling:
-        """How this component draws a picture."""
+        """How this component samples one image."""
         return self.samplings[task.mode].of(task, self.component)
 
 
@@ -119,7 +97,7 @@ class Plan:
     @property
     def seconds(self) -> float:
         """Of the whole run, the worker's start included."""
-        return self.machine.speeds.start_s + sum(step.predicted.seconds for step in self.steps)
+        return self.machine.speeds.start_s + sum(step.estimate.seconds for step in self.steps)
 
     def step(self, component: str) -> Step:
         """The step of one component."""
@@ -128,7 +106,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON data, with `fits` true: a plan that does not fit is never made."""
         data: dict[str, Any] = TypeAdapter(Plan).dump_python(self, mode="json")
-        return {"fits": True, **data}
+        return {"fits": True, **data, "steps": [flat_step(step) for step in data["steps"]]}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Plan:
@@ -138,8 +116,11 @@ class Plan:
             RunFolderError: it is not such a plan.
         """
         try:
-            return TypeAdapter(Plan).validate_python({k: v for k, v in data.items() if k != "fits"})
-        except (ValidationError, RequestError, CheckpointError, AttributeError) as error:
+            steps = [nested_step(step) for step in data["steps"]]
+            return TypeAdapter(Plan).validate_python({**data, "steps": steps})
+        except (
+            ValidationError, RequestError, CheckpointError, AttributeError, LookupError, TypeError,
+        ) as error:  # fmt: skip
             first = str(error).splitlines()[0]
             raise RunFolderError(
                 f"the plan cannot be read ({first}); start a new folder"
@@ -164,8 +145,7 @@ def make_plan(
     if prefer not in PREFERENCES:
         raise RequestError(f"unknown preference {prefer!r}: use exact or balanced")
     pins = {component: parse_pin(component, str(pin)) for component, pin in (pins or {}).items()}
-    location = locate(request.cascade, components=request.components, revision=request.revision)
-    request = replace(request, lora=settled(request.lora, location, request.components))
+    request, location = _located(request)
     try:
         steps = tuple(
             _choose(machine, request, location, component, prefer, pins.get(component))
@@ -194,59 +174,68 @@ def _choose(
     prefer: str,
     pin: Pin | None,
 ) -> Step:
-    part = location.cascade.parts[component]
-    jobs = workloads_of(request, location.cascade, component)
-    settings = configs_for(machine, request, location, component, prefer, pin)
-    lora = of_stage(request.lora, component)
-    candidates = [evaluate(machine, part, setting, jobs) for setting in settings]
+    candidates = list(_evaluated(machine, request, location, component, prefer, pin))
     fitting = [candidate for candidate in candidates if candidate.short is None]
     if not fitting:
         closest = min((c for c in candidates if c.short), key=deficit)
         assert closest.short is not None
         raise _NoRoom(component, *closest.short)
-    # A picture is cut no smaller than it must be; among ways that cut it alike the quickest is taken.
-    chosen = min(fitting, key=lambda candidate: (cuts(candidate.setting), candidate.seconds))
-    setting = chosen.setting
+    # An image is cut no smaller than necessary; among configs that cut it alike the fastest wins.
+    chosen = min(fitting, key=lambda candidate: (cuts(candidate.config), candidate.seconds))
     return Step(
-        component, setting.strategy, setting.storage, setting.compute, setting.device, setting.batch,
-        setting.vae_tiling,
+        chosen.config,
+        chosen.estimate,
         samplings_of(request, location.cascade, component),
-        setting.area,
-        setting.tile,
-        Estimate(chosen.footprint.vram_bytes, chosen.footprint.ram_bytes, chosen.seconds,
-                   chosen.footprint.read_bytes),
-        reason(machine, request, part, chosen, pin),
+        reason(machine, request, location.cascade.parts[component], chosen, pin),
         runner_up(machine, candidates, chosen),
-        setting.resident_bytes,
-        setting.speedup,
-        lora,
-    )  # fmt: skip
+        of_stage(request.lora, component),
+    )
 
 
-def cuts(setting: ExecutionConfig) -> float:
-    """How finely the user's own pictures are cut; 0: not at all."""
-    return UPSCALER_SIDE / setting.tile if setting.tile else 0.0
+def _evaluated(
+    machine: Machine,
+    request: Request,
+    location: Location,
+    component: str,
+    prefer: str,
+    pin: Pin | None,
+) -> Iterator[Evaluation]:
+    """Every config that the planner considers for a component, best first, with what it takes."""
+    configs = configs_for(machine, request, location, component, prefer, pin)
+    return evaluated(machine, request, location, configs)
+
+
+def cuts(config: ExecutionConfig) -> float:
+    """How finely the user's own images are cut into tiles; 0: not at all."""
+    return UPSCALER_SIDE / config.tile if config.tile else 0.0
 
 
 def _fits(machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pin]) -> bool:
-    """Whether a plan could be made; what cannot even be found or used does not fit."""
+    """Whether a plan exists; a cascade that cannot be found or used does not fit."""
     try:
-        location = locate(request.cascade, components=request.components, revision=request.revision)
-        request = replace(request, lora=settled(request.lora, location, request.components))
-        for name in request.components:
-            part, pin = location.cascade.parts[name], pins.get(name)
-            settings = configs_for(machine, request, location, name, prefer, pin)
-            footprints = [predict(part, s, reserve=machine.counts_reserve) for s in settings]
-            if all(map(partial(shortage, machine), settings, footprints)):
-                return False
+        request, location = _located(request)
+        return all(
+            any(
+                candidate.short is None
+                for candidate in _evaluated(
+                    machine, request, location, name, prefer, pins.get(name)
+                )
+            )
+            for name in request.components
+        )
     except (DeviceError, CascadeError, CheckpointError):
         return False
-    return True
+
+
+def _located(request: Request) -> tuple[Request, Location]:
+    """Where the cascade is, and the request with each LoRA assigned to the stages it fits."""
+    location = locate(request.cascade, components=request.components, revision=request.revision)
+    return replace(request, lora=settled(request.lora, location, request.components)), location
 
 
 def _download_bytes(location: Location, steps: tuple[Step, ...]) -> int:
     return sum(
-        step.predicted.read_bytes
+        step.estimate.read_bytes
         for step in steps
-        if location.folder(step.component, storage=step.storage_dtype) is None
+        if location.folder(step.component, storage=step.config.storage_dtype) is None
     )

@@ -128,7 +128,7 @@ def write_picture(folder: RunFolder, file: Path) -> None:
 def _mark(folder: RunFolder, step: Step, kind: str) -> float:
     """The predicted peak in GB, on top of what stayed loaded beside the step."""
     beside = (folder.measured(step.component) or {}).get(f"warm_{kind}_bytes", 0)
-    return float((getattr(step.predicted, f"{kind}_bytes") + beside) / GB)
+    return float((getattr(step.estimate, f"{kind}_bytes") + beside) / GB)
 
 
 def _draw(

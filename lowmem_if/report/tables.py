@@ -79,8 +79,8 @@ def print_plan(plan: Plan, out: Console) -> None:
     )
     for step in plan.steps:
         table.add_row(
-            *_step_cells(step), str(step.batch), _bytes(step.predicted.vram_bytes),
-            _bytes(step.predicted.ram_bytes), format_seconds(step.predicted.seconds), _why(step),
+            *_step_cells(step), str(step.config.batch), _bytes(step.estimate.vram_bytes),
+            _bytes(step.estimate.ram_bytes), format_seconds(step.estimate.seconds), _why(step),
         )  # fmt: skip
     out.print(table)
     for note in plan.machine.notes:
@@ -117,14 +117,16 @@ def print_rehearsal(rehearsal: Rehearsal, out: Console) -> None:
     )  # fmt: skip
     for each, planned in zip(rehearsal.components, plan.steps, strict=True):
         cells = [_bytes(each.vram_bytes)] if vram else []
-        cells += [_bytes(planned.predicted.ram_bytes), _bytes(each.ram_bytes)]
+        cells += [_bytes(planned.estimate.ram_bytes), _bytes(each.ram_bytes)]
         step = format_seconds(each.step_s) if each.step_s else "-"
         table.add_row(
-            *_step_cells(each.step), *cells, step, format_seconds(planned.predicted.seconds)
+            *_step_cells(each.step), *cells, step, format_seconds(planned.estimate.seconds)
         )
     out.print(table)
-    took = [(step.strategy, step.storage_dtype) for step in plan.steps]
-    if took != [(each.step.strategy, each.step.storage_dtype) for each in rehearsal.components]:
+    took = [(step.config.strategy, step.config.storage_dtype) for step in plan.steps]
+    if took != [
+        (each.step.config.strategy, each.step.config.storage_dtype) for each in rehearsal.components
+    ]:
         _line(out, "note: by these figures other strategies are quicker now: see `lowmem-if plan`")
     peaks = f"peak RAM {format_bytes(rehearsal.ram_bytes)}"
     peaks += f", peak VRAM {format_bytes(rehearsal.vram_bytes)}" if rehearsal.vram_bytes else ""
@@ -172,7 +174,7 @@ def _measured_cells(folder: RunFolder, step: Step, kinds: tuple[str, ...]) -> li
     measured = folder.measured(step.component)
     cells = []
     for kind in kinds:
-        cells.append(_bytes(getattr(step.predicted, f"{kind}_bytes")))
+        cells.append(_bytes(getattr(step.estimate, f"{kind}_bytes")))
         cells.append(_bytes(_own_bytes(measured, kind)) if measured else "-")
     if not measured:
         return [*cells, "-", "-"]
@@ -210,8 +212,8 @@ def _left(released: dict[str, object]) -> str:
 def _step_cells(step: Step) -> tuple[str, str, str]:
     return (
         step.component.replace("_", " "),
-        step.strategy.replace("_", " "),
-        step.storage_dtype,
+        step.config.strategy.replace("_", " "),
+        step.config.storage_dtype,
     )
 
 

@@ -7,7 +7,7 @@ class that cannot hold fake tensors. Written after bitsandbytes 0.50 (`backends/
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -17,7 +17,6 @@ import torch
 
 from lowmem_if.simulate.assumed_values import OUTLIER_COLUMNS
 from lowmem_if.simulate.tracing import Trace
-from lowmem_if.weights.modules import quantization
 
 _HALF = torch.float16
 
@@ -40,15 +39,26 @@ def spelled_out(trace: Trace) -> Iterator[None]:
         return output if bias is None else output.add_(bias)
 
     with ExitStack() as undo:
-        undo.enter_context(patch.object(quantization, "int8_parameter", _parameter))
+        undo.enter_context(
+            patch.object(
+                bitsandbytes.nn.Int8Params, "__new__", _new(bitsandbytes.nn.Int8Params.__new__)
+            )
+        )
         undo.enter_context(patch.object(bitsandbytes, "matmul", matmul))
         yield
 
 
-def _parameter(codes: torch.Tensor, scales: torch.Tensor) -> torch.nn.Parameter:
-    parameter = torch.nn.Parameter(codes, requires_grad=False)
-    parameter.CB, parameter.SCB = codes, scales
-    return parameter
+def _new(new: Callable[..., Any]) -> Any:
+    """Loaded weights become plain parameters; layers that are built on the meta device keep theirs."""
+
+    def make(cls: Any, codes: Any = None, *args: Any, **options: Any) -> Any:
+        if options.get("CB") is None:
+            return new(cls, codes, *args, **options)
+        parameter = torch.nn.Parameter(codes, requires_grad=False)
+        parameter.CB, parameter.SCB = options["CB"], options["SCB"]
+        return parameter
+
+    return staticmethod(make)
 
 
 def _int8_product(inputs: torch.Tensor, state: Any, outliers: int) -> torch.Tensor:

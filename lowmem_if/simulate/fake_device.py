@@ -33,16 +33,17 @@ from transformers.utils import import_utils
 from lowmem_if.errors import SimulationError
 from lowmem_if.simulate.assumed_values import AssumedValues
 from lowmem_if.simulate.attention import attend
-from lowmem_if.simulate.fake_streams import COMPUTING, HOST, FakeStream
+from lowmem_if.simulate.fake_streams import COMPUTING, HOST, FakeStream, StreamEvent
 from lowmem_if.simulate.memory_tracker import PINNED, MemoryTracker
 from lowmem_if.simulate.tracing import Trace
-from lowmem_if.weights import allocator as caches
-from lowmem_if.weights.files import staging
 
 TORCH = ("2.10", "2.11", "2.12", "2.13", "2.14")
 """The minor versions of torch on which the tests of the simulator passed."""
 
 DEVICE = "cuda:0"
+
+_NEWER = {"empty_host_cache"}
+"""Names that older versions of torch do not have."""
 
 _GUARDS = "_ZN3c104impl26device_guard_impl_registryE"
 _CUDA, _META = 1, 14
@@ -66,7 +67,7 @@ def dry_run(*, kernel: str, total_bytes: int = 1 << 60) -> Iterator[Trace]:
     with ExitStack() as undo:
         undo.enter_context(_meta_guard())
         for owner, name, substitute in _substitutes(trace, total_bytes):
-            undo.enter_context(patch.object(owner, name, substitute))
+            undo.enter_context(patch.object(owner, name, substitute, create=name in _NEWER))
         undo.enter_context(torch.no_grad())
         undo.enter_context(mode)
         undo.enter_context(trace)
@@ -140,9 +141,10 @@ def _substitutes(trace: Trace, total_bytes: int) -> Iterator[tuple[Any, str, Any
     yield torch.cuda, "current_device", lambda: 0
     yield torch.accelerator, "get_memory_info", free
     yield torch.accelerator, "current_accelerator", lambda *_args: torch.device("cuda")
-    yield caches, "empty_pinned_cache", nothing
-    yield staging, "copy_stream", lambda _device: trace.timeline.stream()
-    yield staging, "sleeping_event", lambda stream, _device: stream.record_event()
+    yield torch, "Stream", lambda device: trace.timeline.stream()  # noqa: ARG005
+    yield torch.cuda, "Stream", trace.timeline.stream_of
+    yield torch.cuda, "Event", lambda blocking: StreamEvent(trace.timeline)  # noqa: ARG005
+    yield torch.accelerator, "empty_host_cache", nothing
     yield torch.nn.Module, "_apply", _apply
     yield FakeTensor, "__new__", _new_fake(FakeTensor.__new__)
     yield fake_tensor, "init_gpu_context", nothing

@@ -55,15 +55,21 @@ class Timeline:
 
     current: str = COMPUTING
     _moments: dict[str, Moment] = field(default_factory=dict)
+    _made: list[FakeStream] = field(default_factory=list)
     _uses: dict[int, list[_Use]] = field(default_factory=dict)
     _last: dict[int, dict[str, int]] = field(default_factory=dict)
     """Of every storage on the device: the last use of it, or of its block before it, by each stream."""
 
     def stream(self) -> FakeStream:
         """A new stream."""
-        name = f"stream {len(self._moments)}"
-        self._moments[name] = Moment()
-        return FakeStream(self, name)
+        stream = FakeStream(self, f"stream {len(self._moments)}", len(self._made))
+        self._moments[stream.name] = Moment()
+        self._made.append(stream)
+        return stream
+
+    def stream_of(self, stream_id: int, **_device: int) -> FakeStream:
+        """A stream that was made before, by its number."""
+        return self._made[stream_id]
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -150,10 +156,12 @@ class Timeline:
 
 
 class FakeStream:
-    """What `torch.Stream` offers to the code that runs here."""
+    """What the code here uses of `torch.Stream` and `torch.cuda.Stream`."""
 
-    def __init__(self, timeline: Timeline, name: str) -> None:
-        self._timeline, self.name = timeline, name
+    device_index, device_type = 0, 1
+
+    def __init__(self, timeline: Timeline, name: str, stream_id: int = 0) -> None:
+        self._timeline, self.name, self.stream_id = timeline, name, stream_id
         self._outer: list[str] = []
 
     def __enter__(self) -> FakeStream:
@@ -165,7 +173,9 @@ class FakeStream:
         self._timeline.current = self._outer.pop()
 
     def record_event(self, _event: Any = None) -> StreamEvent:
-        return StreamEvent(self._timeline, Moment(dict(self._timeline.moment(self.name).seen)))
+        event = StreamEvent(self._timeline)
+        event.record(self)
+        return event
 
     def wait_event(self, event: StreamEvent) -> None:
         self._timeline.wait(self.name, event.moment)
@@ -182,7 +192,11 @@ class StreamEvent:
     """A moment of a stream that others may wait for."""
 
     timeline: Timeline
-    moment: Moment
+    moment: Moment = field(default_factory=Moment)
+
+    def record(self, stream: FakeStream) -> None:
+        """Remember what the stream has reached now."""
+        self.moment = Moment(dict(self.timeline.moment(stream.name).seen))
 
     def synchronize(self) -> None:
         self.timeline.wait(HOST, self.moment)

@@ -43,7 +43,7 @@ def simulated_plan(
         if not unknown:
             break
         for step in unknown:
-            report(f"simulating {step.component.replace('_', ' ')}: {step.setting}")
+            report(f"simulating {step.component.replace('_', ' ')}: {step.config}")
             _simulate(location, step)
         plan = make_plan(machine, request, prefer=prefer, pins=pins)
     return plan
@@ -52,21 +52,25 @@ def simulated_plan(
 def _is_known(location: Location, step: Step) -> bool:
     """Whether a dry run has seen a step, or will not: on a CPU, and of what is no square."""
     part = location.cascade.parts[step.component]
-    return step.device == "cpu" or step.setting.drawn_area != 1 or is_simulated(part, step.setting)
+    return (
+        step.config.device == "cpu"
+        or step.config.drawn_area != 1
+        or is_simulated(part, step.config)
+    )
 
 
 def _simulate(location: Location, step: Step) -> None:
     """Run a step dry with the headers of its files, or of made-up ones where they are not here."""
     part = location.cascade.parts[step.component]
     with ExitStack() as undo:
-        root = location.folder(step.component, storage=step.storage_dtype)
+        root = location.folder(step.component, storage=step.config.storage_dtype)
         if root is None:
             root = _made_up(location.cascade.name, part, step, undo)
-        simulated = simulate_step(step, root, attention=attention_of(step.device))
+        simulated = simulate_step(step, root, attention=attention_of(step.config.device))
     host = simulated.peak("anonymous") + simulated.peak("pinned")
     remember(
         part,
-        step.setting,
+        step.config,
         vram_bytes=simulated.peak("allocated"),
         reserved_bytes=simulated.peak("reserved"),
         host_bytes=host,

@@ -1,15 +1,15 @@
-"""A plan's step as a dry run: the stage itself, its pipeline and hooks, from loading to leaving."""
+"""A plan's step as a dry run: the stage itself, its pipeline and hooks, from loading to release."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
+from PIL import Image
 
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.configs import read_config
@@ -17,34 +17,31 @@ from lowmem_if.errors import SimulationError
 from lowmem_if.planning.memory_table import FUSED
 from lowmem_if.planning.plan import Step
 from lowmem_if.request.image_spec import ImageSpec
+from lowmem_if.simulate.dry_source import dry_source
 from lowmem_if.simulate.eight_bit import spelled_out
 from lowmem_if.simulate.fake_device import DEVICE, dry_run
 from lowmem_if.simulate.memory_tracker import ANONYMOUS, MAPPED, PINNED
 from lowmem_if.simulate.tracing import Trace
-from lowmem_if.simulate.unread_files import unread_files
+from lowmem_if.stages.components import STAGES, image_inputs
 from lowmem_if.stages.lifetime import alive
-from lowmem_if.stages.pipelines import Batch
-from lowmem_if.stages.stage_1 import Stage1
-from lowmem_if.stages.stage_2 import Stage2
-from lowmem_if.stages.text_encoder import TextEncoder
-from lowmem_if.stages.upscaler import Upscaler
+from lowmem_if.stages.stage import ImageInputs, Stage, StageConfig, TextInputs
 from lowmem_if.weights.memory_readings import Release
 
 LEAST_STEPS = 2
-"""What is fetched ahead shows from the second pass on; later ones are as that."""
+"""Prefetching shows from the second pass on; later passes are like the second."""
 
 LOADING, DRAWING, DECODING = "loading", "drawing", "decoding"
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Peaks of one phase, and what was moved in it; all in bytes.
+    """Peaks of one phase, and what was copied in it; all in bytes.
 
     Attributes:
-        name: `loading`, `drawing` (or encoding) number so and so, `decoding`.
+        name: `loading`, `drawing` (or encoding; one for each step), `decoding`.
         tensors: on the accelerator, as they are; `allocated`: as torch's allocator counts them;
             `reserved`: what it holds from the driver.
-        anonymous, pinned, mapped: on the host, weights and activations; the process comes on top.
+        anonymous, pinned, mapped: on the host, weights and activations, without the process itself.
         to_device, from_device, from_file: bytes copied and read.
         flops: of products and convolutions; a multiplication and an addition count as two.
     """
@@ -64,14 +61,14 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Simulated:
-    """A step as it was simulated, and whatever had to be invented for that: who asked, what was said."""
+    """A simulated step, and the values that were assumed for it: who asked, and the answer."""
 
     phases: tuple[Phase, ...]
     invented: tuple[str, ...]
     left_allocated: int
 
     def peak(self, of: str, name: str | None = None) -> int:
-        """The largest of all phases, or those of a name, of a field that counts bytes at a moment."""
+        """The largest value of a field of bytes, in all phases or in those with a name."""
         phases = [phase for phase in self.phases if name in (None, phase.name)]
         return max((getattr(phase, of) for phase in phases), default=0)
 
@@ -79,33 +76,31 @@ class Simulated:
 def simulate_step(
     step: Step, root: Path, *, attention: str = FUSED, texts: tuple[str, ...] = ("a red circle", "")
 ) -> Simulated:
-    """What a step of a plan takes, with weights that are in `root` (only headers are read).
+    """The memory of a step of a plan, with the weights in `root` (only headers are read).
 
     Args:
         attention: the accelerator's kernel, `fused` or `math`.
-        texts: what the text encoder reads.
+        texts: what the text encoder encodes.
 
     Raises:
-        SimulationError: the simulator does not support this torch, or a number was asked for that nobody
-            knows.
+        SimulationError: the simulator does not support this torch, or an unknown number is needed.
         CheckpointError: the files do not match the configuration.
     """
     samplings = {
         mode: replace(sampling, steps=LEAST_STEPS, timesteps=None)
         for mode, sampling in step.samplings.items()
     }
-    device = step.device if step.device == "cpu" else DEVICE
-    # What is merged are numbers, which a dry run has none of; the plan adds the memory for it.
-    step = replace(step, samplings=samplings, device=device, lora=(), speedup=1.0)
+    device = step.config.device if step.config.device == "cpu" else DEVICE
+    # LoRAs are numbers, which a dry run does not have; the plan adds the memory for them.
+    step = replace(step, samplings=samplings, lora=()).with_config(device=device, speedup=1.0)
     with ExitStack() as undo:
         trace = undo.enter_context(dry_run(kernel=attention))
-        undo.enter_context(unread_files(trace))
         undo.enter_context(spelled_out(trace))
         return _Run(step, root, trace, texts).take()
 
 
 class _Run:
-    """One simulated turn of a component, cut into phases."""
+    """One simulated step of a component, cut into phases."""
 
     def __init__(self, step: Step, root: Path, trace: Trace, texts: tuple[str, ...]) -> None:
         self._step, self._root, self._trace, self._texts = step, root, trace, texts
@@ -113,15 +108,18 @@ class _Run:
         self._releases: list[Release] = []
 
     def take(self) -> Simulated:
-        stage, act = _STAGES[self._step.component]
+        config = StageConfig(self._root, self._step, dry_source(self._trace))
         with alive(
-            partial(stage, self._root, self._step),
-            device=self._step.device,
+            partial(STAGES[self._step.component].load, config),
+            device=self._step.config.device,
             weight_bytes=0,
             on_release=self._releases.append,
-        ) as component:
+        ) as stage:
             self._end_phase(LOADING)
-            act(self, component)
+            if self._step.component == catalog.TEXT_ENCODER:
+                self._encode(stage)
+            else:
+                self._draw(stage)
         (release,) = self._releases
         if release.alive or release.vram_left_bytes:
             raise SimulationError(
@@ -133,43 +131,22 @@ class _Run:
         invented = tuple(f"{i.module}.{i.function}: {i.answer!r}, {i.why}" for i in values.invented)
         return Simulated(tuple(self._phases), invented, release.vram_left_bytes)
 
-    def encode(self, encoder: TextEncoder) -> None:
-        for embedding in encoder.encode(self._texts, len(self._texts), lambda _done, _total: None):
+    def _encode(self, stage: Stage[TextInputs, Iterator[torch.Tensor]]) -> None:
+        inputs = TextInputs(self._texts, len(self._texts))
+        for embedding in stage.run(inputs, lambda _done, _total: None):
             del embedding
             self._end_phase(DRAWING)
 
-    def draw(self, stage: Stage1) -> None:
-        stage.draw(self._batch(), *self._embeds())
+    def _draw(self, stage: Stage[ImageInputs, torch.Tensor]) -> None:
+        tasks = [
+            ImageSpec(number, "a red circle", number) for number in range(self._step.config.batch)
+        ]
+        materials = _DryMaterials(self._root, getattr(torch, self._step.config.compute_dtype))
+        stage.run(
+            image_inputs(self._step, tasks, materials),
+            lambda _done, _total: self._end_phase(DRAWING),
+        )
         self._end_phase(DECODING)
-
-    def enlarge(self, stage: Stage2) -> None:
-        stage.draw(self._batch(), self._pictures(64), *self._embeds())
-        self._end_phase(DECODING)
-
-    def upscale(self, stage: Upscaler) -> None:
-        stage.draw(self._batch(), self._pictures(256))
-        self._end_phase(DECODING)
-
-    def _on_step(self, _done: int) -> None:
-        self._end_phase(DRAWING)
-
-    def _batch(self) -> Batch:
-        tasks = [ImageSpec(number, "a red circle", number) for number in range(self._step.batch)]
-        return Batch(tasks, self._step.sampling_of(tasks[0]), self._on_step)
-
-    def _pictures(self, side: int) -> torch.Tensor:
-        return torch.randn(self._step.batch, 3, side, side, dtype=self._dtype)
-
-    def _embeds(self) -> tuple[torch.Tensor, torch.Tensor]:
-        config = read_config(self._root / "unet" / "config.json")
-        width = config.get("encoder_hid_dim") or config["cross_attention_dim"]
-        shape = self._step.batch, catalog.MAX_TOKENS, width
-        return torch.randn(shape, dtype=self._dtype), torch.randn(shape, dtype=self._dtype)
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        dtype: torch.dtype = getattr(torch, self._step.compute_dtype)
-        return dtype
 
     def _end_phase(self, name: str) -> None:
         trace, ledger = self._trace, self._trace.ledger
@@ -194,10 +171,27 @@ class _Run:
         trace.flops = 0
 
 
-_STAGES: dict[str, tuple[Callable[..., Any], Callable[[_Run, Any], None]]] = {
-    catalog.TEXT_ENCODER: (TextEncoder, _Run.encode),
-    catalog.STAGE_1: (Stage1, _Run.draw),
-    catalog.STAGE_2: (Stage2, _Run.enlarge),
-    catalog.UPSCALER: (Upscaler, _Run.upscale),
-}
-"""Component -> its stage, and what is done with it."""
+class _DryMaterials:
+    """Inputs of the sizes that the pipelines get."""
+
+    def __init__(self, root: Path, dtype: torch.dtype) -> None:
+        self._root, self._dtype = root, dtype
+
+    def images(self, _tasks: Sequence[ImageSpec], _kind: str) -> list[Image.Image]:
+        """The user has none: images are drawn from text."""
+        return []
+
+    def pictures(self, stage: str, tasks: Sequence[ImageSpec]) -> torch.Tensor:
+        """The output of a stage, (n, 3, side, side)."""
+        side = _SIDES[stage]
+        return torch.randn(len(tasks), 3, side, side, dtype=self._dtype)
+
+    def embeddings(self, texts: Sequence[str]) -> torch.Tensor:
+        """Embeddings, (n, 77, width)."""
+        config = read_config(self._root / "unet" / "config.json")
+        width = config.get("encoder_hid_dim") or config["cross_attention_dim"]
+        return torch.randn(len(texts), catalog.MAX_TOKENS, width, dtype=self._dtype)
+
+
+_SIDES = {catalog.STAGE_1: 64, catalog.STAGE_2: 256}
+"""Pixels on a side of the images that a stage hands on."""

@@ -15,6 +15,7 @@ from lowmem_if.cascade import catalog
 from lowmem_if.cascade.catalog import Part
 from lowmem_if.cascade.modes import TEXT
 from lowmem_if.cascade.strategies import FLOATS, QUANTISED, RESIDENT, STRATEGIES
+from lowmem_if.planning.execution import Estimate, ExecutionConfig
 from lowmem_if.planning.memory_table import (
     ATTENTION,
     FILE,
@@ -25,7 +26,7 @@ from lowmem_if.planning.memory_table import (
     StepProfile,
     read_table,
 )
-from lowmem_if.planning.plan import Estimate, Step
+from lowmem_if.planning.plan import Step
 from lowmem_if.request.image_spec import Sampling
 from lowmem_if.simulate.fake_device import DEVICE
 from lowmem_if.simulate.networks import (
@@ -174,10 +175,10 @@ def step_of(component: str, case: Case) -> Step:
     if defaults:
         sampling = Sampling(LEAST_STEPS, None, defaults.guidance_scale, defaults.noise_level)
     compute = "float16" if case.storage in QUANTISED else case.storage
-    return Step(
-        component, case.strategy, case.storage, compute, DEVICE, 1, case.tiled,
-        {TEXT: sampling} if sampling else {}, 1.0, 0, Estimate(0, 0, 0.0, 0), "", "",
-    )  # fmt: skip
+    config = ExecutionConfig(
+        component, case.strategy, case.storage, compute, 1, DEVICE, vae_tiling=case.tiled
+    )
+    return Step(config, Estimate(0, 0, 0), {TEXT: sampling} if sampling else {}, "", "")
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def test_the_real_plan_is_rehearsed_with_few_steps(tiny: Path, weights: Path) ->
     pins = parse_pins(["stage_1=stream"])
     result = rehearse(request, machine, pins=pins, steps=2)
     steps = {each.step.component: each.step for each in result.components}
-    assert steps["stage_1"].strategy == "stream"
+    assert steps["stage_1"].config.strategy == "stream"
     assert steps["stage_1"].sampling is not None
     assert steps["stage_1"].sampling.count == 2
     planned = result.plan.step("stage_1")
@@ -118,7 +118,7 @@ def test_streaming_to_an_accelerator_says_nothing_of_its_pace(tiny: Path) -> Non
     machine: Machine = replace(probe("cpu"), ram_bytes=4 * 10**9)
     request = Request(("a",), cascade=str(tiny), seed=(1,), size=64)
     plan = make_plan(machine, request, pins=parse_pins(["stage_1=stream"]))
-    step = replace(plan.step("stage_1"), device="cuda:0")
+    step = plan.step("stage_1").with_config(device="cuda:0")
     part = rehearsal.locate(str(tiny)).cascade.parts["stage_1"]
     seen = rehearsal.Rehearsed(step, 0, 0, 1.0, 1.0, 1.0)
     assert list(rehearsal._paces(seen, part, machine.speeds)) == []

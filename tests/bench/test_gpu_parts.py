@@ -137,7 +137,7 @@ def test_every_round_has_a_plan_on_the_cards_that_it_imitates(setup: Setup) -> N
         pins = round_.pins(machine, "if-xl")
         request = Request(("a fox",), cascade="if-xl", seed=(1,), steps=(strategies.STEPS,))
         plan = make_plan(machine, request, prefer=BALANCED, pins=pins)
-        kinds = [step.strategy for step in plan.steps if step.component in strategies.STAGES]
+        kinds = [step.config.strategy for step in plan.steps if step.component in strategies.STAGES]
         assert not round_.strategy or {*kinds} == {round_.strategy}
 
 
@@ -149,7 +149,7 @@ def test_a_users_plan_is_rehearsed_as_it_is() -> None:
     plan = make_plan(machine, request, prefer=BALANCED)
     for component, pin in pins.items():
         step = plan.step(component)
-        assert (pin.strategy, pin.storage) == (step.strategy, step.storage_dtype)
+        assert (pin.strategy, pin.storage) == (step.config.strategy, step.config.storage_dtype)
     assert pins["text_encoder"].storage == "int8"
 
 
@@ -270,7 +270,7 @@ def test_on_a_card_three_kinds_of_vram_are_compared() -> None:
     row = strategies._compared(strategies.Round(15e9), measured, 2 * 10**9)
     found = {name: each["measured"] for name, each in figures(row).items() if "VRAM" in name}
     assert found == {"VRAM, allocated": 8e9, "VRAM, reserved": 9e9, "VRAM, driver": 10e9}
-    assert figures(row)["VRAM, allocated"]["predicted"] == step.predicted.vram_bytes
+    assert figures(row)["VRAM, allocated"]["predicted"] == step.estimate.vram_bytes
 
 
 @pytest.mark.parametrize(

@@ -237,12 +237,12 @@ def test_a_plan_with_loras_is_a_value(tiny: Path, first: Path, second: Path) -> 
 
 def test_memory_for_merging_is_planned(tiny: Path, first: Path) -> None:
     """In RAM, which is where it is done; at a scale of 0 nothing is."""
-    without = plan_of(tiny, size=64).step("stage_1").predicted
+    without = plan_of(tiny, size=64).step("stage_1").estimate
     step = plan_of(tiny, size=64, lora=[first, first]).step("stage_1")
-    assert step.predicted.ram_bytes - without.ram_bytes == 2 * step.lora[0].merge_bytes > 0
-    assert step.predicted == replace(without, ram_bytes=step.predicted.ram_bytes)
+    assert step.estimate.ram_bytes - without.ram_bytes == 2 * step.lora[0].merge_bytes > 0
+    assert step.estimate == replace(without, ram_bytes=step.estimate.ram_bytes)
     nothing = plan_of(tiny, size=64, lora=f"{first}:0").step("stage_1")
-    assert nothing.predicted == without
+    assert nothing.estimate == without
 
 
 def test_what_would_fit_instead_is_asked_with_the_lora(tiny: Path, second: Path) -> None:

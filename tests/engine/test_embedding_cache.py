@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +76,7 @@ def test_another_tokenizer_is_encoded_anew(tiny: Path, tmp_path: Path) -> None:
     spiece.write_bytes(spiece.read_bytes() + b"\n\x00")
     step = plan_of(cascade).steps[0]
     from lowmem_if.cascade.locate import locate
-    from lowmem_if.engine.executor import weights_identity
+    from lowmem_if.engine.steps.step_run import weights_identity
 
     before = weights_identity(locate(str(tiny)), step)
     assert weights_identity(locate(str(cascade)), step) != before
@@ -108,7 +107,7 @@ def test_every_part_of_the_setting_is_in_the_key(
     assert EmbeddingCache("encoder", step, tmp_path).get("a red circle") is not None
     assert EmbeddingCache("other", step, tmp_path).get("a red circle") is None
     assert EmbeddingCache("encoder", step, tmp_path).get("a red circl") is None
-    changed = EmbeddingCache("encoder", replace(step, **change), tmp_path)
+    changed = EmbeddingCache("encoder", step.with_config(**change), tmp_path)
     assert changed.get("a red circle") is None
 
 

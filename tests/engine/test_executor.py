@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from lowmem_if.engine import executor, worker
+from lowmem_if.engine import worker
 from lowmem_if.engine.commands import Command
 from lowmem_if.engine.events import Event, ignore
 from lowmem_if.engine.model_cache import ModelCache
+from lowmem_if.engine.steps import step_run
+from lowmem_if.engine.steps.step_run import StepRun
 from lowmem_if.engine.worker_process import WorkerProcess
 from lowmem_if.weights.memory_readings import VramTaken, free_vram
 
@@ -45,49 +47,49 @@ def test_a_driver_that_does_not_tell_stops_nobody(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture
-def turn(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A turn of stage 1 that needs 5 GB of VRAM."""
-    turn: Any = object.__new__(executor._StepRunner)
-    turn._step = SimpleNamespace(
+def run() -> Any:
+    """A step of stage 1 that needs 5 GB of VRAM."""
+    run: Any = object.__new__(StepRun)
+    run.step = SimpleNamespace(
         component="stage_1", device="cuda:0", predicted=SimpleNamespace(vram_bytes=5 * GB)
     )
-    turn._notices = []
-    turn._folder = SimpleNamespace(
-        plan=SimpleNamespace(pins={}), note=lambda text: turn._notices.append(text) or True
+    run.notices = []
+    run.folder = SimpleNamespace(
+        plan=SimpleNamespace(pins={}), note=lambda text: run.notices.append(text) or True
     )
-    turn._report = ignore
-    return turn
+    run.report = ignore
+    return run
 
 
 @pytest.mark.parametrize("free", [None, 5 * GB, 9 * GB])
 def test_where_there_is_room_nothing_is_said(
-    monkeypatch: pytest.MonkeyPatch, turn: Any, free: int | None
+    monkeypatch: pytest.MonkeyPatch, run: Any, free: int | None
 ) -> None:
     """To the byte: the plan has left some more free, and the worker's own context has taken that."""
-    monkeypatch.setattr(executor, "free_vram", lambda _device: free)
-    turn._check_room()
-    assert turn._notices == []
+    monkeypatch.setattr(step_run, "free_vram", lambda _device: free)
+    run._check_vram()
+    assert run.notices == []
 
 
 def test_what_other_programs_have_taken_is_a_shortage(
-    monkeypatch: pytest.MonkeyPatch, turn: Any
+    monkeypatch: pytest.MonkeyPatch, run: Any
 ) -> None:
     """With a notice, before anything is loaded."""
-    monkeypatch.setattr(executor, "free_vram", lambda _device: 4 * GB)
+    monkeypatch.setattr(step_run, "free_vram", lambda _device: 4 * GB)
     with pytest.raises(VramTaken) as caught:
-        turn._check_room()
+        run._check_vram()
     assert caught.value.available_bytes == 4 * GB
-    (notice,) = turn._notices
+    (notice,) = run.notices
     assert "stage 1: 4.0 GB of VRAM are free now and 5.0 GB are needed" in notice
 
 
 def test_a_pinned_component_is_tried_all_the_same(
-    monkeypatch: pytest.MonkeyPatch, turn: Any
+    monkeypatch: pytest.MonkeyPatch, run: Any
 ) -> None:
     """The user has decided, and predictions are not exact."""
-    monkeypatch.setattr(executor, "free_vram", lambda _device: 4 * GB)
-    turn._folder.plan.pins = {"stage_1": "resident"}
-    turn._check_room()
+    monkeypatch.setattr(step_run, "free_vram", lambda _device: 4 * GB)
+    run.folder.plan.pins = {"stage_1": "resident"}
+    run._check_vram()
 
 
 def test_the_scheduler_hears_how_much_is_free(

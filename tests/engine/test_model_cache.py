@@ -105,8 +105,8 @@ def test_a_small_budget_keeps_what_fits_beside_each_step(
     """With room for the largest step and half of the others: no peak and its company are over it."""
     plan = plan_of(tiny, RED)
     parts = locate(str(tiny)).cascade.parts
-    rest = {s.component: at_rest(parts[s.component], s.setting)[1] for s in plan.steps}
-    peaks = {step.component: step.predicted.ram_bytes for step in plan.steps}
+    rest = {s.component: at_rest(parts[s.component], s.config)[1] for s in plan.steps}
+    peaks = {step.component: step.estimate.ram_bytes for step in plan.steps}
     largest, spare = max(peaks, key=lambda name: peaks[name]), headroom("cpu")[1]
     assert largest == UPSCALER
     others = sum(rest[name] for name in COMPONENTS if name != UPSCALER)
@@ -170,7 +170,7 @@ def test_what_was_beside_a_step_is_not_put_down_to_it(
     assert "400.0 MB" in line
     assert line.endswith("stayed loaded")
     assert "beside: stage 1 300.0 MB of RAM, finish" in told
-    assert _mark(folder, step, "ram") == pytest.approx(step.predicted.ram_bytes / 1e9 + 0.3)
+    assert _mark(folder, step, "ram") == pytest.approx(step.estimate.ram_bytes / 1e9 + 0.3)
 
 
 def test_weights_that_changed_on_disk_are_loaded_anew(
@@ -222,7 +222,7 @@ def test_a_turn_that_fails_drops_its_component_and_no_other(
 
     plan = plan_of(tiny, RED, size=64)
     with monkeypatch.context() as patched:
-        patched.setattr(Stage1, "draw", full)
+        patched.setattr(Stage1, "run", full)
         with pytest.raises(RunFolderError):
             watched.run(plan, tmp_path / "run")
     assert watched.here() == [TEXT_ENCODER]
@@ -265,7 +265,14 @@ class Heavy:
     """A component of so many bytes."""
 
     def __init__(self, size: int) -> None:
-        self.modules = [torch.nn.Linear(size // 4, 1, bias=False)]
+        self.modules: list[torch.nn.Module] = [torch.nn.Linear(size // 4, 1, bias=False)]
+
+    @classmethod
+    def load(cls, config: Any) -> Any:
+        raise NotImplementedError
+
+    def run(self, inputs: Any, on_step: Any) -> Any:
+        raise NotImplementedError
 
     def close(self) -> None:
         self.modules = []
@@ -292,12 +299,12 @@ def test_a_component_that_rests_takes_what_is_counted_for_it() -> None:
     """Weights where they compute; a bfloat16 upscaler decodes in float32 for good."""
     parts = locate("demo").cascade.parts
     plan = plan_of("demo", pins=["upscaler=resident:bfloat16"])
-    setting = plan.step(UPSCALER).setting
+    setting = plan.step(UPSCALER).config
     vram, ram = at_rest(parts[UPSCALER], setting)
     weights = sum(module.weights.parameters for module in parts[UPSCALER].modules)
     vae = next(m for m in parts[UPSCALER].modules if m.folder == "vae").weights.parameters
     assert (vram, ram) == (0, 2 * weights + 2 * vae)
-    on_card = replace(setting, device="cuda:0", storage="float16", compute="float16")
+    on_card = replace(setting, device="cuda:0", storage_dtype="float16", compute_dtype="float16")
     assert at_rest(parts[UPSCALER], on_card)[0] >= 2 * weights
     moving = replace(on_card, strategy="sequential_offload")
     assert at_rest(parts[UPSCALER], moving) == (0, 2 * weights)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +220,7 @@ def test_check_and_mark_can_be_left_out(tiny: Path, tmp_path: Path) -> None:
 def test_replacing_a_step_is_written_down(tiny: Path, tmp_path: Path) -> None:
     """The ladder's new step and its reason are in the record that a later process reads."""
     folder = RunFolder.for_plan(tmp_path / "run", plan_of(tiny))
-    step = replace(folder.plan.steps[3], vae_tiling=True)
+    step = folder.plan.steps[3].with_config(vae_tiling=True)
     folder.replace_step(step, "upscaler: memory ran out")
     again = RunFolder.open(folder.path)
     assert again.plan.steps[3] == step

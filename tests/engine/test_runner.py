@@ -46,7 +46,7 @@ def test_out_of_memory_in_the_upscaler_goes_on_with_a_tiled_vae(
     assert folder.log == ("upscaler: RAM ran out with resident float32 on cpu",)
     (notice,) = folder.notices
     assert "tiles, so pixels differ" in notice
-    assert [step.component for step in folder.plan.steps if step.vae_tiling] == ["upscaler"]
+    assert [step.component for step in folder.plan.steps if step.config.vae_tiling] == ["upscaler"]
 
 
 @pytest.mark.worker
@@ -294,9 +294,9 @@ def test_a_cheaper_step_that_moves_pixels_says_so(
     tiny: Path, change: dict[str, Any], told: str
 ) -> None:
     """Moving weights elsewhere changes no pixel and needs no words; everything else does."""
-    step = replace(plan_of(tiny).step("upscaler"), batch=2)
-    assert told in changed_pixels(step, replace(step, **change))
-    assert bool(told) == bool(changed_pixels(step, replace(step, **change)))
+    config = replace(plan_of(tiny).step("upscaler").config, batch=2)
+    assert told in changed_pixels(config, replace(config, **change))
+    assert bool(told) == bool(changed_pixels(config, replace(config, **change)))
 
 
 @pytest.mark.worker

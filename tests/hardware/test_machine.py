@@ -490,12 +490,12 @@ def test_windows_leaves_more_vram_free(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert (here.spills_vram, machine.spills_vram) == (False, True)
     assert any("Windows" in note for note in machine.notes)
     request = Request(("a",), cascade="if-xl", seed=(1,), size=64)
-    needed = make_plan(here, request).step("stage_1").predicted.vram_bytes
+    needed = make_plan(here, request).step("stage_1").estimate.vram_bytes
     tight = needed + headroom("cuda:0")[0]
     plain, windows = (
         make_plan(replace(m, vram_bytes=tight), request).step("stage_1") for m in (here, machine)
     )
-    assert (plain.strategy, windows.strategy) == ("resident", "stream")
+    assert (plain.config.strategy, windows.config.strategy) == ("resident", "stream")
 
 
 @pytest.mark.parametrize(("sign", "keeps"), [("dev/nvidiactl", False), ("dev/kfd", True)])
@@ -513,12 +513,14 @@ def test_without_expandable_segments_plans_count_the_allocators_reserve(
     assert any("segments" in note for note in machine.notes) == keeps
 
 
-def test_wsl_pins_next_to_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The kernel of Windows' Linux is known by its name, and transfers are planned unpinned."""
+def test_wsl_pins_next_to_nothing_and_lends_ram(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The kernel of Windows' Linux is known by its name: transfers are unpinned, and VRAM spills."""
     has(monkeypatch, T4)
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/version").write_text("Linux version 5.15.167.4-microsoft-standard-WSL2\n")
     machine = probe("cuda", root=tmp_path)
-    assert machine.pinned_bytes == 0
+    assert (machine.pinned_bytes, machine.spills_vram, machine.counts_reserve) == (0, True, True)
     assert any("WSL" in note for note in machine.notes)
     assert machine.speeds.bus_bytes == machine.speeds.pageable_bytes

@@ -14,7 +14,7 @@ from lowmem_if.planning.plan import Plan
 def in_float16(plan: Plan, *, only: str = "") -> Plan:
     """The plan with all its steps, or only one component's, in float16; the finish stays as it is."""
     steps = (
-        replace(step, storage_dtype="float16", compute_dtype="float16")
+        step.with_config(storage_dtype="float16", compute_dtype="float16")
         if step.component != FINISH and only in ("", step.component)
         else step
         for step in plan.steps

@@ -27,7 +27,7 @@ def names(components: list[CacheEntry]) -> list[str]:
 
 def with_room_for(plan: Plan, step: Step, more_bytes: int) -> Plan:
     """The plan on a machine that has so much more RAM than the step needs."""
-    ram = step.predicted.ram_bytes + headroom(step.device)[1] + more_bytes
+    ram = step.estimate.ram_bytes + headroom(step.config.device)[1] + more_bytes
     return replace(plan, machine=replace(plan.machine, ram_bytes=ram))
 
 

@@ -36,18 +36,18 @@ from lowmem_if.hardware.dtypes import wider
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.hardware.profiles import load_profile, profile_names
 from lowmem_if.planning.evaluate import evaluate
+from lowmem_if.planning.execution import Estimate
 from lowmem_if.planning.fallback import (
     RAM,
     SLOWER,
     VRAM,
     Findings,
-    _settings,
+    _configs,
     changed_pixels,
     cheaper,
     more_exact,
 )
-from lowmem_if.planning.memory import MemoryEstimate
-from lowmem_if.planning.plan import Estimate, Plan, Step, make_plan
+from lowmem_if.planning.plan import Plan, Step, make_plan
 from lowmem_if.planning.workload import workloads_of
 from lowmem_if.request.request import Request
 
@@ -70,7 +70,7 @@ def rungs(plan: Plan, component: str, short_of: str) -> list[Step]:
     location, findings = located(plan), Findings()
     steps = [plan.step(component)]
     while True:
-        short = RAM if steps[-1].device == "cpu" else short_of
+        short = RAM if steps[-1].config.device == "cpu" else short_of
         findings = findings.ran_out(steps[-1], plan.machine, short)
         lower = cheaper(plan, location, component, findings, short_of=short)
         if lower is None:
@@ -82,7 +82,7 @@ def rungs(plan: Plan, component: str, short_of: str) -> list[Step]:
         )
 
 
-def taken(machine: Machine, short_of: str, peaks: Estimate | MemoryEstimate) -> int:
+def taken(machine: Machine, short_of: str, peaks: Estimate) -> int:
     """What a step takes of a memory; RAM holds both where memory is unified."""
     if short_of == VRAM:
         return peaks.vram_bytes
@@ -113,33 +113,33 @@ def test_on_every_profile_the_next_step_takes_less_and_is_quick(
     """Never more than 2.5 times as slow as the quickest that fits and takes less of what ran out."""
     for plan in profile_plans():
         machine, step = plan.machine, plan.step(component)
-        if short_of == VRAM and step.device == "cpu":
+        if short_of == VRAM and step.config.device == "cpu":
             continue
         findings, lower = out_of(plan, component, short_of)
-        before = taken(machine, short_of, step.predicted)
-        settings = _settings(plan, located(plan), step, findings)
+        before = taken(machine, short_of, step.estimate)
+        settings = _configs(plan, located(plan), step, findings)
         part = located(plan).cascade.parts[component]
         jobs = workloads_of(plan.request, located(plan).cascade, component)
         fitting = [
             candidate
             for candidate in (evaluate(machine, part, setting, jobs) for setting in settings)
-            if candidate.short is None and taken(machine, short_of, candidate.footprint) < before
+            if candidate.short is None and taken(machine, short_of, candidate.estimate) < before
         ]
         where = (machine.name, component, short_of)
         if not fitting:
             assert lower is None or short_of == VRAM, where
             continue
         assert lower is not None, where
-        assert taken(machine, short_of, lower.predicted) < before, where
+        assert taken(machine, short_of, lower.estimate) < before, where
         quickest = min(candidate.seconds for candidate in fitting)
-        assert lower.predicted.seconds <= SLOWER * quickest, where
+        assert lower.estimate.seconds <= SLOWER * quickest, where
 
 
 def test_short_of_vram_every_component_of_every_profile_has_an_answer() -> None:
     """On a card there is always something that takes less of its memory, at last the CPU."""
     for plan in profile_plans():
         for step in plan.steps:
-            if step.device != "cpu":
+            if step.config.device != "cpu":
                 _, lower = out_of(plan, step.component, VRAM)
                 assert lower is not None, (plan.machine.name, step.component)
 
@@ -148,13 +148,15 @@ def test_on_free_colab_stage_1_streams_to_the_card() -> None:
     """Not sequential offload (221 s, 9.7 GB of 12.7 GB of RAM), nor the CPU (3.5 hours)."""
     plan = make_plan(load_profile("colab-free").machine, ask())
     steps = rungs(plan, STAGE_1, VRAM)
-    assert (steps[0].strategy, steps[1].strategy) == (RESIDENT, STREAM)
-    assert steps[1].predicted.seconds < 1.2 * steps[0].predicted.seconds
-    on_card = [step for step in steps if step.device != "cpu"]
-    assert STREAM in [step.strategy for step in on_card[2:]]
-    assert all(step.predicted.ram_bytes < 2 * GB for step in on_card if step.strategy == STREAM)
+    assert (steps[0].config.strategy, steps[1].config.strategy) == (RESIDENT, STREAM)
+    assert steps[1].estimate.seconds < 1.2 * steps[0].estimate.seconds
+    on_card = [step for step in steps if step.config.device != "cpu"]
+    assert STREAM in [step.config.strategy for step in on_card[2:]]
+    assert all(
+        step.estimate.ram_bytes < 2 * GB for step in on_card if step.config.strategy == STREAM
+    )
     assert len(on_card) <= 8
-    assert steps[len(on_card) :] == [step for step in steps if step.device == "cpu"]
+    assert steps[len(on_card) :] == [step for step in steps if step.config.device == "cpu"]
 
 
 @pytest.mark.parametrize("component", [STAGE_1, STAGE_2])
@@ -164,11 +166,11 @@ def test_short_of_ram_offloaded_weights_go_to_the_card_or_stay_in_the_file(compo
     plan = replace(plan, pins={})
     lower = out_of(plan, component, RAM)[1]
     assert lower is not None
-    assert (lower.strategy, lower.device) == (RESIDENT, "cuda:0")
+    assert (lower.config.strategy, lower.config.device) == (RESIDENT, "cuda:0")
     small = replace(plan, machine=replace(plan.machine, vram_bytes=2 * GB))
     lower = out_of(small, component, RAM)[1]
     assert lower is not None
-    assert (lower.strategy, lower.device) == (STREAM, "cuda:0")
+    assert (lower.config.strategy, lower.config.device) == (STREAM, "cuda:0")
 
 
 # --- any machine --------------------------------------------------------------------------------
@@ -187,20 +189,22 @@ def test_every_ladder_ends_and_every_step_takes_less(
     for first in plan.steps:
         for short_of in (VRAM, RAM):
             steps = rungs(plan, first.component, short_of)
-            assert len({step.setting for step in steps}) == len(steps)
+            assert len({step.config for step in steps}) == len(steps)
             for upper, lower in pairwise(steps):
-                short = RAM if upper.device == "cpu" else short_of
-                before, after = (taken(machine, short, s.predicted) for s in (upper, lower))
+                short = RAM if upper.config.device == "cpu" else short_of
+                before, after = (taken(machine, short, s.estimate) for s in (upper, lower))
                 assert after < before
-                assert lower.predicted.vram_bytes <= machine.vram_bytes
-                assert lower.predicted.ram_bytes <= machine.ram_bytes
+                assert lower.estimate.vram_bytes <= machine.vram_bytes
+                assert lower.estimate.ram_bytes <= machine.ram_bytes
                 assert (lower.component, lower.samplings) == (first.component, first.samplings)
-                assert lower.reason == f"{short} ran out with {upper.setting} on {upper.device}"
-                assert lower.instead_of == str(upper.setting)
-                if lower.device == "cpu":
-                    assert "float16" not in (lower.storage_dtype, lower.compute_dtype)
+                assert (
+                    lower.reason == f"{short} ran out with {upper.config} on {upper.config.device}"
+                )
+                assert lower.instead_of == str(upper.config)
+                if lower.config.device == "cpu":
+                    assert "float16" not in (lower.config.storage_dtype, lower.config.compute_dtype)
             if first.component in plan.pins and first.component != FINISH:
-                assert {step.strategy for step in steps} == {first.strategy}
+                assert {step.config.strategy for step in steps} == {first.config.strategy}
 
 
 def test_what_ran_out_once_is_not_tried_again_after_the_other_memory_ran_out() -> None:
@@ -212,7 +216,7 @@ def test_what_ran_out_once_is_not_tried_again_after_the_other_memory_ran_out() -
     limit = findings.ram_bytes
     while lower is not None:
         assert limit is not None
-        assert lower.predicted.ram_bytes < limit
+        assert lower.estimate.ram_bytes < limit
         plan = replace(
             plan, steps=tuple(lower if s.component == STAGE_1 else s for s in plan.steps)
         )
@@ -223,9 +227,9 @@ def test_what_ran_out_once_is_not_tried_again_after_the_other_memory_ran_out() -
 def test_from_the_second_shortage_on_steps_grow_larger() -> None:
     """Each try loads the component again: where the prediction was wrong, small steps take too long."""
     peaks = [
-        step.predicted.vram_bytes
+        step.estimate.vram_bytes
         for step in rungs(make_plan(card(16, 16), ask()), STAGE_1, VRAM)
-        if step.device != "cpu"
+        if step.config.device != "cpu"
     ]
     assert peaks[1] < 0.95 * peaks[0]
     assert all(lower < 0.7 * upper for upper, lower in pairwise(peaks[1:-2]))
@@ -235,15 +239,15 @@ def test_exact_pixels_are_kept_as_long_as_that_is_not_much_slower() -> None:
     """An exact upscaler moves its modules before its VAE works in tiles; a balanced one draws fewer."""
     exact = make_plan(card(80, 80), ask())
     steps = rungs(exact, UPSCALER, VRAM)
-    assert [(step.strategy, step.vae_tiling) for step in steps[:2]] == [
+    assert [(step.config.strategy, step.config.vae_tiling) for step in steps[:2]] == [
         (RESIDENT, False), (MODEL_OFFLOAD, False),
     ]  # fmt: skip
-    assert changed_pixels(steps[0], steps[1]) == ""
-    assert any(step.vae_tiling for step in steps if step.device != "cpu")
+    assert changed_pixels(steps[0].config, steps[1].config) == ""
+    assert any(step.config.vae_tiling for step in steps if step.config.device != "cpu")
     balanced = make_plan(card(80, 80), ask(images=4), prefer=BALANCED)
     lower = out_of(balanced, UPSCALER, VRAM)[1]
     assert lower is not None
-    assert lower.batch < balanced.step(UPSCALER).batch
+    assert lower.config.batch < balanced.step(UPSCALER).config.batch
 
 
 @pytest.mark.parametrize(
@@ -255,24 +259,26 @@ def test_a_pin_keeps_its_strategy(machine: Machine) -> None:
         plan = make_plan(machine, ask(), pins={STAGE_1: Pin(strategy), UPSCALER: Pin(strategy)})
         for component in (STAGE_1, UPSCALER):
             steps = rungs(plan, component, VRAM)
-            assert {(s.strategy, s.device) for s in steps} == {(strategy, machine.device)}
+            assert {(s.config.strategy, s.config.device) for s in steps} == {
+                (strategy, machine.device)
+            }
             assert (len(steps) > 1) == (strategy == STREAM or component == UPSCALER)
 
 
 def test_only_files_that_are_here_are_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the published 8-bit encoder on the disk alone, streaming 16-bit files is no way out."""
     plan = make_plan(card(16, 16), ask())
-    assert plan.step(TEXT_ENCODER).storage_dtype == "int8"
+    assert plan.step(TEXT_ENCODER).config.storage_dtype == "int8"
     findings, lower = out_of(plan, TEXT_ENCODER, VRAM)
     assert lower is not None
-    assert lower.strategy == STREAM
+    assert lower.config.strategy == STREAM
     location = located(plan)
     monkeypatch.setattr(
         Location, "folder", lambda _self, _name, storage="float16": storage == "int8" or None
     )
     lower = cheaper(plan, location, TEXT_ENCODER, findings, short_of=VRAM)
     assert lower is not None
-    assert (lower.storage_dtype, lower.device) == ("int8", "cpu")
+    assert (lower.config.storage_dtype, lower.config.device) == ("int8", "cpu")
 
 
 # --- numbers that are not finite ----------------------------------------------------------------
@@ -290,18 +296,18 @@ def test_on_every_profile_float16_is_answered_by_a_type_that_fits() -> None:
     for plan in profile_plans():
         machine = plan.machine
         for step in plan.steps:
-            if step.compute_dtype != "float16":
+            if step.config.compute_dtype != "float16":
                 continue
             other = overflowed(plan, step.component)
             where = (machine.name, step.component)
             assert other is not None, where
             answered += 1
-            assert other.storage_dtype in FLOATS, where
-            assert other.compute_dtype in ("float32", *wider(machine, "float16")), where
-            assert other.predicted.vram_bytes <= machine.vram_bytes, where
-            assert other.predicted.ram_bytes <= machine.ram_bytes, where
+            assert other.config.storage_dtype in FLOATS, where
+            assert other.config.compute_dtype in ("float32", *wider(machine, "float16")), where
+            assert other.estimate.vram_bytes <= machine.vram_bytes, where
+            assert other.estimate.ram_bytes <= machine.ram_bytes, where
             assert other.reason == "float16 gave NaN or infinite numbers", where
-            assert "computes in" in changed_pixels(step, other), where
+            assert "computes in" in changed_pixels(step.config, other.config), where
     assert answered > 20
 
 
@@ -332,9 +338,9 @@ def test_a_type_that_overflowed_does_not_come_back_when_memory_runs_out() -> Non
     step = more_exact(plan, located(plan), STAGE_1, findings)
     while step is not None:
         steps.append(step)
-        assert (step.compute_dtype, step.storage_dtype) == ("float32", "float32")
+        assert (step.config.compute_dtype, step.config.storage_dtype) == ("float32", "float32")
         plan = replace(plan, steps=tuple(step if s.component == STAGE_1 else s for s in plan.steps))
-        short_of = RAM if step.device == "cpu" else VRAM
+        short_of = RAM if step.config.device == "cpu" else VRAM
         findings = findings.ran_out(step, plan.machine, short_of)
         step = cheaper(plan, located(plan), STAGE_1, findings, short_of=short_of)
     assert len(steps) > 3
@@ -343,10 +349,10 @@ def test_a_type_that_overflowed_does_not_come_back_when_memory_runs_out() -> Non
 def test_8_bit_layers_are_no_answer_to_numbers_that_overflow() -> None:
     """bitsandbytes multiplies in float16, whatever is said of the rest."""
     plan = make_plan(card(16, 16), ask())
-    assert plan.step(TEXT_ENCODER).setting.storage == "int8"
+    assert plan.step(TEXT_ENCODER).config.storage_dtype == "int8"
     other = overflowed(plan, TEXT_ENCODER)
     assert other is not None
-    assert (other.storage_dtype, other.compute_dtype) == ("float32", "float32")
+    assert (other.config.storage_dtype, other.config.compute_dtype) == ("float32", "float32")
 
 
 def test_a_pinned_number_type_is_kept() -> None:
@@ -357,13 +363,13 @@ def test_a_pinned_number_type_is_kept() -> None:
         other = overflowed(plan, STAGE_1)
         assert (other is not None) == fits
         if other is not None:
-            assert (other.strategy, other.compute_dtype) == (RESIDENT, "bfloat16")
+            assert (other.config.strategy, other.config.compute_dtype) == (RESIDENT, "bfloat16")
 
 
 def test_a_plan_for_a_gtx_16_card_tells_of_its_black_pictures() -> None:
     """What the profile knows is in the reasons of all that computes in float16."""
     plan = make_plan(load_profile("gtx-1660-6gb").machine, ask())
-    halves = [step for step in plan.steps if step.compute_dtype == "float16"]
+    halves = [step for step in plan.steps if step.config.compute_dtype == "float16"]
     assert halves
     assert all("black pictures in float16" in step.reason for step in halves)
     other = make_plan(load_profile("rtx-2060-6gb").machine, ask())
@@ -382,9 +388,9 @@ def test_after_others_took_vram_the_next_step_fits_what_is_free(free: int) -> No
     """Not only below the step that was planned, which the plan's own budget would allow."""
     plan = make_plan(load_profile("rtx-3060-12gb").machine, ask(size=1024))
     step = plan.step(STAGE_1)
-    assert step.predicted.vram_bytes > 7 * GB
+    assert step.estimate.vram_bytes > 7 * GB
     findings = Findings().ran_out(step, plan.machine, VRAM, free)
     lower = cheaper(plan, located(plan), STAGE_1, findings, short_of=VRAM)
     assert lower is not None
-    assert lower.device != "cpu"
-    assert lower.predicted.vram_bytes < free
+    assert lower.config.device != "cpu"
+    assert lower.estimate.vram_bytes < free

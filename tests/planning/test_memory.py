@@ -28,10 +28,10 @@ from lowmem_if.cascade.strategies import (
     STRATEGIES,
     STREAM,
 )
+from lowmem_if.planning.execution import ExecutionConfig
 from lowmem_if.planning.memory import (
     PROCESS_RAM_BYTES,
     TEXTS_A_PASS,
-    ExecutionConfig,
     headroom,
     in_place_bytes,
     predict,
@@ -59,7 +59,7 @@ def setting(component: str, **changes: object) -> ExecutionConfig:
 
 
 def in_float(component: str, storage: str, **changes: object) -> ExecutionConfig:
-    return setting(component, storage=storage, compute=storage, **changes)
+    return setting(component, storage_dtype=storage, compute_dtype=storage, **changes)
 
 
 # --- weights ------------------------------------------------------------------------------------
@@ -320,14 +320,14 @@ def test_what_is_read_from_disk_are_the_files(component: str) -> None:
     if component == TEXT_ENCODER:
         eight_bit = part("if-xl", component).eight_bit_file_bytes
         for storage, read in (("int8", eight_bit), ("nf4", files)):
-            predicted = predict(part("if-xl", component), setting(component, storage=storage))
+            predicted = predict(part("if-xl", component), setting(component, storage_dtype=storage))
             assert predicted.read_bytes == read
 
 
 def test_without_an_8bit_file_int8_reads_the_16bit_ones() -> None:
     """A cascade without a published 8-bit encoder is quantised from its 16-bit files."""
     own = replace(part("if-xl", TEXT_ENCODER), eight_bit_file_bytes=0)
-    predicted = predict(own, setting(TEXT_ENCODER, storage="int8"))
+    predicted = predict(own, setting(TEXT_ENCODER, storage_dtype="int8"))
     assert predicted.read_bytes == own.modules[0].file_bytes
 
 
@@ -335,7 +335,7 @@ def test_without_an_8bit_file_int8_reads_the_16bit_ones() -> None:
 def test_a_quantised_encoder_fits_where_the_16bit_one_does_not(storage: str) -> None:
     """On a card of 8 GB and more the 8-bit encoder saves gigabytes."""
     t5 = part("if-xl", TEXT_ENCODER)
-    quantised = predict(t5, setting(TEXT_ENCODER, storage=storage))
+    quantised = predict(t5, setting(TEXT_ENCODER, storage_dtype=storage))
     assert quantised.vram_bytes < predict(t5, setting(TEXT_ENCODER)).vram_bytes - 3_000 * MB
 
 

@@ -13,7 +13,8 @@ from transformers import T5PreTrainedModel
 from lowmem_if.cascade.catalog import PUBLISHED, STAGE_1, TEXT_ENCODER, UPSCALER, Module, Weights
 from lowmem_if.cascade.strategies import RESIDENT, SEQUENTIAL_OFFLOAD
 from lowmem_if.errors import CheckpointError
-from lowmem_if.planning.memory import ExecutionConfig, predict
+from lowmem_if.planning.execution import ExecutionConfig
+from lowmem_if.planning.memory import predict
 from lowmem_if.planning.memory_table import (
     FUSED,
     MATH,

@@ -64,8 +64,8 @@ from lowmem_if.errors import (
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.hardware.profiles import load_profile, profile_names
 from lowmem_if.hardware.speeds import ANY, Throughput, assumed
+from lowmem_if.planning.execution import ExecutionConfig
 from lowmem_if.planning.memory import (
-    ExecutionConfig,
     headroom,
     predict,
     resident_choices,
@@ -91,12 +91,12 @@ def test_the_machines_of_these_tests_are_worth_testing() -> None:
         plan = try_plan(machine, request, prefer=prefer)
         seen["planned" if plan else "refused"] += 1
         for each in plan.steps if plan else ():
-            seen.update([each.strategy, each.device])
-            seen["partly resident"] += each.resident_bytes > 0
+            seen.update([each.config.strategy, each.config.device])
+            seen["partly resident"] += each.config.resident_bytes > 0
         with suppress(DoesNotFit, DeviceError, RequestError):
             pinned = make_plan(machine, request, prefer=prefer, pins=pins)
             seen["planned with pins"] += 1
-            seen.update(each.strategy for each in pinned.steps)
+            seen.update(each.config.strategy for each in pinned.steps)
 
     count()
     assert min(seen["planned"], seen["refused"]) > 30, seen
@@ -124,11 +124,14 @@ def test_a_plan_keeps_within_the_budget(machine: Machine, request: Request, pref
     """Every step's predicted peaks and the headroom are within VRAM and RAM; on Apple, together."""
     plan = try_plan(machine, request, prefer=prefer)
     for each in plan.steps if plan else ():
-        vram_spare, ram_spare = headroom(each.device)
-        assert each.predicted.ram_bytes + ram_spare <= machine.ram_bytes
-        assert each.predicted.vram_bytes + vram_spare <= machine.vram_bytes or each.device == "cpu"
+        vram_spare, ram_spare = headroom(each.config.device)
+        assert each.estimate.ram_bytes + ram_spare <= machine.ram_bytes
+        assert (
+            each.estimate.vram_bytes + vram_spare <= machine.vram_bytes
+            or each.config.device == "cpu"
+        )
         if machine.kind == "mps":
-            both = each.predicted.vram_bytes + each.predicted.ram_bytes + ram_spare
+            both = each.estimate.vram_bytes + each.estimate.ram_bytes + ram_spare
             assert both <= machine.ram_bytes
 
 
@@ -141,17 +144,17 @@ def test_a_budget_is_used_to_its_last_byte(machine: Machine, request: Request, p
         return
     ram, vram = 0, 0
     for each in plan.steps:
-        vram_spare, ram_spare = headroom(each.device)
-        shared = each.predicted.vram_bytes if machine.unified else 0
-        ram = max(ram, each.predicted.ram_bytes + shared + ram_spare)
-        if each.device != "cpu":
-            vram = max(vram, each.predicted.vram_bytes + vram_spare)
+        vram_spare, ram_spare = headroom(each.config.device)
+        shared = each.estimate.vram_bytes if machine.unified else 0
+        ram = max(ram, each.estimate.ram_bytes + shared + ram_spare)
+        if each.config.device != "cpu":
+            vram = max(vram, each.estimate.vram_bytes + vram_spare)
 
     def settings_with(ram: int, vram: int) -> list[ExecutionConfig] | None:
         again = try_plan(replace(machine, ram_bytes=ram, vram_bytes=vram), request, prefer=prefer)
-        return [each.setting for each in again.steps] if again else None
+        return [each.config for each in again.steps] if again else None
 
-    same = [each.setting for each in plan.steps]
+    same = [each.config for each in plan.steps]
     assert settings_with(ram, vram) is not None
     assert settings_with(ram - 1, vram) != same
     if vram:
@@ -170,16 +173,16 @@ def test_a_plan_has_a_settled_step_for_each_component(
     assert (plan.machine, plan.request, plan.prefer, plan.pins) == (machine, request, prefer, {})
     assert tuple(each.component for each in plan.steps) == request.components
     for each in plan.steps:
-        assert each.strategy in STRATEGIES
-        assert each.storage_dtype in STORAGES
-        assert each.compute_dtype in STORAGES
-        assert each.compute_dtype not in QUANTISED
-        assert each.device in (machine.device, "cpu")
+        assert each.config.strategy in STRATEGIES
+        assert each.config.storage_dtype in STORAGES
+        assert each.config.compute_dtype in STORAGES
+        assert each.config.compute_dtype not in QUANTISED
+        assert each.config.device in (machine.device, "cpu")
         texts = each.component == TEXT_ENCODER  # negative ones, too
-        assert 1 <= each.batch <= max(1, len(request.tasks)) + texts
+        assert 1 <= each.config.batch <= max(1, len(request.tasks)) + texts
         assert each.reason
-        assert each.predicted.seconds > 0
-        assert each.strategy == STREAM or each.resident_bytes == 0
+        assert each.estimate.seconds > 0
+        assert each.config.strategy == STREAM or each.config.resident_bytes == 0
         assert (each.sampling is not None) == (each.component in catalog.IMAGE_STAGES)
 
 
@@ -198,7 +201,7 @@ def test_more_memory_is_never_slower(
     after = make_plan(larger, request, prefer=prefer)
     assert after.seconds <= before.seconds
     for small, large in zip(before.steps, after.steps, strict=True):
-        assert large.predicted.seconds <= small.predicted.seconds
+        assert large.estimate.seconds <= small.estimate.seconds
 
 
 @pytest.mark.parametrize("features", [(), ("avx512_bf16",)])
@@ -210,7 +213,7 @@ def test_no_larger_memory_ever_slows_a_step(features: tuple[str, ...], prefer: s
         machine = cpu(tenths / 10, *features)
         plan = try_plan(machine, ask("if-xl", images=2, size=256), prefer=prefer)
         for small, large in zip(*(p.steps if p else () for p in (before, plan)), strict=False):
-            assert large.predicted.seconds <= small.predicted.seconds, (tenths, small, large)
+            assert large.estimate.seconds <= small.estimate.seconds, (tenths, small, large)
         before = plan
 
 
@@ -227,7 +230,7 @@ def test_no_larger_card_is_ever_slower(cascade: str, prefer: str, kind: str, ram
         assert plan or not before
         if plan and before:
             for small, large in zip(before.steps, plan.steps, strict=True):
-                assert large.predicted.seconds <= small.predicted.seconds, (tenths, small, large)
+                assert large.estimate.seconds <= small.estimate.seconds, (tenths, small, large)
         before = plan
 
 
@@ -341,13 +344,15 @@ def test_exact_draws_one_image_at_a_time_in_the_machines_own_type(
     """Under `exact` memory decides where weights live, never in which type a stage draws."""
     plan = try_plan(machine, request)
     for each in plan.steps if plan else ():
-        assert each.batch == 1 or each.component == TEXT_ENCODER  # texts go one by one in any case
-        assert not each.vae_tiling
+        assert (
+            each.config.batch == 1 or each.component == TEXT_ENCODER
+        )  # texts go one by one in any case
+        assert not each.config.vae_tiling
         if each.component in catalog.IMAGE_STAGES:
-            assert each.storage_dtype == each.compute_dtype
+            assert each.config.storage_dtype == each.config.compute_dtype
             small = each.component == STAGE_1 and request.cascade == "if-m"
-            assert each.storage_dtype == machine.compute_dtype or small
-        assert each.storage_dtype != "nf4"
+            assert each.config.storage_dtype == machine.compute_dtype or small
+        assert each.config.storage_dtype != "nf4"
 
 
 @pytest.mark.parametrize(("images", "batch"), [(1, 1), (2, 2), (3, 2), (5, 4), (8, 8), (9, 8)])
@@ -355,9 +360,9 @@ def test_balanced_draws_images_together_as_memory_allows(images: int, batch: int
     """With plenty of memory the batch is the largest power of two up to eight; exact keeps to one."""
     request = ask(images=images)
     balanced = make_plan(card(80, 80), request, prefer="balanced")
-    assert step(balanced, STAGE_2).batch == batch
-    assert step(make_plan(card(80, 80), request), STAGE_2).batch == 1
-    assert step(make_plan(card(4.2, 80), request, prefer="balanced"), STAGE_2).batch == 1
+    assert step(balanced, STAGE_2).config.batch == batch
+    assert step(make_plan(card(80, 80), request), STAGE_2).config.batch == 1
+    assert step(make_plan(card(4.2, 80), request, prefer="balanced"), STAGE_2).config.batch == 1
 
 
 @pytest.mark.parametrize("kind", ["cuda", "xpu"])
@@ -366,9 +371,9 @@ def test_balanced_draws_images_together_as_memory_allows(images: int, batch: int
 def test_the_text_encoder_is_8bit_on_an_accelerator(kind: str, prefer: str, vram: int) -> None:
     """The 8-bit encoder is the default on a card, exact or balanced, with room or without."""
     encoder = step(make_plan(card(vram, 32, kind), ask(), prefer=prefer), TEXT_ENCODER)
-    assert (encoder.storage_dtype, encoder.strategy) == ("int8", RESIDENT)
-    assert encoder.device == f"{kind}:0"
-    assert encoder.compute_dtype == "float16"
+    assert (encoder.config.storage_dtype, encoder.config.strategy) == ("int8", RESIDENT)
+    assert encoder.config.device == f"{kind}:0"
+    assert encoder.config.compute_dtype == "float16"
 
 
 @pytest.mark.parametrize("prefer", PREFERENCES)
@@ -380,7 +385,7 @@ def test_apple_has_no_8bit_kernels(prefer: str) -> None:
         (card(1.5, 12, "mps"), "cpu", STREAM, "float32"),
     ):
         encoder = step(make_plan(machine, ask("if-m", size=64), prefer=prefer), TEXT_ENCODER)
-        assert (encoder.device, encoder.strategy, encoder.storage_dtype) == (
+        assert (encoder.config.device, encoder.config.strategy, encoder.config.storage_dtype) == (
             device, strategy, storage,
         )  # fmt: skip
 
@@ -389,12 +394,12 @@ def test_only_balanced_quantises_on_a_cpu() -> None:
     """On a CPU the encoder streams in the machine's type under exact and may be 8-bit under balanced."""
     roomy, tight = cpu(64, "avx512_bf16"), cpu(9.5, "avx512_bf16")
     encoder = step(make_plan(roomy, ask()), TEXT_ENCODER)
-    assert (encoder.strategy, encoder.storage_dtype) == (STREAM, "bfloat16")
+    assert (encoder.config.strategy, encoder.config.storage_dtype) == (STREAM, "bfloat16")
     exact = step(make_plan(tight, ask("if-l")), TEXT_ENCODER)
-    assert (exact.strategy, exact.storage_dtype) == (STREAM, "bfloat16")
+    assert (exact.config.strategy, exact.config.storage_dtype) == (STREAM, "bfloat16")
     encoder = step(make_plan(tight, ask("if-l"), prefer="balanced"), TEXT_ENCODER)
-    assert encoder.storage_dtype in QUANTISED
-    assert encoder.compute_dtype == "bfloat16"
+    assert encoder.config.storage_dtype in QUANTISED
+    assert encoder.config.compute_dtype == "bfloat16"
 
 
 def test_only_balanced_takes_nf4() -> None:
@@ -402,9 +407,12 @@ def test_only_balanced_takes_nf4() -> None:
     the encoder streams once, which takes no longer than loading it."""
     slow = replace(assumed("cuda"), disk_bytes=1e10, fill_bytes=5e9, bus_bytes=1e9)
     machine = replace(card(7.5, 12), rates=slow)
-    assert step(make_plan(machine, ask(), prefer="balanced"), TEXT_ENCODER).storage_dtype == "nf4"
+    assert (
+        step(make_plan(machine, ask(), prefer="balanced"), TEXT_ENCODER).config.storage_dtype
+        == "nf4"
+    )
     for plan in (make_plan(machine, ask()), make_plan(card(7.5, 12), ask(), prefer="balanced")):
-        assert step(plan, TEXT_ENCODER).storage_dtype != "nf4"
+        assert step(plan, TEXT_ENCODER).config.storage_dtype != "nf4"
 
 
 @thorough
@@ -415,8 +423,8 @@ def test_nothing_ever_computes_in_float16_on_a_cpu(
     """A step on the CPU, for whatever reason it is there, has a type that CPUs are fast in."""
     plan = try_plan(machine, request, prefer=prefer)
     for each in plan.steps if plan else ():
-        if each.device == "cpu":
-            assert "float16" not in (each.storage_dtype, each.compute_dtype)
+        if each.config.device == "cpu":
+            assert "float16" not in (each.config.storage_dtype, each.config.compute_dtype)
 
 
 @thorough
@@ -425,9 +433,9 @@ def test_a_cpu_never_offloads(machine: Machine, request: Request, prefer: str) -
     """Without an accelerator every component is resident or streams on the CPU and takes no VRAM."""
     plan = try_plan(machine, request, prefer=prefer)
     for each in plan.steps if plan else ():
-        assert each.device == "cpu"
-        assert each.strategy in (RESIDENT, STREAM)
-        assert each.predicted.vram_bytes == 0
+        assert each.config.device == "cpu"
+        assert each.config.strategy in (RESIDENT, STREAM)
+        assert each.estimate.vram_bytes == 0
 
 
 @thorough
@@ -437,8 +445,12 @@ def test_the_finish_is_always_on_the_cpu(machine: Machine, request: Request, pre
     plan = try_plan(machine, request, prefer=prefer)
     if plan:
         finish = plan.steps[-1]
-        assert (finish.component, finish.device, finish.strategy) == (FINISH, "cpu", RESIDENT)
-        assert (finish.storage_dtype, finish.compute_dtype) == ("float32", "float32")
+        assert (finish.component, finish.config.device, finish.config.strategy) == (
+            FINISH,
+            "cpu",
+            RESIDENT,
+        )
+        assert (finish.config.storage_dtype, finish.config.compute_dtype) == ("float32", "float32")
 
 
 @thorough
@@ -447,8 +459,8 @@ def test_apple_never_offloads_and_never_quantises_on_the_gpu(machine: Machine, p
     """Where VRAM is RAM weights can only stay or stream, and bitsandbytes has no kernels there."""
     plan = try_plan(machine, ask(), prefer=prefer)
     for each in plan.steps if plan else ():
-        assert each.strategy in (RESIDENT, STREAM)
-        assert each.device == "cpu" or each.storage_dtype not in QUANTISED
+        assert each.config.strategy in (RESIDENT, STREAM)
+        assert each.config.device == "cpu" or each.config.storage_dtype not in QUANTISED
 
 
 def test_on_apple_one_budget_holds_both() -> None:
@@ -456,15 +468,15 @@ def test_on_apple_one_budget_holds_both() -> None:
     machine = card(10, 12, "mps")
     resident = {STAGE_1: Pin(RESIDENT)}
     stage = step(make_plan(machine, ask(size=64)), STAGE_1)  # no whole decoder fits there
-    assert (stage.device, stage.strategy) == ("mps", RESIDENT)
-    both = stage.predicted.vram_bytes + stage.predicted.ram_bytes + headroom("mps")[1]
+    assert (stage.config.device, stage.config.strategy) == ("mps", RESIDENT)
+    both = stage.estimate.vram_bytes + stage.estimate.ram_bytes + headroom("mps")[1]
     with pytest.raises(DoesNotFit) as caught:
         make_plan(replace(machine, ram_bytes=both - 1), ask(size=64), pins=resident)
     assert (caught.value.component, caught.value.needed_bytes) == (STAGE_1, both)
     assert caught.value.available_bytes == both - 1
     for ram, strategy in ((both, RESIDENT), (both - 1, STREAM)):
         plan = make_plan(replace(machine, ram_bytes=ram), ask(size=64))
-        assert step(plan, STAGE_1).strategy == strategy
+        assert step(plan, STAGE_1).config.strategy == strategy
 
 
 LIKE_CARDS = {"mps": 6.4, "cuda": 6}
@@ -477,8 +489,8 @@ def test_on_apple_what_the_accelerator_takes_keeps_no_file_cached() -> None:
     seconds = []
     for kind, vram in LIKE_CARDS.items():
         stage = step(make_plan(card(vram, 9, kind), ask(size=64), pins=pins), STAGE_1)
-        assert stage.predicted.vram_bytes > 5 * GB
-        seconds.append(stage.predicted.seconds)
+        assert stage.estimate.vram_bytes > 5 * GB
+        seconds.append(stage.estimate.seconds)
     unified, apart = seconds
     assert unified is not None
     assert apart is not None
@@ -507,7 +519,7 @@ def test_stage_1_leaves_the_card_as_memory_gets_short(
 ) -> None:
     """I-XL is resident where it fits; else as much as fits stays and the rest streams, which hides
     behind computing, as leaves that move from RAM do not."""
-    assert step(make_plan(card(vram, ram), ask(size=64)), STAGE_1).strategy == strategy
+    assert step(make_plan(card(vram, ram), ask(size=64)), STAGE_1).config.strategy == strategy
 
 
 @pytest.mark.parametrize(
@@ -525,7 +537,7 @@ def test_the_upscaler_moves_whole_modules_before_leaves(
     """Its three networks take turns on the card, which costs little, before leaves must move, and stream
     where RAM does not hold them."""
     plan = make_plan(card(vram, ram), ask("if-m"))
-    assert step(plan, UPSCALER).strategy == strategy
+    assert step(plan, UPSCALER).config.strategy == strategy
 
 
 def test_a_card_too_small_for_the_encoder_leaves_it_to_the_cpu() -> None:
@@ -537,10 +549,10 @@ def test_a_card_too_small_for_the_encoder_leaves_it_to_the_cpu() -> None:
         (1.5, 4, "cpu", STREAM, "float32"),
     ):
         encoder = step(make_plan(card(vram, ram), ask("if-m", size=64)), TEXT_ENCODER)
-        assert (encoder.device, encoder.strategy, encoder.storage_dtype) == (
+        assert (encoder.config.device, encoder.config.strategy, encoder.config.storage_dtype) == (
             device, strategy, storage,
         )  # fmt: skip
-        assert encoder.compute_dtype == ("float16" if device == "cuda:0" else "float32")
+        assert encoder.config.compute_dtype == ("float16" if device == "cuda:0" else "float32")
 
 
 def test_a_choice_says_what_it_was_preferred_to() -> None:
@@ -566,7 +578,7 @@ def test_a_choice_never_beats_itself(machine: Machine, request: Request, prefer:
     plan = try_plan(machine, request, prefer=prefer)
     for each in plan.steps if plan else ():
         other = each.instead_of.partition(":")[0]
-        assert each.device != machine.device or other != str(each.setting)
+        assert each.config.device != machine.device or other != str(each.config)
 
 
 def test_what_stays_of_a_stream_is_told_apart_in_words() -> None:
@@ -599,7 +611,11 @@ def test_a_stream_takes_the_batch_and_the_residents_that_spare_most_reading(
     only two do and most weights stay."""
     request = ask(images=8)
     stage = step(make_plan(cpu(ram, "avx512_bf16"), request, prefer="balanced"), component)
-    assert (stage.strategy, stage.batch, stage.resident_bytes > 0) == (STREAM, batch, resident)
+    assert (stage.config.strategy, stage.config.batch, stage.config.resident_bytes > 0) == (
+        STREAM,
+        batch,
+        resident,
+    )
 
 
 @thorough
@@ -615,16 +631,16 @@ def test_what_streams_is_the_quickest_way_to_stream_that_fits(
     cascade = locate(request.cascade, components=request.components).cascade
     parts, images = cascade.parts, len(request.tasks)
     for each in plan.steps:
-        if each.strategy != STREAM:
+        if each.config.strategy != STREAM:
             continue
         part, sampling = parts[each.component], each.sampling
-        vram_spare, ram_spare = headroom(each.device)
+        vram_spare, ram_spare = headroom(each.config.device)
         together = prefer == "balanced" and sampling is not None
         tried = []
-        alone = each.batch if each.component == TEXT_ENCODER else 1
+        alone = each.config.batch if each.component == TEXT_ENCODER else 1
         for batch in [b for b in (1, 2, 4, 8) if b <= images] if together else [alone]:
-            for resident in resident_choices(part, each.setting):
-                other = replace(each.setting, batch=batch, resident_bytes=resident)
+            for resident in resident_choices(part, each.config):
+                other = replace(each.config, batch=batch, resident_bytes=resident)
                 need = predict(part, other)
                 left = machine.ram_bytes - need.ram_bytes
                 left -= need.vram_bytes if machine.unified else 0
@@ -636,7 +652,7 @@ def test_what_streams_is_the_quickest_way_to_stream_that_fits(
                         part, other, jobs, machine.speeds, left, unified=machine.unified
                     )
                 )
-        assert each.predicted.seconds == min(tried)
+        assert each.estimate.seconds == min(tried)
 
 
 def test_what_stays_in_place_does_not_push_the_file_out_of_the_cache() -> None:
@@ -646,11 +662,11 @@ def test_what_stays_in_place_does_not_push_the_file_out_of_the_cache() -> None:
     plain, roomy = (
         step(make_plan(replace(cpu(ram), rates=quick), ask(size=64)), STAGE_1) for ram in (12, 16)
     )
-    assert plain.strategy == STREAM
-    assert plain.resident_bytes < 3 * GB < roomy.resident_bytes
-    assert roomy.predicted.seconds < plain.predicted.seconds
+    assert plain.config.strategy == STREAM
+    assert plain.config.resident_bytes < 3 * GB < roomy.config.resident_bytes
+    assert roomy.estimate.seconds < plain.estimate.seconds
     # As it is on file, what stays takes no more than it would in the cache.
-    assert step(make_plan(cpu(8, "avx512_bf16"), ask(size=64)), STAGE_1).resident_bytes > 0
+    assert step(make_plan(cpu(8, "avx512_bf16"), ask(size=64)), STAGE_1).config.resident_bytes > 0
 
 
 def test_on_apple_what_is_on_the_gpu_leaves_less_for_the_files_cache() -> None:
@@ -659,9 +675,9 @@ def test_on_apple_what_is_on_the_gpu_leaves_less_for_the_files_cache() -> None:
         step(make_plan(card(vram, 8, kind), ask(size=64)), STAGE_1)
         for kind, vram in LIKE_CARDS.items()
     )
-    assert apple.strategy == nvidia.strategy == STREAM
-    assert apple.resident_bytes <= nvidia.resident_bytes
-    assert apple.predicted.seconds > nvidia.predicted.seconds
+    assert apple.config.strategy == nvidia.config.strategy == STREAM
+    assert apple.config.resident_bytes <= nvidia.config.resident_bytes
+    assert apple.estimate.seconds > nvidia.estimate.seconds
 
 
 def test_the_encoder_comes_once_for_all_prompts() -> None:
@@ -670,10 +686,10 @@ def test_the_encoder_comes_once_for_all_prompts() -> None:
         step(make_plan(cpu(8), ask(prompts=prompts, size=64)), TEXT_ENCODER)
         for prompts in (("a",), tuple("abcdefgh"))
     )
-    assert (one.strategy, one.resident_bytes) == (STREAM, 0)
-    assert (one.batch, many.batch) == (2, 9)  # and the negative prompt
-    assert replace(one, predicted=many.predicted, batch=9) == many
-    assert many.predicted.seconds < 8 * one.predicted.seconds
+    assert (one.config.strategy, one.config.resident_bytes) == (STREAM, 0)
+    assert (one.config.batch, many.config.batch) == (2, 9)  # and the negative prompt
+    assert replace(one, estimate=many.estimate).with_config(batch=9) == many
+    assert many.estimate.seconds < 8 * one.estimate.seconds
     assert one.reason.endswith("layers come from the file, once")
 
 
@@ -709,11 +725,11 @@ def test_casting_at_every_pass_is_told_with_what_spares_it() -> None:
     plan = make_plan(cpu(3, "avx512_bf16"), ask(), prefer="balanced")
     assert words not in step(plan, TEXT_ENCODER).reason
     for component in catalog.IMAGE_STAGES:
-        assert step(plan, component).strategy == STREAM
+        assert step(plan, component).config.strategy == STREAM
         assert words in step(plan, component).reason
     for machine in (cpu(5), card(3, 4)):
         plan = make_plan(machine, ask(size=64))
-        assert step(plan, STAGE_1).strategy == STREAM
+        assert step(plan, STAGE_1).config.strategy == STREAM
         assert words not in step(plan, STAGE_1).reason
 
 
@@ -741,15 +757,15 @@ def test_a_batch_that_had_to_be_smaller_says_so() -> None:
     """When only the batch was too large, what was given up is told apart from what was chosen."""
     plan = make_plan(card(4.2, 80), ask(images=8), prefer="balanced")
     stage = step(plan, STAGE_2)
-    assert (stage.strategy, stage.batch) == (RESIDENT, 1)
+    assert (stage.config.strategy, stage.config.batch) == (RESIDENT, 1)
     assert "batch" in stage.instead_of or "images" in stage.instead_of
 
 
 def test_only_balanced_tiles_the_vae() -> None:
     """Tiles change pixels a little: balanced takes them where the whole picture has no room."""
-    assert not step(make_plan(card(80, 80), ask(), prefer="balanced"), UPSCALER).vae_tiling
+    assert not step(make_plan(card(80, 80), ask(), prefer="balanced"), UPSCALER).config.vae_tiling
     tiled = step(make_plan(card(3.5, 32), ask("if-m"), prefer="balanced"), UPSCALER)
-    assert tiled.vae_tiling
+    assert tiled.config.vae_tiling
     error = refusal(card(3.5, 32), ask("if-m"))
     assert error is not None
     assert (error.component, error.nearest) == (
@@ -783,12 +799,12 @@ def test_pins_are_kept_or_refused(
     assert plan.pins == {component: str(pin) for component, pin in pins.items()}
     for each in plan.steps:
         if pin := pins.get(each.component):
-            assert each.strategy == pin.strategy
-            assert each.storage_dtype == (pin.storage or each.storage_dtype)
+            assert each.config.strategy == pin.strategy
+            assert each.config.storage_dtype == (pin.storage or each.config.storage_dtype)
             on_the_cpu = each.component == FINISH or (
-                machine.kind == "mps" and each.storage_dtype in ("int8", "nf4")
+                machine.kind == "mps" and each.config.storage_dtype in ("int8", "nf4")
             )
-            assert each.device == ("cpu" if on_the_cpu else machine.device)
+            assert each.config.device == ("cpu" if on_the_cpu else machine.device)
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
@@ -815,8 +831,8 @@ def test_a_pinned_float_is_also_computed_in() -> None:
         ask(),
         pins={STAGE_1: Pin(RESIDENT, "float32"), TEXT_ENCODER: Pin(RESIDENT, "nf4")},
     )
-    assert step(plan, STAGE_1).compute_dtype == "float32"
-    assert step(plan, TEXT_ENCODER).compute_dtype == "float16"
+    assert step(plan, STAGE_1).config.compute_dtype == "float32"
+    assert step(plan, TEXT_ENCODER).config.compute_dtype == "float16"
     assert "pinned" in step(plan, STAGE_1).reason
 
 
@@ -1000,16 +1016,16 @@ def test_a_small_cascade_runs_in_float32(tiny: Path) -> None:
     for machine in (cpu(4, "avx512_bf16"), card(6, 8), card(6, 8, "mps")):
         plan = make_plan(machine, ask(str(tiny)))
         for each in plan.steps:
-            assert (each.storage_dtype, each.compute_dtype) == ("float32", "float32")
-            assert each.strategy == RESIDENT
-        assert all(each.device == machine.device for each in plan.steps[:-1])
+            assert (each.config.storage_dtype, each.config.compute_dtype) == ("float32", "float32")
+            assert each.config.strategy == RESIDENT
+        assert all(each.config.device == machine.device for each in plan.steps[:-1])
 
 
 def test_a_folder_is_not_downloaded(tiny: Path) -> None:
     """What is on the disk costs no download; what is not costs each file once."""
     assert make_plan(cpu(8), ask(str(tiny))).download_bytes == 0
     plan = make_plan(card(16, 16), ask("if-m"))
-    assert plan.download_bytes == sum(each.predicted.read_bytes for each in plan.steps)
+    assert plan.download_bytes == sum(each.estimate.read_bytes for each in plan.steps)
     small = make_plan(card(16, 16), ask("if-m", size=64))
     assert small.download_bytes < plan.download_bytes
 
@@ -1021,8 +1037,8 @@ def test_the_8bit_encoder_downloads_the_8bit_file() -> None:
     sixteen = step(
         make_plan(machine, ask(), pins={TEXT_ENCODER: Pin(RESIDENT, "float16")}), TEXT_ENCODER
     )
-    assert eight.predicted.read_bytes == pytest.approx(7.92 * GB, rel=0.005)
-    assert sixteen.predicted.read_bytes == pytest.approx(11.54 * GB, rel=0.005)
+    assert eight.estimate.read_bytes == pytest.approx(7.92 * GB, rel=0.005)
+    assert sixteen.estimate.read_bytes == pytest.approx(11.54 * GB, rel=0.005)
 
 
 @pytest.fixture
@@ -1056,8 +1072,8 @@ def test_an_encoder_that_is_here_in_8_bits_only_is_planned_in_8_bits(
     """8-bit weights cannot be had in another type, on any machine."""
     plan = make_plan(machine, ask(str(only_8bit)), prefer=prefer)
     encoder = step(plan, TEXT_ENCODER)
-    assert (encoder.storage_dtype, encoder.strategy) == ("int8", RESIDENT)
-    assert encoder.device in ("cpu", "cuda:0")
+    assert (encoder.config.storage_dtype, encoder.config.strategy) == ("int8", RESIDENT)
+    assert encoder.config.device in ("cpu", "cuda:0")
     assert plan.download_bytes == 0
 
 
@@ -1068,7 +1084,7 @@ def test_a_pin_that_leaves_the_type_open_takes_the_8_bits_that_are_here(
     """`text_encoder=resident` says nothing of the type, so that of the only file is taken."""
     plan = make_plan(machine, ask(str(only_8bit)), pins={TEXT_ENCODER: Pin(RESIDENT)})
     encoder = step(plan, TEXT_ENCODER)
-    assert (encoder.storage_dtype, encoder.device) == ("int8", machine.device)
+    assert (encoder.config.storage_dtype, encoder.config.device) == ("int8", machine.device)
 
 
 def test_a_pin_for_weights_that_are_not_here_is_refused(only_8bit: Path) -> None:
@@ -1116,7 +1132,7 @@ def test_a_pinned_8bit_encoder_runs_on_the_cpu_beside_an_apple_gpu() -> None:
     """bitsandbytes' int8 is not for Apple GPUs, so the demo's pin is kept on the CPU."""
     pins = {TEXT_ENCODER: Pin(RESIDENT, "int8")}
     encoder = step(make_plan(card(10, 16, "mps"), ask("demo"), pins=pins), TEXT_ENCODER)
-    assert (encoder.storage_dtype, encoder.device, encoder.compute_dtype) == (
+    assert (encoder.config.storage_dtype, encoder.config.device, encoder.config.compute_dtype) == (
         "int8",
         "cpu",
         "float32",
@@ -1172,13 +1188,13 @@ def test_plans_have_room_for_the_allocators_reserve(name: str, fact: str) -> Non
     plan = make_plan(machine, request)
     parts = locate("if-xl", components=request.components).cascade.parts
     for each in plan.steps:
-        held = predict(parts[each.component], each.setting, reserve=True)
-        assert each.predicted.vram_bytes == held.vram_bytes
-        if each.device != "cpu":
-            assert held.vram_bytes + headroom(each.device)[0] <= machine.vram_bytes
+        held = predict(parts[each.component], each.config, reserve=True)
+        assert each.estimate.vram_bytes == held.vram_bytes
+        if each.config.device != "cpu":
+            assert held.vram_bytes + headroom(each.config.device)[0] <= machine.vram_bytes
             turn = look_up_step(
-                parts[each.component], each.component, each.strategy, each.storage_dtype,
-                attention="fused", tiled=each.vae_tiling,
+                parts[each.component], each.component, each.config.strategy, each.config.storage_dtype,
+                attention="fused", tiled=each.config.vae_tiling,
             )  # fmt: skip
             assert turn is not None
-            assert turn.reserved_bytes <= machine.vram_bytes - headroom(each.device)[0]
+            assert turn.reserved_bytes <= machine.vram_bytes - headroom(each.config.device)[0]

@@ -37,8 +37,9 @@ from lowmem_if.hardware.speeds import (
     accelerator_paces,
     assumed,
 )
+from lowmem_if.planning.execution import ExecutionConfig
 from lowmem_if.planning.flops import pass_flops
-from lowmem_if.planning.memory import ExecutionConfig, bytes_a_pass
+from lowmem_if.planning.memory import bytes_a_pass
 from lowmem_if.planning.plan import make_plan
 from lowmem_if.planning.runtime import predict_seconds
 from lowmem_if.planning.workload import Workload
@@ -110,7 +111,9 @@ def test_on_a_cpu_casting_takes_from_computing() -> None:
     assert streamed > resident + 40 * 8.61 / 2
     unet = XL.parts[STAGE_1].modules[0]
     copy = replace(XL.parts[STAGE_1], modules=(replace(unet, is_bfloat16=True),))
-    as_is = setting(STAGE_1, STREAM, device="cpu", storage="bfloat16", compute="bfloat16")
+    as_is = setting(
+        STAGE_1, STREAM, device="cpu", storage_dtype="bfloat16", compute_dtype="bfloat16"
+    )
     rates = replace(ROUND, paces=(Throughput(CPU, "bfloat16", ANY, 0.1e12),))
     saved = predict_seconds(XL.parts[STAGE_1], as_is, (job,), rates, 64 * GB, unified=False)
     saved -= predict_seconds(copy, as_is, (job,), rates, 64 * GB, unified=False)
@@ -133,7 +136,7 @@ def test_the_encoder_reads_its_file_once_for_all_texts() -> None:
 def test_an_8_bit_file_is_read_instead_of_quantised() -> None:
     """The published int8 encoder is 7.92 GB to read; from 16 bits a CPU must quantise first."""
     job = Workload(1, 1)
-    there = setting(TEXT_ENCODER, storage="int8", compute="float32", device="cpu")
+    there = setting(TEXT_ENCODER, storage_dtype="int8", compute_dtype="float32", device="cpu")
     local = replace(XL.parts[TEXT_ENCODER], eight_bit_file_bytes=0)
     made = predict_seconds(local, there, (job,), ROUND, 64 * GB, unified=False)
     assert made - seconds(there, job) == pytest.approx(11.54 - 7.92 + 2 * 3.62, abs=0.2)
@@ -163,7 +166,7 @@ def test_tiles_take_no_other_time() -> None:
 
 def test_the_finish_is_a_look_and_a_file_for_each_picture() -> None:
     """The safety checker's 0.16e12 operations and a PNG."""
-    each = setting(FINISH, storage="float32", compute="float32", device="cpu")
+    each = setting(FINISH, storage_dtype="float32", compute_dtype="float32", device="cpu")
     many, one = (seconds(each, Workload(1, n)) for n in (10, 1))
     assert many - one == pytest.approx(9 * (1.56 + 0.2), abs=0.2)
 
@@ -260,7 +263,7 @@ def test_where_nothing_can_be_pinned_streams_take_the_slow_bus() -> None:
     )  # fmt: skip
     request = Request(("a",), cascade="if-xl", seed=(1,), size=64)
     free, walled = (
-        make_plan(replace(machine, pinned_bytes=limit), request).step(STAGE_1).predicted.seconds
+        make_plan(replace(machine, pinned_bytes=limit), request).step(STAGE_1).estimate.seconds
         for limit in (None, 0)
     )
     assert free < walled

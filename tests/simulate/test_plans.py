@@ -25,9 +25,9 @@ def test_a_local_cascade_is_simulated_once(monkeypatch: pytest.MonkeyPatch) -> N
         "simulating stage 1",
     ]
     after = plan.step(STAGE_1)
-    assert after.setting == before.setting
-    assert after.predicted.vram_bytes != before.predicted.vram_bytes
-    assert 0.8 < after.predicted.vram_bytes / before.predicted.vram_bytes < 1.25
+    assert after.config == before.config
+    assert after.estimate.vram_bytes != before.estimate.vram_bytes
+    assert 0.8 < after.estimate.vram_bytes / before.estimate.vram_bytes < 1.25
     said.clear()
     assert simulated_plan(machine, request, report=said.append) == plan
     assert said == []

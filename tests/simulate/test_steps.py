@@ -36,7 +36,7 @@ def simulate(component: str, strategy: str, storage: str = "float16", **options:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("component", [TEXT_ENCODER, STAGE_1])
 def test_every_strategy_runs_and_leaves_nothing_behind(component: str, strategy: str) -> None:
-    """Hooks, lanes and pipelines go through on an accelerator, and all of it is given back."""
+    """Hooks, transports and pipelines run on an accelerator, and all of it is given back."""
     simulated = simulate(component, strategy)
     assert simulated.left_allocated == 0
     assert simulated.peak("allocated", DRAWING) > 0
@@ -78,11 +78,11 @@ def test_the_8_bit_encoder_names_what_it_assumes() -> None:
 # --- the order of streams -----------------------------------------------------------------------
 
 
-def test_a_lane_that_copies_over_weights_in_use_is_found_out(
+def test_a_transport_that_copies_over_weights_in_use_is_found_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Writing where the computing stream may still be reading is a race."""
-    monkeypatch.setattr(DeviceTransport, "_wait_for_those_who_left", lambda _lane, _unit: None)
+    monkeypatch.setattr(DeviceTransport, "_wait_for_released", lambda _transport, _group: None)
     with pytest.raises(SimulationError, match="race"):
         simulate(STAGE_1, STREAM)
 

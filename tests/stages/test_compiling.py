@@ -47,32 +47,32 @@ def plan(machine: Machine = T4, *pins: str, **values: Any) -> Plan:
 def test_what_is_not_asked_for_is_not_compiled() -> None:
     """However many pictures there are; and nothing is said of it."""
     asked = plan(images=64, compile=False)
-    assert all(step.speedup == 1 for step in asked.steps)
+    assert all(step.config.speedup == 1 for step in asked.steps)
     assert not any("compil" in step.reason for step in asked.steps)
 
 
 def test_a_unet_is_compiled_where_its_steps_save_more_than_that_takes() -> None:
     """On a T4 stage 1 for sixteen pictures, but not for one; there stage 2 gains nothing at all."""
     one, many = plan(), plan(images=16)
-    assert one.step(STAGE_1).speedup == 1
+    assert one.step(STAGE_1).config.speedup == 1
     assert "not compiled: that takes longer than it saves" in one.step(STAGE_1).reason
-    assert many.step(STAGE_1).speedup == 1.4
+    assert many.step(STAGE_1).config.speedup == 1.4
     assert "compiled: steps are 1.4 times as fast" in many.step(STAGE_1).reason
-    assert "compiled" in str(many.step(STAGE_1).setting)
+    assert "compiled" in str(many.step(STAGE_1).config)
     assert "not compiled: it gains nothing here" in many.step(STAGE_2).reason
-    assert plan(LARGE, images=32).step(STAGE_2).speedup == 1.2
+    assert plan(LARGE, images=32).step(STAGE_2).config.speedup == 1.2
     uncompiled = plan(images=16, compile=False)
     for component in (STAGE_1, STAGE_2, UPSCALER):
         before, after = uncompiled.step(component), many.step(component)
-        assert after.predicted.seconds <= before.predicted.seconds
-        more = COMPILER_RAM_BYTES if after.speedup > 1 else 0
-        assert after.predicted.ram_bytes == before.predicted.ram_bytes + more
+        assert after.estimate.seconds <= before.estimate.seconds
+        more = COMPILER_RAM_BYTES if after.config.speedup > 1 else 0
+        assert after.estimate.ram_bytes == before.estimate.ram_bytes + more
 
 
 def test_weights_that_come_and_go_are_not_compiled() -> None:
     """A pinned stream stays what it is, and says why."""
     step = plan(T4, "stage_1=stream", images=64).step(STAGE_1)
-    assert (step.strategy, step.speedup) == (STREAM, 1)
+    assert (step.config.strategy, step.config.speedup) == (STREAM, 1)
     assert "not compiled: weights must stay for that" in step.reason
 
 
@@ -101,12 +101,12 @@ def test_after_memory_ran_out_nothing_is_compiled_any_more() -> None:
         findings = Findings().ran_out(step, T4, short_of)
         lower = cheaper(made, location, STAGE_1, findings, short_of=short_of)
         assert lower is not None
-        assert lower.speedup == 1
-        assert changed_pixels(step, lower) == "it is no longer compiled"
+        assert lower.config.speedup == 1
+        assert changed_pixels(step.config, lower.config) == "it is no longer compiled"
         if short_of == RAM:
-            assert lower.setting == replace(step.setting, speedup=1.0)
+            assert lower.config == replace(step.config, speedup=1.0)
         else:
-            assert lower.predicted.vram_bytes < step.predicted.vram_bytes
+            assert lower.estimate.vram_bytes < step.estimate.vram_bytes
 
 
 def test_a_plan_that_compiles_reads_back_equal() -> None:
@@ -121,7 +121,7 @@ def test_a_plan_that_compiles_reads_back_equal() -> None:
 def compiled(made: Plan) -> Plan:
     """As if compiling paid on a CPU."""
     steps = [
-        replace(step, speedup=1.5) if step.component in (STAGE_1, STAGE_2, UPSCALER) else step
+        step.with_config(speedup=1.5) if step.component in (STAGE_1, STAGE_2, UPSCALER) else step
         for step in made.steps
     ]
     return replace(made, steps=tuple(steps))
@@ -168,7 +168,7 @@ def test_where_nothing_can_be_compiled_the_run_says_so_and_goes_on(
     done = run_here(compiled(made), tmp_path / "run", events.append)
     assert same(run_here(made, tmp_path / "plain"), done)
     (notice,) = [event.text for event in events if event.kind == "notice"]
-    assert notice.startswith("not compiled, for torch.compile does not work here: ")
+    assert notice.startswith("not compiled, since torch.compile does not work here: ")
     assert "no such backend" in notice
     assert notice in done.notices
 

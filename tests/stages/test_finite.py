@@ -103,7 +103,7 @@ def test_what_overflows_in_float16_goes_on_in_float32(
     folder = RunFolder.open(result.folder)
     assert len(result.images) == 1
     assert kinds(events, "retry") == [component]
-    assert folder.plan.step(component).compute_dtype == "float32"
+    assert folder.plan.step(component).config.compute_dtype == "float32"
     assert folder.log == (f"{component}: float16 gave NaN or infinite numbers",)
     first, second = folder.notices
     assert "float16 holds no number above 65,504" in first

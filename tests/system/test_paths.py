@@ -15,7 +15,7 @@ from lowmem_if.engine import run_folder
 from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.errors import HubError
 from lowmem_if.system import paths
-from lowmem_if.weights.hub import download
+from lowmem_if.weights.hub import download, transfer
 
 
 @pytest.mark.parametrize(
@@ -75,9 +75,9 @@ def test_a_path_that_is_too_long_is_told_with_what_to_do(
     told = str(safetensors_header.unreadable(long, FileNotFoundError(2, "gone")))
     assert "305 characters" in told
     assert "HF_HOME" in told
-    file = download._File("a/b", "c" * 40, "x" * 200, 5)
+    file = transfer.HubFile("a/b", "c" * 40, "x" * 200, 5)
     with pytest.raises(HubError, match="LongPathsEnabled"):
-        download._check_paths([download._Download(file, "", "e" * 64)])
+        download._check_paths([transfer.Download(file, "", "e" * 64)])
     long_paths(monkeypatch, work=True)
     assert paths.too_long(long) == ""
 

@@ -18,15 +18,12 @@ from transformers.masking_utils import create_bidirectional_mask
 
 from lowmem_if.errors import CheckpointError, DeviceError
 from lowmem_if.planning.plan import Step
+from lowmem_if.stages.stage import StageConfig, TextInputs
 from lowmem_if.stages.stage_1 import Stage1
 from lowmem_if.stages.text_encoder import TextCleaner, TextEncoder
 from lowmem_if.weights.library_differences import t5_block
-from lowmem_if.weights.loading import (
-    load_clip_text,
-    load_safety_checker,
-    load_text_encoder,
-    load_tokenizer,
-)
+from lowmem_if.weights.loading import load_clip_text, load_safety_checker, load_text_encoder
+from lowmem_if.weights.small_parts import load_tokenizer
 
 
 def transformers_from(*version: int) -> bool:
@@ -69,8 +66,9 @@ def published_8bit(tiny: Path, tmp_path: Path) -> Path:
 
 
 def embed(cascade: Path, *pins: str, prompt: str = "a red circle on white") -> torch.Tensor:
-    encoder = TextEncoder(cascade / "stage_1", step(cascade, "text_encoder", *pins))
-    return next(encoder.encode([prompt], 1, lambda _done, _total: None))
+    config = StageConfig(cascade / "stage_1", step(cascade, "text_encoder", *pins))
+    encoder = TextEncoder.load(config)
+    return next(encoder.run(TextInputs([prompt], 1), lambda _done, _total: None))
 
 
 def relative_error(ours: torch.Tensor, exact: torch.Tensor) -> float:
@@ -196,7 +194,7 @@ def test_transformers_still_misreads_the_8bit_file(tiny: Path, published_8bit: P
 
 def test_a_folder_with_the_8bit_file_alone_is_planned_in_8bit(published_8bit: Path) -> None:
     """Where there is only the 8-bit file it is used; another type is refused with the way out."""
-    assert plan_of(published_8bit).steps[0].storage_dtype == "int8"
+    assert plan_of(published_8bit).steps[0].config.storage_dtype == "int8"
     with pytest.raises(CheckpointError, match="pin text_encoder=resident:int8"):
         plan_of(published_8bit, pins=["text_encoder=resident:float32"])
 
@@ -211,7 +209,7 @@ def test_the_documented_device_map_is_still_refused(tiny: Path) -> None:
 
 def test_the_unet_keeps_its_fused_attention(tiny: Path) -> None:
     """No stage ever switches to sliced attention, which replaces the fused kernels."""
-    stage = Stage1(tiny / "stage_1", step(tiny, "stage_1"))
+    stage = Stage1.load(StageConfig(tiny / "stage_1", step(tiny, "stage_1")))
     processors = stage.modules[0].attn_processors.values()
     assert processors
     assert not any(isinstance(p, SlicedAttnAddedKVProcessor) for p in processors)

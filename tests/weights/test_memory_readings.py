@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -188,9 +187,8 @@ def test_vram_is_measured_as_it_was_predicted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts_reserve: bool, peak: int
 ) -> None:
     """Where the plan counts what torch's allocator holds, so does what is shown beside it."""
-    step = replace(
-        make_plan(CPU, Request(("x",), cascade="if-m", size=64)).steps[0], device="cuda:0"
-    )
+    plan = make_plan(CPU, Request(("x",), cascade="if-m", size=64))
+    step = plan.steps[0].with_config(device="cuda:0")
     reading = MemoryReading(0, 0, vram_allocated=1, vram_reserved=2)
     monkeypatch.setattr("lowmem_if.engine.recorder.read_memory", lambda _device: reading)
     monkeypatch.setattr("lowmem_if.weights.memory_readings.read_memory", lambda _device: reading)

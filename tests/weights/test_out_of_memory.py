@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -129,7 +128,7 @@ def test_every_entry_of_the_table_is_tested() -> None:
 def folder(tiny: Path, tmp_path: Path) -> RunFolder:
     """A run whose stage 1 is planned for a card, and whose text encoder is on the CPU."""
     made = RunFolder.for_plan(tmp_path / "run", plan_of(tiny, size=64))
-    made.replace_step(replace(made.plan.step("stage_1"), device="cuda:0"), "for a test")
+    made.replace_step(made.plan.step("stage_1").with_config(device="cuda:0"), "for a test")
     return made
 
 

@@ -28,8 +28,9 @@ from lowmem_if.cascade.lora import loras
 from lowmem_if.cascade.strategies import STREAM
 from lowmem_if.cli.main import main
 from lowmem_if.engine.events import Event
-from lowmem_if.engine.executor import weights_identity, work
+from lowmem_if.engine.executor import work
 from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.steps.step_run import weights_identity
 from lowmem_if.errors import LoraError, RunFolderError
 from lowmem_if.weights.loading import load_diffusers_model
 
@@ -191,7 +192,7 @@ def test_a_streamed_run_draws_what_a_resident_one_does(
     pins = ("stage_1=stream", "stage_2=stream")
     resident = run_here(plan_of(tiny, prompts, size=256, lora=given), tmp_path / "resident")
     plan = plan_of(tiny, prompts, size=256, lora=given, pins=pins)
-    assert plan.step("stage_1").strategy == plan.step("stage_2").strategy == STREAM
+    assert plan.step("stage_1").config.strategy == plan.step("stage_2").config.strategy == STREAM
     streamed = run_here(plan, tmp_path / "streamed")
     for number in (1, 2):
         for image in range(len(resident.plan.request.tasks)):

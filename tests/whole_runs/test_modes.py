@@ -38,8 +38,9 @@ from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.planning.fallback import RAM, Findings, changed_pixels, cheaper
 from lowmem_if.planning.plan import Plan, Step, make_plan
 from lowmem_if.request.request import Request
+from lowmem_if.stages.stage import StageConfig
 from lowmem_if.stages.stage_2 import Stage2
-from lowmem_if.stages.tiles import blended
+from lowmem_if.stages.upscaler import blended
 
 PROMPT, NEGATIVE, SEED = "a red circle on white", "black", 3
 STREAMING = [f"{name}=stream" for name in ("text_encoder", "stage_1", "stage_2", "upscaler")]
@@ -226,7 +227,7 @@ def test_tiles_are_the_pipelines_own_pictures_blended(tiny: Path, tmp_path: Path
     image = noise(tmp_path / "own.png", 100, 80)
     plan = plan_of(tiny, PROMPT, seed=SEED, **of_mode(UPSCALE, {"image": image}))
     steps = tuple(
-        replace(step, tile=64) if step.component == catalog.UPSCALER else step
+        step.with_config(tile=64) if step.component == catalog.UPSCALER else step
         for step in plan.steps
     )
     events: list[Event] = []
@@ -256,16 +257,16 @@ def test_a_picture_that_does_not_fit_whole_is_cut_no_smaller_than_it_must(
     request = Request((PROMPT,), cascade="if-m", seed=(1,), **of_mode(UPSCALE, {"image": image}))
     machine = replace(CPU, ram_bytes=24 * 10**9)
     large = make_plan(machine, request).step(catalog.UPSCALER)
-    assert large.tile == 256
+    assert large.config.tile == 256
     assert "in tiles of 256 pixels" in large.reason
     small = make_plan(replace(machine, ram_bytes=4 * 10**9), request).step(catalog.UPSCALER)
-    assert 0 < small.tile < 256
-    assert small.predicted.ram_bytes < 4 * 10**9
+    assert 0 < small.config.tile < 256
+    assert small.estimate.ram_bytes < 4 * 10**9
     plan, location, findings = make_plan(machine, request), locate("if-m"), Findings()
     step: Step | None = large
     tiles = []
     while step is not None:
-        tiles.append(step.tile)
+        tiles.append(step.config.tile)
         plan = replace(
             plan, steps=tuple(step if s.component == step.component else s for s in plan.steps)
         )
@@ -274,7 +275,7 @@ def test_a_picture_that_does_not_fit_whole_is_cut_no_smaller_than_it_must(
     assert tiles[:2] == [256, 256]  # weights from the file draw the same pixels
     assert tiles == sorted(tiles, reverse=True)
     assert tiles[-1] < 128
-    assert "tiles of 128" in changed_pixels(large, replace(large, tile=128))
+    assert "tiles of 128" in changed_pixels(large.config, replace(large.config, tile=128))
 
 
 def test_a_finished_picture_does_not_tell_where_its_source_lay(
@@ -315,7 +316,7 @@ def test_pictures_drawn_together_share_mode_and_shape(
         (PROMPT,), cascade=str(tiny), seed=(SEED,), images=2, size=64, steps=(4,), **own
     )
     plan = make_plan(CPU, request, prefer="balanced")
-    assert plan.step(catalog.STAGE_1).batch == 2
+    assert plan.step(catalog.STAGE_1).config.batch == 2
     folder = run_here(plan, tmp_path / "run")
     alone = run_here(plan_of(tiny, PROMPT, seed=SEED, steps=4, size=64, **own), tmp_path / "alone")
     gap = (tensor(folder, "stage_1") - tensor(alone, "stage_1")).abs().max()
@@ -490,13 +491,13 @@ def test_a_mode_loads_each_network_once(
 ) -> None:
     """Two pipelines of one stage share its UNet: it is loaded once whatever the mode."""
     loaded = []
-    real = Stage2.__init__
+    real = Stage2.load
 
-    def count(self: Any, root: Path, step: Any) -> None:
-        loaded.append(step.component)
-        real(self, root, step)
+    def count(config: StageConfig) -> Stage2:
+        loaded.append(config.step.component)
+        return real(config)
 
-    monkeypatch.setattr(Stage2, "__init__", count)
+    monkeypatch.setattr(Stage2, "load", count)
     run_here(plan_of(tiny, PROMPT, images=3, steps=4, **of_mode(VARY, sources)), tmp_path / "run")
     assert loaded == [catalog.STAGE_2]
 

@@ -99,7 +99,7 @@ def test_pictures_drawn_together_are_decoded_one_by_one(
     monkeypatch.setattr(AutoencoderKL, "_decode", count)
     request = Request(PROMPTS[:2], cascade=str(tiny), seed=SEEDS[:2], steps=(1,))
     plan = make_plan(CPU, request, prefer="balanced")
-    assert plan.step("upscaler").batch == 2
+    assert plan.step("upscaler").config.batch == 2
     run_here(plan, tmp_path / "run")
     assert decoded == [1, 1]
 

@@ -21,7 +21,8 @@ from lowmem_if.hardware.machine import Machine
 from lowmem_if.planning.memory import in_place_bytes, predict, resident_choices
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.request.request import Request
-from lowmem_if.weights.files.checkpoint import Checkpoint, Stored
+from lowmem_if.weights.files.checkpoint import Checkpoint
+from lowmem_if.weights.files.stored import Stored
 
 STREAMING = [f"{name}=stream" for name in ("text_encoder", "stage_1", "stage_2", "upscaler")]
 LAPTOP = replace(CPU, ram_bytes=3 * 10**9, compute_dtype="bfloat16")
@@ -46,7 +47,7 @@ def test_a_streamed_run_gives_the_resident_runs_pixels(tiny: Path, tmp_path: Pat
     (tmp_path / "cache").rename(tmp_path / "cache-of-before")  # or its embeddings would be taken
     plan = plan_of(tiny, prompts, negative_prompt="green", pins=STREAMING)
     streamed = run_here(plan, tmp_path / "streamed")
-    assert [step.strategy for step in plan.steps[:4]] == [STREAM] * 4
+    assert [step.config.strategy for step in plan.steps[:4]] == [STREAM] * 4
     files = [file.relative_to(plain.path) for file in sorted(plain.path.rglob("*.safetensors"))]
     assert len(files) > 9
     for file in files:
@@ -116,11 +117,11 @@ def test_a_laptop_without_room_streams(tiny: Path) -> None:
     """IF-XL on 3 GB of RAM and no accelerator: the large networks stream, within the budget."""
     plan = xl(LAPTOP, prefer="balanced")
     by_name = {step.component: step for step in plan.steps}
-    assert by_name["text_encoder"].strategy == STREAM
-    assert by_name["stage_1"].strategy == STREAM
-    assert all(step.predicted.ram_bytes <= LAPTOP.ram_bytes for step in plan.steps)
+    assert by_name["text_encoder"].config.strategy == STREAM
+    assert by_name["stage_1"].config.strategy == STREAM
+    assert all(step.estimate.ram_bytes <= LAPTOP.ram_bytes for step in plan.steps)
     stage_1 = by_name["stage_1"]
-    assert stage_1.predicted.seconds > by_name["text_encoder"].predicted.seconds > 10
+    assert stage_1.estimate.seconds > by_name["text_encoder"].estimate.seconds > 10
     assert "from the file" in stage_1.reason
     assert Plan.from_json(plan.to_json()) == plan
 
@@ -131,22 +132,22 @@ def test_more_memory_keeps_more_in_place() -> None:
         xl(replace(LAPTOP, ram_bytes=int(gigabytes * 10**9)), size=64).step("stage_1")
         for gigabytes in (2.5, 4, 6, 8, 12)
     ]
-    resident = [step.resident_bytes for step in steps[:-1]]
+    resident = [step.config.resident_bytes for step in steps[:-1]]
     assert resident == sorted(resident)
     assert resident[0] == 0 < resident[-1]
-    seconds = [step.predicted.seconds for step in steps[:-1]]
+    seconds = [step.estimate.seconds for step in steps[:-1]]
     assert seconds == sorted(seconds, reverse=True)
-    assert steps[-1].strategy == "resident"
+    assert steps[-1].config.strategy == "resident"
 
 
 def test_a_pin_streams_where_everything_would_fit(tiny: Path) -> None:
     """`--pin stage_1=stream --ram 3GB`: pinned, within the budget, with bytes and seconds."""
     step = xl(replace(CPU, ram_bytes=3 * 10**9, compute_dtype="bfloat16"), "stage_1=stream",
               "text_encoder=stream", size=64).step("stage_1")  # fmt: skip
-    assert step.strategy == STREAM
+    assert step.config.strategy == STREAM
     assert step.reason.startswith("pinned")
-    assert 0 < step.predicted.ram_bytes <= 3 * 10**9
-    assert step.predicted.seconds > 0
+    assert 0 < step.estimate.ram_bytes <= 3 * 10**9
+    assert step.estimate.seconds > 0
 
 
 @pytest.mark.parametrize("pin", ["stage_1=stream:int8", "text_encoder=stream:nf4"])
@@ -160,10 +161,10 @@ def test_a_card_with_little_ram_streams_to_it() -> None:
     """Where neither VRAM nor RAM holds a network, it streams from the file to the card."""
     step = xl(replace(CARD, ram_bytes=4 * 10**9), "text_encoder=stream", size=64)
     first = step.step("stage_1")
-    assert (first.strategy, first.device) == (STREAM, "cuda:0")
-    assert first.predicted.vram_bytes <= CARD.vram_bytes
-    assert first.predicted.ram_bytes <= 4 * 10**9
-    assert first.resident_bytes > 0
+    assert (first.config.strategy, first.config.device) == (STREAM, "cuda:0")
+    assert first.estimate.vram_bytes <= CARD.vram_bytes
+    assert first.estimate.ram_bytes <= 4 * 10**9
+    assert first.config.resident_bytes > 0
 
 
 @pytest.mark.parametrize("component", ["text_encoder", "stage_1", "stage_2", "upscaler"])
@@ -171,7 +172,7 @@ def test_what_streams_takes_more_the_more_stays(component: str) -> None:
     """Predicted memory grows with the resident part and never passes that of the resident component."""
     part = locate("if-xl").cascade.parts[component]
     step = xl(LAPTOP, f"{component}=stream", prefer="balanced").step(component)
-    setting = step.setting
+    setting = step.config
     choices = resident_choices(part, setting)
     peaks = [predict(part, replace(setting, resident_bytes=b)).ram_bytes for b in choices]
     assert peaks == sorted(peaks, reverse=True)

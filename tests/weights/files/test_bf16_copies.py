@@ -32,7 +32,7 @@ from lowmem_if.weights.files.bf16_copies import (
     streamed_networks,
 )
 from lowmem_if.weights.files.checkpoint import Checkpoint
-from lowmem_if.weights.files.fingerprint import identity
+from lowmem_if.weights.files.fingerprint import fingerprint
 from lowmem_if.weights.files.tensor_reader import Reader
 from lowmem_if.weights.memory_readings import read_memory
 
@@ -212,11 +212,11 @@ def test_a_change_that_no_sample_sees_is_seen_by_its_date(tmp_path: Path) -> Non
     file = tmp_path / "model.safetensors"
     save_file({"x": torch.zeros(20_000_000)}, file)
     convert(tmp_path)
-    sampled = identity(tmp_path, [file])
+    sampled = fingerprint(tmp_path, [file])
     with file.open("r+b") as stream:
         stream.seek(file.stat().st_size // 2)
         stream.write(b"\x01")
-    assert identity(tmp_path, [file]) == sampled
+    assert fingerprint(tmp_path, [file]) == sampled
     assert find_converted(tmp_path) is None
 
 

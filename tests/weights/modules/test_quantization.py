@@ -43,14 +43,14 @@ def test_without_it_nothing_is_planned_in_few_bits(profile: str) -> None:
     """The planner takes another way for the text encoder, and on a GPU says what is missing."""
     machine = without(load_profile(profile).machine)
     encoder = real_plan(machine).step("text_encoder")
-    assert encoder.storage_dtype not in QUANTISED
+    assert encoder.config.storage_dtype not in QUANTISED
     assert (COMMAND in encoder.reason) == (machine.kind != "cpu")
 
 
 def test_with_it_colab_gets_the_8_bit_encoder_and_no_remark() -> None:
     """Where the package is there, the plan says nothing of it."""
     encoder = real_plan(load_profile("colab-free").machine).step("text_encoder")
-    assert encoder.storage_dtype == "int8"
+    assert encoder.config.storage_dtype == "int8"
     assert "bitsandbytes" not in encoder.reason
 
 

@@ -1,0 +1,50 @@
+"""The JSON form of a step: one flat object, with its estimate under `predicted`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from lowmem_if.cascade.lora import Lora, merge_bytes_of
+
+_REQUIRED = (
+    "component", "strategy", "storage_dtype", "compute_dtype", "device", "batch", "vae_tiling",
+    "area", "tile",
+)  # fmt: skip
+_LATER = ("resident_bytes", "speedup")
+"""Config fields that plans of the first versions lack."""
+
+_LORA = TypeAdapter(tuple[Lora, ...])
+
+
+def flat_step(step: Mapping[str, Any]) -> dict[str, Any]:
+    """A dumped `Step` as plans write it.
+
+    `merge_bytes` is left out: it follows from `lora`.
+    """
+    config = step["config"]
+    rest = {name: step[name] for name in ("samplings", "reason", "instead_of", "lora")}
+    return {
+        **{name: config[name] for name in (*_REQUIRED, *_LATER)},
+        "predicted": step["estimate"],
+        **rest,
+    }
+
+
+def nested_step(step: Mapping[str, Any]) -> dict[str, Any]:
+    """What `flat_step` wrote, in the form of `Step`.
+
+    Raises:
+        KeyError, pydantic.ValidationError: it lacks a field, or its LoRAs are damaged.
+    """
+    lora = _LORA.validate_python(step.get("lora", ()))
+    config = {name: step[name] for name in _REQUIRED}
+    config |= {name: step[name] for name in _LATER if name in step}
+    return {
+        "config": config | {"merge_bytes": merge_bytes_of(lora)},
+        "estimate": step["predicted"],
+        **{name: step[name] for name in ("samplings", "reason", "instead_of")},
+        "lora": lora,
+    }
