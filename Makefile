@@ -57,7 +57,7 @@ check: $(READY) ## style, types, floors, spelling, fresh documents, and the docu
 	$(MAKE) --no-print-directory docs
 
 docs: $(READY) ## the documentation site, into build/docs; warnings and broken links fail
-	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html docs build/docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env -b html docs build/docs
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -1,6 +1,6 @@
 """The commands and their options, as the parser itself describes them.
 
-Only `_summaries` knows which library parses the command line. Everything else reads `--help`.
+Only `_summaries` knows that click parses the command line. Everything else reads `--help`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,11 @@ import os
 import re
 import shlex
 from collections.abc import Iterator
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from functools import cache
-from unittest.mock import patch
 
-# `--help` is plain text of a known width then, with typer (which reads this while it is imported),
-# click and argparse.
-os.environ.update(COLUMNS="88", TYPER_USE_RICH="0", NO_COLOR="1", TERM="dumb")
+# `--help` is plain text of a known width then.
+os.environ.update(COLUMNS="88", NO_COLOR="1", TERM="dumb")
 
 from lowmem_if.cli import main as cli
 
@@ -24,9 +22,7 @@ from lowmem_if.cli import main as cli
 def _summaries() -> dict[str, str]:
     """Command name -> the first line of its description, in the parser's order."""
     return {
-        str(command.name): command.callback.__doc__.splitlines()[0]
-        for command in cli.app.registered_commands
-        if command.callback and command.callback.__doc__
+        name: (command.help or "").splitlines()[0] for name, command in cli.app.commands.items()
     }
 
 
@@ -34,8 +30,7 @@ def _summaries() -> dict[str, str]:
 def help_of(*arguments: str) -> str:
     """What `lowmem-if ARGUMENTS --help` prints, without the name of the program that printed it."""
     printed = io.StringIO()
-    ends = suppress(SystemExit)  # argparse ends the process after its help
-    with ends, redirect_stdout(printed), patch("sys.argv", ["lowmem-if"]):
+    with redirect_stdout(printed):
         cli.main([*arguments, "--help"])
     lines = [line.rstrip() for line in printed.getvalue().strip().splitlines()]
     return re.sub(r"(?i)^usage: .*?(?= )", "Usage: lowmem-if", "\n".join(lines))

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-_PACKAGE = Path(__file__).parents[2] / "lowmem_if"
-_FROM_THE_TOP = (
-    "cli", "report", "simulate", "api", "engine", "calibrate", "stages", "weights", "planning",
-    "request", "hardware", "cascade", "system", "",
-)  # fmt: skip
-"""The packages in the order of the import contract; "" stands for the modules of the package itself."""
+_ROOT = Path(__file__).parents[2]
+_PACKAGE = _ROOT / "lowmem_if"
 
 
 def modules() -> str:
-    """A section for each package, in the order of the floors; unknown packages stand last."""
-    found = {path.parent.name for path in _PACKAGE.glob("*/__init__.py")}
-    order = [name for name in _FROM_THE_TOP if name == "" or name in found]
-    order += sorted(found - set(order))
-    return "\n\n".join(_section(name) for name in order)
+    """A section for each package, in the order of the import contract, and for what is in none."""
+    settings = tomllib.loads((_ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    floors = settings["tool"]["importlinter"]["contracts"][0]["layers"]
+    names = [name.strip() for floor in floors for name in floor.split("|")]
+    packages = [name for name in names if (_PACKAGE / name / "__init__.py").is_file()]
+    return "\n\n".join(_section(name) for name in [*packages, ""])
 
 
 def unknown_files(text: str) -> Iterator[str]:
@@ -30,7 +28,9 @@ def unknown_files(text: str) -> Iterator[str]:
     """
     by_hand = re.sub(r"<!-- begin .*?<!-- end", "", text, flags=re.DOTALL)
     for name in re.findall(r"`([a-z_]+/[a-z0-9_./-]*)`", by_hand):
-        if not any((place / name).exists() for place in (_PACKAGE, _PACKAGE.parent)):
+        if name.startswith(("build/", "runs/")):
+            continue  # made by a command
+        if not any((place / name).exists() for place in (_PACKAGE, _ROOT)):
             yield name
 
 

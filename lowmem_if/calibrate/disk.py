@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +10,7 @@ from pathlib import Path
 import torch
 
 from lowmem_if.calibrate.clock import Clock, rate_of
-from lowmem_if.hardware.machine import weights_folder
+from lowmem_if.hardware.weights_disk import scratch_folder
 from lowmem_if.system.file_operations import drop_cached
 from lowmem_if.weights.files.checkpoint import Checkpoint
 from lowmem_if.weights.files.safetensors_writer import NewTensor, header_bytes
@@ -24,7 +22,7 @@ _PIECES = 16
 @contextmanager
 def weight_file() -> Iterator[Path]:
     """A float16 weight file of noise in the folder of the weights; it is deleted afterwards."""
-    with tempfile.TemporaryDirectory(prefix=".lowmem-if-", dir=_scratch()) as folder:
+    with scratch_folder() as folder:
         file = Path(folder) / "model.safetensors"
         tensors = [NewTensor(str(n), "F16", (_FILE_BYTES // _PIECES // 2,)) for n in range(_PIECES)]
         with file.open("wb") as stream:
@@ -34,18 +32,6 @@ def weight_file() -> Iterator[Path]:
             stream.flush()
             os.fsync(stream.fileno())
         yield file
-
-
-def _scratch() -> Path:
-    """The folder of the weights if it is writable, else the one for temporary files."""
-    folder = weights_folder()
-    probe = folder / f".lowmem-if-{secrets.token_hex(4)}"
-    try:
-        probe.touch()
-        probe.unlink()
-    except OSError:
-        return Path(tempfile.gettempdir())
-    return folder
 
 
 def reading_speeds(file: Path, dtype: torch.dtype, clock: Clock) -> tuple[float, float, float]:

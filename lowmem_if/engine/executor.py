@@ -16,7 +16,7 @@ import torch
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.locate import locate
 from lowmem_if.cascade.lora import file_digest
-from lowmem_if.engine.events import Event, Report
+from lowmem_if.engine.events import Report, StepFinished, StepSkipped, StepStarted
 from lowmem_if.engine.model_cache import ModelCache, left_behind
 from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.engine.steps.finish import finish_images
@@ -33,13 +33,13 @@ from lowmem_if.weights.memory_readings import wake
 
 
 def work(
-    folder: RunFolder, report: Report, *, preview_every: int = 0, shelf: ModelCache | None = None
+    folder: RunFolder, report: Report, *, preview_every: int = 0, cache: ModelCache | None = None
 ) -> None:
     """Do every step of the folder's plan that is not done.
 
     Args:
         preview_every: steps after which previews are written; 0: never.
-        shelf: the cache of loaded components; None: nothing is kept.
+        cache: the cache of loaded components; None: nothing is kept.
 
     Raises:
         LowmemError: weights, device or folder cannot be used; what is done stays done.
@@ -48,12 +48,12 @@ def work(
     request = folder.plan.request
     location = locate(request.cascade, components=request.components, revision=request.revision)
     pending = pending_components(folder)
-    cache = shelf or ModelCache()
+    cache = cache or ModelCache()
     for step in folder.plan.steps:
         if step.component in pending:
             _run_step(StepRun(folder, step, location, report, cache), preview_every)
         else:
-            report(Event("skipped", step.component))
+            report(StepSkipped(step.component))
 
 
 def _run_step(run: StepRun, preview_every: int) -> None:
@@ -62,7 +62,7 @@ def _run_step(run: StepRun, preview_every: int) -> None:
     _check_lora(step, folder)
     folder.check_weights(component, run.weights)
     images = len(run.tasks or folder.plan.request.tasks)
-    run.report(Event("started", component, total=images, batch=step.config.batch))
+    run.report(StepStarted(component, images, step.config.batch))
     _use_device(run)
     with run.recorder.recording(), _explained(run):
         if component == catalog.TEXT_ENCODER:
@@ -73,7 +73,7 @@ def _run_step(run: StepRun, preview_every: int) -> None:
             draw_images(run, preview_every)
     released = asdict(run.release) if run.release else None
     folder.finish_step(component, run.measured(), released, stays=run.stays)
-    run.report(Event("finished", component))
+    run.report(StepFinished(component))
     if run.release and not run.release.complete:
         run.notice(left_behind(component, run.release))
 

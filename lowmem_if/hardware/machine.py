@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import shutil
 import sys
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -19,6 +18,7 @@ from lowmem_if.hardware.calibration import machine_key, read_calibration
 from lowmem_if.hardware.cards import looks_present
 from lowmem_if.hardware.cgroups import tightest_group
 from lowmem_if.hardware.speeds import Speeds, assumed
+from lowmem_if.hardware.weights_disk import free_for_weights
 from lowmem_if.system.host import inside_windows, segments_expand
 
 DEVICE_KINDS = ("cpu", "cuda", "mps", "xpu")
@@ -195,7 +195,7 @@ def _read_cpu(root: Path) -> Machine:
             notes += (f"RAM limited to {group.limit_bytes / 1e9:.1f} GB by {group.folder}",)
         total = min(total or group.limit_bytes, group.limit_bytes)
         available = min(available or group.available_bytes, group.available_bytes)
-    disk_free, disk_note = _disk_free()
+    disk_free, disk_note = free_for_weights()
     notes += (disk_note,) if disk_note else ()
     dtype, reason = cpu_compute_dtype(_cpu_features(root))
     return Machine(
@@ -282,21 +282,3 @@ def _cpu_features(root: Path) -> frozenset[str] | None:
         return None
     flags = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
     return frozenset(flags.group(1).split()) if flags else None
-
-
-def weights_folder() -> Path:
-    """The folder of the Hugging Face cache, or its nearest parent that exists."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    folder = Path(HF_HUB_CACHE)
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return folder
-
-
-def _disk_free() -> tuple[int, str]:
-    """(Free bytes for weights, a note if they cannot be read)."""
-    try:
-        return shutil.disk_usage(weights_folder()).free, ""
-    except OSError as error:
-        return 0, f"free disk space cannot be read ({error.strerror or error})"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -163,13 +162,11 @@ def choose_machine(
     device: str = "auto",
     ram: str | None = None,
     vram: str | None = None,
-    measure: Callable[..., Machine] | None = None,
 ) -> tuple[Machine, dict[str, Pin]]:
     """(The machine to plan for, measured or from a profile, with the user's budgets; its pins).
 
     Args:
         ram, vram: budgets as people write them, `8GB`.
-        measure: what measures the machine; None: `probe`.
 
     Raises:
         ProfileError, DeviceError, RequestError: no such profile or device, or an invalid size.
@@ -177,7 +174,7 @@ def choose_machine(
     ram_bytes = None if ram is None else parse_bytes(str(ram))
     vram_bytes = None if vram is None else parse_bytes(str(vram))
     if profile is None:
-        return (measure or probe)(device, ram_bytes=ram_bytes, vram_bytes=vram_bytes), {}
+        return probe(device, ram_bytes=ram_bytes, vram_bytes=vram_bytes), {}
     if device != "auto":
         raise RequestError(
             f"a profile has its own device: leave out --device {device} or --profile"

@@ -50,7 +50,7 @@ class _DryCheckpoint(Checkpoint):
         self._trace = trace
 
     def view(self, stored: Stored) -> torch.Tensor:
-        with self._trace.ledger.entering(MAPPED):
+        with self._trace.tracker.entering(MAPPED):
             return torch.empty(stored.shape, dtype=stored.dtype)
 
     def reader(

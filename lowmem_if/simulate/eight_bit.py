@@ -1,7 +1,7 @@
-"""bitsandbytes' quantised layers as their CUDA code takes memory, spelled out in plain operators.
+"""bitsandbytes' quantised layers in plain operators that allocate the memory of its CUDA code.
 
-The library's operators are opaque and some of their sizes depend on numbers; its parameters are of a
-class that cannot hold fake tensors. Written after bitsandbytes 0.50 (`backends/cuda/ops.py`,
+The library's operators are opaque, some of their sizes depend on numbers, and its class of parameters
+cannot hold fake tensors. Written after bitsandbytes 0.50 (`backends/cuda/ops.py`,
 `backends/default/ops.py`, `autograd/_functions.py`).
 """
 
@@ -24,7 +24,7 @@ _HALF = torch.float16
 @contextmanager
 def spelled_out(trace: Trace) -> Iterator[None]:
     """Inside, quantised layers can be loaded and called."""
-    if find_spec("bitsandbytes") is None:  # then no layer is quantised
+    if find_spec("bitsandbytes") is None:  # no layer is quantised then
         yield
         return
     import bitsandbytes
@@ -33,7 +33,7 @@ def spelled_out(trace: Trace) -> Iterator[None]:
     values = trace.values
 
     def matmul(inputs: Any, _weight: Any, bias: Any = None, state: Any = None) -> torch.Tensor:
-        values.invented[OUTLIER_COLUMNS] += 1
+        values.assumed[OUTLIER_COLUMNS] += 1
         output = _int8_product(inputs, state, OUTLIER_COLUMNS.answer)
         trace.flops += 2 * inputs.numel() * state.CB.shape[0]
         return output if bias is None else output.add_(bias)
@@ -62,7 +62,7 @@ def _new(new: Callable[..., Any]) -> Any:
 
 
 def _int8_product(inputs: torch.Tensor, state: Any, outliers: int) -> torch.Tensor:
-    """One layer's product, its temporary tensors made and freed as the library's."""
+    """One layer's product; temporary tensors are allocated and freed as in the library."""
     flat = inputs.reshape(-1, inputs.shape[-1])
     half = flat.to(_HALF)
     codes, _scales, columns = _quantised(half, outliers)
@@ -80,7 +80,7 @@ def _int8_product(inputs: torch.Tensor, state: Any, outliers: int) -> torch.Tens
 def _quantised(
     half: torch.Tensor, outliers: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rows as 8-bit numbers, their scales, and the columns that are left out of that."""
+    """(Rows as 8-bit numbers, their scales, the columns that are not quantised)."""
     scales = torch.empty(half.shape[0], dtype=torch.float32, device=half.device)
     codes = torch.empty(half.shape, dtype=torch.int8, device=half.device)
     mask = half.abs() >= 6.0

@@ -18,9 +18,9 @@ class Stage1(DrawingStage):
 
     @classmethod
     def load(cls, config: StageConfig) -> Self:
-        scheduler = stage_scheduler(config.root / "scheduler", config.step)
         with ExitStack() as streams:
             unet = load_unet(config, streams)
+            scheduler = stage_scheduler(config.root / "scheduler", config.step)
             pipeline = IFPipeline(
                 None, None, unet, scheduler, None, None, None, requires_safety_checker=False
             )

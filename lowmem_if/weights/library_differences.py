@@ -30,9 +30,9 @@ def repaired_safety_checker() -> Any:
 def kept_dtype(module: Any, name: str, dtype: torch.dtype) -> torch.dtype:
     """The type of a weight in a transformers module whose other weights are `dtype`.
 
-    transformers keeps T5's `wo` in float32 beside float16. Its table of such weights is a property of
-    the module in 5.0 and a private method by 5.3; 5.0 also keeps them in float32 beside
-    bfloat16, which no later version does. This is what the later ones do, in every version.
+    transformers keeps T5's `wo` in float32 if the rest is float16. Its table of such weights is a
+    property of the module in 5.0 and a private method by 5.3; 5.0 also keeps them in float32 if the
+    rest is bfloat16, which no later version does. This is what the later ones do, in every version.
     """
     patterns = [*(module._keep_in_fp32_modules_strict or ())]
     if dtype == torch.float16:

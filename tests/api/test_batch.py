@@ -181,12 +181,12 @@ def test_a_bad_line_stops_no_other_and_the_end_says_so(
     assert main(["batch", str(file), *options, "--out", str(out), "--json"]) == 1
     captured = capsys.readouterr()
     lines = captured.err.splitlines()
-    assert lines[0].startswith("line 2: the prompt is empty")
+    assert lines[0].startswith("note: line 2: the prompt is empty")
     assert lines[-1].startswith("error: 1 line(s) could not be used (2), all others are drawn")
     told = json.loads(captured.out)
     assert [Path(image).name for image in told["images"]] == ["0000.png", "0001.png"]
     assert told["complete"]
-    assert told["bad_lines"] == [{"number": 2, "reason": lines[0].removeprefix("line 2: ")}]
+    assert told["bad_lines"] == [{"number": 2, "reason": lines[0].removeprefix("note: line 2: ")}]
     assert (out / "gallery.html").is_file()
 
 

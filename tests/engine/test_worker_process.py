@@ -8,9 +8,10 @@ import pytest
 from other_systems import On, linux
 from runs import plan_of
 
-from lowmem_if.api.generate import run
+from lowmem_if.api.run import run
+from lowmem_if.engine import worker_environment as environment
 from lowmem_if.engine import worker_process
-from lowmem_if.engine.worker_process import worker_environment
+from lowmem_if.engine.worker_environment import worker_environment
 from lowmem_if.system import exit_codes
 
 
@@ -26,7 +27,7 @@ def test_the_users_own_allocator_settings_win(tmp_path: Path) -> None:
 def test_what_metal_lacks_is_computed_on_the_cpu(on: On, monkeypatch: pytest.MonkeyPatch) -> None:
     """On macOS alone, unless the user has decided."""
     assert "PYTORCH_ENABLE_MPS_FALLBACK" not in worker_environment({})
-    on("darwin", worker_process)
+    on("darwin", environment)
     assert worker_environment({})["PYTORCH_ENABLE_MPS_FALLBACK"] == "1"
     own = {"PYTORCH_ENABLE_MPS_FALLBACK": "0"}
     assert worker_environment(own)["PYTORCH_ENABLE_MPS_FALLBACK"] == "0"

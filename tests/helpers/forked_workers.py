@@ -23,7 +23,8 @@ from typing import Any
 import pytest
 
 from lowmem_if.engine import worker_process
-from lowmem_if.engine.worker_process import WORKER, worker_environment
+from lowmem_if.engine.worker_environment import worker_environment
+from lowmem_if.engine.worker_process import WORKER
 
 SCRIPTS = tuple(str(Path(__file__).with_name(name)) for name in ("faulty_worker.py", "killable.py"))
 PR_SET_CHILD_SUBREAPER = 36

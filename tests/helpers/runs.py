@@ -34,11 +34,11 @@ def plan_of(
     return make_plan(CPU, Request(prompts, **options), pins=parse_pins(pins))
 
 
-def run_here(plan: Plan, path: Path, report: Report = ignore, *, shelf: Any = None) -> RunFolder:
+def run_here(plan: Plan, path: Path, report: Report = ignore, *, cache: Any = None) -> RunFolder:
     """The plan, done in this process, for speed; the folder as it is then on disk."""
     from lowmem_if.engine.executor import work
 
-    work(RunFolder.for_plan(path, plan), report, shelf=shelf)
+    work(RunFolder.for_plan(path, plan), report, cache=cache)
     return RunFolder.open(path)
 
 

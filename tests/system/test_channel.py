@@ -16,8 +16,9 @@ from other_systems import On
 from runs import plan_of
 from safetensors.torch import load_file
 
-from lowmem_if.api.generate import run
+from lowmem_if.api.run import run
 from lowmem_if.cli import main as cli
+from lowmem_if.engine import session
 from lowmem_if.system import channel
 
 
@@ -90,7 +91,7 @@ def test_a_pipe_that_nobody_reads_is_no_bug_of_ours(
         raise OSError(errno.EINVAL, "Invalid argument", name)
 
     on("win32", channel)
-    monkeypatch.setattr(cli, "choose_machine", fail)
+    monkeypatch.setattr(session, "choose_machine", fail)
     assert cli.main(["probe"]) == code
 
 

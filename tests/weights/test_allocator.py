@@ -122,7 +122,7 @@ def test_the_worker_is_limited_where_the_driver_would_lend_ram(
     machine = replace(CARD, spills_vram=spills)
     run: Any = SimpleNamespace(
         folder=SimpleNamespace(plan=SimpleNamespace(machine=machine)),
-        step=SimpleNamespace(device=device, compute_dtype="float16"),
+        step=SimpleNamespace(config=SimpleNamespace(device=device, compute_dtype="float16")),
     )
     executor._use_device(run)
     assert order == [*limits, "float16"]

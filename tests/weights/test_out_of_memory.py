@@ -10,6 +10,7 @@ import torch
 from runs import kinds, plan_of
 
 from lowmem_if.engine import executor, worker, worker_process
+from lowmem_if.engine.answers import MemoryRanOut
 from lowmem_if.engine.commands import Command
 from lowmem_if.engine.events import Event, ignore
 from lowmem_if.engine.model_cache import ModelCache
@@ -194,7 +195,7 @@ def test_a_worker_that_ends_for_want_of_memory_is_no_bug(
 ) -> None:
     """bitsandbytes calls exit(1) from C++, other libraries abort, systems kill."""
     answer = ended(folder, code, said)
-    assert answer.kind == "out_of_memory"
+    assert isinstance(answer, MemoryRanOut)
     assert worker_process._resource(folder, "stage_1", answer) == resource
 
 
@@ -202,11 +203,11 @@ def ended(folder: RunFolder, code: int, said: str, before: str = "") -> Event:
     """What is made of a worker that ends like this, with other words of an earlier one in the log."""
     shop = worker_process.WorkerProcess()
     folder.log_file.write_text(before)
-    shop._note_log(folder.log_file)
+    shop._follow_log(folder.log_file)
     with folder.log_file.open("a") as log:
         log.write(f"\n{said}\n")
     shop._process = Ended(code)  # type: ignore[assignment]
-    return shop._silence("stage_1")
+    return shop._explain_exit("stage_1")
 
 
 def test_what_an_earlier_worker_said_does_not_count(folder: RunFolder) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -92,7 +93,7 @@ def test_the_outside_at_1024_is_no_further_from_the_input_than_the_round_trip(
     own: Path, mask: Path, tmp_path: Path
 ) -> None:
     """What the upscaler makes of the input alone is the plain pipelines' own round trip."""
-    options = {"seed": 1, "steps": (8, 6, 4), "watermark": False}
+    options: dict[str, Any] = {"seed": 1, "steps": (8, 6, 4), "watermark": False}
     caption = plain_caption(INSIDE)
     inpainted = lm.inpaint(own, mask, caption, out=tmp_path / "inpainted", **options).images[0]
     round_trip = lm.upscale(own, caption, out=tmp_path / "trip", **options).images[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lowmem_if.cascade import catalog
-from lowmem_if.engine.events import Event
+from lowmem_if.engine.events import ImageSaved
 from lowmem_if.engine.run_folder import is_whole_png
 from lowmem_if.engine.steps.materials import FolderMaterials
 from lowmem_if.engine.steps.png import describe, png_bytes
@@ -29,4 +29,4 @@ def finish_images(run: StepRun) -> None:
             file = folder.image_file(task)
             folder.write(file, png_bytes(finished.image, describe(folder, task)))
             folder.in_making_file(task).unlink(missing_ok=True)
-            run.report(Event("saved", catalog.FINISH, number=task.number, text=str(file)))
+            run.report(ImageSaved(catalog.FINISH, task.number, str(file)))

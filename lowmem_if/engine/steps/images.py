@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lowmem_if.cascade import catalog
-from lowmem_if.engine.events import Event
+from lowmem_if.engine.events import Drawing, ImageSaved, Preview
 from lowmem_if.engine.steps.materials import FolderMaterials
 from lowmem_if.engine.steps.pending import micro_batches
 from lowmem_if.engine.steps.png import png_bytes
@@ -52,7 +52,7 @@ def _draw(run: StepRun, stage: Any, tasks: list[ImageSpec], preview_every: int) 
         inputs = replace(inputs, watching=_previews(run, inputs, preview_every))
 
     def on_step(done: int, total: int) -> None:
-        run.report(Event("drawing", component, number=number, done=done, total=total))
+        run.report(Drawing(component, number, done, total))
 
     pictures: torch.Tensor = stage.run(inputs, on_step)
     return pictures
@@ -65,9 +65,8 @@ def _previews(run: StepRun, inputs: ImageInputs, every: int) -> Watching:
         for task, picture in zip(inputs.tasks, pictures, strict=True):
             file = run.folder.in_making_file(task)
             run.folder.write(file, png_bytes(to_image(picture)))
-            place: dict[str, Any] = {"number": task.number, "done": done}
-            place["total"] = inputs.total_steps
-            run.report(Event("preview", run.step.component, text=str(file), **place))
+            component, total = run.step.component, inputs.total_steps
+            run.report(Preview(component, task.number, str(file), done, total))
 
     return Watching(every, show)
 
@@ -78,7 +77,7 @@ def _write(run: StepRun, task: ImageSpec, picture: torch.Tensor) -> None:
     file = folder.preview_file(stage, task)
     folder.write(file, png_bytes(to_image(in_unit_range(stage, picture))))
     folder.write(folder.tensor_file(stage, task), tensor_bytes(picture))
-    run.report(Event("saved", stage, number=task.number, text=str(file)))
+    run.report(ImageSaved(stage, task.number, str(file)))
 
 
 def _is_drawn(run: StepRun, task: ImageSpec) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_if.cascade.locate import Location
-from lowmem_if.engine.events import Event, Report
+from lowmem_if.engine.events import CacheHit, Notice, Report, StepResumed
 from lowmem_if.engine.model_cache import CacheKey, ModelCache, closed_on_error, left_behind
 from lowmem_if.engine.recorder import Recorder
 from lowmem_if.engine.run_folder import RunFolder
@@ -94,12 +94,12 @@ class StepRun:
     def notice(self, text: str) -> None:
         """Note a sentence for the user in the run folder, and report it unless it is noted already."""
         if self.folder.note(text):
-            self.report(Event("notice", self.step.component, text=text))
+            self.report(Notice(text, self.step.component))
 
     def report_resumed(self, count: int, total: int) -> None:
         """Report how many images exist from before, for the estimate of the remaining time."""
         if count:
-            self.report(Event("going_on", self.step.component, done=count, total=total))
+            self.report(StepResumed(self.step.component, count, total))
 
     def _evict(self, key: CacheKey) -> None:
         """Release the cached components that the step has no memory for, and prove it."""
@@ -114,7 +114,7 @@ class StepRun:
         life = self._cache.take(self.step.component)
         self._cached_bytes = self._cache.held_bytes()
         if life is not None:
-            self.report(Event("warm", self.step.component, total=sum(self._at_rest())))
+            self.report(CacheHit(self.step.component, sum(self._at_rest())))
         return life
 
     def _load(self, *, checks: bool, marks: bool) -> Any:

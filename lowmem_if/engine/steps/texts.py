@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lowmem_if.cascade import catalog
 from lowmem_if.engine.embedding_cache import EmbeddingCache
-from lowmem_if.engine.events import Event
+from lowmem_if.engine.events import Drawing
 from lowmem_if.engine.steps.pending import texts_of
 from lowmem_if.engine.steps.step_run import StepRun
 from lowmem_if.stages.finite import check_finite
@@ -32,7 +32,7 @@ def encode_texts(run: StepRun) -> None:
         return
 
     def on_step(done: int, total: int) -> None:
-        run.report(Event("drawing", catalog.TEXT_ENCODER, done=done, total=total))
+        run.report(Drawing(catalog.TEXT_ENCODER, 0, done, total))
 
     with run.loaded() as encoder:
         embeddings = encoder.run(TextInputs(missing, run.step.config.batch), on_step)

@@ -185,7 +185,7 @@ def _date(file: Path) -> int:
 
 
 def _make(module_folder: Path, report: Report) -> Path:
-    """Fill the copy's place; whoever calls this holds the cache."""
+    """Write the copy; the caller holds the lock of the cache."""
     from lowmem_if.weights.files.convert_dtype import cast_tensors
 
     target, sources = converted_folder(module_folder), _sources(module_folder)

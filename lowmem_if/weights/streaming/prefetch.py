@@ -19,7 +19,7 @@ Load = Callable[[OffloadGroup], None]
 
 
 class Closed(Exception):
-    """The network is being closed: nobody needs the weights any more."""
+    """The network is being closed, and its weights are not needed any more."""
 
 
 class Prefetch(Protocol):

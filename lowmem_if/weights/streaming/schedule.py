@@ -42,7 +42,7 @@ class Schedule:
         self._users: dict[OffloadGroup, int] = {}
 
     def reach(self, group: OffloadGroup) -> bool:
-        """Computing has reached a group; returns whether nobody uses it yet."""
+        """Computing has reached a group; returns whether it is not in use yet."""
         if self._current is not group:
             self._follower[self._current] = group
         self._current = group
@@ -103,7 +103,7 @@ class Schedule:
         return group if self._evict_idle(strays) and self._memory.reserve(group) else None
 
     def _evict_idle(self, groups: Collection[OffloadGroup]) -> bool:
-        """Evict those that nobody uses; returns whether there were any."""
+        """Evict those that are not in use; returns whether there were any."""
         idle = [group for group in groups if not self._users.get(group)]
         for group in idle:
             self.release(group)

@@ -504,9 +504,9 @@ def test_fetch_removes_copies(tiny: Path, cache: Path, capsys: pytest.CaptureFix
     command(capsys, str(tiny), "--convert", "bf16", "--quiet")
     out, err = command(capsys, str(tiny), "--convert", "none")
     assert (len(out), err) == (1, "")
-    assert out[0].endswith(" MB of bfloat16 copies are removed")
+    assert out[0].endswith(" MB of bfloat16 copies removed")
     assert entries(cache) == []
-    assert "no copy was there" in command(capsys, str(tiny), "--convert", "none")[0][0]
+    assert "no copy to remove" in command(capsys, str(tiny), "--convert", "none")[0][0]
 
 
 def test_fetch_converts_the_demo(capsys: pytest.CaptureFixture[str]) -> None:

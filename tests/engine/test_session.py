@@ -21,8 +21,8 @@ from lowmem_if.cascade.catalog import FINISH, STAGE_1, STAGE_2, TEXT_ENCODER
 from lowmem_if.engine import worker_process
 from lowmem_if.engine.events import Event
 from lowmem_if.engine.run_folder import RunFolder
-from lowmem_if.engine.worker_process import WorkerProcess
 from lowmem_if.errors import RequestError, RunFolderError, SessionError
+from lowmem_if.hardware import profiles
 
 RED, BLUE = "a red circle", "a blue star"
 SMALL = (TEXT_ENCODER, STAGE_1, FINISH)
@@ -53,7 +53,7 @@ def events() -> list[Event]:
 
 
 def warm(session: lm.Session) -> list[str]:
-    return sorted(one.component for one in session.warm)
+    return sorted(one.component for one in session.loaded)
 
 
 class Workers:
@@ -89,7 +89,7 @@ def test_calls_draw_as_without_a_session_and_load_only_once(
     ]
     assert not kinds(events, "starting")
     assert sorted({*kinds(events, "loading")}) == warm(session)
-    assert kinds(events, "warm") == [TEXT_ENCODER, STAGE_1, STAGE_2, FINISH]
+    assert kinds(events, "cache_hit") == [TEXT_ENCODER, STAGE_1, STAGE_2, FINISH]
     for result, plan in zip(told, (first, second), strict=True):
         alone = run_here(plan, tmp_path / f"alone-{plan.request.mode}")
         assert results(result.folder) == results(alone.path)
@@ -167,13 +167,13 @@ def test_released_components_are_gone_and_the_session_goes_on(
     """Of each the proof; then everything is loaded again by the same worker."""
     session.run(plan_of(tiny, RED, size=64), tmp_path / "a")
     loaded = warm(session)
-    assert all(one.bytes > 0 and one.strategy in ("resident", "stream") for one in session.warm)
+    assert all(one.bytes > 0 and one.strategy in ("resident", "stream") for one in session.loaded)
     proofs = session.release()
     assert sorted(proofs) == loaded
     for proof in proofs.values():
         assert proof["alive"] == []
         assert max(proof["ram_left_bytes"], proof["vram_left_bytes"]) <= proof["allowed_bytes"]
-    assert session.warm == ()
+    assert session.loaded == ()
     assert session.release() == {}
     session.run(plan_of(tiny, "a text of its own", size=64), tmp_path / "b", report=events.append)
     assert list(dict.fromkeys(kinds(events, "loading"))) == list(SMALL)
@@ -191,7 +191,7 @@ def test_one_call_at_a_time(session: lm.Session, tiny: Path, tmp_path: Path) -> 
             refused.append(str(error.value))
 
     def report(event: Event) -> None:
-        if event.kind == "warm" and not refused:
+        if event.kind == "cache_hit" and not refused:
             call()
             other = threading.Thread(target=call)
             other.start()
@@ -216,7 +216,7 @@ def test_an_interrupted_call_ends_the_worker_and_nothing_else(
     plan = plan_of(tiny, RED, size=64)
     with pytest.raises(KeyboardInterrupt):
         session.run(plan, tmp_path / "run", report=interrupt)
-    assert session.warm == ()
+    assert session.loaded == ()
     assert len(workers.all()) == len(workers.before) - 1
     session.resume(tmp_path / "run", report=events.append)
     assert kinds(events, "skipped") == [TEXT_ENCODER]
@@ -236,7 +236,7 @@ def test_memory_that_runs_out_beside_others_is_tried_again_without_them(
         assert starts.read_text() == "xx"
         (retry,) = [event for event in events if event.kind == "retry"]
         assert retry.component == STAGE_2
-        assert "text encoder and stage 1, which stayed loaded; now the same" in retry.text
+        assert "text encoder and stage 1, which remained loaded; trying the same" in retry.text
         folder = RunFolder.open(result.folder)
         assert folder.plan == plan
         assert len(folder.log) == 1
@@ -287,7 +287,7 @@ def test_a_worker_that_dies_between_two_calls_is_replaced(
         (worker,) = workers()
         worker.kill()
         worker.wait()
-        assert session.warm == ()
+        assert session.loaded == ()
         session.run(plan_of(tiny, RED, size=64), tmp_path / "a", report=events.append)
         assert kinds(events, "starting") == [""]
         assert not kinds(events, "retry")
@@ -302,7 +302,7 @@ def test_a_closed_session_has_no_worker_and_does_no_more(
         session.run(plan_of(tiny, RED, size=64), tmp_path / "a")
         assert len(workers()) == 1
     assert workers() == []
-    assert session.warm == ()
+    assert session.loaded == ()
     for call in (session.release, session.__enter__, lambda: session.generate(RED)):
         with pytest.raises(SessionError, match="closed: begin another"):
             call()
@@ -337,10 +337,10 @@ def test_a_session_that_is_let_go_of_leaves_no_worker(
 def test_a_session_begins_by_doing_nothing(workers: Workers) -> None:
     """No process and no measuring before the first call; letting go of nothing is fine."""
     with lm.Session(ram="1GB", pins={"stage_1": "stream"}) as session:
-        assert session.warm == ()
+        assert session.loaded == ()
         assert session.release() == {}
         assert workers() == []
-    with pytest.raises(TypeError, match="sizes"):
+    with pytest.raises(RequestError, match="Session has no option 'sizes'"):
         lm.Session(sizes=64)  # type: ignore[call-arg]
 
 
@@ -351,7 +351,7 @@ def test_the_machine_is_measured_while_no_worker_takes_of_it(
     left = iter([8 * 10**9, 6 * 10**9, 5 * 10**9])
     measured: list[str] = []
 
-    def probe(device: str) -> lm.Machine:
+    def probe(device: str, **_budgets: None) -> lm.Machine:
         measured.append(device)
         return replace(CPU, ram_bytes=next(left))
 
@@ -362,16 +362,63 @@ def test_the_machine_is_measured_while_no_worker_takes_of_it(
         def kill(self) -> None:
             self.code = -9
 
-    monkeypatch.setattr(worker_process, "probe", probe)
-    shop = WorkerProcess(keeps=True)
-    assert shop.measure("auto").ram_bytes == 8 * 10**9
-    shop._process = Process()  # type: ignore[assignment]
-    assert shop.measure("auto").ram_bytes == 8 * 10**9
-    assert shop.measure("auto", ram_bytes=10**9).ram_bytes == 10**9
+    monkeypatch.setattr(profiles, "probe", probe)
+    session = lm.Session()
+    assert session.measure().ram_bytes == 8 * 10**9
+    session._worker._process = Process()  # type: ignore[assignment]
+    assert session.measure().ram_bytes == 8 * 10**9
+    assert session.measure(ram="1GB").ram_bytes == 10**9
     assert measured == ["auto"]
-    assert shop.measure("cpu").ram_bytes == 6 * 10**9  # another device: the worker had to go before
-    assert not shop.is_open
-    assert shop.measure("auto").ram_bytes == 5 * 10**9
+    assert session.measure(device="cpu").ram_bytes == 6 * 10**9  # the worker had to end before
+    assert not session._worker.is_open
+    assert session.measure().ram_bytes == 5 * 10**9
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_old_name_of_what_is_loaded_still_works(tiny: Path, tmp_path: Path) -> None:
+    """`warm` was the name in version 0.1."""
+    with lm.Session() as session:
+        session.run(plan_of(tiny, RED, size=64), tmp_path / "run")
+        assert session.warm == session.loaded
+
+
+def test_a_session_plans_with_its_own_options() -> None:
+    """The profile's machine and pins, the session's pins over them, and a call's options over all."""
+    request = lm.Request((RED,), seed=(1,), size=64)
+    with lm.Session(profile="colab-free", pins={"stage_1": "stream"}, ram="9GB") as session:
+        plan = session.plan(request)
+        assert (plan.machine.name, plan.machine.ram_bytes) == ("colab-free", 9 * 10**9)
+        assert plan.pins["stage_1"] == "stream"
+        machine = session.measure(ram="10GB")
+        other = session.plan(request, machine, prefer="balanced", pins={})
+        assert (other.machine, other.prefer) == (machine, "balanced")
+        assert "stage_1" not in other.pins
+
+
+def test_the_planner_of_a_session_can_be_another_one(tmp_path: Path) -> None:
+    """As the command line has one for dry runs; it is called as `make_plan` is."""
+    asked: list[lm.Request] = []
+
+    def planner(machine: lm.Machine, request: lm.Request, **options: Any) -> lm.Plan:
+        asked.append(request)
+        return lm.make_plan(machine, request, **options)
+
+    request = lm.Request((RED,), seed=(1,), size=64)
+    with lm.Session(planner=planner, profile="colab-free") as session:
+        assert session.plan(request).machine.name == "colab-free"
+    assert asked == [request]
+
+
+def test_a_session_that_keeps_nothing_unloads_after_each_step(
+    tiny: Path, tmp_path: Path, events: list[Event]
+) -> None:
+    """As the functions of the package do: with a proof for each component, and one worker."""
+    with lm.Session(keep_loaded=False, report=events.append) as session:
+        folder = RunFolder.open(session.run(plan_of(tiny, RED, size=64), tmp_path / "run").folder)
+        assert session.loaded == ()
+    assert kinds(events, "starting") == [""]
+    assert all(folder.released(component) for component in SMALL)
+    assert not any(folder.stays(component) for component in SMALL)
 
 
 def replace_prompt(plan: lm.Plan, prompt: str) -> lm.Plan:

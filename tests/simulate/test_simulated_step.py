@@ -20,7 +20,7 @@ from lowmem_if.cascade.strategies import (
 )
 from lowmem_if.errors import SimulationError
 from lowmem_if.simulate.fake_device import DEVICE, check_version, dry_run
-from lowmem_if.simulate.steps import DRAWING, LOADING, Simulated, simulate_step
+from lowmem_if.simulate.simulated_step import DRAWING, LOADING, Simulated, simulate_step
 from lowmem_if.simulate.write_memory_table import Case, step_of
 from lowmem_if.weights.files.staging import STAGING_BYTES, Staging
 from lowmem_if.weights.streaming.transports import DeviceTransport
@@ -71,8 +71,8 @@ def test_the_same_run_gives_the_same_bytes() -> None:
 def test_the_8_bit_encoder_names_what_it_assumes() -> None:
     """How many columns are left out of 8-bit products depends on numbers that are not there."""
     simulated = simulate(TEXT_ENCODER, RESIDENT, "int8")
-    assert [line for line in simulated.invented if "bitsandbytes" in line]
-    assert simulate(TEXT_ENCODER, RESIDENT).invented == ()
+    assert [line for line in simulated.assumed if "bitsandbytes" in line]
+    assert simulate(TEXT_ENCODER, RESIDENT).assumed == ()
 
 
 # --- the order of streams -----------------------------------------------------------------------

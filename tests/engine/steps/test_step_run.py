@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from lowmem_if.engine import worker
+from lowmem_if.engine.answers import read_event
 from lowmem_if.engine.commands import Command
-from lowmem_if.engine.events import Event, ignore
+from lowmem_if.engine.events import ignore
 from lowmem_if.engine.model_cache import ModelCache
 from lowmem_if.engine.steps import step_run
 from lowmem_if.engine.steps.step_run import StepRun
@@ -51,7 +52,9 @@ def run() -> Any:
     """A step of stage 1 that needs 5 GB of VRAM."""
     run: Any = object.__new__(StepRun)
     run.step = SimpleNamespace(
-        component="stage_1", device="cuda:0", predicted=SimpleNamespace(vram_bytes=5 * GB)
+        component="stage_1",
+        config=SimpleNamespace(device="cuda:0"),
+        estimate=SimpleNamespace(vram_bytes=5 * GB),
     )
     run.notices = []
     run.folder = SimpleNamespace(
@@ -100,15 +103,13 @@ def test_the_scheduler_hears_how_much_is_free(
     def fail(*_given: object) -> None:
         raise VramTaken(4 * GB, 5 * GB)
 
-    monkeypatch.setattr(worker, "_obey", fail)
+    monkeypatch.setattr(worker, "_handle", fail)
     answer = worker._answer(Command(str(tmp_path)), None, ModelCache(), ignore)
     assert (answer.kind, answer.total, answer.name) == ("out_of_memory", 4 * GB, "")
     shop = WorkerProcess()
-    monkeypatch.setattr(shop, "_make_ready", lambda _folder, _report: True)
-    monkeypatch.setattr(
-        shop, "_ordered", lambda *_given: (Event.from_line(answer.to_line()), "stage_1")
-    )
-    step = SimpleNamespace(device="cuda:0")
+    monkeypatch.setattr(shop, "_ensure_started", lambda _folder, _report: True)
+    monkeypatch.setattr(shop, "_send", lambda *_given: (read_event(answer.to_line()), "stage_1"))
+    step = SimpleNamespace(config=SimpleNamespace(device="cuda:0"))
     plan = SimpleNamespace(step=lambda _component: step)
     folder: Any = SimpleNamespace(path=tmp_path, plan=plan)
     short = shop.work(folder, 0, report=ignore, preview_every=0)

@@ -64,7 +64,7 @@ class Simulated:
     """A simulated step, and the values that were assumed for it: who asked, and the answer."""
 
     phases: tuple[Phase, ...]
-    invented: tuple[str, ...]
+    assumed: tuple[str, ...]
     left_allocated: int
 
     def peak(self, of: str, name: str | None = None) -> int:
@@ -128,8 +128,8 @@ class _Run:
             )
         values = self._trace.values
         assert values is not None
-        invented = tuple(f"{i.module}.{i.function}: {i.answer!r}, {i.why}" for i in values.invented)
-        return Simulated(tuple(self._phases), invented, release.vram_left_bytes)
+        assumed = tuple(f"{i.module}.{i.function}: {i.answer!r}, {i.why}" for i in values.assumed)
+        return Simulated(tuple(self._phases), assumed, release.vram_left_bytes)
 
     def _encode(self, stage: Stage[TextInputs, Iterator[torch.Tensor]]) -> None:
         inputs = TextInputs(self._texts, len(self._texts))
@@ -149,24 +149,24 @@ class _Run:
         self._end_phase(DECODING)
 
     def _end_phase(self, name: str) -> None:
-        trace, ledger = self._trace, self._trace.ledger
-        allocator = ledger.allocator(DEVICE)
+        trace, tracker = self._trace, self._trace.tracker
+        allocator = tracker.allocator(DEVICE)
         self._phases.append(
             Phase(
                 name,
-                ledger.account(DEVICE).most,
+                tracker.usage(DEVICE).most,
                 allocator.most_allocated,
                 allocator.most_reserved,
-                ledger.account(ANONYMOUS).most,
-                ledger.account(PINNED).most,
-                ledger.account(MAPPED).most,
+                tracker.usage(ANONYMOUS).most,
+                tracker.usage(PINNED).most,
+                tracker.usage(MAPPED).most,
                 trace.moved["cpu", "cuda"],
                 trace.moved["cuda", "cpu"],
                 trace.moved["file", "cpu"],
                 trace.flops,
             )
         )
-        ledger.begin_phase()
+        tracker.begin_phase()
         trace.moved.clear()
         trace.flops = 0
 
