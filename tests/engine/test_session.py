@@ -409,6 +409,7 @@ def test_the_planner_of_a_session_can_be_another_one(tmp_path: Path) -> None:
     assert asked == [request]
 
 
+@pytest.mark.worker
 def test_a_session_that_keeps_nothing_unloads_after_each_step(
     tiny: Path, tmp_path: Path, events: list[Event]
 ) -> None:

@@ -48,7 +48,7 @@ TESTS = (
     "weights/streaming/test_streamer.py",
     "weights/hub/test_repository.py",
     "weights/modules/test_quantization.py",
-    "api/test_session.py",
+    "engine/test_session.py",
     "stages/test_noise.py",
 )
 TEST_TOOLS = ("pytest", "pytest-xdist", "hypothesis", "peft", "nbclient", "ipykernel")
