@@ -184,7 +184,7 @@ def test_an_enlarged_picture_goes_through_stage_2_with_its_lora(
 
 def test_weights_that_are_not_here_cannot_be_compared(first: Path) -> None:
     """Of a cascade that is not downloaded the stage must be said, or be the only one."""
-    request = Request("x", cascade="if-m", seed=(1,), size=256, lora=first)  # type: ignore[arg-type]
+    request = Request(("x",), cascade="if-m", seed=(1,), size=256, lora=first)  # type: ignore[arg-type]
     with pytest.raises(LoraError, match=r"not on this disk .* `lowmem-if fetch if-m`"):
         make_plan(CPU, request)
     said = Request("x", cascade="if-m", seed=(1,), size=256, lora=f"stage_1={first}")  # type: ignore[arg-type]
@@ -250,7 +250,7 @@ def test_what_would_fit_instead_is_asked_with_the_lora(tiny: Path, second: Path)
     from lowmem_if.errors import DoesNotFit
 
     machine = replace(CPU, ram_bytes=759 * 10**6)
-    request = Request("x", cascade=str(tiny), seed=(1,), size=256)
+    request = Request(("x",), cascade=str(tiny), seed=(1,), size=256)
     with pytest.raises(DoesNotFit, match="; --size 64 fits; so would it with"):
         make_plan(machine, request)
     with pytest.raises(DoesNotFit, match=r"; nothing smaller fits either: free .* more RAM"):

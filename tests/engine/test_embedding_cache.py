@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -98,7 +99,7 @@ def test_a_damaged_entry_is_made_again(tiny: Path, tmp_path: Path, damage: bytes
     ],
 )  # fmt: skip
 def test_every_part_of_the_setting_is_in_the_key(
-    tiny: Path, tmp_path: Path, change: dict[str, object]
+    tiny: Path, tmp_path: Path, change: dict[str, Any]
 ) -> None:
     """Strategy, storage, compute type and kind of device each make another entry."""
     step = plan_of(tiny).steps[0]

@@ -222,7 +222,7 @@ def test_a_turn_that_fails_drops_its_component_and_no_other(
 
     plan = plan_of(tiny, RED, size=64)
     with monkeypatch.context() as patched:
-        patched.setattr(Stage1, "draw", full)
+        patched.setattr(Stage1, "run", full)
         with pytest.raises(RunFolderError):
             watched.run(plan, tmp_path / "run")
     assert watched.here() == [TEXT_ENCODER]
@@ -265,7 +265,14 @@ class Heavy:
     """A component of so many bytes."""
 
     def __init__(self, size: int) -> None:
-        self.modules = [torch.nn.Linear(size // 4, 1, bias=False)]
+        self.modules: list[torch.nn.Module] = [torch.nn.Linear(size // 4, 1, bias=False)]
+
+    @classmethod
+    def load(cls, config: Any) -> Any:
+        raise NotImplementedError
+
+    def run(self, inputs: Any, on_step: Any) -> Any:
+        raise NotImplementedError
 
     def close(self) -> None:
         self.modules = []

@@ -27,10 +27,10 @@ CPU = Machine(
 
 
 def plan_of(
-    cascade: Path, prompts: Any = "a red circle", *, pins: Any = (), **request: Any
+    cascade: Path | str, prompts: Any = "a red circle", *, pins: Any = (), **request: Any
 ) -> Plan:
     """A plan for two steps a stage on a CPU of the tests' own."""
-    options = {"seed": 1, "steps": 2, "cascade": str(cascade)} | request
+    options: dict[str, Any] = {"seed": 1, "steps": 2, "cascade": str(cascade)} | request
     return make_plan(CPU, Request(prompts, **options), pins=parse_pins(pins))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -88,6 +89,7 @@ def taken(machine: Machine, short_of: str, peaks: Estimate) -> int:
     return peaks.ram_bytes + (peaks.vram_bytes if machine.unified else 0)
 
 
+@cache
 def profile_plans(size: int = 1024) -> list[Plan]:
     """A plan for every profile, balanced where an exact one does not fit."""
     plans = []
@@ -213,6 +215,7 @@ def test_what_ran_out_once_is_not_tried_again_after_the_other_memory_ran_out() -
     assert lower is not None
     limit = findings.ram_bytes
     while lower is not None:
+        assert limit is not None
         assert lower.estimate.ram_bytes < limit
         plan = replace(
             plan, steps=tuple(lower if s.component == STAGE_1 else s for s in plan.steps)

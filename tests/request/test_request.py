@@ -325,6 +325,7 @@ def test_whole_numbers_of_other_libraries_are_whole_numbers() -> None:
     """numpy's are what a seed often comes as; they are kept as Python's."""
     asked = Request("a", seed=numpy.int64(7), images=numpy.int32(2), size=numpy.int64(64))
     assert (asked.seed, asked.images, asked.size) == ((7,), 2, 64)
+    assert asked.seed is not None
     assert all(type(value) is int for value in (*asked.seed, asked.images, asked.size))
 
 

@@ -61,7 +61,7 @@ def test_components_that_worked_are_gone_with_their_memory(
 ) -> None:
     """In the worker: nothing is alive, memory is back within 5 % or 64 MB, and it had been there."""
     folder = RunFolder.open(run(plan_of(heavy, pins=pins, size=64), tmp_path / "run").folder)
-    first = {}
+    first: dict[str, Any] = {}
     peak: dict[str, int] = {}
     for line in folder.memory_file.read_text().splitlines():
         sample = json.loads(line)

@@ -10,6 +10,7 @@ import torch
 from runs import kinds, plan_of
 
 from lowmem_if.engine import executor, worker, worker_process
+from lowmem_if.engine.answers import MemoryRanOut
 from lowmem_if.engine.commands import Command
 from lowmem_if.engine.events import Event, ignore
 from lowmem_if.engine.model_cache import ModelCache
@@ -194,7 +195,7 @@ def test_a_worker_that_ends_for_want_of_memory_is_no_bug(
 ) -> None:
     """bitsandbytes calls exit(1) from C++, other libraries abort, systems kill."""
     answer = ended(folder, code, said)
-    assert answer.kind == "out_of_memory"
+    assert isinstance(answer, MemoryRanOut)
     assert worker_process._resource(folder, "stage_1", answer) == resource
 
 

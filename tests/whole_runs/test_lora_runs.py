@@ -331,6 +331,7 @@ def test_chosen_pictures_go_on_with_the_loras_of_their_run(
     assert torch.equal(stage(ended, 2), stage(whole, 2))
 
 
+@pytest.mark.worker
 def test_a_batch_has_its_loras_for_all_lines(
     tiny: Path, tmp_path: Path, first: LoraOf, capsys: pytest.CaptureFixture[str]
 ) -> None:

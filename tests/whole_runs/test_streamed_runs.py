@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.locate import locate
 from lowmem_if.cascade.strategies import STREAM, parse_pins
+from lowmem_if.engine.events import Event
 from lowmem_if.errors import RequestError
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.planning.memory import in_place_bytes, predict, resident_choices
@@ -32,7 +33,7 @@ CARD = replace(
 
 
 def xl(machine: Machine, *pins: str, size: int = 1024, **options: Any) -> Plan:
-    request = Request("a red circle", cascade="if-xl", size=size, seed=1)
+    request = Request(("a red circle",), cascade="if-xl", size=size, seed=(1,))
     return make_plan(machine, request, pins=parse_pins(pins), **options)
 
 
@@ -80,7 +81,7 @@ def test_streaming_t5_reads_its_file_once_whatever_the_number_of_prompts(
 
 def test_progress_of_streaming_t5_counts_blocks(tiny: Path, tmp_path: Path) -> None:
     """Prompts come out together, so what is told meanwhile are blocks."""
-    events = []
+    events: list[Event] = []
     plan = plan_of(tiny, size=64, pins=["text_encoder=stream"])
     run_here(plan, tmp_path / "run", events.append)
     told = [e for e in events if e.kind == "drawing" and e.component == catalog.TEXT_ENCODER]
@@ -97,7 +98,7 @@ def test_more_prompts_than_wait_together_take_several_passes(
     (tmp_path / "cache").rename(tmp_path / "cache-of-before")
     monkeypatch.setattr("lowmem_if.planning.memory.TEXTS_A_PASS", 2)
     plan = plan_of(tiny, texts, size=64, pins=["text_encoder=stream"])
-    events = []
+    events: list[Event] = []
     thrice = run_here(plan, tmp_path / "thrice", events.append)
     for text in texts:
         left, right = once.embedding_file(text), thrice.embedding_file(text)
