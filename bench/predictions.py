@@ -33,7 +33,7 @@ from lowmem_if.planning.memory import predict
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.planning.runtime import predict_seconds
 from lowmem_if.planning.workload import workloads_of
-from lowmem_if.request.request import Request
+from lowmem_if.request.build import make_request
 
 CHILD = (sys.executable, "-m", "bench.turns")
 LINES = OUT / "predictions.jsonl"
@@ -184,7 +184,7 @@ def _read_all(plan: Plan, components: Sequence[str]) -> None:
 
 
 def _plan(run: Run, machine: Machine, weights: Path) -> Plan:
-    request = Request(
+    request = make_request(
         ("a fox",), cascade=str(weights), seed=(1,), images=run.images, size=run.size,
         steps=(run.steps,),
     )  # fmt: skip

@@ -16,7 +16,7 @@ from pathlib import Path
 # Sizes come from the catalogue, whatever weights this machine happens to have.
 os.environ["HF_HUB_CACHE"] = tempfile.gettempdir() + "/no-weights-here"
 
-from lowmem_if import DoesNotFit, Plan, Request, load_profile, make_plan
+from lowmem_if import DoesNotFit, Plan, load_profile, make_plan, make_request
 from lowmem_if.cascade.catalog import (
     PUBLISHED,
     SIZES,
@@ -67,7 +67,7 @@ def profiles() -> str:
 def _cell(profile: str, cascade: str, size: int) -> str:
     """Ways, peaks and time under `exact`, else under `balanced`, else what is short."""
     loaded = load_profile(profile)
-    request = Request(("a red circle",), cascade=cascade, size=size, seed=(0,))
+    request = make_request(("a red circle",), cascade=cascade, size=size, seed=(0,))
     for mark, prefer in (("", "exact"), ("*", "balanced")):
         try:
             plan = make_plan(loaded.machine, request, prefer=prefer, pins=loaded.pins)

@@ -46,8 +46,8 @@ def batch(
 
     Args:
         source: a file of JSON lines, CSV or prompts, one a line; or the lines themselves, each a prompt
-            or a table of what a line of JSON may say (see `BatchRow`).
-        request: what holds for all lines that do not say it themselves, as fields of `Request`.
+            or a table of what a line of JSON may say (see `make_request`).
+        request: what holds for all lines that do not say it themselves, as arguments of `make_request`.
         out, profile, device, ram, vram, pins, prefer, report, preview_every, workshop: see `generate`.
 
     Raises:

@@ -12,6 +12,7 @@ from lowmem_if.cascade.locate import locate
 from lowmem_if.cascade.strategies import EXACT, Pin
 from lowmem_if.hardware.profiles import choose_machine
 from lowmem_if.planning.plan import make_plan
+from lowmem_if.request.build import make_request
 from lowmem_if.request.request import Request
 
 BytesReport = Callable[[str, int, int], None]
@@ -123,4 +124,4 @@ def _with_component(report: BytesReport, component: str, file: str, done: int, t
 
 def _request(cascade: str, revision: str, size: int) -> Request:
     """One picture of that size, whatever it shows."""
-    return Request(("a picture",), cascade=cascade, revision=revision, size=size, seed=(0,))
+    return make_request(("a picture",), cascade=cascade, revision=revision, size=size, seed=(0,))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from lowmem_if.engine.runner import RunResult, run
 from lowmem_if.engine.worker_process import WorkerProcess
 from lowmem_if.hardware.profiles import choose_machine
 from lowmem_if.planning.plan import make_plan
+from lowmem_if.request.build import make_request
 from lowmem_if.request.request import Request
 
 
@@ -56,7 +56,7 @@ def generate(
     Raises:
         LowmemError: see the tree in `lowmem_if.errors`.
     """
-    asked = Request(prompts, **request)  # type: ignore[arg-type]  # one text stands for a tuple of one
+    asked = make_request(prompts, **request)
     return draw(
         asked, out, seeded=request.get("seed") is not None, profile=profile, device=device, ram=ram,
         vram=vram, pins=pins, prefer=prefer, report=report, preview_every=preview_every,
@@ -154,15 +154,12 @@ def with_begun_seed(path: Path, request: Request) -> Request:
     if not RunFolder.begun(path):
         return request
     begun = RunFolder.open(path).plan.request
-    same_number = len(begun.prompts) == len(request.prompts) and bool(begun.lines) == bool(
-        request.lines
-    )
-    return replace(request, seed=begun.seed) if same_number else request
+    return request.with_seed(begun.seed)
 
 
 def new_folder(request: Request) -> Path:
     """A run folder named by the time and the first words of the prompt."""
-    words = "-".join(re.findall(r"\w+", request.tasks[0].words)[:6])[:40] or request.tasks[0].mode
+    words = "-".join(re.findall(r"\w+", request.images[0].words)[:6])[:40] or request.images[0].mode
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{words}"
     folder = Path("runs") / stem
     number = 1

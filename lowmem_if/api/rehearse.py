@@ -164,10 +164,11 @@ def _scratch() -> Iterator[Path]:
 def _shortened(plan: Plan, cascade: str, steps: int) -> Plan:
     """The same settings with a few steps of one picture, of a text that nobody has embedded yet."""
     text = f"a rehearsal, {secrets.token_hex(4)}"
-    request = replace(
-        plan.request, prompts=(text,), seed=(1,), images=1, cascade=cascade, steps=(steps,),
-        timesteps=None,
-    )  # fmt: skip
+    first = replace(plan.request.images[0], prompt=text, seed=1)
+    sampling = replace(
+        plan.request.sampling, steps=(steps,) * len(catalog.IMAGE_STAGES), timesteps=None
+    )
+    request = replace(plan.request.alone(first), cascade=cascade, sampling=sampling)
     short = tuple(
         replace(
             step,

@@ -49,6 +49,7 @@ from lowmem_if.report.progress import RunProgress, bytes_progress
 from lowmem_if.report.tables import console, print_machine, print_plan, print_rehearsal, print_run
 from lowmem_if.request.batch_file import BadLine
 from lowmem_if.request.batch_request import unusable
+from lowmem_if.request.build import make_request
 from lowmem_if.request.request import Request
 from lowmem_if.request.seeds import parse_numbers
 from lowmem_if.system.channel import says_closed
@@ -319,7 +320,7 @@ def _rehearse(
     from lowmem_if.calibrate.measure import keep
 
     machine, _ = chosen_machine(None, device=device, ram=ram, vram=vram)
-    request = Request(("a rehearsal",), cascade=cascade, seed=(1,), size=size)
+    request = make_request(("a rehearsal",), cascade=cascade, seed=(1,), size=size)
     with RunProgress(console(sys.stderr), quiet=quiet) as progress:
         result = rehearse(
             request, machine, prefer=prefer, pins=parse_pins(pin or ()), folder=folder, steps=steps,

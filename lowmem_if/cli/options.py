@@ -20,6 +20,7 @@ from lowmem_if.hardware.profiles import choose_machine
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.request.batch_file import BadLine
 from lowmem_if.request.batch_request import read_request
+from lowmem_if.request.build import make_request
 from lowmem_if.request.noise_scheduler import DDPM, SCHEDULERS
 from lowmem_if.request.request import Request
 from lowmem_if.request.seeds import parse_seeds
@@ -297,7 +298,7 @@ def _request(
     """The request that opening and options make, and the lines of a batch that are none."""
     if "file" in opening:
         return read_request(opening["file"], **values)
-    return Request(**opening, **values), ()
+    return make_request(**opening, **values), ()
 
 
 def numbers(name: str, text: str | None, kind: type[Any]) -> tuple[Any, ...] | None:

@@ -37,7 +37,9 @@ from lowmem_if.hardware.dtypes import likely_cause
 from lowmem_if.planning.eviction import CacheEntry
 from lowmem_if.planning.memory import VRAM_WORKSPACE_BYTES, at_rest, in_place_bytes
 from lowmem_if.planning.plan import Step
+from lowmem_if.planning.plan_json import flat_step
 from lowmem_if.request.image_spec import ImageSpec
+from lowmem_if.request.request_json import request_to_json
 from lowmem_if.stages.compiling import why_not
 from lowmem_if.stages.finite import check_finite, is_finite
 from lowmem_if.stages.lifetime import C, Lifetime
@@ -88,10 +90,10 @@ def _todo(folder: RunFolder) -> set[str]:
     """The components that must have a turn: not done, or done and then lost while still needed."""
     request = folder.plan.request
     todo = {component for component in request.components if not folder.is_done(component)}
-    if len(folder.images) < len(request.tasks):
+    if len(folder.images) < len(request.images):
         todo.add(catalog.FINISH)
     for stage in reversed(catalog.IMAGE_STAGES):
-        tasks = [task for task in request.tasks if stage in task.stages]
+        tasks = [task for task in request.images if stage in task.stages]
         needed = [task for task in tasks if _follower(task, stage) in todo]
         if not all(is_sound(folder.tensor_file(stage, task)) for task in needed):
             todo.add(stage)
@@ -109,7 +111,7 @@ def _follower(task: ImageSpec, stage: str) -> str:
 def texts_of(folder: RunFolder) -> list[str]:
     """Every text that a stage of the run needs an embedding of, once; negative ones come last."""
     positive, negative = [], []
-    for task in folder.plan.request.tasks:
+    for task in folder.plan.request.images:
         steps = [folder.plan.step(stage) for stage in task.stages if stage in _READ_T5]
         if steps:
             positive += [task.words, task.style_prompt] if task.is_styled else [task.words]
@@ -147,7 +149,7 @@ class _StepRunner:
         self._folder, self._step, self._report = folder, step, report
         self._preview_every, self._shelf = preview_every, shelf
         self._request = folder.plan.request
-        self._tasks = [task for task in self._request.tasks if step.component in task.stages]
+        self._tasks = [task for task in self._request.images if step.component in task.stages]
         self._root = _root(location, step)
         self._part = location.cascade.parts[step.component]
         self._recorder = Recorder(
@@ -163,7 +165,7 @@ class _StepRunner:
         _check_device(self._step)
         _check_lora(self._step, self._folder)
         self._folder.check_weights(component, self._weights)
-        images = len(self._tasks or self._request.tasks)
+        images = len(self._tasks or self._request.images)
         self._report(Event("started", component, total=images, batch=self._step.config.batch))
         self._wake()
         turns = {
@@ -413,8 +415,8 @@ class _StepRunner:
 
     def _finish(self) -> None:
         request = self._request
-        undone = [t for t in request.tasks if not is_whole_png(self._folder.image_file(t))]
-        self._tell_of_done(len(request.tasks) - len(undone), len(request.tasks))
+        undone = [t for t in request.images if not is_whole_png(self._folder.image_file(t))]
+        self._tell_of_done(len(request.images) - len(undone), len(request.images))
         if not undone:
             return
         check, mark = request.safety_checker, request.watermark
@@ -465,10 +467,10 @@ class _StepRunner:
 
         Nothing in it changes when a run is continued.
         """
-        request = asdict(self._request.of_task(task))
+        request = request_to_json(self._request.alone(task))
         for source in filter(None, (request[kind] for kind in KINDS)):
             source["path"] = Path(source["path"]).name  # where it lay is nobody's business
-        steps = [asdict(step) for step in self._folder.plan.steps]
+        steps = [flat_step(asdict(step)) for step in self._folder.plan.steps]
         for lora in (one for user in (request, *steps) for one in user["lora"]):
             lora["path"] = Path(lora["path"]).name
         return {

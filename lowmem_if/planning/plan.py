@@ -39,8 +39,10 @@ from lowmem_if.planning.execution import Estimate, ExecutionConfig
 from lowmem_if.planning.plan_json import flat_step, nested_step
 from lowmem_if.planning.reasons import reason, runner_up
 from lowmem_if.planning.workload import samplings_of
-from lowmem_if.request.image_spec import ImageSpec, Sampling
+from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.request.request import Request
+from lowmem_if.request.request_json import request_from_json, request_to_json
+from lowmem_if.request.sampling import Sampling
 from lowmem_if.request.tiling import UPSCALER_SIDE
 
 
@@ -75,9 +77,9 @@ class Step:
         """The first mode's sampling; None for a component that samples nothing."""
         return next(iter(self.samplings.values()), None)
 
-    def sampling_of(self, task: ImageSpec) -> Sampling:
+    def sampling_of(self, spec: ImageSpec) -> Sampling:
         """How this component samples one image."""
-        return self.samplings[task.mode].of(task, self.component)
+        return self.samplings[spec.mode].of(spec, self.component)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,8 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON data, with `fits` true: a plan that does not fit is never made."""
         data: dict[str, Any] = TypeAdapter(Plan).dump_python(self, mode="json")
-        return {"fits": True, **data, "steps": [flat_step(step) for step in data["steps"]]}
+        steps = [flat_step(step) for step in data["steps"]]
+        return {"fits": True, **data, "request": request_to_json(self.request), "steps": steps}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Plan:
@@ -117,7 +120,8 @@ class Plan:
         """
         try:
             steps = [nested_step(step) for step in data["steps"]]
-            return TypeAdapter(Plan).validate_python({**data, "steps": steps})
+            request = request_from_json(data["request"])
+            return TypeAdapter(Plan).validate_python({**data, "request": request, "steps": steps})
         except (
             ValidationError, RequestError, CheckpointError, AttributeError, LookupError, TypeError,
         ) as error:  # fmt: skip

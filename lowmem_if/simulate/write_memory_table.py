@@ -27,7 +27,7 @@ from lowmem_if.planning.memory_table import (
     read_table,
 )
 from lowmem_if.planning.plan import Step
-from lowmem_if.request.image_spec import Sampling
+from lowmem_if.request.sampling import Sampling
 from lowmem_if.simulate.fake_device import DEVICE
 from lowmem_if.simulate.networks import (
     Known,

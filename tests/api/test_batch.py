@@ -28,8 +28,7 @@ from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.errors import BatchError, RequestError, RunFolderError
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.request.batch_request import request_of
-from lowmem_if.request.batch_row import BatchRow
-from lowmem_if.request.request import Request
+from lowmem_if.request.build import make_request
 from lowmem_if.stages.postprocess import Postprocessed
 from lowmem_if.weights.files import atomic
 from lowmem_if.weights.memory_readings import Sampler, read_memory
@@ -111,13 +110,13 @@ def test_a_line_has_the_pixels_that_it_has_alone(tiny: Path, tmp_path: Path, pic
     folder = run_here(batch_plan(tiny, *mixed(picture)), tmp_path / "run")
     asked = {"cascade": str(tiny), "steps": 2}
     alone = [
-        Request((RED,), seed=(1,), size=64, **asked),  # type: ignore[arg-type]
-        Request((BLUE,), seed=(9,), size=256, negative_prompt="red", **asked),  # type: ignore[arg-type]
-        Request((RED,), mode="vary", image=picture, strength=0.5, seed=(5,), size=64, **asked),  # type: ignore[arg-type]
+        make_request((RED,), seed=(1,), size=64, **asked),  # type: ignore[arg-type]
+        make_request((BLUE,), seed=(9,), size=256, negative_prompt="red", **asked),  # type: ignore[arg-type]
+        make_request((RED,), mode="vary", image=picture, strength=0.5, seed=(5,), size=64, **asked),  # type: ignore[arg-type]
     ]
     for number, request in zip((0, 1, 3), alone, strict=True):
         own = run_here(make_plan(CPU, request), tmp_path / f"own-{number}")
-        stage = request.tasks[0].stages[-1]
+        stage = request.images[0].stages[-1]
         ours, theirs = (
             load_file(f.path / stage / f"{n:04}.safetensors")["tensor"]
             for f, n in ((folder, number), (own, 0))
@@ -136,7 +135,7 @@ def test_what_a_line_leaves_open_is_what_all_have(tiny: Path) -> None:
         [RED, {"prompt": BLUE, "seed": 3, "images": 1}],
         seed=7, size=256, images=2, negative_prompt="dull", cascade=str(tiny),
     )  # fmt: skip
-    told = [(t.number, t.prompt, t.seed, t.size, t.negative_prompt) for t in request.tasks]
+    told = [(t.number, t.prompt, t.seed, t.size, t.negative_prompt) for t in request.images]
     assert told == [
         (0, RED, 7, 256, "dull"), (1, RED, 8, 256, "dull"), (2, BLUE, 3, 256, "dull"),
     ]  # fmt: skip
@@ -151,7 +150,7 @@ def test_a_batch_is_read_back_as_it_was_written(tiny: Path, picture: Path) -> No
 def test_prompts_and_lines_exclude_each_other() -> None:
     """A request has one or the other."""
     with pytest.raises(RequestError, match="exclude each other"):
-        Request(("a",), lines=(BatchRow("b"),))
+        make_request(("a",), lines=({"prompt": "b"},))
 
 
 def test_lines_from_python_are_prompts_or_tables(tiny: Path, tmp_path: Path) -> None:

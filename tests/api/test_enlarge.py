@@ -90,7 +90,7 @@ def test_picked_pictures_grow_in_their_own_folder(source: RunFolder, large: Path
     assert kinds(events, "saved") == [STAGE_2, UPSCALER, FINISH]
     assert_same(folder.path, 2, large, 2, "stage_1", "stage_2", "stage_3")
     assert [file.read_bytes() for file in others] == before
-    assert [task.size for task in folder.plan.request.tasks] == [64, 64, 1024, 64]
+    assert [task.size for task in folder.plan.request.images] == [64, 64, 1024, 64]
 
 
 def test_pictures_can_be_taken_on_twice(source: RunFolder, large: Path, tmp_path: Path) -> None:

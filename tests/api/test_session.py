@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from faults import inject
-from runs import CPU, kinds, plan_of, results, run_here
+from runs import CPU, kinds, plan_of, results, run_here, with_prompt
 from sample_pictures import noise
 
 import lowmem_if as lm
@@ -90,7 +90,7 @@ def test_calls_draw_as_without_a_session_and_load_only_once(
     assert sorted({*kinds(events, "loading")}) == warm(session)
     assert kinds(events, "warm") == [TEXT_ENCODER, STAGE_1, STAGE_2, FINISH]
     for result, plan in zip(told, (first, second), strict=True):
-        alone = run_here(plan, tmp_path / f"alone-{plan.request.mode}")
+        alone = run_here(plan, tmp_path / f"alone-{plan.request.images[0].mode}")
         assert results(result.folder) == results(alone.path)
         assert [step.step for step in result.steps] == list(alone.plan.steps)
 
@@ -116,7 +116,12 @@ def test_every_function_of_the_package_runs_in_the_session(
     plans = [RunFolder.open(result.folder).plan for result in drawn]
     assert {plan.request.cascade for plan in plans} == {str(tiny)}
     assert {plan.machine.ram_bytes for plan in plans} == {8 * 10**9}
-    assert [plan.request.mode for plan in plans[:4]] == ["text", "vary", "inpaint", "upscale"]
+    assert [plan.request.images[0].mode for plan in plans[:4]] == [
+        "text",
+        "vary",
+        "inpaint",
+        "upscale",
+    ]
 
 
 def test_a_run_begun_outside_is_resumed_inside_from_wherever_one_stands(
@@ -366,4 +371,4 @@ def test_the_machine_is_measured_while_no_worker_takes_of_it(
 
 
 def replace_prompt(plan: lm.Plan, prompt: str) -> lm.Plan:
-    return replace(plan, request=replace(plan.request, prompts=(prompt,)))
+    return replace(plan, request=with_prompt(plan.request, prompt))

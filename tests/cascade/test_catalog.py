@@ -19,7 +19,7 @@ from lowmem_if.cascade.catalog import (
     Module,
 )
 from lowmem_if.planning.memory import stored_bytes
-from lowmem_if.request.request import Sampling
+from lowmem_if.request.sampling import Sampling
 
 GB = 1e9
 X4 = "stabilityai/stable-diffusion-x4-upscaler"

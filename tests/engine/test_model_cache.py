@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import kinds, plan_of, results, run_here
+from runs import kinds, plan_of, results, run_here, with_prompt
 from sample_pictures import half, noise
 
 from lowmem_if.cascade.catalog import COMPONENTS, FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
@@ -112,7 +112,7 @@ def test_a_small_budget_keeps_what_fits_beside_each_step(
     others = sum(rest[name] for name in COMPONENTS if name != UPSCALER)
     small = with_ram(plan, peaks[UPSCALER] + spare + others // 2)
     for name in ("first", "second"):
-        request = replace(small.request, prompts=(name,))
+        request = with_prompt(small.request, name)
         folder = watched.run(replace(small, request=request), tmp_path / name)
         for component in COMPONENTS:
             measured = folder.measured(component) or {}
@@ -129,7 +129,7 @@ def test_with_no_room_to_spare_a_step_is_alone_and_goes_for_the_next(
     """A budget that every step needs all of: the one just used goes before the next comes."""
     plan = plan_of(tiny, RED)
     for number in range(2):
-        request = replace(plan.request, prompts=(f"text {number}",))
+        request = with_prompt(plan.request, f"text {number}")
         watched.run(replace(with_ram(plan, 1), request=request), tmp_path / str(number))
         first = [FINISH] * number
         assert kinds(watched.events, "evicted") == [*first, *COMPONENTS[:-1]]

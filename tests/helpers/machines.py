@@ -14,6 +14,7 @@ from lowmem_if.cascade.strategies import FLOATS, PREFERENCES, QUANTISED, RESIDEN
 from lowmem_if.errors import DoesNotFit
 from lowmem_if.hardware.machine import Machine, accelerator_compute_dtype, cpu_compute_dtype
 from lowmem_if.planning.plan import Plan, Step, make_plan
+from lowmem_if.request.build import make_request
 from lowmem_if.request.request import Request
 
 GB = 10**9
@@ -53,7 +54,7 @@ def card(
 
 
 def ask(cascade: str = "if-xl", **values: Any) -> Request:
-    return Request(**{"prompts": ("a",), "seed": (1,), "cascade": cascade} | values)
+    return make_request(**{"prompts": ("a",), "seed": (1,), "cascade": cascade} | values)
 
 
 def step(plan: Plan, component: str) -> Step:

@@ -43,7 +43,8 @@ from lowmem_if.planning.memory import bytes_a_pass
 from lowmem_if.planning.plan import make_plan
 from lowmem_if.planning.runtime import predict_seconds
 from lowmem_if.planning.workload import Workload
-from lowmem_if.request.request import Request, Sampling
+from lowmem_if.request.build import make_request
+from lowmem_if.request.sampling import Sampling
 
 GB = 10**9
 GUIDED = Sampling(50, None, 7.0, None)
@@ -261,7 +262,7 @@ def test_where_nothing_can_be_pinned_streams_take_the_slow_bus() -> None:
         disk_free_bytes=100 * GB, compute_dtype="float16", compute_dtype_reason="made up",
         rates=replace(ROUND, cached_bytes=1e12, disk_bytes=1e12),
     )  # fmt: skip
-    request = Request(("a",), cascade="if-xl", seed=(1,), size=64)
+    request = make_request(("a",), cascade="if-xl", seed=(1,), size=64)
     free, walled = (
         make_plan(replace(machine, pinned_bytes=limit), request).step(STAGE_1).estimate.seconds
         for limit in (None, 0)
@@ -276,7 +277,7 @@ def test_a_plan_is_made_in_a_fraction_of_a_second() -> None:
         vram_total_bytes=8 * GB, ram_bytes=12 * GB, ram_total_bytes=16 * GB,
         disk_free_bytes=100 * GB, compute_dtype="float16", compute_dtype_reason="made up",
     )  # fmt: skip
-    request = Request(tuple("abcdefgh"), cascade="if-xl", seed=(1,), images=8)
+    request = make_request(tuple("abcdefgh"), cascade="if-xl", seed=(1,), images=8)
     taken = []
     for _ in range(3):
         begun = time.perf_counter()

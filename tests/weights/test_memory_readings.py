@@ -22,7 +22,7 @@ from lowmem_if.engine.recorder import Recorder
 from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.engine.runner import run
 from lowmem_if.planning.plan import make_plan
-from lowmem_if.request.request import Request
+from lowmem_if.request.build import make_request
 from lowmem_if.weights.memory_readings import MemoryReading, Watch, prove_release, use_once, wake
 
 MB = 10**6
@@ -187,7 +187,7 @@ def test_vram_is_measured_as_it_was_predicted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts_reserve: bool, peak: int
 ) -> None:
     """Where the plan counts what torch's allocator holds, so does what is shown beside it."""
-    plan = make_plan(CPU, Request(("x",), cascade="if-m", size=64))
+    plan = make_plan(CPU, make_request(("x",), cascade="if-m", size=64))
     step = plan.steps[0].with_config(device="cuda:0")
     reading = MemoryReading(0, 0, vram_allocated=1, vram_reserved=2)
     monkeypatch.setattr("lowmem_if.engine.recorder.read_memory", lambda _device: reading)

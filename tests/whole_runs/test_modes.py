@@ -37,7 +37,7 @@ from lowmem_if.engine.events import Event
 from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.planning.fallback import RAM, Findings, changed_pixels, cheaper
 from lowmem_if.planning.plan import Plan, make_plan
-from lowmem_if.request.request import Request
+from lowmem_if.request.build import make_request
 from lowmem_if.stages.stage_2 import Stage2
 from lowmem_if.stages.tiles import blended
 
@@ -253,7 +253,9 @@ def test_a_picture_that_does_not_fit_whole_is_cut_no_smaller_than_it_must(
 ) -> None:
     """The largest tiles with room are planned, and the reason says so; short of RAM they get smaller."""
     image = noise(tmp_path / "own.png", 800, 600)
-    request = Request((PROMPT,), cascade="if-m", seed=(1,), **of_mode(UPSCALE, {"image": image}))
+    request = make_request(
+        (PROMPT,), cascade="if-m", seed=(1,), **of_mode(UPSCALE, {"image": image})
+    )
     machine = replace(CPU, ram_bytes=24 * 10**9)
     large = make_plan(machine, request).step(catalog.UPSCALER)
     assert large.config.tile == 256
@@ -310,7 +312,7 @@ def test_pictures_drawn_together_share_mode_and_shape(
 ) -> None:
     """A balanced run draws the images of a prompt in one batch, each from its own seed."""
     own = of_mode(VARY, sources)
-    request = Request(
+    request = make_request(
         (PROMPT,), cascade=str(tiny), seed=(SEED,), images=2, size=64, steps=(4,), **own
     )
     plan = make_plan(CPU, request, prefer="balanced")
@@ -523,5 +525,5 @@ def test_the_calls_of_the_package_are_the_modes(
         lm.upscale(image, out=tmp_path / "c", **options),
     )
     requests = [RunFolder.open(run.folder).plan.request for run in runs]
-    assert [request.mode for request in requests] == [VARY, INPAINT, UPSCALE]
+    assert [request.images[0].mode for request in requests] == [VARY, INPAINT, UPSCALE]
     assert all(len(run.images) == 1 for run in runs)
