@@ -64,7 +64,7 @@ def _stage_2(way: str, images: int = 1) -> Run:
 
 RUNS = {
     "text": Run("if-m", 64, (TEXT_ENCODER, "stage_1=resident:bfloat16"),
-                ("text_encoder", "stage_1", "finish")),
+                ("text_encoder", "stage_1", "postprocess")),
     "m-stream": _stage_1("if-m", "stream:bfloat16"),
     "m-float32": _stage_1("if-m", "resident:float32"),
     "m-float32-stream": _stage_1("if-m", "stream:float32"),

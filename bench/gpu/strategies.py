@@ -58,7 +58,7 @@ class Round:
         plan = make_plan(
             machine, make_request(("a fox",), cascade=cascade, seed=(1,)), prefer=BALANCED
         )
-        steps = [step for step in plan.steps if step.component != catalog.FINISH]
+        steps = [step for step in plan.steps if step.component != catalog.POSTPROCESS]
         kinds = {
             step.component: f"{step.config.strategy}:{step.config.storage_dtype}" for step in steps
         }

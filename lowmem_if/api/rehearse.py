@@ -230,7 +230,7 @@ def _paces(each: Rehearsed, part: Part, rates: Speeds) -> Iterator[Throughput]:
     place = CPU if config.device == "cpu" else ACCELERATOR
     large = max(part.modules, key=lambda module: module.file_bytes)
     vae = next((module for module in part.modules if module.folder == "vae"), None)
-    if each.step_s and config.component != catalog.FINISH:
+    if each.step_s and config.component != catalog.POSTPROCESS:
         flops = pass_flops(config.component, large) * Workload(1, 1, each.step.sampling).guided
         computing = each.step_s
         if config.strategy == STREAM and place == CPU:

@@ -11,10 +11,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 TEXT_ENCODER, STAGE_1, STAGE_2 = "text_encoder", "stage_1", "stage_2"
-UPSCALER, FINISH = "upscaler", "finish"
+UPSCALER, POSTPROCESS = "upscaler", "postprocess"
 
-COMPONENTS = (TEXT_ENCODER, STAGE_1, STAGE_2, UPSCALER, FINISH)
+COMPONENTS = (TEXT_ENCODER, STAGE_1, STAGE_2, UPSCALER, POSTPROCESS)
 """In the order in which they run."""
+
+_OLD_NAMES = {"finish": POSTPROCESS}
+"""Names of version 0.1, as they are in its run folders, plans and pins."""
+
+
+def component_name(name: str) -> str:
+    """The name of a component as it is now, whichever version wrote it."""
+    return _OLD_NAMES.get(name, name)
+
 
 IMAGE_STAGES = (STAGE_1, STAGE_2, UPSCALER)
 """The components that draw, in order; a request's size decides how many of them run."""
@@ -141,7 +150,7 @@ FOLDERS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("unet", "text_encoder", "vae"),
         ("tokenizer", "scheduler", "low_res_scheduler"),
     ),
-    FINISH: ("stage_1", ("safety_checker", "watermarker"), ("feature_extractor",)),
+    POSTPROCESS: ("stage_1", ("safety_checker", "watermarker"), ("feature_extractor",)),
 }
 """Component -> (root in a local cascade, folders with weights, small folders beside them)."""
 
@@ -175,7 +184,7 @@ def _if_cascade(name: str, first: str, stage_1: Module, second: str, stage_2: Mo
             STAGE_1: _part(STAGE_1, first, stage_1),
             STAGE_2: _part(STAGE_2, second, stage_2),
             UPSCALER: _part(UPSCALER, x4, _X4_UNET, _X4_TEXT, _X4_VAE),
-            FINISH: _part(FINISH, first, _SAFETY, _WATERMARK),
+            POSTPROCESS: _part(POSTPROCESS, first, _SAFETY, _WATERMARK),
         },
         IF_DEFAULTS,
         gated=True,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lowmem_if.cascade.catalog import COMPONENTS, STAGE_1, STAGE_2
+from lowmem_if.cascade.catalog import COMPONENTS, STAGE_1, STAGE_2, component_name
 from lowmem_if.cascade.lora_keys import Pair, read_pairs
 from lowmem_if.cascade.safetensors_header import unreadable
 from lowmem_if.errors import LoraError, RequestError
@@ -86,6 +86,7 @@ def parse_lora(text: str) -> tuple[str | None, str, float]:
         RequestError: a stage that takes none, or a scale that is no number.
     """
     stage, equals, path = text.partition("=")
+    stage = component_name(stage)
     if not equals or stage not in COMPONENTS:
         stage, path = "", text
     elif stage not in STAGES:

@@ -347,7 +347,7 @@ def _synthesize(
     """Write a real-size checkpoint with made-up weights, to rehearse with."""
     from lowmem_if.weights.synthetic.checkpoints import synthesize
 
-    components = tuple(only or catalog.COMPONENTS)
+    components = tuple(map(catalog.component_name, only or catalog.COMPONENTS))
     with bytes_progress(console(sys.stderr), "writing", quiet=quiet) as report:
         size = synthesize(cascade, folder, fill=fill, components=components, report=report)
     typer.echo(f"{folder}: {size / 1e9:.2f} GB of made-up weights, laid out like {cascade}")

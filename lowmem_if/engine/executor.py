@@ -91,7 +91,7 @@ def _todo(folder: RunFolder) -> set[str]:
     request = folder.plan.request
     todo = {component for component in request.components if not folder.is_done(component)}
     if len(folder.images) < len(request.images):
-        todo.add(catalog.FINISH)
+        todo.add(catalog.POSTPROCESS)
     for stage in reversed(catalog.IMAGE_STAGES):
         tasks = [task for task in request.images if stage in task.stages]
         needed = [task for task in tasks if _follower(task, stage) in todo]
@@ -105,7 +105,7 @@ def _todo(folder: RunFolder) -> set[str]:
 
 def _follower(task: ImageSpec, stage: str) -> str:
     """The component that takes a picture on after `stage`."""
-    return dict(pairwise((*task.stages, catalog.FINISH)))[stage]
+    return dict(pairwise((*task.stages, catalog.POSTPROCESS)))[stage]
 
 
 def texts_of(folder: RunFolder) -> list[str]:
@@ -173,7 +173,7 @@ class _StepRunner:
             catalog.STAGE_1: self._draw_first,
             catalog.STAGE_2: self._enlarge,
             catalog.UPSCALER: self._upscale,
-            catalog.FINISH: self._finish,
+            catalog.POSTPROCESS: self._finish,
         }
         with self._recorder.recording(), self._finite():
             turns[component]()
@@ -433,7 +433,9 @@ class _StepRunner:
                 file = self._folder.image_file(task)
                 self._folder.write(file, content)
                 self._folder.in_making_file(task).unlink(missing_ok=True)
-                self._report(Event("saved", catalog.FINISH, number=task.number, text=str(file)))
+                self._report(
+                    Event("saved", catalog.POSTPROCESS, number=task.number, text=str(file))
+                )
 
     def _embeds(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(prompts', negative prompts') embeddings, each (n, 77, width); None without guidance."""

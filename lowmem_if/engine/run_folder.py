@@ -24,7 +24,7 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lowmem_if.cascade.catalog import FINISH, STAGE_1, STAGE_2, UPSCALER
+from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, STAGE_2, UPSCALER, component_name
 from lowmem_if.engine.input_copies import KINDS, source_bytes, source_name
 from lowmem_if.engine.library_versions import differences, installed_versions, that_change_pixels
 from lowmem_if.errors import RunFolderError
@@ -301,7 +301,7 @@ class RunFolder:
     def take_on(self, plan: Plan) -> None:
         """Go on with another plan for more: its new steps, and the finishing, are to be done."""
         steps = {step.component: {"status": "pending"} for step in plan.steps}
-        done = {name: step for name, step in self._record["steps"].items() if name != FINISH}
+        done = {name: step for name, step in self._record["steps"].items() if name != POSTPROCESS}
         self.plan = plan
         self._record["plan"] = plan.to_json()
         self._record["steps"] = steps | done
@@ -384,8 +384,10 @@ def _checked(record: dict[str, Any]) -> dict[str, Any]:
     for name, kind in _RECORD_KEYS.items():
         if not isinstance(record[name], kind):
             raise TypeError(f"{name} is no {kind.__name__}")
+    for name in ("steps", "weights"):
+        record[name] = {component_name(key): value for key, value in record[name].items()}
     for step in record["plan"]["steps"]:
-        record["steps"][step["component"]]["status"]
+        record["steps"][component_name(step["component"])]["status"]
     return record
 
 

@@ -110,8 +110,8 @@ def _ways_to_live(
     images: int,
 ) -> list[ExecutionConfig]:
     """Where its weights could live, in which types, whatever there is to do; never empty."""
-    if component == catalog.FINISH:
-        return _finish_configs(component, pin)
+    if component == catalog.POSTPROCESS:
+        return _postprocess_configs(component, pin)
     part = location.cascade.parts[component]
     compute, small = compute_dtype(machine, part)
     ways = _pinned_ways(machine, component, compute, pin) or _ways(
@@ -187,10 +187,12 @@ def _that_files_allow(
     )
 
 
-def _finish_configs(component: str, pin: Pin | None) -> list[ExecutionConfig]:
+def _postprocess_configs(component: str, pin: Pin | None) -> list[ExecutionConfig]:
     """The safety checker and the mark run on the CPU: they are small, and the pictures are there."""
     if pin and (pin.strategy != RESIDENT or pin.storage not in (None, "float32")):
-        raise RequestError("finish runs on the CPU: pin it to resident:float32 or leave it open")
+        raise RequestError(
+            "postprocess runs on the CPU: pin it to resident:float32 or leave it open"
+        )
     return [ExecutionConfig(component, RESIDENT, "float32", "float32", 1, "cpu")]
 
 

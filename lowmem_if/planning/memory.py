@@ -380,7 +380,7 @@ def _cpu_working_bytes(module: Module, activations: int, config: ExecutionConfig
 
 def _result_bytes(config: ExecutionConfig) -> int:
     """Of a finished picture larger than 1024 x 1024: its numbers, and their copies for writing them."""
-    large = config.component in (catalog.UPSCALER, catalog.FINISH)
+    large = config.component in (catalog.UPSCALER, catalog.POSTPROCESS)
     return int(_RESULT_BYTES * max(0.0, config.area - 1)) if large else 0
 
 

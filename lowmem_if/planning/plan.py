@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from lowmem_if.cascade.catalog import component_name
 from lowmem_if.cascade.locate import Location, locate
 from lowmem_if.cascade.lora import Lora, of_stage
 from lowmem_if.cascade.lora_fit import settled
@@ -120,8 +121,12 @@ class Plan:
         """
         try:
             steps = [nested_step(step) for step in data["steps"]]
-            request = request_from_json(data["request"])
-            return TypeAdapter(Plan).validate_python({**data, "request": request, "steps": steps})
+            read = {
+                "request": request_from_json(data["request"]),
+                "pins": {component_name(name): pin for name, pin in data["pins"].items()},
+                "steps": steps,
+            }
+            return TypeAdapter(Plan).validate_python({**data, **read})
         except (
             ValidationError, RequestError, CheckpointError, AttributeError, LookupError, TypeError,
         ) as error:  # fmt: skip
@@ -148,7 +153,7 @@ def make_plan(
     """
     if prefer not in PREFERENCES:
         raise RequestError(f"unknown preference {prefer!r}: use exact or balanced")
-    pins = {component: parse_pin(component, str(pin)) for component, pin in (pins or {}).items()}
+    pins = {component_name(c): parse_pin(c, str(pin)) for c, pin in (pins or {}).items()}
     request, location = _located(request)
     try:
         steps = tuple(

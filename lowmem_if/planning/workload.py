@@ -13,7 +13,7 @@ from lowmem_if.request.request import Request
 from lowmem_if.request.sampling import Sampling
 from lowmem_if.request.tiling import UPSCALER_SIDE, boxes
 
-_FOR_ALL = (catalog.TEXT_ENCODER, catalog.FINISH)
+_FOR_ALL = (catalog.TEXT_ENCODER, catalog.POSTPROCESS)
 
 
 @dataclass(frozen=True, slots=True)

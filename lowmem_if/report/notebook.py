@@ -23,7 +23,7 @@ _COLUMNS = {
     catalog.STAGE_1: "stage 1",
     catalog.STAGE_2: "stage 2",
     catalog.UPSCALER: "x4 upscaler",
-    catalog.FINISH: _FINISHED,
+    catalog.POSTPROCESS: _FINISHED,
 }
 
 

@@ -111,7 +111,7 @@ class ImageSpec:
 
     def area_in(self, component: str) -> float:
         """What a component draws at once or holds of it, over the square that it was made for."""
-        if component not in (*IMAGE_STAGES, catalog.FINISH):
+        if component not in (*IMAGE_STAGES, catalog.POSTPROCESS):
             return 1.0
         if self.image and self.is_enlarged_as_it_is:
             return self.image.width * self.image.height / UPSCALER_SIDE**2

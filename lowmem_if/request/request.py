@@ -73,7 +73,7 @@ class Request:
 
 def components_of(images: tuple[ImageSpec, ...]) -> tuple[str, ...]:
     """The components that images need, in the order in which they run."""
-    needed = {stage for spec in images for stage in spec.stages} | {catalog.FINISH}
+    needed = {stage for spec in images for stage in spec.stages} | {catalog.POSTPROCESS}
     if any(spec.needs_t5 for spec in images):
         needed.add(catalog.TEXT_ENCODER)
     return tuple(component for component in catalog.COMPONENTS if component in needed)

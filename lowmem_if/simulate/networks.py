@@ -148,7 +148,7 @@ def prepared(
         side = side or _LATENT_SIDE
         latents = torch.randn(batch, 4, side, side, **place)
         return lambda: module.decode(latents, return_dict=False)[0]
-    if known.component == catalog.FINISH:
+    if known.component == catalog.POSTPROCESS:
         side = module.config.vision_config.image_size
         pixels = torch.randn(batch, 3, side, side, **place)
         return lambda: module.vision_model(pixels)[1]

@@ -107,7 +107,7 @@ def _missing_turns(table: MemoryTable, report: Report) -> Iterator[StepProfile]:
     for name, cascade in catalog.PUBLISHED.items():
         for component, part in cascade.parts.items():
             missing = [case for case in cases(component) if (part_key(part), case) not in there]
-            if component == catalog.FINISH or not missing:
+            if component == catalog.POSTPROCESS or not missing:
                 continue
             there |= {(part_key(part), case) for case in missing}
             with tempfile.TemporaryDirectory() as folder:

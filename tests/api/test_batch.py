@@ -20,7 +20,7 @@ from runs import CPU, kinds, plan_of, results, run_here
 from safetensors.torch import load_file
 
 import lowmem_if as lm
-from lowmem_if.cascade.catalog import FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
+from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
 from lowmem_if.cli.main import main
 from lowmem_if.engine import executor
 from lowmem_if.engine.events import Event
@@ -90,7 +90,7 @@ def test_each_component_is_loaded_once_for_all_lines(
     folder = run_here(batch_plan(tiny, *mixed(picture)), tmp_path / "run", events.append)
     assert loads == ["TextEncoder", "Stage1", "Stage2", "Upscaler", "Postprocessor"]
     assert len(folder.images) == 6
-    assert Counter(kinds(events, "saved")) == {STAGE_1: 6, STAGE_2: 3, UPSCALER: 2, FINISH: 6}
+    assert Counter(kinds(events, "saved")) == {STAGE_1: 6, STAGE_2: 3, UPSCALER: 2, POSTPROCESS: 6}
     assert len(list((folder.path / "embeds").iterdir())) == 4  # two prompts, "red" and no words
 
 
@@ -242,7 +242,7 @@ def test_a_killed_batch_goes_on_at_the_very_image(
         assert code == 0
         assert results(path) == expected
         saved = Counter(c for k, c in [*before, *after] if k == "saved")
-        assert saved == {STAGE_1: 3, STAGE_2: 1, FINISH: 3}
+        assert saved == {STAGE_1: 3, STAGE_2: 1, POSTPROCESS: 3}
         shutil.rmtree(path)
 
 

@@ -106,7 +106,7 @@ def test_json_holds_the_plan_and_what_was_measured(
     shown = json.loads(capsys.readouterr().out)
     assert {"plan", "components"} == shown.keys()
     assert [each["step"]["component"] for each in shown["components"]] == [
-        catalog.TEXT_ENCODER, catalog.STAGE_1, catalog.FINISH,
+        catalog.TEXT_ENCODER, catalog.STAGE_1, catalog.POSTPROCESS,
     ]  # fmt: skip
 
 
@@ -132,4 +132,4 @@ def test_peaks_of_reserved_memory_are_those_of_the_components_own_turn(tmp_path:
     file.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     run: Any = SimpleNamespace(memory_file=file)
     assert rehearsal._peak(run, "stage_1", "vram_reserved") == 7
-    assert rehearsal._peak(run, "finish", "vram_reserved") == 0
+    assert rehearsal._peak(run, "postprocess", "vram_reserved") == 0

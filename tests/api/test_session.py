@@ -17,7 +17,7 @@ from runs import CPU, kinds, plan_of, results, run_here, with_prompt
 from sample_pictures import noise
 
 import lowmem_if as lm
-from lowmem_if.cascade.catalog import FINISH, STAGE_1, STAGE_2, TEXT_ENCODER
+from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, STAGE_2, TEXT_ENCODER
 from lowmem_if.engine import worker_process
 from lowmem_if.engine.events import Event
 from lowmem_if.engine.run_folder import RunFolder
@@ -25,7 +25,7 @@ from lowmem_if.engine.worker_process import WorkerProcess
 from lowmem_if.errors import RequestError, RunFolderError, SessionError
 
 RED, BLUE = "a red circle", "a blue star"
-SMALL = (TEXT_ENCODER, STAGE_1, FINISH)
+SMALL = (TEXT_ENCODER, STAGE_1, POSTPROCESS)
 
 
 ANSWERS = """
@@ -88,7 +88,7 @@ def test_calls_draw_as_without_a_session_and_load_only_once(
     ]
     assert not kinds(events, "starting")
     assert sorted({*kinds(events, "loading")}) == warm(session)
-    assert kinds(events, "warm") == [TEXT_ENCODER, STAGE_1, STAGE_2, FINISH]
+    assert kinds(events, "warm") == [TEXT_ENCODER, STAGE_1, STAGE_2, POSTPROCESS]
     for result, plan in zip(told, (first, second), strict=True):
         alone = run_here(plan, tmp_path / f"alone-{plan.request.images[0].mode}")
         assert results(result.folder) == results(alone.path)
@@ -218,7 +218,7 @@ def test_an_interrupted_call_ends_the_worker_and_nothing_else(
     assert len(workers.all()) == len(workers.before) - 1
     session.resume(tmp_path / "run", report=events.append)
     assert kinds(events, "skipped") == [TEXT_ENCODER]
-    assert warm(session) == sorted([STAGE_1, FINISH])
+    assert warm(session) == sorted([STAGE_1, POSTPROCESS])
     assert results(tmp_path / "run") == results(run_here(plan, tmp_path / "alone").path)
 
 

@@ -110,7 +110,7 @@ def test_a_round_compares_every_component(setup: Setup, monkeypatch: pytest.Monk
     have = Setup("cpu", True, setup.out, have=(rounds[1].name,))
     *components, last = strategies.rows(have)
     assert [row["name"].partition(": ")[2] for row in components] == [
-        "text encoder", "stage 1", "stage 2", "upscaler", "finish",
+        "text encoder", "stage 1", "stage 2", "upscaler", "postprocess",
     ]  # fmt: skip
     for row in components:
         assert figures(row)["RAM"]["measured"] > 100e6

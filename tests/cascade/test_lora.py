@@ -103,7 +103,7 @@ def test_a_folder_of_diffusers_is_its_file(first: Path, tmp_path: Path) -> None:
     assert loras("trained:0.5")[0].path == str(folder / "pytorch_lora_weights.safetensors")
 
 
-@pytest.mark.parametrize("given", [3, [3], Lora("x", float("nan")), Lora("x", 1.0, "finish")])
+@pytest.mark.parametrize("given", [3, [3], Lora("x", float("nan")), Lora("x", 1.0, "postprocess")])
 def test_what_is_no_lora_at_all_is_told(given: Any) -> None:
     """Of other types, or made by hand with values that no text could have."""
     with pytest.raises(RequestError):
@@ -344,7 +344,7 @@ def test_files_that_cannot_be_used_are_told_in_one_line(
     [
         ("someone/lora-on-the-hub", 1, "`hf download`"),
         ("{first}:nan", 2, "is not a number"),
-        ("finish={first}", 2, "finish takes no LoRA"),
+        ("postprocess={first}", 2, "postprocess takes no LoRA"),
         ("{first}:strong", 1, "is not there"),
         ("x\0y", 1, "is not there"),
         ("~nobody-of-that-name/x", 1, "is not there"),

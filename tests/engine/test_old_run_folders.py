@@ -13,7 +13,10 @@ from PIL import Image
 from runs import CPU, run_here
 
 from lowmem_if.api.enlarge import continued
+from lowmem_if.cascade.catalog import POSTPROCESS, component_name
+from lowmem_if.cascade.strategies import RESIDENT, Pin, parse_pins
 from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.errors import RequestError
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.report.tables import console, print_run
 from lowmem_if.request.build import make_request
@@ -61,6 +64,7 @@ def test_the_keys_of_version_0_1_are_still_written(tmp_path: Path, kind: str) ->
     assert new["request"].keys() == old["request"].keys()
     for before, after in zip(old["steps"], new["steps"], strict=True):
         assert after.keys() == before.keys()
+        assert after["component"] == component_name(before["component"])
         assert after["predicted"] == before["predicted"]
     for line in new["request"]["lines"]:
         assert line.keys() == {*old["request"]["lines"][0], "aspect"}
@@ -83,3 +87,16 @@ def test_a_run_of_version_0_1_resumes_and_continues(tmp_path: Path, kind: str) -
     larger = [continued(run, [1], 256, CPU, other_versions=True) for run in (old, new)]
     drawn = [run_here(run.plan, run.path) for run in larger]
     assert pixels(drawn[0]) == pixels(drawn[1])
+
+
+def test_the_postprocess_step_has_another_name_than_in_version_0_1(tmp_path: Path) -> None:
+    """`finish` in old pins, plans, records and on the command line means `postprocess`."""
+    folder = begun("prompts", tmp_path / "run")
+    assert folder.plan.pins == {POSTPROCESS: "resident"}
+    assert not folder.is_done(POSTPROCESS)
+    assert folder.plan.step(POSTPROCESS).config.device == "cpu"
+    assert parse_pins(["finish=resident"]) == {POSTPROCESS: Pin(RESIDENT)}
+    with pytest.raises(RequestError, match="postprocess is pinned twice"):
+        parse_pins(["finish=resident", "postprocess=resident"])
+    plan = make_plan(CPU, folder.plan.request, pins={"finish": Pin(RESIDENT)})
+    assert plan.pins == folder.plan.pins

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from lowmem_if.cascade import catalog
-from lowmem_if.cascade.catalog import FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
+from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
 from lowmem_if.cascade.strategies import FLOATS, PREFERENCES, QUANTISED, RESIDENT, STRATEGIES, Pin
 from lowmem_if.errors import DoesNotFit
 from lowmem_if.hardware.machine import Machine, accelerator_compute_dtype, cpu_compute_dtype
@@ -108,7 +108,9 @@ pins = st.fixed_dictionaries(
         STAGE_1: float_pins,
         STAGE_2: float_pins,
         UPSCALER: float_pins,
-        FINISH: st.builds(Pin, st.just(RESIDENT), st.sampled_from([None, "float32", "float16"])),
+        POSTPROCESS: st.builds(
+            Pin, st.just(RESIDENT), st.sampled_from([None, "float32", "float16"])
+        ),
     },
 )
 

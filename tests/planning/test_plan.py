@@ -40,7 +40,7 @@ from PIL import Image
 
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade import locate as locations
-from lowmem_if.cascade.catalog import FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
+from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
 from lowmem_if.cascade.locate import locate
 from lowmem_if.cascade.strategies import (
     MODEL_OFFLOAD,
@@ -448,7 +448,7 @@ def test_the_finish_is_always_on_the_cpu(machine: Machine, request: Request, pre
     if plan:
         finish = plan.steps[-1]
         assert (finish.component, finish.config.device, finish.config.strategy) == (
-            FINISH,
+            POSTPROCESS,
             "cpu",
             RESIDENT,
         )
@@ -803,7 +803,7 @@ def test_pins_are_kept_or_refused(
         if pin := pins.get(each.component):
             assert each.config.strategy == pin.strategy
             assert each.config.storage_dtype == (pin.storage or each.config.storage_dtype)
-            on_the_cpu = each.component == FINISH or (
+            on_the_cpu = each.component == POSTPROCESS or (
                 machine.kind == "mps" and each.config.storage_dtype in ("int8", "nf4")
             )
             assert each.config.device == ("cpu" if on_the_cpu else machine.device)
@@ -855,15 +855,15 @@ def test_a_pinned_float_is_also_computed_in() -> None:
         ),
         (cpu(64), {STAGE_2: Pin(RESIDENT, "float16")}, DeviceError, "stage_2=resident:bfloat16"),
         (cpu(64), {STAGE_2: Pin(STREAM, "float16")}, DeviceError, "stage_2=stream:bfloat16"),
-        (card(40, 64), {FINISH: Pin(STREAM)}, RequestError, "resident:float32"),
+        (card(40, 64), {POSTPROCESS: Pin(STREAM)}, RequestError, "resident:float32"),
         (
             replace(card(40, 64), capability=(7, 0)),
             {TEXT_ENCODER: Pin(RESIDENT, "int8")},
             DeviceError,
             "resident:nf4",
         ),
-        (card(40, 64), {FINISH: Pin(MODEL_OFFLOAD)}, RequestError, "resident:float32"),
-        (card(40, 64), {FINISH: Pin(RESIDENT, "float16")}, RequestError, "resident:float32"),
+        (card(40, 64), {POSTPROCESS: Pin(MODEL_OFFLOAD)}, RequestError, "resident:float32"),
+        (card(40, 64), {POSTPROCESS: Pin(RESIDENT, "float16")}, RequestError, "resident:float32"),
     ],
 )
 def test_a_pin_that_the_device_cannot_keep_is_refused_with_one_that_it_can(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowmem_if.cascade.catalog import (
-    FINISH,
+    POSTPROCESS,
     PUBLISHED,
     STAGE_1,
     STAGE_2,
@@ -167,7 +167,7 @@ def test_tiles_take_no_other_time() -> None:
 
 def test_the_finish_is_a_look_and_a_file_for_each_picture() -> None:
     """The safety checker's 0.16e12 operations and a PNG."""
-    each = setting(FINISH, storage_dtype="float32", compute_dtype="float32", device="cpu")
+    each = setting(POSTPROCESS, storage_dtype="float32", compute_dtype="float32", device="cpu")
     many, one = (seconds(each, Workload(1, n)) for n in (10, 1))
     assert many - one == pytest.approx(9 * (1.56 + 0.2), abs=0.2)
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from lowmem_if.cascade.catalog import FINISH, STAGE_1, TEXT_ENCODER
+from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, TEXT_ENCODER
 from lowmem_if.engine.events import Event
 from lowmem_if.report import progress
 from lowmem_if.report.eta import Eta
@@ -108,10 +108,10 @@ def test_loading_is_told_by_its_bytes(pace: Eta, clock: Clock) -> None:
 
 def test_a_component_without_steps_is_told_by_its_pictures(pace: Eta, clock: Clock) -> None:
     """Finishing saves a picture at a time."""
-    pace(Event("started", FINISH, total=5))
+    pace(Event("started", POSTPROCESS, total=5))
     for number in range(3):
         clock.now += 4
-        pace(Event("saved", FINISH, number=number))
+        pace(Event("saved", POSTPROCESS, number=number))
     assert pace.left_s == pytest.approx(8)
 
 
@@ -198,7 +198,7 @@ def test_a_notebook_shows_the_pictures_as_they_come(handle: Handle, tmp_path: Pa
     report(Event("saved", STAGE_1, number=1, text=str(file)))
     report(Event("notice", STAGE_1, text="<b>5 & 6</b>"))
     report(Event("finished", STAGE_1))
-    report(Event("saved", FINISH, number=0, text=str(file)))
+    report(Event("saved", POSTPROCESS, number=0, text=str(file)))
     page = handle.pages[-1]
     assert "in the making" not in page
     assert page.index("0000 stage 1") < page.index("0000 finished")

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowmem_if.cascade.catalog import (
-    FINISH,
     IF_DEFAULTS,
+    POSTPROCESS,
     STAGE_1,
     STAGE_2,
     TEXT_ENCODER,
@@ -167,7 +167,7 @@ def test_seeds_must_go_round(seed: tuple[int, ...]) -> None:
 def test_the_size_decides_which_components_run(size: int, drawing: tuple[str, ...]) -> None:
     """The encoder comes first, then the stages up to the size, then the finish."""
     components = make_request("a", seed=1, size=size).components
-    assert components == (TEXT_ENCODER, *drawing, FINISH)
+    assert components == (TEXT_ENCODER, *drawing, POSTPROCESS)
 
 
 @pytest.mark.parametrize("size", [0, -64, 128, 63, 64.5, "64", None, True, (64,), [64]])

@@ -15,7 +15,7 @@ from diffusers import UNet2DConditionModel
 from runs import CPU, plan_of, run_here
 from transformers import T5Config, T5EncoderModel
 
-from lowmem_if.cascade.catalog import COMPONENTS, FINISH, STAGE_1, TEXT_ENCODER
+from lowmem_if.cascade.catalog import COMPONENTS, POSTPROCESS, STAGE_1, TEXT_ENCODER
 from lowmem_if.engine.events import ignore
 from lowmem_if.engine.model_cache import left_behind
 from lowmem_if.engine.recorder import Recorder
@@ -67,7 +67,7 @@ def test_components_that_worked_are_gone_with_their_memory(
         sample = json.loads(line)
         first.setdefault(sample["step"], sample["ram_anon"])
         peak[sample["step"]] = max(peak.get(sample["step"], 0), sample["ram_anon"])
-    for component, follower in ((TEXT_ENCODER, STAGE_1), (STAGE_1, FINISH)):
+    for component, follower in ((TEXT_ENCODER, STAGE_1), (STAGE_1, POSTPROCESS)):
         released = folder.released(component)
         assert released is not None
         assert released["alive"] == []

@@ -186,7 +186,7 @@ def test_a_small_picture_goes_through_stage_2_and_the_upscaler(
     image = noise(tmp_path / "own.png", side, side)
     plan = plan_of(tiny, PROMPT, seed=SEED, **of_mode(UPSCALE, {"image": image}))
     assert [step.component for step in plan.steps] == [
-        catalog.TEXT_ENCODER, catalog.STAGE_2, catalog.UPSCALER, catalog.FINISH,
+        catalog.TEXT_ENCODER, catalog.STAGE_2, catalog.UPSCALER, catalog.POSTPROCESS,
     ]  # fmt: skip
     folder = run_here(plan, tmp_path / "run")
     middle = load(IFSuperResolutionPipeline, tiny / "stage_2")(
@@ -204,7 +204,7 @@ def test_a_larger_picture_goes_through_the_upscaler_alone(
     """Whole where that fits, and then as the plain pipeline has it; no T5 is needed."""
     image = noise(tmp_path / "own.png", width, height)
     plan = plan_of(tiny, PROMPT, seed=SEED, pins=pins, **of_mode(UPSCALE, {"image": image}))
-    assert [step.component for step in plan.steps] == [catalog.UPSCALER, catalog.FINISH]
+    assert [step.component for step in plan.steps] == [catalog.UPSCALER, catalog.POSTPROCESS]
     folder = run_here(plan, tmp_path / "run")
     assert_same(folder, {"stage_3": upscaled(tiny, Image.open(image))})
     assert Image.open(folder.images[0]).size == (4 * width, 4 * height)
