@@ -13,10 +13,11 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.catalog import Part
@@ -31,6 +32,7 @@ from lowmem_if.hardware.speeds import ACCELERATOR, CPU, Speeds, Throughput
 from lowmem_if.planning.flops import pass_flops
 from lowmem_if.planning.memory import bytes_a_pass
 from lowmem_if.planning.plan import Plan, Step, make_plan
+from lowmem_if.planning.plan_json import flat_step
 from lowmem_if.planning.runtime import cast_bytes_per_s
 from lowmem_if.planning.workload import Workload
 from lowmem_if.request.request import Request
@@ -64,6 +66,11 @@ class Rehearsed:
     reserved_bytes: int = 0
     used_bytes: int = 0
 
+    def to_json(self) -> dict[str, Any]:
+        """The component as plain JSON data."""
+        data = asdict(self)
+        return data | {"step": flat_step(data["step"])}
+
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
@@ -71,6 +78,11 @@ class Rehearsal:
 
     plan: Plan
     components: tuple[Rehearsed, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plan and figures as plain JSON data."""
+        plan = {name: value for name, value in self.plan.to_json().items() if name != "fits"}
+        return {"plan": plan, "components": [each.to_json() for each in self.components]}
 
     @property
     def ram_bytes(self) -> int:

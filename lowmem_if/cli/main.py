@@ -51,6 +51,7 @@ from lowmem_if.request.batch_file import BadLine
 from lowmem_if.request.batch_request import unusable
 from lowmem_if.request.build import make_request
 from lowmem_if.request.request import Request
+from lowmem_if.request.request_json import request_to_json
 from lowmem_if.request.seeds import parse_numbers
 from lowmem_if.system.channel import says_closed
 from lowmem_if.units import format_bytes
@@ -329,7 +330,7 @@ def _rehearse(
     rates = result.plan.machine.speeds
     keep(machine, rates)
     if as_json:
-        _print_json(asdict(result))
+        _print_json(result.to_json())
     else:
         print_rehearsal(result, console(sys.stdout))
 
@@ -398,7 +399,7 @@ def _unfit(asked: Asked, error: DoesNotFit) -> dict[str, Any]:
     return {
         "fits": False,
         "machine": asdict(machine),
-        "request": asdict(asked.request),
+        "request": request_to_json(asked.request),
         "steps": [],
         "does_not_fit": {
             "component": error.component,
