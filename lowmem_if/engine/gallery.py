@@ -121,7 +121,7 @@ def _settings(folder: RunFolder) -> Iterator[str]:
 def _own_settings(request: Request) -> Iterator[tuple[str, Any]]:
     """What was asked for beside the cascade's own ways."""
     for name in ("timesteps", "steps", "guidance_scale"):
-        if value := getattr(request, name):
+        if value := getattr(request.sampling, name):
             words = ", ".join(map(str, value)) if isinstance(value, tuple) else value
             yield name.replace("_", " "), words
 

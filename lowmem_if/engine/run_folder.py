@@ -24,7 +24,7 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, STAGE_2, UPSCALER, component_name
+from lowmem_if.cascade.catalog import COMPONENT, IMAGE_STAGES, POSTPROCESS, component_name
 from lowmem_if.engine.input_copies import KINDS, source_bytes, source_name
 from lowmem_if.engine.library_versions import differences, installed_versions, that_change_pixels
 from lowmem_if.errors import RunFolderError
@@ -37,7 +37,7 @@ from lowmem_if.weights.files.atomic import is_partial, remove_partials, write_by
 
 FORMAT = 1
 _RECORD, _LOCK, _SOURCES = "run.json", ".lock", "sources"
-_STAGE_FOLDERS = {STAGE_1: "stage_1", STAGE_2: "stage_2", UPSCALER: "stage_3"}
+_STAGE_FOLDERS = {stage: COMPONENT[stage].output_folder for stage in IMAGE_STAGES}
 _RECORD_KEYS = {
     "versions": dict,
     "plan": dict,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lowmem_if.cascade.catalog import label
 from lowmem_if.cascade.locate import Location, locate
 from lowmem_if.engine.events import Event, Report, ignore
 from lowmem_if.engine.gallery import GalleryKeeper, has_gallery, is_stale
@@ -218,7 +219,7 @@ class _Recovery:
 
 def _beside(short: Short) -> str:
     """What was in the way of a step that ran out of memory."""
-    beside = _words(" and ".join(short.beside))
+    beside = " and ".join(map(label, short.beside))
     return (
         f"beside {beside}, which stayed loaded" if beside else "in a worker that had drawn before"
     )
@@ -248,4 +249,4 @@ def _what_to_do(folder: RunFolder, component: str) -> str:
 
 
 def _words(component: str) -> str:
-    return component.replace("_", " ")
+    return label(component)

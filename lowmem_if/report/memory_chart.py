@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from lowmem_if.cascade.catalog import component_name
+from lowmem_if.cascade.catalog import component_name, label
 from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.errors import MissingPackage, RunFolderError
 from lowmem_if.planning.plan import Step
@@ -185,7 +185,7 @@ def _names(axis: Any, shown: list[Band]) -> None:
     for band in shown:
         short = (band.end - band.begin) / whole < 0.11
         axis.annotate(
-            band.component.replace("_", " "),
+            label(band.component),
             ((band.begin + band.end) / 2, 0.04 if short else 0.98),
             xycoords=("data", "axes fraction"),
             ha="center",

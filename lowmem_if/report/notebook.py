@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_if.cascade import catalog
+from lowmem_if.cascade.catalog import label
 from lowmem_if.engine.events import Event
 from lowmem_if.report.eta import Eta
 from lowmem_if.report.progress import words_of
@@ -133,7 +134,7 @@ def _notebook_output() -> _HtmlOutput | None:
 
 
 def _name(event: Event) -> str:
-    return event.component.replace("_", " ")
+    return label(event.component)
 
 
 def _picture(file: Path, width: int) -> str:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from lowmem_if.api.fetch import BytesReport
-from lowmem_if.cascade.catalog import TEXT_ENCODER
+from lowmem_if.cascade.catalog import TEXT_ENCODER, label
 from lowmem_if.engine.events import Event
 from lowmem_if.report.eta import Eta
 from lowmem_if.units import format_seconds
@@ -119,7 +119,7 @@ def _left(pace: Eta) -> str:
 
 
 def _name(event: Event) -> str:
-    return event.component.replace("_", " ")
+    return label(event.component)
 
 
 @contextmanager

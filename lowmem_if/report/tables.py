@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lowmem_if.cascade.catalog import label
 from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.hardware.speeds import ACCELERATOR, ANY, CPU
@@ -211,7 +212,7 @@ def _left(released: dict[str, object]) -> str:
 
 def _step_cells(step: Step) -> tuple[str, str, str]:
     return (
-        step.component.replace("_", " "),
+        label(step.component),
         step.config.strategy.replace("_", " "),
         step.config.storage_dtype,
     )

@@ -168,7 +168,8 @@ def test_every_component_has_the_folders_that_a_local_cascade_has(cascade: str) 
     assert tuple(parts) == COMPONENTS
     for component, part in parts.items():
         folders = tuple(m.folder for m in part.modules)
-        assert (part.root, folders, part.extras) == catalog.FOLDERS[component]
+        facts = catalog.COMPONENT[component]
+        assert (part.root, folders, part.extras) == (facts.root, facts.networks, facts.extras)
 
 
 def test_a_size_is_reached_by_the_stages_before_it() -> None:

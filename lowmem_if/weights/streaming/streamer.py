@@ -22,6 +22,7 @@ import psutil
 import torch
 
 from lowmem_if.cascade.lora import Lora
+from lowmem_if.cascade.transfer_sizes import LEAST_WINDOW_BYTES, WINDOW_UNITS
 from lowmem_if.hardware.cgroups import tightest_group
 from lowmem_if.weights.files.checkpoint import Checkpoint
 from lowmem_if.weights.modules.lora_merge import NOTHING, Merges
@@ -41,11 +42,6 @@ from lowmem_if.weights.streaming.transports import (
     MappedTransport,
     Transport,
 )
-
-WINDOW_UNITS = 2
-"""Room for so many of the largest unit: one computes while the next one comes."""
-
-LEAST_WINDOW_BYTES = 64 * 2**20
 
 _CACHE_RESERVE_BYTES = 700_000_000
 """Of the memory that is available, left to all else when deciding how much of a file may stay cached."""
