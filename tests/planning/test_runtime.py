@@ -105,7 +105,7 @@ def test_on_a_cpu_casting_takes_from_computing() -> None:
     """There every pass of a stream adds what it casts; what has the right type on file adds nothing."""
     job, on_cpu = (
         Workload(1, 1, GUIDED),
-        {"device": "cpu", "storage": "float32", "compute": "float32"},
+        {"device": "cpu", "storage_dtype": "float32", "compute_dtype": "float32"},
     )
     resident = seconds(setting(STAGE_1, **on_cpu), job)
     streamed = seconds(setting(STAGE_1, STREAM, **on_cpu), job)
