@@ -17,7 +17,7 @@ READY := .venv/.ready
 # Which lists of tests/environments to check: ENVIRONMENTS="kaggle-2026-05 newest"; left out: CI's.
 ENVIRONMENTS ?=
 
-.PHONY: demo test test-environments check format bench bench-batch bench-predictions gpu-check gpu-pack footprints notebooks pictures train-demo clean
+.PHONY: demo test test-environments check docs format bench bench-batch bench-predictions gpu-check gpu-pack footprints notebooks pictures train-demo clean
 
 demo: $(READY) ## draw PROMPT with the bundled cascade and its 8-bit text encoder
 	@$(BIN)/lowmem-if generate "$$PROMPT" --cascade demo --seed $(SEED) --out "$(OUT)" \
@@ -31,14 +31,19 @@ test: $(READY) ## all tests
 test-environments: $(READY) ## install the wheel where other libraries are, as on Colab, and test it there
 	$(BIN)/python tests/environments/check.py $(ENVIRONMENTS)
 
-check: $(READY) ## style, types, floors, and that the documents are fresh
+check: $(READY) ## style, types, floors, spelling, fresh documents, and the documentation site
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/mypy --platform win32
 	$(BIN)/mypy --platform darwin
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/codespell
 	$(BIN)/python docs/blocks.py --check
+	$(MAKE) --no-print-directory docs
+
+docs: $(READY) ## the documentation site, into build/docs; warnings and broken links fail
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env -b html docs build/docs
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -66,7 +71,7 @@ notebooks: $(READY) ## run the notebooks with the demo and keep their outputs
 footprints: $(READY) ## simulate what the shipped table of footprints lacks (rm it first: everything)
 	$(BIN)/python -m lowmem_if.simulate.write_memory_table
 
-pictures: $(READY) ## draw the README's pictures again, after the demo's weights have changed
+pictures: $(READY) ## draw the documents' pictures again, after the demo's weights have changed
 	PYTHONPATH=. $(BIN)/python docs/pictures.py
 
 train-demo: $(READY) ## train the bundled cascade again, into build/

@@ -1,6 +1,6 @@
-"""Draw the README's pictures again with the bundled cascade: `make pictures`.
+"""Draw the documents' pictures again with the bundled cascade: `make pictures`.
 
-By the commands that stand beside them there; after the weights have changed, minutes on two cores.
+It uses the commands of docs/how-to/pictures.md. Run it after the weights have changed; it takes minutes.
 """
 
 from __future__ import annotations

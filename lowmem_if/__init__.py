@@ -7,17 +7,31 @@ or step by step: `machine = lm.probe()`, `request = lm.make_request("a red circl
 `plan = lm.make_plan(machine, request)`, `result = lm.run(plan, "runs/a")`.
 """
 
-from lowmem_if.api.batch import BatchResult, batch, enlarge
+from lowmem_if.api.batch import batch
+from lowmem_if.api.enlarge import enlarge
 from lowmem_if.api.fetch import Fetched, fetch
 from lowmem_if.api.generate import generate, inpaint, upscale, vary
-from lowmem_if.api.session import Session
+from lowmem_if.api.run import resume, run
 from lowmem_if.cascade.lora import Lora
 from lowmem_if.cascade.strategies import Pin, parse_pins
+from lowmem_if.engine.answers import LoadedComponent
 from lowmem_if.engine.events import Event
 from lowmem_if.engine.gallery import write_gallery
+from lowmem_if.engine.options import (
+    DrawOptions,
+    EnlargeOptions,
+    FetchOptions,
+    GenerateOptions,
+    ImageOptions,
+    MachineOptions,
+    PlanOptions,
+    ResumeOptions,
+    RunOptions,
+    SessionOptions,
+)
 from lowmem_if.engine.run_folder import RunFolder
-from lowmem_if.engine.runner import RunResult, resume, run
-from lowmem_if.engine.worker_process import LoadedComponent
+from lowmem_if.engine.runner import RunResult
+from lowmem_if.engine.session import BatchResult, Session
 from lowmem_if.errors import (
     BatchError,
     CascadeError,
@@ -51,28 +65,38 @@ __all__ = [
     "CheckpointError",
     "DeviceError",
     "DoesNotFit",
+    "DrawOptions",
+    "EnlargeOptions",
     "Event",
+    "FetchOptions",
     "Fetched",
+    "GenerateOptions",
     "HubError",
+    "ImageOptions",
     "LoadedComponent",
     "Lora",
     "LoraError",
     "LowmemError",
     "Machine",
+    "MachineOptions",
     "NotebookProgress",
     "OutOfMemory",
     "PictureError",
     "Pin",
     "Plan",
+    "PlanOptions",
     "Profile",
     "ProfileError",
     "Request",
     "RequestError",
+    "ResumeOptions",
     "RunFolder",
     "RunFolderError",
+    "RunOptions",
     "RunResult",
     "Session",
     "SessionError",
+    "SessionOptions",
     "Step",
     "WorkerDied",
     "batch",

@@ -2,26 +2,26 @@
 
     LowmemError                one line: what happened, and what to do
     ├── RequestError           the request itself cannot be run (prompt, seed, size, steps, pin)
-    ├── CacheError             there is no folder to keep things in for later runs
+    ├── CacheError             there is no folder to keep files in for later runs
     ├── BatchError             a file of prompts cannot be read, or some of its lines could not be used
-    ├── PictureError           a picture of the user is none, is broken, or has a size no stage takes
+    ├── PictureError           an input image is missing, broken, or has a size that no stage accepts
     ├── ProfileError           a machine profile is unknown, unreadable or has a wrong key
-    ├── CascadeError           no such cascade, or a folder that is none
+    ├── CascadeError           no such cascade, or a folder that is not one
     ├── CheckpointError        a file of the weights is missing, truncated, corrupt or of another shape
-    │   └── LoraError          a LoRA is gone, of a kind that is not merged, or of no stage that runs
-    ├── DeviceError            the device asked for is not here, or cannot do what was pinned
-    ├── DoesNotFit             no strategy fits the budget; carries the figures
-    ├── HubError               a download could not be done
+    │   └── LoraError          a LoRA is missing, of an unknown kind, or for no stage that runs
+    ├── DeviceError            the requested device is missing, or cannot do what was pinned
+    ├── DoesNotFit             no strategy fits the budget; has the figures
+    ├── HubError               a download failed
     ├── MissingPackage         a package that only some commands need is not installed
     ├── RunFolderError         the run folder is busy, unwritable, or of another request or version
-    ├── NotFinite              a component gives NaN or infinite numbers in every number type that fits
+    ├── NotFinite              a component returns NaN or infinite numbers in every number type that fits
     ├── SessionError           a session is closed, or busy with another call
-    ├── SimulationError        a dry run cannot go on: an untried torch, or a number that nobody knows
-    └── WorkerDied             the working process ended without a word (most often: out of memory)
-        └── OutOfMemory        ... because memory ran out, and no cheaper way was left
+    ├── SimulationError        a dry run cannot continue: an unsupported torch, or an unknown number
+    └── WorkerDied             the worker process ended without an answer (most often: out of memory)
+        └── OutOfMemory        ... because memory ran out, and no cheaper strategy was left
 
-The command line prints `str(error)` and exits with `exit_code`; anything that is not in this tree is a
-bug of ours and exits with 3.
+The command line prints `str(error)` and exits with `exit_code`; any other exception is
+a bug of lowmem-if and exits with 3.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class LowmemError(Exception):
 
 
 class RequestError(LowmemError):
-    """The request cannot be run by anyone: an empty prompt, a negative seed, an unknown strategy."""
+    """The request itself cannot be run: an empty prompt, a negative seed, an unknown strategy."""
 
     exit_code = 2
 
 
 class CacheError(LowmemError):
-    """There is no folder to keep things in for later runs; says which variable names one."""
+    """There is no folder to keep files in for later runs; says which variable sets one."""
 
 
 class BatchError(LowmemError):
@@ -48,7 +48,7 @@ class BatchError(LowmemError):
 
 
 class PictureError(LowmemError):
-    """A picture that the user brings is missing, broken, or of a size that cannot be worked on."""
+    """An input image is missing, broken, or has a size that no stage accepts."""
 
 
 class ProfileError(LowmemError):
@@ -56,7 +56,7 @@ class ProfileError(LowmemError):
 
 
 class CascadeError(LowmemError):
-    """The cascade is unknown, not downloaded, or the folder given is not one."""
+    """The cascade is unknown or not downloaded, or the given folder is not a cascade."""
 
 
 class CheckpointError(LowmemError):
@@ -64,15 +64,15 @@ class CheckpointError(LowmemError):
 
 
 class LoraError(CheckpointError):
-    """A LoRA cannot be used: no file, a pickle, of another kind, or of none of the stages that run."""
+    """A LoRA cannot be used: no file, a pickle, an unknown kind, or for no stage that runs."""
 
 
 class DeviceError(LowmemError):
-    """The device asked for is not on this machine, or cannot do what was asked of it."""
+    """This machine does not have the requested device, or the device cannot do what was requested."""
 
 
 class HubError(LowmemError):
-    """A download failed for a reason that can be told: licence, login, revision, network, disk."""
+    """A download failed for a known reason: licence, login, revision, network, disk."""
 
 
 class MissingPackage(LowmemError):
@@ -87,7 +87,7 @@ class NotFinite(LowmemError):
     """A result holds NaN or infinite numbers; it is not kept.
 
     Attributes:
-        component: whose result it is; known outside the worker.
+        component: the component with this result; set outside the worker.
     """
 
     component: str = ""
@@ -98,11 +98,11 @@ class SessionError(LowmemError):
 
 
 class SimulationError(LowmemError):
-    """The dry run cannot go on: a torch it does not support, or an unknown number."""
+    """The dry run cannot continue: torch has an unsupported version, or a number is unknown."""
 
 
 class WorkerDied(LowmemError):
-    """The process that ran a component ended without an answer; the run folder can be continued."""
+    """The process that ran a component ended without an answer; the run can be resumed."""
 
 
 class OutOfMemory(WorkerDied):
@@ -114,7 +114,7 @@ class DoesNotFit(LowmemError):
 
     Attributes:
         component: the first component that has no fitting strategy.
-        resource: "VRAM" or "RAM", whichever is short for the best strategy that was left.
+        resource: "VRAM" or "RAM", of which the best remaining strategy needs too much.
         needed_bytes, available_bytes: of that resource.
         nearest: what would fit, in words, computed by planning again.
     """

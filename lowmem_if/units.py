@@ -1,4 +1,4 @@
-"""Sizes as people write them. GB is 1e9 bytes, GiB is 2**30, as everywhere in this project."""
+"""Sizes and durations as people write them. In this project GB is 1e9 bytes and GiB is 2**30."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 
 
 def parse_bytes(text: str) -> int:
-    """`8GB`, `7.5GiB` or plain bytes, as a whole number of bytes above zero."""
+    """The bytes of `8GB`, `7.5GiB` or a plain number, a whole number above zero."""
     match = _SIZE.fullmatch(text)
     factor = _FACTORS.get(match.group(2).lower()) if match else None
     size = float(match.group(1)) * factor if match and factor else 0
@@ -37,7 +37,7 @@ def format_bytes(size: int) -> str:
 
 
 def shorten(text: str, length: int) -> str:
-    """The beginning of a text, for a line about it."""
+    """The beginning of a text, for a message about it."""
     return text if len(text) <= length else text[: length - 3] + "..."
 
 

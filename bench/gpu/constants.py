@@ -16,7 +16,7 @@ from lowmem_if.hardware.speeds import ACCELERATOR, ANY, CPU, Speeds, Throughput
 def collected(results: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """All constants of all parts: `rates` (with the rehearsals' paces in it), `profile_rates`, the rest.
 
-    `rates` is `lowmem_if.hardware.speeds.Rates` as JSON; `profile_rates` are the keys of `[rates]` in a
+    `rates` is `lowmem_if.hardware.speeds.Speeds` as JSON; `profile_rates` are the keys of `[rates]` in a
     profile. Both are missing until the transfers have been measured.
     """
     found: dict[str, Any] = {}

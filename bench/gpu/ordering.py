@@ -12,7 +12,7 @@ from transformers import BitsAndBytesConfig, T5Config, T5EncoderModel
 from bench.gpu.rows import COUNT, Row, figure, row
 from bench.gpu.setup import Setup, tiny_cascade
 from lowmem_if.cascade.module_files import weight_variant
-from lowmem_if.stages.one_pass import encode_in_one_pass
+from lowmem_if.stages.text_encoder import encode_in_one_pass
 from lowmem_if.weights.loading import load_text_encoder, stream_text_encoder
 
 REPETITIONS, QUICK_REPETITIONS = 200, 3
@@ -79,7 +79,7 @@ def _encoder(setup: Setup, factor: float) -> Path:
 
 @torch.no_grad()
 def _int8(setup: Setup) -> Row:
-    """Load an encoder in 8 bits again and again: freed blocks are re-used while kernels read them."""
+    """Load an encoder in 8 bits again and again: freed blocks are reused while kernels read them."""
     root = tiny_cascade(setup) / "stage_1"
     folder = root / "text_encoder"
     library = T5EncoderModel.from_pretrained(

@@ -14,10 +14,11 @@ from bench.gpu.ballast import holding
 from bench.gpu.provoke import KINDS, ON_CPU
 from bench.gpu.rows import SECONDS, Row, figure, first_line, row
 from bench.gpu.setup import ROOT, Setup, fresh_folder, real_cascade
+from lowmem_if.api.run import run
 from lowmem_if.cascade.catalog import STAGE_1, UPSCALER
 from lowmem_if.cascade.strategies import BALANCED, parse_pins
 from lowmem_if.engine.events import Event
-from lowmem_if.engine.runner import RunResult, run
+from lowmem_if.engine.runner import RunResult
 from lowmem_if.errors import LowmemError
 from lowmem_if.hardware.machine import probe
 from lowmem_if.planning.plan import make_plan

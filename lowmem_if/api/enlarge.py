@@ -1,114 +1,30 @@
-"""Take chosen pictures of a finished run on to a larger size; what they have is not drawn again."""
+"""Enlarge chosen pictures of a finished run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import Unpack
 
-from lowmem_if.cascade.catalog import IMAGE_STAGES, TEXT_ENCODER
-from lowmem_if.cascade.strategies import parse_pin
-from lowmem_if.engine.input_copies import KINDS
-from lowmem_if.engine.run_folder import RunFolder, writing
-from lowmem_if.errors import RunFolderError
-from lowmem_if.hardware.machine import Machine
-from lowmem_if.planning.plan import Plan, make_plan
-from lowmem_if.request.image_spec import ImageSpec
-from lowmem_if.request.selection import alone, among_others, picked
-from lowmem_if.weights.files.atomic import write_bytes
+from lowmem_if.engine.options import EnlargeOptions
+from lowmem_if.engine.runner import RunResult
+from lowmem_if.engine.session import Session
 
 
-def continued(
-    source: RunFolder,
-    numbers: Sequence[int],
-    size: int,
-    machine: Machine,
-    out: Path | None = None,
-    *,
-    other_versions: bool = False,
-) -> RunFolder:
-    """The folder in which chosen pictures go on: the run's own, or a new one; nothing is drawn yet.
-
-    The steps that were done keep their plan, and the others are planned for `machine` with the run's own
-    pins, so that pixels are those of a run that went to `size` at once.
+def enlarge(
+    source: str | Path, numbers: Sequence[int], **options: Unpack[EnlargeOptions]
+) -> RunResult:
+    """Enlarge chosen pictures of a finished run, as `lowmem-if continue` does.
 
     Args:
-        numbers: of the pictures, as their files are called.
-        out: a new folder, where the pictures are numbered anew; None: the run's own, where the larger
-            pictures take the places of the smaller ones.
-        other_versions: go on even if libraries have changed that pixels depend on.
+        source: the run's folder.
+        numbers: the pictures' numbers, as in their file names.
+        options: see `EnlargeOptions`: among them `size` and `out`.
 
     Raises:
-        RequestError: a picture is not there or not smaller than `size`.
-        RunFolderError: the run is not finished, or was begun with other versions of libraries that the
-            larger pictures depend on.
+        RequestError: a picture does not exist or is not smaller than `size`.
+        RunFolderError: the run is not finished, or libraries have changed since, see `resume`.
+        LowmemError: as `generate`.
     """
-    request = source.plan.request
-    picks = picked(request, numbers, size)
-    if not source.complete:
-        raise RunFolderError(
-            f"{source.path} is not finished: `lowmem-if resume {source.path}` first"
-        )
-    asked = (alone if out else among_others)(request, picks, size)
-    pins = {component: parse_pin(component, pin) for component, pin in source.plan.pins.items()}
-    plan = _keeping(source.plan, make_plan(machine, asked, prefer=source.plan.prefer, pins=pins))
-    done = {step.component for step in source.plan.steps}
-    differs = source.check_versions(
-        others=other_versions, to_do=[step for step in plan.steps if step.component not in done]
-    )
-    if out is None:
-        return _taken_on(source, plan, picks)
-    _copy_sources(source, picks, out)
-    folder = RunFolder.for_plan(out, plan)
-    with folder.locked():
-        for task, old in zip(folder.plan.request.images, picks, strict=True):
-            _copy(source, old, folder, task)
-        drawn = {stage for task in picks for stage in task.stages}
-        if differs:
-            folder.note(differs)
-        folder.inherit(source, [TEXT_ENCODER, *(s for s in IMAGE_STAGES if s in drawn)])
-    return folder.reload()
-
-
-def _keeping(old: Plan, new: Plan) -> Plan:
-    """The new plan, with the old one's steps where it has them: their pictures are drawn."""
-    done = {step.component: step for step in old.steps}
-    return replace(new, steps=tuple(done.get(step.component, step) for step in new.steps))
-
-
-def _taken_on(folder: RunFolder, plan: Plan, picks: Sequence[ImageSpec]) -> RunFolder:
-    with folder.locked():
-        folder = folder.reload()
-        # The small pictures go first: killed in between, the old run finishes them once more.
-        with writing(folder.path):
-            for task in picks:
-                folder.image_file(task).unlink(missing_ok=True)
-        folder.take_on(plan)
-    return folder.reload()
-
-
-def _copy_sources(source: RunFolder, picks: Sequence[ImageSpec], out: Path) -> None:
-    """The user's own pictures, which may be gone from where they were, into an empty folder."""
-    files = [source.source_file(t, kind) for t in picks for kind in KINDS if getattr(t, kind)]
-    with writing(out):
-        if not files or (out.is_dir() and any(out.iterdir())):
-            return
-        (out / files[0].parent.name).mkdir(parents=True, exist_ok=True)
-        for file in files:
-            write_bytes(out / file.parent.name / file.name, file.read_bytes())
-
-
-def _copy(source: RunFolder, old: ImageSpec, target: RunFolder, new: ImageSpec) -> None:
-    """The embeddings and the stages' pictures of one image."""
-    pairs = [
-        (source.embedding_file(text), target.embedding_file(text))
-        for text in (old.words, old.negative_prompt)
-    ]
-    for stage in old.stages:
-        pairs.append((source.preview_file(stage, old), target.preview_file(stage, new)))
-        pairs.append((source.tensor_file(stage, old), target.tensor_file(stage, new)))
-    with writing(target.path):
-        for before, after in pairs:
-            if before.is_file() and not after.is_file():
-                after.parent.mkdir(exist_ok=True)
-                target.write(after, before.read_bytes())
+    with Session(keep_loaded=False) as session:
+        return session.enlarge(source, numbers, **options)

@@ -1,18 +1,25 @@
-"""A cascade's weights, brought to this machine: what a plan needs of the Hub, and copies to stream."""
+"""Download the weights that a plan needs, and write bfloat16 copies for streaming."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Unpack
 
 from lowmem_if.cascade import catalog
+from lowmem_if.cascade.catalog import Cascade
 from lowmem_if.cascade.locate import locate
-from lowmem_if.cascade.strategies import EXACT, Pin
-from lowmem_if.hardware.profiles import choose_machine
-from lowmem_if.planning.plan import make_plan
-from lowmem_if.request.build import make_request
+from lowmem_if.engine.options import (
+    FetchOptions,
+    PlanOptions,
+    check_options,
+    make_request,
+    part_of,
+)
+from lowmem_if.engine.session import Session
+from lowmem_if.planning.plan import Plan
 from lowmem_if.request.request import Request
 
 BytesReport = Callable[[str, int, int], None]
@@ -30,50 +37,48 @@ class Fetched:
     total_bytes: int
 
 
-def fetch(
-    cascade: str,
-    *,
-    revision: str = "main",
-    size: int = 1024,
-    profile: str | None = None,
-    device: str = "auto",
-    ram: str | None = None,
-    vram: str | None = None,
-    pins: Mapping[str, Pin] | None = None,
-    prefer: str = EXACT,
-    report: BytesReport = lambda _file, _done, _total: None,
-    notice: Callable[[str], None] = lambda _text: None,
-) -> Fetched:
+def fetch(cascade: str, **options: Unpack[FetchOptions]) -> Fetched:
     """Download the weights that a plan for this machine needs and that are not here, nothing else.
 
     Args:
-        size: of the pictures that will be asked for, in pixels: 64 needs stage 1 only.
-        notice: called with what was found broken in the cache and is fetched anew, in words, and with
-            each card that torch cannot use: the plan is then another one.
-        profile, device, ram, vram, pins, prefer: what the plan is made with, as in `generate`.
+        options: see `FetchOptions`.
 
     Raises:
+        RequestError: an unknown option.
         HubError: the Hub cannot be reached, asks for a login or the licence, or lacks a file.
         DoesNotFit: the machine could not run what would be fetched.
     """
-    from lowmem_if.weights.hub import repository
-    from lowmem_if.weights.hub.hub_cache import drop_broken
-
-    machine, profile_pins = choose_machine(profile, device=device, ram=ram, vram=vram)
-    for card in machine.unused:
-        notice(card)
-    request = _request(cascade, revision, size)
+    check_options("fetch", options, FetchOptions)
+    request = _request(cascade, options.get("revision", "main"), options.get("size", 1024))
     published = catalog.PUBLISHED.get(cascade)
-    if published:
-        # Before the plan, which can only be made of files that are sound or not here at all.
-        for file in drop_broken(published, request.components, revision=revision):
-            notice(f"{file} is broken and is fetched anew")
-    plan = make_plan(machine, request, prefer=prefer, pins=profile_pins | dict(pins or {}))
+    notice = options.get("notice", _ignore)
+    with Session(keep_loaded=False, **part_of(options, PlanOptions)) as session:
+        machine = session.measure()
+        for card in machine.unused:
+            notice(card)
+        if published:
+            _drop_broken(published, request, notice)
+        plan = session.plan(request, machine)
     if published is None:
         return Fetched(0, 0)
+    return _download(published, plan, options.get("report", _ignore))
+
+
+def _drop_broken(published: Cascade, request: Request, notice: Callable[[str], None]) -> None:
+    """Remove broken files before the plan, which needs files that are sound or not here at all."""
+    from lowmem_if.weights.hub.hub_cache import drop_broken
+
+    for file in drop_broken(published, request.components, revision=request.revision):
+        notice(f"{file} is broken and is downloaded again")
+
+
+def _download(published: Cascade, plan: Plan, report: BytesReport) -> Fetched:
+    from lowmem_if.weights.hub import repository
+
+    request = plan.request
     eight_bit = plan.step(catalog.TEXT_ENCODER).config.storage_dtype == "int8"
     files = repository.list_files(
-        published, request.components, eight_bit=eight_bit, revision=revision
+        published, request.components, eight_bit=eight_bit, revision=request.revision
     )
     repository.fetch(files, report=lambda p: report(p.file, p.done_bytes, p.total_bytes))
     return Fetched(
@@ -105,8 +110,8 @@ def copy_for_streaming(
         if component not in networks:
             continue
         folder = networks[component]
-        tell = partial(_with_component, report, component)
-        copies[component] = convert(folder, report=tell) if needs_conversion(folder) else None
+        forward = partial(_with_component, report, component)
+        copies[component] = convert(folder, report=forward) if needs_conversion(folder) else None
     return copies
 
 
@@ -122,6 +127,10 @@ def _with_component(report: BytesReport, component: str, file: str, done: int, t
     report(f"{component.replace('_', ' ')}: {file}", done, total)
 
 
+def _ignore(*_given: object) -> None:
+    """A report that is not shown."""
+
+
 def _request(cascade: str, revision: str, size: int) -> Request:
-    """One picture of that size, whatever it shows."""
-    return make_request(("a picture",), cascade=cascade, revision=revision, size=size, seed=(0,))
+    """A request for one picture of that size."""
+    return make_request("a picture", cascade=cascade, revision=revision, size=size, seed=0)

@@ -1,15 +1,14 @@
-"""Run a few steps of every component under the real plan, measure, and say what the real thing takes.
+"""Run a few denoising steps of every component under the real plan, and predict the real run from them.
 
-Weights are made up, of the very sizes of the published ones: a rehearsal needs neither licence nor
-download. It draws whole pictures' worth of memory in a few of their steps, so its peaks are the real
-ones, and its seconds a step become constants of the machine for every later plan.
+The weights are made up and have the sizes of the published ones, so a rehearsal needs no licence and no
+download. Its memory peaks are those of whole pictures. Its seconds per step become constants of the
+machine for every later plan.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,12 +22,13 @@ from lowmem_if.cascade import catalog
 from lowmem_if.cascade.catalog import Part
 from lowmem_if.cascade.locate import locate
 from lowmem_if.cascade.strategies import EXACT, RESIDENT, STREAM, Pin
-from lowmem_if.engine.events import Event, Report, ignore
+from lowmem_if.engine.events import Event, Loading, Report, ignore
 from lowmem_if.engine.run_folder import RunFolder
-from lowmem_if.engine.runner import continue_run
+from lowmem_if.engine.session import Session
 from lowmem_if.errors import CascadeError
-from lowmem_if.hardware.machine import Machine, weights_folder
+from lowmem_if.hardware.machine import Machine
 from lowmem_if.hardware.speeds import ACCELERATOR, CPU, Speeds, Throughput
+from lowmem_if.hardware.weights_disk import scratch_folder
 from lowmem_if.planning.flops import pass_flops
 from lowmem_if.planning.memory import bytes_a_pass
 from lowmem_if.planning.plan import Plan, Step, make_plan
@@ -39,7 +39,7 @@ from lowmem_if.request.request import Request
 from lowmem_if.weights.synthetic.checkpoints import NOISE, synthesize
 
 STEPS = 3
-"""Of each stage: the first does what is done once, the others are measured."""
+"""Denoising steps of each stage: the first includes what is done once, the others are measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,12 @@ class Rehearsed:
 
     Attributes:
         vram_bytes, ram_bytes: peaks, as high as the real run's.
-        load_s: until the weights were there.
-        step_s: of one denoising step, or of one text; None where nothing was timed.
-        picture_s: after the last step, until a picture was on disk: the upscaler decodes it there.
-        turn_s: of the whole turn, with its few steps.
-        reserved_bytes: peak of what torch held from the driver.
-        used_bytes: peak of what all processes together held on the accelerator.
+        load_s: time until the weights were loaded.
+        step_s: time of one denoising step, or of one text; None where nothing was timed.
+        picture_s: time from the last step until a picture was on disk; the upscaler decodes in it.
+        turn_s: time of the whole step of the plan.
+        reserved_bytes: peak of the memory that torch held from the driver.
+        used_bytes: peak of the memory that all processes held on the accelerator.
     """
 
     step: Step
@@ -74,7 +74,7 @@ class Rehearsed:
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """What was measured, and the plan with what the real thing will take by it."""
+    """What was measured, and the plan for the real run by these measurements."""
 
     plan: Plan
     components: tuple[Rehearsed, ...]
@@ -106,8 +106,8 @@ def rehearse(
     """Rehearse a request; its prompts do not matter.
 
     Args:
-        folder: for the made-up weights, kept there for the next time; None: a temporary one.
-        steps: of each stage.
+        folder: where the made-up weights are kept for the next time; None: a temporary folder.
+        steps: denoising steps of each stage.
 
     Raises:
         LowmemError: no plan fits, the disk is too small, or a component cannot be run.
@@ -116,9 +116,8 @@ def rehearse(
     with _weights(request, folder, report) as weights, _scratch() as scratch:
         short = _shortened(plan, str(weights), steps)
         clock = _Clock(report)
-        run = RunFolder.for_plan(scratch / "run", short)
-        continue_run(run, report=clock)
-        run = run.reload()
+        with Session(keep_loaded=False) as session:
+            run = RunFolder.open(session.run(short, scratch / "run", report=clock).folder)
         parts = locate(str(weights), components=request.components).cascade.parts
         done = tuple(_rehearsed(step, run, clock) for step in run.plan.steps)
     speeds = machine.speeds
@@ -131,14 +130,14 @@ def rehearse(
 
 
 def _origin(speeds: Speeds) -> str:
-    """Where the constants come from now; what a rehearsal does not measure stays as it was."""
+    """The origin of the constants now; a rehearsal does not measure disk and bus."""
     rest = speeds.origin.partition("; disk and bus ")[2] or speeds.origin
     return f"rehearsed here on {time.strftime('%Y-%m-%d')}; disk and bus {rest}"
 
 
 @contextmanager
 def _weights(request: Request, folder: Path | None, report: Report) -> Iterator[Path]:
-    """A cascade on this disk: the one asked for if it is local, else one of its sizes, made up."""
+    """A cascade on this disk: the requested one if it is local, else made-up weights of its sizes."""
     if request.cascade not in catalog.PUBLISHED:
         location = locate(request.cascade, components=request.components)
         yield next(iter(location.folders.values())).parent
@@ -153,28 +152,27 @@ def _weights(request: Request, folder: Path | None, report: Report) -> Iterator[
 
 
 def _synthesize(request: Request, folder: Path, report: Report) -> None:
-    def tell(_file: str, done: int, total: int) -> None:
-        report(Event("loading", "weights to rehearse with", done=done, total=total))
+    def forward(_file: str, done: int, total: int) -> None:
+        report(Loading("weights to rehearse with", done, total))
 
-    synthesize(request.cascade, folder, fill=NOISE, components=request.components, report=tell)
+    synthesize(request.cascade, folder, fill=NOISE, components=request.components, report=forward)
 
 
 @contextmanager
 def _scratch() -> Iterator[Path]:
-    """A folder where weights are kept, or where temporary files go; gone afterwards."""
-    for parent in (weights_folder(), Path(tempfile.gettempdir())):
-        try:
-            temporary = tempfile.TemporaryDirectory(prefix=".lowmem-if-", dir=parent)
-        except OSError:
-            continue
-        with temporary as folder:
-            yield Path(folder)
-        return
-    raise CascadeError("no folder for made-up weights can be written: give one with --folder")
+    """A temporary folder on the disk of the weights, or where temporary files are kept."""
+    try:
+        temporary = scratch_folder()
+    except OSError as error:
+        raise CascadeError(
+            "no folder for made-up weights can be written: give one with --folder"
+        ) from error
+    with temporary as folder:
+        yield Path(folder)
 
 
 def _shortened(plan: Plan, cascade: str, steps: int) -> Plan:
-    """The same settings with a few steps of one picture, of a text that nobody has embedded yet."""
+    """The same plan with a few steps of one picture, whose text no cache can hold."""
     text = f"a rehearsal, {secrets.token_hex(4)}"
     first = replace(plan.request.images[0], prompt=text, seed=1)
     sampling = replace(
@@ -195,7 +193,7 @@ def _shortened(plan: Plan, cascade: str, steps: int) -> Plan:
 
 
 class _Clock:
-    """Notes when what happened, while it is told on."""
+    """Notes the time of each event, and passes it on."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
@@ -206,7 +204,7 @@ class _Clock:
         self._report(event)
 
     def times(self, component: str, kind: str) -> list[float]:
-        """When events of a kind came; of loading the ends only."""
+        """The times of a component's events of one kind; for loading, only the ends."""
         return [
             when
             for when, event in self._events
@@ -231,13 +229,13 @@ def _rehearsed(step: Step, run: RunFolder, clock: _Clock) -> Rehearsed:
 
 
 def _peak(run: RunFolder, component: str, kind: str) -> int:
-    """The highest sample of one kind of memory in a component's turn."""
+    """The highest sample of one kind of memory during a component's step."""
     samples = map(json.loads, run.memory_file.read_text(encoding="utf-8").splitlines())
     return max((int(s[kind]) for s in samples if s["step"] == component), default=0)
 
 
 def _paces(each: Rehearsed, part: Part, rates: Speeds) -> Iterator[Throughput]:
-    """What a component's measured times say of its pace; nothing where the weights' way hides it."""
+    """The throughput that a component's times show; nothing where moving weights hides it."""
     config = each.step.config
     place = CPU if config.device == "cpu" else ACCELERATOR
     large = max(part.modules, key=lambda module: module.file_bytes)

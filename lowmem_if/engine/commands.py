@@ -1,7 +1,8 @@
-"""What a worker is told through its standard input: an order a line, with the lock of its run folder.
+"""What a worker reads from its standard input: one command a line, with the lock of its run folder.
 
-The lock is a descriptor, which a socket can pass on: as long as anybody may still write, our worker too
-if we are killed, nobody else gets the folder. A pipe (Windows) cannot; there the lock is ours alone.
+The lock is a descriptor, which a socket can pass on. As long as any process may still write, also our
+worker after we were killed, no other run gets the folder. A pipe (Windows) cannot pass it on; there
+only this process holds the lock.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from lowmem_if.system.channel import Channel
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """Work on the run in `folder`, or without one: let go of all that stays loaded.
+    """Work on the run in `folder`; without a folder: unload all components.
 
     Attributes:
-        directory: that paths are relative to; empty: where the worker is.
-        preview_every: steps after which pictures in the making are written; 0: never.
-        keeps: whether components stay loaded afterwards.
-        alone: components that nothing else may stay loaded beside.
+        directory: that paths are relative to; empty: the worker's own.
+        preview_every: steps after which unfinished pictures are written; 0: never.
+        keeps: whether components remain loaded afterwards.
+        alone: components next to which nothing else may remain loaded.
     """
 
     folder: str = ""
@@ -41,7 +42,7 @@ class Command:
 
 
 class CommandChannel:
-    """The way to one worker. When it closes, or this process dies, the worker leaves.
+    """The way to one worker. When it closes, or this process dies, the worker exits.
 
     Attributes:
         far_end: the worker's standard input; to be closed here once the worker has it.
@@ -51,16 +52,16 @@ class CommandChannel:
         self._channel = Channel()
         self.far_end = self._channel.far_end
 
-    def give(self, order: Command, lock: int | None = None) -> None:
-        """Tell the worker what to do; one that is gone hears nothing, and its silence is the answer."""
-        self._channel.send(order.to_line().encode(), lock)
+    def send(self, command: Command, lock: int | None = None) -> None:
+        """Send a command; to a worker that has ended nothing is sent, and no answer follows."""
+        self._channel.send(command.to_line().encode(), lock)
 
     def close(self) -> None:
-        """Send the worker away."""
+        """Close the channel, which ends the worker."""
         self._channel.close()
 
 
-def received(descriptor: int) -> Iterator[tuple[Command, int | None]]:
-    """The orders that come in, each with its lock's descriptor, until whoever gives them is gone."""
+def read_commands(descriptor: int) -> Iterator[tuple[Command, int | None]]:
+    """The commands that arrive, each with its lock's descriptor, until the sender has gone."""
     for line, lock in channel.received(descriptor):
         yield Command.from_line(line.decode()), lock

@@ -1,7 +1,7 @@
-"""`gallery.html`: every picture of a run on one page that needs no network, with words to find it by.
+"""`gallery.html`: every picture of a run on one page that needs no network, with a filter.
 
-The page links to the run's own files beside it. Thumbnails are made of finished pictures alone, so
-that the safety checker's and the mark's work shows on them too.
+The page links to the files in the run folder. Thumbnails are made of finished pictures only, so they
+have the watermark and the safety checker's changes, too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_if.cascade import catalog
-from lowmem_if.engine.events import Event, Report
+from lowmem_if.engine.events import Event, ImageSaved, Report, StepStarted
 from lowmem_if.engine.run_folder import RunFolder, is_whole_png, writing
 from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.request.request import Request
@@ -25,13 +25,13 @@ GALLERY = "gallery.html"
 _THUMBNAIL_SIDE = 256
 _LEAST_WAIT_S = 2.0
 _WAIT_FACTOR = 30
-"""Writing the page again and again may take a thirtieth of the time, however many pictures it has."""
+"""Writing the page may take at most a thirtieth of the run's time, however many pictures it has."""
 
 _NAMES = {catalog.STAGE_1: "stage 1", catalog.STAGE_2: "stage 2", catalog.UPSCALER: "the upscaler"}
 
 
 def write_gallery(folder: RunFolder) -> Path:
-    """Write the page of a run as it is now, with the thumbnails that lack; where it is.
+    """Write the page of a run as it is now, and the missing thumbnails; returns its path.
 
     Raises:
         RunFolderError: the folder cannot be written.
@@ -44,7 +44,7 @@ def write_gallery(folder: RunFolder) -> Path:
 
 
 class GalleryKeeper:
-    """A report that keeps the page of a run fresh while its pictures come, and passes events on."""
+    """A report that updates the page of a run while pictures are drawn, and passes events on."""
 
     def __init__(self, folder: RunFolder, report: Report) -> None:
         self._folder, self._report = folder, report
@@ -52,11 +52,11 @@ class GalleryKeeper:
 
     def __call__(self, event: Event) -> None:
         self._report(event)
-        if event.kind in ("saved", "started") and time.monotonic() >= self._next:
+        if isinstance(event, ImageSaved | StepStarted) and time.monotonic() >= self._next:
             self.write()
 
     def write(self) -> None:
-        """Write the page, and be quiet for a while."""
+        """Write the page, and set the earliest time for the next update."""
         began = time.monotonic()
         write_gallery(self._folder.reload())
         took = time.monotonic() - began
@@ -64,12 +64,12 @@ class GalleryKeeper:
 
 
 def has_gallery(folder: RunFolder) -> bool:
-    """Whether a page is kept for this run: a batch's, or one that somebody asked for."""
+    """Whether this run has a page: it is a batch, or the user asked for one."""
     return folder.plan.request.gallery or (folder.path / GALLERY).is_file()
 
 
 def is_stale(folder: RunFolder) -> bool:
-    """Whether the page is not there, or the run went on after it was written."""
+    """Whether the page is missing or older than the run's record."""
     try:
         written = (folder.path / GALLERY).stat().st_mtime_ns
     except FileNotFoundError:
@@ -78,7 +78,7 @@ def is_stale(folder: RunFolder) -> bool:
 
 
 def _make_thumbnail(folder: RunFolder, task: ImageSpec) -> None:
-    """Make the thumbnail of a large finished picture, unless it is there and no older."""
+    """Make the thumbnail of a large finished picture, unless there is one that is not older."""
     picture, thumbnail = folder.image_file(task), folder.thumbnail_file(task)
     if task.size <= _THUMBNAIL_SIDE or not is_whole_png(picture):
         return
@@ -119,7 +119,7 @@ def _settings(folder: RunFolder) -> Iterator[str]:
 
 
 def _own_settings(request: Request) -> Iterator[tuple[str, Any]]:
-    """What was asked for beside the cascade's own ways."""
+    """The settings that differ from the cascade's own."""
     for name in ("timesteps", "steps", "guidance_scale"):
         if value := getattr(request.sampling, name):
             words = ", ".join(map(str, value)) if isinstance(value, tuple) else value
@@ -150,7 +150,7 @@ def _about(task: ImageSpec) -> Iterator[str]:
 
 
 def _picture(folder: RunFolder, task: ImageSpec) -> str:
-    """The finished picture; else the newest stage's, and that it is on its way."""
+    """The finished picture; else the last stage's picture, marked as unfinished."""
     picture = folder.image_file(task)
     if is_whole_png(picture):
         thumbnail = folder.thumbnail_file(task)
@@ -158,7 +158,7 @@ def _picture(folder: RunFolder, task: ImageSpec) -> str:
         return _image(folder, picture, shown)
     for stage in reversed(task.stages):
         if is_whole_png(file := folder.preview_file(stage, task)):
-            return _image(folder, file, file) + f"<p class=small>{_NAMES[stage]}: in the making</p>"
+            return _image(folder, file, file) + f"<p class=small>{_NAMES[stage]}: unfinished</p>"
     return "<div class=waiting>waiting</div>"
 
 
@@ -170,7 +170,7 @@ def _image(folder: RunFolder, target: Path, shown: Path) -> str:
 
 
 def _choosing(folder: RunFolder) -> str:
-    """The command that takes chosen pictures on, as far as the page can write it."""
+    """The command that enlarges chosen pictures, without their numbers."""
     sizes = sorted({task.size for task in folder.plan.request.images})
     if sizes[0] == max(catalog.SIZES):
         return ""

@@ -1,31 +1,31 @@
-"""The components that a worker keeps loaded from one turn to the next, at most one of each."""
+"""The cache of a worker: the components that it keeps loaded between steps, at most one of each."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lowmem_if.engine.events import Event, Report, ignore
+from lowmem_if.engine.answers import CacheState, LoadedComponent
+from lowmem_if.engine.events import Evicted, ReleaseProof, Report, ignore
 from lowmem_if.planning.eviction import CacheEntry, to_evict
 from lowmem_if.planning.execution import ExecutionConfig
 from lowmem_if.planning.plan import Plan, Step
 from lowmem_if.stages.lifetime import Lifetime
-from lowmem_if.stages.schedulers import baked_in
+from lowmem_if.stages.pipelines import baked_in
 from lowmem_if.weights.memory_readings import Release
 
 
 @dataclass(frozen=True, slots=True)
 class CacheKey:
-    """What decides a loaded component's bits and place; one of another form is loaded anew.
+    """What decides a loaded component's bits and device; with another key it is loaded again.
 
     Attributes:
-        root, weights: its folder, and the identity of the files in it.
-        config: of the step, without what only drawing asks for.
-        baked: what else it is made with: of the samplings, and the finish's flags.
+        root, weights: its folder, and the fingerprint of the files in it.
+        config: the step's configuration without what only drawing depends on.
+        baked: what else it is made with: parts of the samplings, and the flags of the last step.
     """
 
     root: Path
@@ -40,84 +40,84 @@ class CacheKey:
 
 
 @dataclass(slots=True)
-class _Entry:
-    form: CacheKey
-    kept: CacheEntry
+class _Slot:
+    key: CacheKey
+    entry: CacheEntry
     life: Lifetime[Any]
 
 
 class ModelCache:
-    """Components between their turns. On loan one is not on the shelf.
+    """Components between their steps. A component that a step uses is not in the cache meanwhile.
 
     Attributes:
-        keeps: whether anything is kept at all; if not, a component leaves when its turn is over.
-        alone: components that nothing else is kept beside: memory ran out when something was.
+        keeps: whether components are kept at all; if not, each is unloaded after its step.
+        alone: components next to which nothing is kept, because memory ran out next to others.
     """
 
     def __init__(self, report: Report = ignore, *, keeps: bool = False) -> None:
         self.keeps = keeps
         self.alone: frozenset[str] = frozenset()
         self._report = report
-        self._entries: dict[str, _Entry] = {}
+        self._slots: dict[str, _Slot] = {}
 
     def held_bytes(self) -> tuple[int, int]:
-        """(VRAM, RAM) of all that is here."""
-        kept = [entry.kept for entry in self._entries.values()]
-        return sum(one.vram_bytes for one in kept), sum(one.ram_bytes for one in kept)
+        """(VRAM, RAM) of all components in the cache."""
+        entries = [slot.entry for slot in self._slots.values()]
+        return sum(one.vram_bytes for one in entries), sum(one.ram_bytes for one in entries)
 
-    def clear(self, form: CacheKey, step: Step, plan: Plan) -> Iterator[tuple[str, Release]]:
-        """Let go of what is in the way of a step, its own component in another form first."""
+    def clear(self, key: CacheKey, step: Step, plan: Plan) -> Iterator[tuple[str, Release]]:
+        """Evict what a step has no room for, first its own component if its key has changed."""
         name = step.component
-        if name in self._entries and self._entries[name].form != form:
-            yield name, self._end(name)
-        others = [entry.kept for other, entry in self._entries.items() if other != name]
+        if name in self._slots and self._slots[name].key != key:
+            yield name, self._evict(name)
+        others = [slot.entry for other, slot in self._slots.items() if other != name]
         for one in others if name in self.alone else to_evict(others, step, plan):
-            yield one.component, self._end(one.component)
+            yield one.component, self._evict(one.component)
 
     def take(self, component: str) -> Lifetime[Any] | None:
-        """A component for its turn, if it is here; `clear` has seen to its form."""
-        entry = self._entries.pop(component, None)
-        if entry is None:
+        """A cache hit: the component for its step; None if it is not loaded. Call `clear` first."""
+        slot = self._slots.pop(component, None)
+        if slot is None:
             return None
-        self._tell()
-        entry.life.wake()
-        return entry.life
+        self._report_state()
+        slot.life.wake()
+        return slot.life
 
-    def put(self, form: CacheKey, kept: CacheEntry, life: Lifetime[Any]) -> None:
-        """Keep a component whose turn is over."""
+    def put(self, key: CacheKey, entry: CacheEntry, life: Lifetime[Any]) -> None:
+        """Keep a component whose step is over."""
         life.rest()
-        self._entries[kept.component] = _Entry(form, kept, life)
-        self._tell()
+        self._slots[entry.component] = _Slot(key, entry, life)
+        self._report_state()
 
     def empty(self) -> Iterator[tuple[str, Release]]:
-        """Let go of everything."""
-        for component in list(self._entries):
-            yield component, self._end(component)
+        """Evict everything."""
+        for component in list(self._slots):
+            yield component, self._evict(component)
 
-    def _end(self, component: str) -> Release:
-        release = self._entries.pop(component).life.end()
-        self._tell()
-        self._report(Event("evicted", component, text=json.dumps(asdict(release))))
+    def _evict(self, component: str) -> Release:
+        release = self._slots.pop(component).life.end()
+        self._report_state()
+        self._report(Evicted(component, ReleaseProof(**asdict(release))))
         return release
 
-    def _tell(self) -> None:
-        """Say what is here, so that it is known what was lost if this process dies."""
-        here = [
-            {
-                "component": name,
-                "strategy": entry.form.config.strategy,
-                "storage_dtype": entry.form.config.storage_dtype,
-                "device": entry.form.config.device,
-                "bytes": entry.kept.vram_bytes + entry.kept.ram_bytes,
-            }
-            for name, entry in self._entries.items()
-        ]
-        self._report(Event("shelf", text=json.dumps(here)))
+    def _report_state(self) -> None:
+        """Report what is loaded, so that the parent knows what was lost if this process dies."""
+        loaded = tuple(
+            LoadedComponent(
+                component=name,
+                strategy=slot.key.config.strategy,
+                storage_dtype=slot.key.config.storage_dtype,
+                device=slot.key.config.device,
+                bytes=slot.entry.vram_bytes + slot.entry.ram_bytes,
+            )
+            for name, slot in self._slots.items()
+        )
+        self._report(CacheState(loaded))
 
 
 @contextmanager
 def closed_on_error(life: Lifetime[Any]) -> Iterator[None]:
-    """Free a component if its turn ends in an error; nothing is proved then."""
+    """Free a component if its step ends in an error; nothing is proved then."""
     try:
         yield
     except BaseException:
@@ -126,7 +126,7 @@ def closed_on_error(life: Lifetime[Any]) -> Iterator[None]:
 
 
 def left_behind(component: str, release: Release) -> str:
-    """What is left of a component that should have gone, in words."""
+    """What remains of a component that should have been freed, in words."""
     vram = max(release.vram_left_bytes, release.reserved_left_bytes)
     words = (
         f"{component} left {release.ram_left_bytes / 1e6:.0f} MB of RAM and "

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lowmem_if.engine.events import Event, Report
+from lowmem_if.engine.events import Loading, Report
 from lowmem_if.engine.run_folder import writing
 from lowmem_if.planning.plan import Step
 from lowmem_if.weights.memory_readings import MemoryReading, Sampler, read_memory
@@ -68,12 +68,12 @@ class Recorder:
         """Report the growth of memory as the progress of loading `weight_bytes`."""
         now = read_memory(self._step.config.device)
         self._loading = (now.ram_anon + now.vram_allocated, weight_bytes)
-        self._report(Event("loading", self._step.component, total=weight_bytes))
+        self._report(Loading(self._step.component, 0, weight_bytes))
         try:
             yield
         finally:
             self._loading = None
-        self._report(Event("loading", self._step.component, done=weight_bytes, total=weight_bytes))
+        self._report(Loading(self._step.component, weight_bytes, weight_bytes))
 
     def measured(self) -> dict[str, Any]:
         """`vram_bytes`, `ram_bytes` (peaks) and `seconds` of the step so far."""
@@ -99,4 +99,4 @@ class Recorder:
             start, total = self._loading
             done = min(total, max(0, reading.ram_anon + reading.vram_allocated - start))
             self._reported = time.monotonic()
-            self._report(Event("loading", self._step.component, done=done, total=total))
+            self._report(Loading(self._step.component, done, total))

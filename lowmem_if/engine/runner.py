@@ -1,33 +1,33 @@
-"""Run a plan: a worker process does the components in turn; if memory kills it, a cheaper plan goes on.
+"""Run a plan in a worker process, one component after the other; memory shortages lead to cheaper plans.
 
 After a shortage the step is planned again (`planning/fallback.py`), and the log names the reason. The
-same step is tried again in a new worker if anything stayed loaded from before, if the worker had drawn
-before, and once if RAM, which all processes share, ran out with the cheapest step there is. A step that
-gives NaN or infinite numbers goes on in a wider number type. Any other error ends the run at once.
-Whatever ends it, the folder can be continued.
+same step is tried again in a new worker if other components were loaded, if the worker had drawn before,
+and once if RAM, which all processes share, ran out with the cheapest step there is. A step that gives
+NaN or infinite numbers continues in a wider number type. Any other error ends the run at once. Whatever
+ends it, the run can be resumed.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lowmem_if.cascade.catalog import label
 from lowmem_if.cascade.locate import Location, locate
-from lowmem_if.engine.events import Event, Report, ignore
+from lowmem_if.engine.answers import MemoryShortage
+from lowmem_if.engine.events import Notice, Report, Retry
 from lowmem_if.engine.gallery import GalleryKeeper, has_gallery, is_stale
 from lowmem_if.engine.run_folder import RunFolder
-from lowmem_if.engine.worker_process import Short, WorkerProcess
+from lowmem_if.engine.worker_process import WorkerProcess
 from lowmem_if.errors import NotFinite, OutOfMemory, RequestError, WorkerDied
 from lowmem_if.planning.fallback import RAM, Findings, changed_pixels, cheaper, more_exact
-from lowmem_if.planning.plan import Plan, Step
+from lowmem_if.planning.plan import Step
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """A step and what it took: `vram_bytes`, `ram_bytes`, `seconds`."""
+    """A step and its measured `vram_bytes`, `ram_bytes` and `seconds`."""
 
     step: Step
     measured: dict[str, Any]
@@ -43,73 +43,34 @@ class RunResult:
     notices: tuple[str, ...]
 
 
-def run(
-    plan: Plan,
-    out: str | Path,
-    *,
-    report: Report = ignore,
-    preview_every: int = 0,
-    workshop: WorkerProcess | None = None,
-) -> RunResult:
-    """Run a plan in the folder `out`, or go on with it if the same request was begun there.
-
-    Args:
-        report: called with every `Event` of the run.
-        preview_every: steps after which a picture in the making is written; 0: never.
-        workshop: whose worker does it, a `Session`'s; None: one for this run alone.
-
-    Raises:
-        LowmemError: see the tree in `lowmem_if.errors`; the folder can be continued.
-    """
-    folder = RunFolder.for_plan(Path(out), plan)
-    for card in plan.machine.unused:
-        report(Event("notice", text=card))
-    return continue_run(folder, report=report, preview_every=preview_every, workshop=workshop)
-
-
-def resume(
-    out: str | Path,
-    *,
-    report: Report = ignore,
-    preview_every: int = 0,
-    workshop: WorkerProcess | None = None,
-    other_versions: bool = False,
-) -> RunResult:
-    """Continue the run in the folder `out`; a finished one is only read back. For the rest see `run`.
-
-    Args:
-        other_versions: go on even if libraries have changed that pixels depend on.
-
-    Raises:
-        RunFolderError: it is no run folder, is in use, or was begun with other versions of libraries
-            that what is still to be drawn depends on.
-    """
-    folder = RunFolder.open(Path(out))
-    return continue_run(
-        folder, report=report, preview_every=preview_every, workshop=workshop,
-        other_versions=other_versions,
-    )  # fmt: skip
-
-
 def continue_run(
     folder: RunFolder,
+    worker: WorkerProcess,
     *,
-    report: Report = ignore,
+    report: Report,
     preview_every: int = 0,
-    workshop: WorkerProcess | None = None,
     other_versions: bool = False,
 ) -> RunResult:
-    """Do what is not done in a run folder."""
+    """Do the remaining steps of a run folder.
+
+    Args:
+        worker: does the work; it is not ended here.
+        report: called with every `Event` of the run.
+        preview_every: steps after which an unfinished picture is written; 0: never.
+        other_versions: resume even if libraries that pixels depend on have changed.
+
+    Raises:
+        LowmemError: see the tree in `lowmem_if.errors`; the run can be resumed.
+    """
     if preview_every < 0:
         raise RequestError(f"a preview every {preview_every} steps: give a number from 1, or none")
     keeper = GalleryKeeper(folder, report) if has_gallery(folder) else None
     if not folder.complete:
         differs = folder.check_versions(others=other_versions)
-        shop = nullcontext(workshop) if workshop else WorkerProcess()
-        with folder.locked() as lock, shop as worker:
+        with folder.locked() as lock:
             folder = folder.reload()
             if differs and folder.note(differs):
-                (keeper or report)(Event("notice", text=differs))
+                (keeper or report)(Notice(differs))
             _work(folder, worker, keeper or report, lock, preview_every)
         folder = folder.reload()
     if keeper and is_stale(folder):
@@ -121,13 +82,13 @@ def continue_run(
 
 
 def _work(
-    folder: RunFolder, workshop: WorkerProcess, report: Report, lock: int, preview_every: int
+    folder: RunFolder, worker: WorkerProcess, report: Report, lock: int, preview_every: int
 ) -> None:
-    """Let workers work until one comes to the end."""
+    """Let workers work until all steps are done."""
     recovery = _Recovery(report)
     while True:
         try:
-            short = workshop.work(folder, lock, report=report, preview_every=preview_every)
+            short = worker.work(folder, lock, report=report, preview_every=preview_every)
         except NotFinite as error:
             folder = folder.reload()
             recovery.after_overflow(folder, error)
@@ -139,22 +100,22 @@ def _work(
 
 
 class _Recovery:
-    """What one call has found out about its components, and how it goes on after each failure."""
+    """What one call has found out about its components, and what it does after each failure."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
         self._findings: dict[str, Findings] = {}
         self._tried_again: set[str] = set()
 
-    def after_shortage(self, folder: RunFolder, short: Short) -> None:
-        """Change the folder's plan so that it takes less, or leave it for another try as it is.
+    def after_shortage(self, folder: RunFolder, short: MemoryShortage) -> None:
+        """Change the folder's plan so that it needs less memory, or keep it for another try.
 
         Raises:
             OutOfMemory, WorkerDied: there is nothing left to try.
         """
         component = short.component
-        if short.beside or not short.is_new:
-            self._try_again(folder, short, _beside(short))
+        if short.others or not short.is_new:
+            self._try_again(folder, short, _reason(short))
             return
         step = self._cheaper(folder, short) if component else None
         if step is not None:
@@ -181,10 +142,10 @@ class _Recovery:
         step = more_exact(plan, _location(folder), name, found)
         if step is None:
             raise NotFinite(f"{error}: {_what_to_do(folder, name)}") from error
-        self._tell(folder, name, str(error))
+        self._notice(folder, name, str(error))
         self._replace(folder, step)
 
-    def _cheaper(self, folder: RunFolder, short: Short) -> Step | None:
+    def _cheaper(self, folder: RunFolder, short: MemoryShortage) -> Step | None:
         plan, name = folder.plan, short.component
         found = self._findings.get(name, Findings())
         found = found.ran_out(plan.step(name), plan.machine, short.resource, short.available_bytes)
@@ -192,37 +153,37 @@ class _Recovery:
         return cheaper(plan, _location(folder), name, found, short_of=short.resource)
 
     def _replace(self, folder: RunFolder, step: Step) -> None:
-        """Go on with another step, and say so."""
+        """Continue with another step, and report it."""
         before = folder.plan.step(step.component)
         folder.replace_step(step, f"{step.component}: {step.reason}")
         if change := changed_pixels(before.config, step.config):
-            other = "so pixels differ from a run as it was planned"
-            self._tell(folder, step.component, f"{change}, {other}")
+            other = "so pixels differ from those of the original plan"
+            self._notice(folder, step.component, f"{change}, {other}")
         now = f"{step.reason}; now {step.config} on {step.config.device}"
-        self._report(Event("retry", step.component, text=f"{_words(step.component)}: {now}"))
+        self._report(Retry(step.component, f"{_words(step.component)}: {now}"))
 
-    def _try_again(self, folder: RunFolder, short: Short, why: str) -> None:
-        """Say that the same goes on in a new worker, which holds nothing from before."""
+    def _try_again(self, folder: RunFolder, short: MemoryShortage, why: str) -> None:
+        """Report that the same step is tried in a new worker, which holds nothing from before."""
         if short.component:
             step = folder.plan.step(short.component)
             folder.replace_step(step, f"{short.component}: {short.resource} ran out {why}")
         name = _words(short.component) or "before the first step"
-        text = f"{name}: {short.resource} ran out {why}; now the same with nothing else loaded"
-        self._report(Event("retry", short.component, text=text))
+        text = f"{name}: {short.resource} ran out {why}; trying the same with nothing else loaded"
+        self._report(Retry(short.component, text))
 
-    def _tell(self, folder: RunFolder, component: str, text: str) -> None:
+    def _notice(self, folder: RunFolder, component: str, text: str) -> None:
         name = _words(component)
         notice = text if text.startswith(name) else f"{name}: {text}"
         if folder.note(notice):
-            self._report(Event("notice", component, text=notice))
+            self._report(Notice(notice, component))
 
 
-def _beside(short: Short) -> str:
-    """What was in the way of a step that ran out of memory."""
-    beside = " and ".join(map(label, short.beside))
-    return (
-        f"beside {beside}, which stayed loaded" if beside else "in a worker that had drawn before"
-    )
+def _reason(short: MemoryShortage) -> str:
+    """What else held memory when a step ran out of it."""
+    others = _words(" and ".join(short.others))
+    if others:
+        return f"next to {others}, which remained loaded"
+    return "in a worker that had drawn before"
 
 
 def _location(folder: RunFolder) -> Location:
@@ -230,7 +191,7 @@ def _location(folder: RunFolder) -> Location:
     return locate(request.cascade, components=request.components, revision=request.revision)
 
 
-def _nothing_cheaper(folder: RunFolder, short: Short) -> OutOfMemory:
+def _nothing_cheaper(folder: RunFolder, short: MemoryShortage) -> OutOfMemory:
     pinned = short.component in folder.plan.pins
     left = "your pin allows nothing cheaper" if pinned else "nothing cheaper is left"
     return OutOfMemory(
@@ -240,7 +201,7 @@ def _nothing_cheaper(folder: RunFolder, short: Short) -> OutOfMemory:
 
 
 def _what_to_do(folder: RunFolder, component: str) -> str:
-    """How to go on after numbers that are not finite, where no other number type can be taken."""
+    """What the user can do about numbers that are not finite, where no wider type can be used."""
     if folder.plan.step(component).config.compute_dtype == "float32":
         return "fetch or copy them again"
     if component in folder.plan.pins:

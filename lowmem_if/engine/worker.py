@@ -2,9 +2,9 @@
 
     python -m lowmem_if.engine.worker
 
-Orders come through standard input (`orders.py`); when it closes, the process ends. Events go to standard
-output, one JSON object a line, the answer to an order last; what libraries print goes to standard error,
-and from there into the log of the run at hand.
+Commands arrive on standard input (`commands.py`); when it closes, the process ends. Events go to
+standard output, one JSON object a line, the answer to a command last. What libraries print goes to
+standard error, and from there into the log of the current run.
 """
 
 from __future__ import annotations
@@ -19,8 +19,15 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import NoReturn
 
-from lowmem_if.engine.commands import Command, received
-from lowmem_if.engine.events import Event, Report
+from lowmem_if.engine.answers import (
+    Answer,
+    CommandDone,
+    CommandFailed,
+    MemoryRanOut,
+    SegmentsRefused,
+)
+from lowmem_if.engine.commands import Command, read_commands
+from lowmem_if.engine.events import Event, Notice, Report
 from lowmem_if.engine.executor import work
 from lowmem_if.engine.model_cache import ModelCache, left_behind
 from lowmem_if.engine.run_folder import RunFolder, writing
@@ -31,11 +38,11 @@ from lowmem_if.weights.allocator import SegmentsFail
 from lowmem_if.weights.memory_readings import VramTaken
 from lowmem_if.weights.out_of_memory import is_of_host, is_shortage
 
-Orders = SimpleQueue[tuple[Command, int | None]]
+Commands = SimpleQueue[tuple[Command, int | None]]
 
 
 def quiet_libraries() -> None:
-    """Keep what the libraries say to what went wrong; the rest we say ourselves."""
+    """Let the libraries print errors only; this package reports everything else itself."""
     import diffusers
     import transformers
 
@@ -48,12 +55,12 @@ def quiet_libraries() -> None:
 
 
 def main() -> NoReturn:
-    """Do what is ordered, one after the other, until nobody gives orders any more."""
+    """Handle commands one after the other until the channel closes."""
     events = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    orders: Orders = SimpleQueue()
-    threading.Thread(target=_take_orders, args=(take_input(), orders), daemon=True).start()
+    commands: Commands = SimpleQueue()
+    threading.Thread(target=_read_commands, args=(take_input(), commands), daemon=True).start()
     lock = threading.Lock()
 
     def report(event: Event) -> None:
@@ -61,48 +68,48 @@ def main() -> NoReturn:
             events.write(event.to_line() + "\n")
 
     quiet_libraries()
-    # The libraries' own objects stay to the end: collecting among them takes a second a component.
+    # The libraries' own objects exist to the end: collecting among them takes a second a component.
     gc.freeze()
-    shelf = ModelCache(report)
+    cache = ModelCache(report)
     while True:
-        order, folder_lock = orders.get()
-        report(_answer(order, folder_lock, shelf, report))
+        command, folder_lock = commands.get()
+        report(_answer(command, folder_lock, cache, report))
 
 
-def _answer(order: Command, folder_lock: int | None, shelf: ModelCache, report: Report) -> Event:
-    """Do what is ordered; what is no known error ends this process with its traceback."""
+def _answer(command: Command, folder_lock: int | None, cache: ModelCache, report: Report) -> Answer:
+    """Handle a command; an error that is not known ends this process with its traceback."""
     try:
         try:
-            _obey(order, shelf, report)
+            _handle(command, cache, report)
         finally:
             if folder_lock is not None:
                 os.close(folder_lock)  # before the answer: the folder is free then
     except LowmemError as error:
-        return Event("error", text=str(error), name=type(error).__name__)
+        return CommandFailed(type(error).__name__, str(error))
     except VramTaken as error:
-        return Event("out_of_memory", text=str(error), total=error.available_bytes)
+        return MemoryRanOut(str(error), available_bytes=error.available_bytes)
     except SegmentsFail as error:
-        return Event("segments_fail", text=str(error))
+        return SegmentsRefused(str(error))
     except Exception as error:
         if not is_shortage(error):
             raise
         text = next(iter(str(error).splitlines()), type(error).__name__)
-        return Event("out_of_memory", text=text, name=RAM if is_of_host(error) else "")
-    return Event("done")
+        return MemoryRanOut(text, RAM if is_of_host(error) else "")
+    return CommandDone()
 
 
-def _obey(order: Command, shelf: ModelCache, report: Report) -> None:
-    if order.directory:
-        os.chdir(order.directory)
-    shelf.keeps, shelf.alone = order.keeps, frozenset(order.alone)
-    if order.folder:
-        folder = RunFolder.open(Path(order.folder))
+def _handle(command: Command, cache: ModelCache, report: Report) -> None:
+    if command.directory:
+        os.chdir(command.directory)
+    cache.keeps, cache.alone = command.keeps, frozenset(command.alone)
+    if command.folder:
+        folder = RunFolder.open(Path(command.folder))
         _log_into(folder)
-        work(folder, report, preview_every=order.preview_every, shelf=shelf)
+        work(folder, report, preview_every=command.preview_every, cache=cache)
         return
-    for component, release in shelf.empty():
+    for component, release in cache.empty():
         if not release.complete:
-            report(Event("notice", component, text=left_behind(component, release)))
+            report(Notice(left_behind(component, release), component))
 
 
 def _log_into(folder: RunFolder) -> None:
@@ -112,10 +119,10 @@ def _log_into(folder: RunFolder) -> None:
         os.dup2(log.fileno(), 1)
 
 
-def _take_orders(line: int, orders: Orders) -> NoReturn:
-    """What was our standard input closes when the parent is gone, however it went."""
-    for order in received(line):
-        orders.put(order)
+def _read_commands(descriptor: int, commands: Commands) -> NoReturn:
+    """Queue commands; the channel closes when the parent process ends, whatever ended it."""
+    for command in read_commands(descriptor):
+        commands.put(command)
     os._exit(LowmemError.exit_code)
 
 

@@ -1,8 +1,8 @@
-"""Which accelerator torch can use, what of its memory is free, and which cards it cannot use and why.
+"""Which accelerator torch can use, how much of its memory is free, and why it cannot use other cards.
 
-torch is always asked in a process of its own: importing it takes seconds, and asking CUDA for free
-memory leaves a context on the card for as long as the asking process lives. So callers look for signs
-of a card first (`cards.looks_present`).
+A process of its own imports torch for this: the import takes seconds, and asking CUDA for free memory
+leaves a context on the card until that process ends. So callers look for signs of a card first
+(`cards.looks_present`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Accelerator:
 
     Attributes:
         device: `cuda:0`, `xpu:0` or `mps`.
-        name: the maker's name of it.
+        name: its name by the maker.
         total_bytes: its memory.
         free_bytes: free by the driver.
         capability: CUDA compute capability (7, 5); (0, 0) elsewhere.
@@ -45,11 +45,11 @@ class Accelerator:
 def read_accelerator(
     device: str = "auto", root: Path = Path("/")
 ) -> tuple[Accelerator | None, tuple[str, ...]]:
-    """The accelerator that `device` names, and sentences about the cards that are passed over for it.
+    """The accelerator that `device` names, and a sentence about each card that is not used instead.
 
     Args:
         device: `cuda:1` is that one; `auto`, `cuda` and the like are the first one that torch can use.
-        root: of the file system in which cards are looked for.
+        root: root of the file system in which cards are looked for.
 
     Returns:
         None for the accelerator if `device` is "auto" and torch can use none.
@@ -66,7 +66,7 @@ def read_accelerator(
             f"use --device {facts.kind}:0"
         )
     unused = {card: why_unused(card, facts) for card in _passed_over(reading, index, root)}
-    told = tuple(words for words in unused.values() if words)
+    reasons = tuple(words for words in unused.values() if words)
     if number is not None and kind in ("auto", facts.kind):
         seen = facts.devices[number]
         name = facts.kind if facts.kind == "mps" else f"{facts.kind}:{number}"
@@ -74,9 +74,9 @@ def read_accelerator(
             name, seen.name, reading.total_bytes, reading.free_bytes, seen.capability,
             len(facts.devices),
         )  # fmt: skip
-        return found, told
+        return found, reasons
     if kind == "auto":
-        return None, told
+        return None, reasons
     own = next((words for card, words in unused.items() if words and card.kind == kind), "")
     if own:
         raise DeviceError(f"{own}; or use --device cpu")
@@ -85,13 +85,13 @@ def read_accelerator(
 
 
 def _passed_over(reading: TorchAnswer, index: str, root: Path) -> tuple[Card, ...]:
-    """The cards that the user may have meant and does not get; torch may be able to use them."""
+    """The cards that the user may have meant but that are not used; torch may be able to use them."""
     facts, number = reading.facts, reading.number
     seen = _seen(facts)
     before = seen[:number]
     if index:
         before = seen[int(index) :][:1] if number is None else ()
-    # The graphics inside an Intel processor are an XPU, too: they do not replace another maker's card.
+    # The GPU inside an Intel processor is an XPU, too: it does not replace another maker's card.
     settled = number is not None and facts.kind != "xpu"
     if settled and not before:
         return ()

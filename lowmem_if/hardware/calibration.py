@@ -1,7 +1,7 @@
-"""The constants that were measured on this machine: where they are kept, and whether they still hold.
+"""The speeds that were measured on this machine: where they are kept, and whether they are still valid.
 
-`calibrate/measure.py` measures, `api/rehearse.py` adds what it saw. They hold for the machine,
-its driver and torch as they were then; anything else is no calibration.
+`calibrate/measure.py` measures them, and `api/rehearse.py` adds those of its run. They are valid for the
+same machine with the same driver and torch only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lowmem_if.system.host import usable_cpus
 
 @dataclass(frozen=True, slots=True)
 class MachineKey:
-    """What constants depend on. `threads`: those that torch will compute with on the CPU."""
+    """What speeds depend on. `threads`: those that torch will compute with on the CPU."""
 
     cpu: str
     threads: int
@@ -42,8 +42,8 @@ class _File:
     rates: Speeds
 
 
-def identity(accelerator: str = "", root: Path = Path("/")) -> MachineKey:
-    """This machine's, with the accelerator's name ("" where the CPU computes); no torch is imported."""
+def machine_key(accelerator: str = "", root: Path = Path("/")) -> MachineKey:
+    """The key of this machine with an accelerator of that name ("": the CPU); torch is not imported."""
     return MachineKey(
         cpu=_first(root / "proc/cpuinfo", r"^model name\s*:\s*(.*)$") or platform.processor(),
         threads=_threads(),
@@ -55,14 +55,14 @@ def identity(accelerator: str = "", root: Path = Path("/")) -> MachineKey:
 
 
 def calibration_file(device: str) -> Path:
-    """Where the constants of this machine with a device (`cpu`, `cuda:0`) are kept."""
+    """The file of the speeds of this machine with a device (`cpu`, `cuda:0`)."""
     return cache_folder("calibration") / f"{device.replace(':', '-')}.json"
 
 
 def read_calibration(device: str, now: MachineKey) -> Speeds | None:
-    """The constants that were measured here; None if there are none or they are not of this machine.
+    """The speeds that were measured here; None if there are none, or they belong to another machine.
 
-    A file that cannot be read is none, for it can be made again.
+    An unreadable file counts as none, since it can be made again.
     """
     try:
         content = calibration_file(device).read_bytes()
@@ -73,13 +73,13 @@ def read_calibration(device: str, now: MachineKey) -> Speeds | None:
 
 
 def calibration_bytes(now: MachineKey, rates: Speeds) -> bytes:
-    """What the file holds."""
+    """The content of the file."""
     data: Any = TypeAdapter(_File).dump_python(_File(now, rates), mode="json")
     return json.dumps(data, indent=1).encode()
 
 
 def _sane(rates: Speeds) -> bool:
-    """Every constant that something is divided by is above zero."""
+    """Whether every number that something is divided by is above zero."""
     divisors = (
         rates.disk_bytes, rates.cached_bytes, rates.fill_bytes, rates.bus_bytes, rates.pageable_bytes,
         *(pace.flops_per_s for pace in rates.paces),
@@ -95,7 +95,7 @@ def _threads() -> int:
 
 
 def _ram_gb() -> int:
-    """Rounded: firmware takes a little more or less of it from one start to the next."""
+    """Rounded, since firmware reserves a little more or less from one start to the next."""
     try:
         return round(int(psutil.virtual_memory().total) / 1e9)
     except (OSError, RuntimeError, ValueError, psutil.Error):
@@ -110,7 +110,7 @@ def _torch_version() -> str:
 
 
 def _first(file: Path, pattern: str) -> str:
-    """The first thing in a file that matches; empty where there is no such file."""
+    """The first match in a file; empty if there is no such file."""
     try:
         text = file.read_text(errors="replace")
     except OSError:

@@ -15,7 +15,7 @@ NVIDIA, AMD, INTEL, APPLE = "NVIDIA", "AMD", "Intel", "Apple"
 
 _VENDORS = {"0x10de": NVIDIA, "0x1002": AMD, "0x8086": INTEL}
 _LEAST_AMD_BYTES = 3 * 2**30
-"""Graphics inside an AMD processor report less memory of their own, unless the BIOS lends them much."""
+"""GPUs inside an AMD processor report less memory, unless the BIOS assigns them much."""
 
 _NVIDIA_DEVICES = ("dev/nvidiactl", "dev/nvidia0")
 _NVIDIA_DRIVER = "proc/driver/nvidia/version"
@@ -30,9 +30,9 @@ class Card:
 
     Attributes:
         maker: `NVIDIA`, `AMD`, `Intel` or `Apple`.
-        name: the maker's name of it, or "an NVIDIA card" where nothing says it.
-        capability: CUDA compute capability (7, 5); (0, 0) elsewhere and where it is not known.
-        driver: version of NVIDIA's driver, "570.124.06"; empty elsewhere and where it is not known.
+        name: its name by the maker, or "an NVIDIA card" if the system does not report it.
+        capability: CUDA compute capability (7, 5); (0, 0) elsewhere and where it is unknown.
+        driver: version of NVIDIA's driver, "570.124.06"; empty elsewhere and where it is unknown.
         reachable: whether this process has a device file for it.
     """
 
@@ -44,12 +44,12 @@ class Card:
 
     @property
     def kind(self) -> str:
-        """How torch calls such a device: ROCm builds call AMD's cards `cuda`."""
+        """torch's name for such devices: ROCm builds call AMD's cards `cuda`."""
         return {NVIDIA: "cuda", AMD: "cuda", INTEL: "xpu"}.get(self.maker, "mps")
 
 
 def looks_present(root: Path = Path("/")) -> bool:
-    """Whether there are signs of an accelerator that torch might drive; cheap, no torch."""
+    """Whether there are signs of an accelerator that torch may be able to use; fast, without torch."""
     if sys.platform == "darwin":
         return platform.machine() == "arm64"
     if sys.platform == "win32":
@@ -59,10 +59,10 @@ def looks_present(root: Path = Path("/")) -> bool:
 
 
 def cards(root: Path = Path("/")) -> tuple[Card, ...]:
-    """The cards that torch might drive with the right build and driver.
+    """The cards that torch can use with the right build and driver.
 
-    Graphics inside an Intel or AMD processor are left out: few people mean to run on them. On Windows
-    only NVIDIA's cards are recognised.
+    GPUs inside an Intel or AMD processor are left out, since few people mean to run on them. On Windows
+    only NVIDIA's cards are detected.
     """
     if sys.platform == "darwin":
         return (Card(APPLE, "the Apple GPU"),) if platform.machine() == "arm64" else ()
@@ -72,7 +72,7 @@ def cards(root: Path = Path("/")) -> tuple[Card, ...]:
 
 
 def _nvidia_cards(root: Path) -> tuple[Card, ...]:
-    """NVIDIA's cards if its driver is loaded; where names are not told, one card without a name."""
+    """NVIDIA's cards if its driver is loaded; one card without a name if names are not reported."""
     if sys.platform == "win32":
         present = reachable = (_SYSTEM32 / "nvcuda.dll").exists()
     else:
@@ -81,8 +81,8 @@ def _nvidia_cards(root: Path) -> tuple[Card, ...]:
         present = reachable or (root / _NVIDIA_DRIVER).exists()
     if not present:
         return ()
-    if told := _ask_nvidia_smi(root):
-        return told
+    if listed := _ask_nvidia_smi(root):
+        return listed
     driver = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)\s", _read(root / _NVIDIA_DRIVER))
     models = [
         re.search(r"^Model:\s*(.+)$", _read(file), re.MULTILINE)
@@ -119,7 +119,7 @@ def _ask_nvidia_smi(root: Path) -> tuple[Card, ...]:
 
 
 def _rendering_cards(root: Path) -> Iterator[Card]:
-    """Cards by their render nodes, which every Linux driver makes, NVIDIA's and nouveau, too."""
+    """Cards by their render nodes, which every Linux driver makes, even NVIDIA's and nouveau."""
     for node in _render_nodes(root):
         device = root / "sys/class/drm" / node.name / "device"
         maker = _VENDORS.get(_read(device / "vendor").strip())
@@ -136,7 +136,7 @@ def _render_nodes(root: Path) -> list[Path]:
 
 
 def _pci_bus(device: Path) -> int:
-    """`0000:03:00.0` is on bus 3; graphics inside an Intel processor are on bus 0. 0 if not readable."""
+    """`0000:03:00.0` is on bus 3; the GPU inside an Intel processor is on bus 0. 0 if not readable."""
     address = re.fullmatch(r"[0-9a-f]+:([0-9a-f]+):[0-9a-f]+\.\d", device.resolve().name)
     return int(address.group(1), 16) if address else 0
 

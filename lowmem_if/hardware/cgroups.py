@@ -1,8 +1,8 @@
-"""The memory limit of the container this process lives in (control groups v1 and v2).
+"""The memory limit of the container that this process runs in (control groups v1 and v2).
 
-psutil and `free` show the host; the kernel kills by the tightest limit on the way from the process's
-own group up to the root. A group's page cache that nobody used lately (`inactive_file`) is dropped
-before anything is killed, so it does not count as used.
+psutil and `free` report the host. The kernel kills by the tightest limit between the process's own group
+and the root. It drops a group's page cache that was not used lately (`inactive_file`) before it kills
+anything, so that cache does not count as used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _UNLIMITED = 1 << 60
 
 @dataclass(frozen=True, slots=True)
 class GroupMemory:
-    """A limited group: `limit_bytes`, what is still `available_bytes` under it, and its folder."""
+    """A limited group: its limit, the bytes still available under it, and its folder."""
 
     limit_bytes: int
     available_bytes: int
@@ -25,10 +25,10 @@ class GroupMemory:
 
 
 def tightest_group(root: Path = Path("/")) -> GroupMemory | None:
-    """The group on the way to the root that leaves the least; None where nothing limits.
+    """The group between the process and the root with the least available; None without a limit.
 
     Args:
-        root: of the file system, another one in tests.
+        root: root of the file system, another one in tests.
     """
     groups = [group for group in map(_read_group, _folders(root)) if group]
     return min(groups, key=lambda group: group.available_bytes, default=None)

@@ -1,4 +1,4 @@
-"""Number types: which ones a machine computes in, and what to try when one of them overflows."""
+"""Number types: which ones to try when one overflows, and what is known against them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import re
 from lowmem_if.hardware.machine import Machine
 
 _WITHOUT_OVERFLOW = ("bfloat16", "float32")
-"""Both reach to 3e38; float16 holds no number above 65,504."""
+"""Both hold numbers up to 3e38; float16 none above 65,504."""
 
 _GTX_16 = re.compile(r"\bGTX 16\d\d")
 
 
 def wider(machine: Machine, compute: str) -> tuple[str, ...]:
-    """The number types of this machine that hold larger numbers, or more digits, than `compute`."""
+    """The number types of this machine with a larger range or more digits than `compute`."""
     if compute == "float16":
         return _WITHOUT_OVERFLOW if _has_bfloat16(machine) else ("float32",)
     return ("float32",) if compute == "bfloat16" else ()
@@ -30,10 +30,10 @@ def doubt(machine: Machine, compute: str) -> str:
 
 
 def likely_cause(machine: Machine, compute: str, weights: str) -> str:
-    """Why a component may give NaN or infinite numbers that computes in this type.
+    """Why a component that computes in this type may return NaN or infinite numbers.
 
     Args:
-        weights: the folder that its weights are in.
+        weights: the folder of its weights.
     """
     if compute == "float16":
         return doubt(machine, compute) or "float16 holds no number above 65,504"
@@ -41,7 +41,7 @@ def likely_cause(machine: Machine, compute: str, weights: str) -> str:
 
 
 def _has_bfloat16(machine: Machine) -> bool:
-    """Whether large networks run well in bfloat16 here."""
+    """Whether this machine computes fast in bfloat16."""
     if machine.kind == "cpu":
         return machine.compute_dtype == "bfloat16"
     return machine.kind == "xpu" or (machine.kind == "cuda" and machine.capability >= (8, 0))

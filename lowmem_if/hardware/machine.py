@@ -1,11 +1,10 @@
-"""What is here and may be used: VRAM, RAM under the container's limit, disk, the number type and why."""
+"""Detect what may be used: VRAM, RAM under the container's limit, disk, the number type and why."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
-import shutil
 import sys
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -15,18 +14,19 @@ import psutil
 
 from lowmem_if.errors import DeviceError
 from lowmem_if.hardware.accelerator import Accelerator, read_accelerator
-from lowmem_if.hardware.calibration import identity, read_calibration
+from lowmem_if.hardware.calibration import machine_key, read_calibration
 from lowmem_if.hardware.cards import looks_present
 from lowmem_if.hardware.cgroups import tightest_group
 from lowmem_if.hardware.speeds import Speeds, assumed
+from lowmem_if.hardware.weights_disk import free_for_weights
 from lowmem_if.system.host import inside_windows, segments_expand
 
 DEVICE_KINDS = ("cpu", "cuda", "mps", "xpu")
 LEAST_PINNED_BYTES = 128 * 2**20
-"""What streaming pins: two buffers of 32 MiB, which the allocator may round up."""
+"""The memory that streaming pins: two buffers of 32 MiB, which the allocator may round up."""
 
 INSTALL_BITSANDBYTES = "pip install --no-deps bitsandbytes"
-"""What brings 8-bit and 4-bit weights; it needs only torch, numpy and packaging, which are there."""
+"""Installs what 8-bit and 4-bit weights need; its dependencies are installed already."""
 
 _DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d+)?")
 
@@ -38,24 +38,25 @@ class Machine:
     Attributes:
         name: a profile's name, or "this machine".
         device: where components run: `cpu`, `cuda:0`, `xpu:0`, `mps`.
-        device_name: the maker's name of it.
+        device_name: its name by the maker.
         vram_bytes: accelerator memory a run may use; 0 on a CPU.
-        vram_total_bytes: what the accelerator has.
+        vram_total_bytes: the accelerator's memory.
         ram_bytes: anonymous memory a run may use; pages of mapped files do not count.
-        ram_total_bytes: what the machine (or its container) has.
-        disk_free_bytes: where the weights are kept.
-        compute_dtype, compute_dtype_reason: what the large networks compute in, and why.
-        capability: CUDA compute capability, (0, 0) elsewhere and where it is not known.
+        ram_total_bytes: the machine's (or its container's) memory.
+        disk_free_bytes: on the disk of the weights.
+        compute_dtype, compute_dtype_reason: the number type of the large networks, and why.
+        capability: CUDA compute capability, (0, 0) elsewhere and where it is unknown.
         notes: readings that were limited or distrusted, in words.
-        rates: its constants, calibrated or published; None where there are none of its own.
-        spills_vram: the driver lends RAM where VRAM runs out, many times slower, and nothing fails
-            (Windows, WSL): so more is left free.
-        keeps_reserve: torch's segments cannot expand (Windows, WSL, AMD's cards, Jetson), so that its
-            allocator goes on holding much of what was freed.
-        pinned_bytes: how much memory can be pinned for transfers; None: enough (WSL: next to nothing).
+        rates: its speeds, calibrated or published; None if it has none of its own.
+        spills_vram: if VRAM runs out, the driver uses RAM, many times slower, instead of failing
+            (Windows, WSL); so plans leave more VRAM free.
+        keeps_reserve: torch's segments cannot expand (Windows, WSL, AMD's cards, Jetson), so its
+            allocator keeps much of the memory that was freed.
+        pinned_bytes: how much memory can be pinned for transfers; None: enough (WSL: almost none).
         has_bitsandbytes: whether 8-bit and 4-bit weights can be used, which take that package.
-        devices: accelerators of this kind; a run uses one.
-        unused: cards that torch cannot use, each with the reason and what to do; among the notes, too.
+        devices: number of accelerators of this kind; a run uses one.
+        unused: a sentence for each card that torch cannot use: why, and what to do. The notes include
+            them.
     """
 
     name: str
@@ -80,7 +81,7 @@ class Machine:
 
     @property
     def speeds(self) -> Speeds:
-        """Its own constants, else those assumed for its class; unpinned transfers where none can pin."""
+        """Its own speeds, else those assumed for its class; for unpinned transfers if none can pin."""
         own = self.rates or assumed(self.kind, self.capability)
         if self.pinned_bytes is not None and self.pinned_bytes < LEAST_PINNED_BYTES:
             return replace(own, bus_bytes=own.pageable_bytes)
@@ -99,12 +100,12 @@ class Machine:
 
     @property
     def counts_reserve(self) -> bool:
-        """Whether VRAM is planned as torch's allocator holds it from the driver, not as it is in use."""
+        """Whether plans count the VRAM that torch's allocator holds instead of what is in use."""
         return self.spills_vram or self.keeps_reserve
 
     @property
     def unified(self) -> bool:
-        """Whether the accelerator's memory is the RAM (Apple): one budget, nothing to offload to."""
+        """Whether the accelerator's memory is the RAM (Apple): one budget, and nothing to offload to."""
         return self.kind == "mps"
 
 
@@ -115,12 +116,12 @@ def probe(
     vram_bytes: int | None = None,
     root: Path = Path("/"),
 ) -> Machine:
-    """Measure this machine, at a quiet moment: readings lag while something else loads.
+    """Measure this machine. It should be idle: readings lag while something else is being loaded.
 
     Args:
         device: `auto` (the first accelerator, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`, `xpu`.
-        ram_bytes, vram_bytes: budgets of the user; taken as they are, noted if above the reading.
-        root: of the file system that control groups and signs of cards are read from.
+        ram_bytes, vram_bytes: budgets of the user; used as they are, with a note if above the reading.
+        root: root of the file system that control groups and signs of cards are read from.
 
     Raises:
         DeviceError: no such device here, or torch cannot use it; says why, and what to do.
@@ -140,13 +141,13 @@ def probe(
 
 def _calibrated(machine: Machine, root: Path) -> Speeds | None:
     accelerator = "" if machine.kind == "cpu" else machine.device_name
-    return read_calibration(machine.device, identity(accelerator, root))
+    return read_calibration(machine.device, machine_key(accelerator, root))
 
 
 def with_budget(
     machine: Machine, *, ram_bytes: int | None = None, vram_bytes: int | None = None
 ) -> Machine:
-    """The machine with the user's budgets in place of its own readings."""
+    """The machine with the user's budgets in place of its readings."""
     notes = machine.notes
     if ram_bytes is not None and ram_bytes > machine.ram_bytes:
         notes += (f"RAM budget above the {machine.ram_bytes / 1e9:.1f} GB that are available",)
@@ -161,13 +162,13 @@ def with_budget(
 
 
 def cpu_compute_dtype(features: frozenset[str] | None) -> tuple[str, str]:
-    """The number type for large networks on a CPU, and the reason; `features` None: not known.
+    """The number type for large networks on a CPU, and the reason; `features` None: unknown.
 
     Never float16: a 2-core AVX512 machine multiplied 2048^3 matrices at 90 GFLOP/s in float32, 188 in
     bfloat16 and 0.4 in float16 (docs/log.md).
     """
     if features is None:
-        return "float32", "this system does not say whether the CPU has bfloat16 units"
+        return "float32", "this system does not report whether the CPU has bfloat16 units"
     native = sorted(features & {"amx_bf16", "avx512_bf16", "bf16"})
     if native:
         return "bfloat16", f"the CPU has {native[0]}; float16 is some 400 times slower on a CPU"
@@ -194,7 +195,7 @@ def _read_cpu(root: Path) -> Machine:
             notes += (f"RAM limited to {group.limit_bytes / 1e9:.1f} GB by {group.folder}",)
         total = min(total or group.limit_bytes, group.limit_bytes)
         available = min(available or group.available_bytes, group.available_bytes)
-    disk_free, disk_note = _disk_free()
+    disk_free, disk_note = free_for_weights()
     notes += (disk_note,) if disk_note else ()
     dtype, reason = cpu_compute_dtype(_cpu_features(root))
     return Machine(
@@ -219,14 +220,14 @@ def bitsandbytes_is_installed() -> bool:
 
 
 def _read_ram() -> tuple[int, int, tuple[str, ...]]:
-    """(total, available, notes) by the system; what it does not tell is 0, and what it tells wrong is
-    cut to what can be.
+    """(total, available, notes) as the system reports them; unknown sizes are 0, and impossible ones are
+    limited to possible ones.
     """
     try:
         memory = psutil.virtual_memory()
         total, available = int(memory.total), int(memory.available)
     except (OSError, RuntimeError, ValueError, psutil.Error) as error:
-        return 0, 0, (f"RAM cannot be read ({error}): give what may be used with --ram",)
+        return 0, 0, (f"RAM cannot be read ({error}): set what may be used with --ram",)
     if 0 <= available <= total:
         return total, available, ()
     note = f"the system reports {available} of {total} bytes of RAM available"
@@ -242,11 +243,15 @@ def _with_accelerator(machine: Machine, found: Accelerator, root: Path) -> Machi
     spills = walled or (kind == "cuda" and sys.platform == "win32")
     keeps = kind == "cuda" and not segments_expand(root)
     if spills:
-        notes += ("Windows lends RAM where VRAM runs out, many times slower: more is left free",)
+        notes += (
+            "Windows uses RAM when VRAM runs out, many times slower: plans leave more VRAM free",
+        )
     elif keeps:
-        notes += ("torch's memory segments cannot expand here: plans count all that it holds",)
+        notes += (
+            "torch's memory segments cannot expand here: plans count all memory that it holds",
+        )
     if walled:
-        notes += ("WSL pins next to no memory: transfers are planned at the unpinned rate",)
+        notes += ("WSL pins almost no memory: transfers are planned at the unpinned speed",)
     if not 0 < free <= found.total_bytes:
         free = max(0, min(free, found.total_bytes))
         notes += (f"{found.device} reports {found.free_bytes} of {found.total_bytes} bytes free",)
@@ -270,28 +275,10 @@ def _with_accelerator(machine: Machine, found: Accelerator, root: Path) -> Machi
 
 
 def _cpu_features(root: Path) -> frozenset[str] | None:
-    """The CPU's feature flags as Linux lists them; None where there is no such list."""
+    """The CPU's feature flags as Linux lists them; None if there is no such list."""
     try:
         text = (root / "proc/cpuinfo").read_text(errors="replace")
     except OSError:
         return None
     flags = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
     return frozenset(flags.group(1).split()) if flags else None
-
-
-def weights_folder() -> Path:
-    """Where the Hugging Face cache is or will be: the nearest of its parents that is there."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    folder = Path(HF_HUB_CACHE)
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return folder
-
-
-def _disk_free() -> tuple[int, str]:
-    """Free bytes for weights, and a note where that cannot be read."""
-    try:
-        return shutil.disk_usage(weights_folder()).free, ""
-    except OSError as error:
-        return 0, f"free disk space cannot be read ({error.strerror or error})"

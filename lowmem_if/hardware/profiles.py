@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -28,12 +27,12 @@ _PACKAGE = Path(__file__).parents[1]
 FOLDER = next(
     folder for folder in (_PACKAGE / "profiles", _PACKAGE.parent / "profiles") if folder.is_dir()
 )
-"""In the installed package beside the code, in a checkout beside the package."""
+"""Inside the installed package, or next to the package in a checkout."""
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A machine that is described rather than measured, and what its author pinned for it."""
+    """A machine that is described instead of measured, and the choices that its author pinned."""
 
     machine: Machine
     pins: dict[str, Pin]
@@ -42,18 +41,18 @@ class Profile:
 
 
 def _size(value: object) -> object:
-    """TOML strings like "14.7GiB"; numbers stay what they are."""
+    """Bytes of TOML strings like "14.7GiB"; numbers are returned as they are."""
     try:
         return parse_bytes(value) if isinstance(value, str) else value
     except RequestError as error:
-        raise ValueError(str(error)) from error  # which pydantic tells together with the key
+        raise ValueError(str(error)) from error  # pydantic reports it together with the key
 
 
 _Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
 
 
 class _Rates(BaseModel):
-    """Published or estimated constants; what is left out is what is assumed for the class of device."""
+    """Published or estimated speeds; missing ones are those assumed for the class of device."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -66,7 +65,7 @@ class _Rates(BaseModel):
     bus: _Size | None = None
 
     def over(self, assumed: Speeds) -> Speeds:
-        """These constants, and the assumed ones for what they leave open."""
+        """These speeds, completed by the assumed ones."""
         given = {
             (ACCELERATOR, "float16"): _times(self.float16_tflops, 1e12),
             (ACCELERATOR, "bfloat16"): _times(self.float16_tflops, 1e12),
@@ -114,7 +113,7 @@ class _File(BaseModel):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> _File:
-        """What one key alone cannot tell; pydantic passes the words of a ValueError on."""
+        """Check keys against each other; pydantic reports the text of a ValueError."""
         wanted = {"cuda": ("vram_total", "compute_capability"), "xpu": ("vram_total",)}
         for key in wanted.get(self.device, ()):
             if key not in self.model_fields_set:
@@ -128,7 +127,7 @@ class _File(BaseModel):
 
 
 def profile_names() -> tuple[str, ...]:
-    """The names of the profiles that ship with the package."""
+    """The names of the profiles in the package."""
     return tuple(sorted(file.stem for file in FOLDER.glob("*.toml")))
 
 
@@ -136,7 +135,7 @@ def load_profile(name: str | Path) -> Profile:
     """A profile by name, or from a TOML file of your own.
 
     Raises:
-        ProfileError: there is none, or the file has a missing, wrong or unknown key; names both.
+        ProfileError: there is none, or a key of the file is missing, wrong or unknown; names both.
     """
     name = str(name)
     own = name.endswith(".toml")
@@ -150,11 +149,11 @@ def load_profile(name: str | Path) -> Profile:
     except (OSError, RuntimeError) as error:
         raise ProfileError(f"{file}: cannot be read ({error}); check the path") from error
     except ValidationError as error:
-        raise ProfileError(f"{file}: {_first(error)}; mend it as in {FOLDER}") from error
+        raise ProfileError(f"{file}: {_first(error)}; correct it as in {FOLDER}") from error
     except RequestError as error:
-        raise ProfileError(f"{file}: {error}; mend it") from error
+        raise ProfileError(f"{file}: {error}; correct it") from error
     except ValueError as error:
-        raise ProfileError(f"{file}: no valid TOML ({error}); mend it") from error
+        raise ProfileError(f"{file}: not valid TOML ({error}); correct it") from error
     return Profile(_machine(file.stem, content), pins, content.description, tuple(content.sources))
 
 
@@ -164,21 +163,19 @@ def choose_machine(
     device: str = "auto",
     ram: str | None = None,
     vram: str | None = None,
-    measure: Callable[..., Machine] | None = None,
 ) -> tuple[Machine, dict[str, Pin]]:
-    """The machine to plan for, measured or from a profile, under the user's budgets; and its pins.
+    """(The machine to plan for, measured or from a profile, with the user's budgets; its pins).
 
     Args:
         ram, vram: budgets as people write them, `8GB`.
-        measure: instead of `probe`.
 
     Raises:
-        ProfileError, DeviceError, RequestError: no such profile or device, or no size.
+        ProfileError, DeviceError, RequestError: no such profile or device, or an invalid size.
     """
     ram_bytes = None if ram is None else parse_bytes(str(ram))
     vram_bytes = None if vram is None else parse_bytes(str(vram))
     if profile is None:
-        return (measure or probe)(device, ram_bytes=ram_bytes, vram_bytes=vram_bytes), {}
+        return probe(device, ram_bytes=ram_bytes, vram_bytes=vram_bytes), {}
     if device != "auto":
         raise RequestError(
             f"a profile has its own device: leave out --device {device} or --profile"
@@ -188,7 +185,7 @@ def choose_machine(
 
 
 def _first(error: ValidationError) -> str:
-    """The first thing wrong with a file: its key, and what about it."""
+    """The first error in a file: the key, and what is wrong with it."""
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
     if not key:

@@ -1,8 +1,8 @@
-"""What a machine does in a second: the constants of the cost model, and what stands in for them.
+"""The speeds of a machine: the constants of the cost model, and assumed ones for unknown machines.
 
-Calibration (`probe --calibrate`, `rehearse`) measures them, a profile carries published ones, and where
-there is neither, each class of device has its own. Only constants fitted on the machine itself predict
-well (FlexGen, `experimental/cost_model.py`, says so of its own): assumed ones rank plans, no more.
+Calibration (`probe --calibrate`, `rehearse`) measures them, and a profile contains published ones.
+Otherwise each class of device has assumed ones. Only constants that were fitted on the machine itself
+predict well (so does FlexGen's `experimental/cost_model.py` say); assumed ones can only rank plans.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ class Throughput:
 
     Attributes:
         place: `cpu` or `accelerator`.
-        dtype: what is computed in.
+        dtype: the number type that it computes in.
         component: `stage_1` and so on, `vae`, or `any`.
-        flops_per_s: with all that is not counted as such an operation, so far below a device's peak.
+        flops_per_s: includes the time of everything that is no such operation, so it is far below the
+            peak of a device.
     """
 
     place: str
@@ -32,17 +33,17 @@ class Throughput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speeds:
-    """A machine's constants; bytes and operations are for a second.
+    """A machine's speeds; bytes and operations are per second.
 
     Attributes:
-        disk_bytes: of a weight file that is not in the system's cache.
-        cached_bytes: of a file in the cache, cast by one thread into memory that is used again.
-        fill_bytes: of weights that a loader puts into memory that nobody has touched.
-        bus_bytes, pageable_bytes: from RAM to the accelerator, pinned and not.
-        launch_s: least seconds of one pass through a network, however small: its kernels are started.
-        start_s: of the worker, until the first component loads.
-        paces: of components, the most particular one counts.
-        origin: where the constants come from, in words.
+        disk_bytes: read from a weight file that is not in the system's cache.
+        cached_bytes: read from a cached file and cast by one thread into reused memory.
+        fill_bytes: of weights that one loader writes into fresh memory.
+        bus_bytes, pageable_bytes: copied from RAM to the accelerator, from pinned memory and other.
+        launch_s: least seconds of a pass through a network of any size, for launching its kernels.
+        start_s: seconds from starting the worker until the first component is loaded.
+        paces: throughputs of components; the most specific one counts.
+        origin: where the numbers come from, in words.
     """
 
     disk_bytes: float
@@ -56,7 +57,7 @@ class Speeds:
     origin: str
 
     def flops_per_s(self, place: str, component: str, dtype: str) -> float:
-        """The pace of a component: its own, else any component's in that type, else the slowest."""
+        """The throughput of a component: its own, else that of any in this type, else the slowest."""
         here = [pace for pace in self.paces if pace.place == place]
         for name in (component, ANY):
             for pace in here:
@@ -65,7 +66,7 @@ class Speeds:
         return min(pace.flops_per_s for pace in here or self.paces)
 
     def with_paces(self, paces: tuple[Throughput, ...], origin: str) -> Speeds:
-        """With paces that were measured since; the same component's older ones are dropped."""
+        """These speeds with newer throughputs; older ones of the same components are dropped."""
         new = {_key(pace) for pace in paces}
         kept = tuple(pace for pace in self.paces if _key(pace) not in new)
         return replace(self, paces=(*paces, *kept), origin=origin)
@@ -95,7 +96,7 @@ _DISK_BYTES, _BUS_BYTES = 0.47e9, 12.9e9
 
 
 def assumed(kind: str, capability: tuple[int, int] = (0, 0)) -> Speeds:
-    """The constants of a class of device, for a machine that was never calibrated.
+    """The assumed speeds of a class of device, for a machine that was never calibrated.
 
     Args:
         kind: `cpu`, `cuda`, `xpu` or `mps`.
@@ -120,7 +121,7 @@ def assumed(kind: str, capability: tuple[int, int] = (0, 0)) -> Speeds:
 
 
 def accelerator_paces(half: float, single: float) -> tuple[Throughput, ...]:
-    """The paces of an accelerator in its two 16-bit types and in float32."""
+    """The throughputs of an accelerator in both 16-bit types and in float32."""
     return (
         Throughput(ACCELERATOR, "float16", ANY, half),
         Throughput(ACCELERATOR, "bfloat16", ANY, half),

@@ -1,4 +1,4 @@
-"""Whether a build of torch can use a card, and if not: why, and the command that changes it.
+"""Whether a build of torch can use a card, and if not, why, and the command that changes it.
 
 Which builds have kernels for which cards: pytorch RELEASE.md for 2.9 to 2.14. CUDA 12.6 builds have
 them for compute capability 5.0 to 9.0 and run with driver 525 or newer. CUDA 13 builds have them for 7.5
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from lowmem_if.hardware.cards import AMD, INTEL, NVIDIA, Card
 
 _LEAST_DRIVER = {"11": 450, "12": 525, "13": 580}
-"""Per CUDA version: the oldest driver branch that runs it (CUDA's minor version compatibility)."""
+"""CUDA version -> the oldest driver branch that runs it (CUDA's minor version compatibility)."""
 _LEAST_CAPABILITY, _LEAST_CUDA_13_CAPABILITY, _BLACKWELL = (5, 0), (7, 5), (10, 0)
 _FIRST_DRIVER_WITHOUT_PASCAL = 590
 _CUDA_12_INDEX, _CUDA_13_INDEX, _ROCM_INDEX, _XPU_INDEX = "cu126", "cu130", "rocm7.2", "xpu"
@@ -28,8 +28,8 @@ class TorchDevice:
     """A device that torch sees.
 
     Attributes:
-        capability: CUDA compute capability; (0, 0) elsewhere.
-        arch: AMD's name of the architecture, `gfx1100`; empty elsewhere.
+        capability: CUDA compute capability; (0, 0) for other devices.
+        arch: AMD's name of the architecture, `gfx1100`; empty for other devices.
     """
 
     name: str
@@ -39,17 +39,18 @@ class TorchDevice:
 
 @dataclass(frozen=True, slots=True)
 class TorchFacts:
-    """What an installed torch says about itself.
+    """What an installed torch reports about itself.
 
     Attributes:
         version: `2.13.0+cpu`.
         cuda, hip, xpu: the versions that it is built for; None: built without.
-        kind: of the accelerator that it sees, `cuda`, `xpu` or `mps`; empty if it sees none.
-        arches: what it has kernels for, `sm_80`, `compute_120`, `gfx1100`; empty if it does not say.
+        kind: the kind of accelerator that it sees, `cuda`, `xpu` or `mps`; empty if it sees none.
+        arches: what it has kernels for, `sm_80`, `compute_120`, `gfx1100`; empty if it does not report
+            it.
         devices: all of that kind.
         platform: `Linux x86_64`.
-        packages: of those that must fit torch's build, the installed ones: `torchvision`, `torchaudio`.
-        complaint: its own words on why it sees no accelerator, or cannot open one.
+        packages: the installed ones of `torchvision` and `torchaudio`, which must fit torch's build.
+        complaint: its message why it sees no accelerator, or cannot open one.
     """
 
     version: str
@@ -66,10 +67,11 @@ class TorchFacts:
 
 @dataclass(frozen=True, slots=True)
 class TorchAnswer:
-    """What the child prints: torch's facts, and the memory of the device that was chosen.
+    """What the child process prints: torch's facts, and the memory of the chosen device.
 
     Attributes:
-        number: of that device; None if torch sees none, has no kernels for any, or cannot open it.
+        number: the number of that device; None if torch sees none, has no kernels for any, or cannot
+            open it.
     """
 
     facts: TorchFacts
@@ -98,7 +100,7 @@ def why_unused(card: Card, facts: TorchFacts) -> str:
 
 
 def _runs(arch: str, capability: tuple[int, int]) -> bool:
-    """Binary code runs on its own major version from its minor version on, PTX on everything later.
+    """Binary code runs on the same major and no lower minor version, PTX on all later versions.
 
     Code for `sm_90a` runs on 9.0 alone.
     """
@@ -134,7 +136,7 @@ def _nvidia(card: Card, facts: TorchFacts) -> str:
 
 
 def _seen(card: Card, facts: TorchFacts) -> str:
-    """Of a card that CUDA lists: whether there are kernels for it, and whether it can be opened."""
+    """Why a card that CUDA lists cannot be used: no kernels for it, or it cannot be opened."""
     if not has_kernels(TorchDevice(card.name, card.capability), facts.arches):
         return (
             f"torch {facts.version} has no kernels for its compute capability {_dotted(card)}, only "
@@ -188,7 +190,7 @@ def _apple(_card: Card, facts: TorchFacts) -> str:
 
 
 def _install_cuda(card: Card, facts: TorchFacts) -> str:
-    """What to install so that this card runs: a build, or a driver first."""
+    """What to install so that torch can use this card: a build, or a driver first."""
     driver = _major(card.driver)
     if (0, 0) < card.capability < _LEAST_CAPABILITY:
         return f"no build of torch has kernels for compute capability {_dotted(card)} any more"
@@ -217,7 +219,7 @@ def _cuda_index(card: Card) -> str:
 
 
 def _pip(facts: TorchFacts, index: str) -> str:
-    """The command; torchvision and torchaudio must be of torch's own build, so they go along."""
+    """The command; it includes torchvision and torchaudio, which must be of the same build."""
     packages = " ".join(("torch", *facts.packages))
     where = f"https://download.pytorch.org/whl/{index}"
     return f"pip install --force-reinstall {packages} --index-url {where}"

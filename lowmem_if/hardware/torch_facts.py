@@ -1,4 +1,4 @@
-"""The child that asks torch: `python -m lowmem_if.hardware.torch_facts DEVICE` prints a line of JSON."""
+"""The child process that imports torch: it prints a line of JSON about it and about a device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lowmem_if.hardware.torch_build import TorchAnswer, TorchDevice, TorchFacts,
 
 
 def read(device: str) -> TorchAnswer:
-    """Import torch, and ask it about itself and about the device that is asked for."""
+    """Import torch, and read its facts and those of a device."""
     import torch
 
     kind, devices, complaint = _accelerator(torch)
@@ -42,7 +42,7 @@ def read(device: str) -> TorchAnswer:
 
 
 def _accelerator(torch: Any) -> tuple[str, tuple[TorchDevice, ...], str]:
-    """The kind of accelerator that torch sees, all of that kind, and what torch says if it sees none."""
+    """(The kind of accelerator that torch sees, its devices, torch's message if it sees none)."""
     try:
         if torch.accelerator.is_available():
             kind = str(torch.accelerator.current_accelerator().type)
@@ -76,7 +76,7 @@ def _devices(torch: Any, kind: str) -> tuple[TorchDevice, ...]:
 
 
 def _choose(device: str, facts: TorchFacts) -> int | None:
-    """The number of the device that is asked for, of `auto` the first one with kernels."""
+    """The number of the device; for `auto` the first one with kernels."""
     kind, _, index = device.partition(":")
     if kind not in ("auto", facts.kind):
         return None
@@ -92,7 +92,7 @@ def _choose(device: str, facts: TorchFacts) -> int | None:
 
 
 def _memory(torch: Any, kind: str, number: int) -> tuple[int, int]:
-    """Free and total bytes; makes a context on the card."""
+    """(Free, total) bytes; this creates a context on the card."""
     if kind == "mps":
         total = int(torch.mps.recommended_max_memory())
         return max(0, total - int(torch.mps.driver_allocated_memory())), total
@@ -105,7 +105,7 @@ def _first_line(error: object) -> str:
 
 
 def _main() -> int:
-    """Print what `accelerator.read_accelerator` reads."""
+    """Print the line that `accelerator.read_accelerator` reads."""
     sys.stdout.write(json.dumps(asdict(read(sys.argv[1]))) + "\n")
     return 0
 

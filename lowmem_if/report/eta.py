@@ -1,4 +1,4 @@
-"""How long a component's turn still takes, told from its own steps so far."""
+"""Estimates how long a step still takes from its own denoising steps so far."""
 
 from __future__ import annotations
 
@@ -8,28 +8,35 @@ from collections.abc import Callable
 from statistics import median
 
 from lowmem_if.cascade.catalog import TEXT_ENCODER
-from lowmem_if.engine.events import Event
+from lowmem_if.engine.events import (
+    Drawing,
+    Event,
+    ImageSaved,
+    Loading,
+    StepResumed,
+    StepStarted,
+)
 
 _REMEMBERED = 50
-"""Steps: enough for a steady figure, few enough to follow a machine that has become busy."""
+"""How many denoising steps count: enough for a steady figure, few enough to notice a busy machine."""
 
 
 class Eta:
-    """Follows the events of a run; says how long the turn that is on has taken, and what is left."""
+    """Follows the events of a run: how long the current step has taken, and how much time is left."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._last: float | None = None
-        self._begin(Event("started"))
+        self._begin(StepStarted("", 0))
 
     @property
     def took_s(self) -> float:
-        """Seconds since the turn began."""
+        """Seconds since the step began."""
         return self._clock() - self._began
 
     @property
     def left_s(self) -> float | None:
-        """Seconds that the turn (while it loads: its loading) still takes; None if it cannot be told."""
+        """Seconds that the step still takes (while it loads: the loading); None if unknown."""
         if self._loading:
             return self._loading_left_s()
         if not self._steps or not self._images:
@@ -39,20 +46,20 @@ class Eta:
 
     @property
     def saved(self) -> tuple[int, int]:
-        """Pictures that the turn has done, and all of them."""
+        """How many pictures of the step are done, and how many it has."""
         return self._all - self._images, self._all
 
     def __call__(self, event: Event) -> None:
-        match event.kind:
-            case "started":
+        match event:
+            case StepStarted():
                 self._begin(event)
-            case "loading":
+            case Loading():
                 self._load(event)
-            case "going_on":
-                self._images = event.total - event.done
-            case "drawing":
+            case StepResumed():
+                self._images = event.images - event.images_done
+            case Drawing():
                 self._step(event)
-            case "saved":
+            case ImageSaved():
                 self._save()
 
     def _save(self) -> None:
@@ -62,27 +69,28 @@ class Eta:
             self._steps.append(now - self._last)  # a component without steps: a picture is one
         self._last = None if self._total else now
 
-    def _begin(self, event: Event) -> None:
+    def _begin(self, event: StepStarted) -> None:
         self._began = self._clock()
-        # The text encoder's steps are prompts, all of them one go.
-        self._all = self._images = 1 if event.component == TEXT_ENCODER else event.total
+        # The text encoder's denoising steps are prompts, and it has one "picture".
+        self._all = self._images = 1 if event.component == TEXT_ENCODER else event.images
         self._batch = event.batch
         self._done = self._total = 0
         self._steps: deque[float] = deque(maxlen=_REMEMBERED)
         self._last = None
         self._loading: tuple[float, int, int] | None = None
 
-    def _load(self, event: Event) -> None:
+    def _load(self, event: Loading) -> None:
         began = self._loading[0] if self._loading else self._clock()
-        self._loading = (began, event.done, event.total) if event.done < event.total else None
+        done, total = event.loaded_bytes, event.total_bytes
+        self._loading = (began, done, total) if done < total else None
 
     def _loading_left_s(self) -> float | None:
         assert self._loading is not None
         began, done, total = self._loading
         return (self._clock() - began) * (total - done) / done if done else None
 
-    def _step(self, event: Event) -> None:
+    def _step(self, event: Drawing) -> None:
         now = self._clock()
-        if self._last is not None and event.done > self._done:
-            self._steps.append((now - self._last) / (event.done - self._done))
-        self._last, self._done, self._total = now, event.done, event.total
+        if self._last is not None and event.step > self._done:
+            self._steps.append((now - self._last) / (event.step - self._done))
+        self._last, self._done, self._total = now, event.step, event.steps

@@ -1,4 +1,4 @@
-"""Memory over time as a picture: stages as bands, budgets as lines, predicted peaks as marks."""
+"""A chart of memory over time: steps as bands, budgets as lines, predicted peaks as marks."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from lowmem_if.planning.plan import Step
 from lowmem_if.units import GB
 
 _GAP_S = 5.0
-"""A longer time without samples is one in which nothing ran; the picture leaves it out."""
+"""In a longer time without samples nothing ran; the chart leaves it out."""
 _POINTS = 2000
-"""Drawn at most: of samples that fall on one point the highest is."""
+"""How many points are drawn at most: each is the highest of its samples."""
 _BANDS = ("#eef3f8", "#f8f3ea")
 _RAM, _VRAM = "#2b6ca3", "#b5482a"
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One moment of a run: seconds of work since its beginning, and bytes."""
+    """Memory at one moment of a run: seconds of work since its beginning, and bytes."""
 
     seconds: float
     step: str
@@ -35,7 +35,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """A component's time in the picture, in seconds; one that was continued has several."""
+    """A component's time in the chart, in seconds; a resumed step has several."""
 
     component: str
     begin: float
@@ -43,7 +43,7 @@ class Band:
 
 
 def read_samples(file: Path) -> list[Sample]:
-    """The samples of `memory.jsonl`, in order; lines that a kill cut short are left out.
+    """The samples of `memory.jsonl`, in order; incomplete lines are skipped.
 
     Raises:
         RunFolderError: there are none.
@@ -80,7 +80,7 @@ def _readings(lines: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def _without_gaps(times: list[float]) -> list[float]:
-    """Times from 0 on in which nothing is longer than a gap."""
+    """The times from 0 on, without the long gaps."""
     passed = [0.0]
     for earlier, later in pairwise(times):
         passed.append(passed[-1] + min(later - earlier, _GAP_S))
@@ -99,8 +99,8 @@ def bands(samples: list[Sample]) -> list[Band]:
     return found
 
 
-def write_picture(folder: RunFolder, file: Path) -> None:
-    """Draw the memory of a run into a PNG file.
+def write_chart(folder: RunFolder, file: Path) -> None:
+    """Draw the memory of a run over time into a PNG file.
 
     Raises:
         MissingPackage: matplotlib is not installed.
@@ -111,7 +111,7 @@ def write_picture(folder: RunFolder, file: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingPackage(
-            "--plot draws with matplotlib, which is not here: pip install 'lowmem-if[plot]'"
+            "--plot needs matplotlib, which is not installed: pip install 'lowmem-if[plot]'"
         ) from error
     samples = read_samples(folder.path / "memory.jsonl")
     machine = folder.plan.machine
@@ -132,9 +132,9 @@ def write_picture(folder: RunFolder, file: Path) -> None:
 
 
 def _mark(folder: RunFolder, step: Step, kind: str) -> float:
-    """The predicted peak in GB, on top of what stayed loaded beside the step."""
-    beside = (folder.measured(step.component) or {}).get(f"warm_{kind}_bytes", 0)
-    return float((getattr(step.estimate, f"{kind}_bytes") + beside) / GB)
+    """The predicted peak in GB, above the components that were kept loaded during the step."""
+    kept = (folder.measured(step.component) or {}).get(f"warm_{kind}_bytes", 0)
+    return float((getattr(step.estimate, f"{kind}_bytes") + kept) / GB)
 
 
 def _draw(
@@ -161,7 +161,7 @@ def _draw(
 
 
 def _highest(samples: list[Sample], field: str) -> Iterator[tuple[float, float]]:
-    """(seconds, GB) to draw: the highest of every few samples."""
+    """(seconds, GB) points to draw: each the highest of a few samples."""
     size = -(-len(samples) // _POINTS)
     for start in range(0, len(samples), size):
         top = max(samples[start : start + size], key=lambda sample: int(getattr(sample, field)))
@@ -169,7 +169,7 @@ def _highest(samples: list[Sample], field: str) -> Iterator[tuple[float, float]]
 
 
 def _budget(axis: Any, budget: float, measured: float, predicted: float) -> None:
-    """The budget as a line; one far above everything is told in words, or the rest would be flat."""
+    """The budget as a line; in words if it is far above the rest, which would be flat."""
     top = 1.15 * max(measured, predicted)
     if budget <= 2 * top:
         axis.axhline(budget, color="#a02020", linestyle="--", linewidth=1.2, label="budget")
@@ -180,7 +180,7 @@ def _budget(axis: Any, budget: float, measured: float, predicted: float) -> None
 
 
 def _names(axis: Any, shown: list[Band]) -> None:
-    """Each component's name in its band; of short ones upright, so that none covers another."""
+    """Each component's name in its band; upright in short bands, so that names do not overlap."""
     whole = shown[-1].end or 1
     for band in shown:
         short = (band.end - band.begin) / whole < 0.11

@@ -1,4 +1,4 @@
-"""A run as a notebook shows it: a line that says where it is, and the stages' pictures as they come."""
+"""A run in a notebook: a line of progress, and the pictures of each stage."""
 
 from __future__ import annotations
 
@@ -13,13 +13,24 @@ from typing import Any
 
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.catalog import label
-from lowmem_if.engine.events import Event
+from lowmem_if.engine.events import (
+    CacheHit,
+    Drawing,
+    Event,
+    ImageSaved,
+    Loading,
+    Notice,
+    Preview,
+    Retry,
+    StepFinished,
+    StepSkipped,
+)
 from lowmem_if.report.eta import Eta
 from lowmem_if.report.progress import words_of
 from lowmem_if.units import format_seconds
 
 _LEAST_WAIT_S = 0.5
-_IN_MAKING, _FINISHED = "in the making", "finished"
+_UNFINISHED, _FINISHED = "unfinished", "finished"
 _COLUMNS = {
     catalog.STAGE_1: "stage 1",
     catalog.STAGE_2: "stage 2",
@@ -31,20 +42,19 @@ _COLUMNS = {
 class NotebookProgress:
     """A report for notebooks: `lm.generate(..., report=lm.NotebookProgress())`.
 
-    Outside a notebook it writes what the run had to say to standard error, a line each.
+    Outside a notebook it writes notices and finished steps to standard error, a line each.
 
-    One output is updated in place: what is done and how long the step still takes, what the run had to
-    say, and a row of pictures for each of the first images: after every stage, and in the making if
-    `preview_every` was asked for.
+    One output is updated in place: the progress and the time left, the notices, and a row of pictures
+    for each of the first images: one after every stage, and the unfinished one with `preview_every`.
 
     Args:
-        images: rows at most; of a long batch the others are in its `gallery.html`.
-        width: of a picture, in the browser's pixels.
+        images: how many rows at most; the gallery of a batch has all of them.
+        width: width of a picture in the browser's pixels.
     """
 
     def __init__(self, *, images: int = 4, width: int = 192) -> None:
         self._images, self._width = images, width
-        self._pace = Eta()
+        self._eta = Eta()
         self._rows: dict[int, dict[str, str]] = {}
         self._said: list[str] = []
         self._line = "starting"
@@ -52,22 +62,24 @@ class NotebookProgress:
         self._output = _notebook_output() or _TextOutput()
 
     def __call__(self, event: Event) -> None:
-        self._pace(event)
-        if words := words_of(event, self._pace):
+        self._eta(event)
+        if words := words_of(event, self._eta):
             self._line = words
-        match event.kind:
-            case "finished":
-                took = format_seconds(self._pace.took_s)
+        match event:
+            case StepFinished():
+                took = format_seconds(self._eta.took_s)
                 self._said.append(f"{_name(event)}: done in {took}")
-            case "skipped":
-                self._said.append(f"{_name(event)}: was done already")
-            case "warm":
-                self._said.append(f"{_name(event)}: is loaded still")
-            case "notice" | "retry":
+            case StepSkipped():
+                self._said.append(f"{_name(event)}: done before")
+            case CacheHit():
+                self._said.append(f"{_name(event)}: still loaded")
+            case Notice() | Retry():
                 self._said.append(event.text)
-            case "saved" | "preview" if event.text and event.number in self._kept(event.number):
+            case ImageSaved() | Preview() if event.file and event.image_number in self._kept(
+                event.image_number
+            ):
                 self._take(event)
-        steady = event.kind not in ("drawing", "loading")
+        steady = not isinstance(event, Drawing | Loading)
         if steady or time.monotonic() - self._shown > _LEAST_WAIT_S:
             self._show()
 
@@ -75,12 +87,12 @@ class NotebookProgress:
         """The rows there are, and this one while there is room."""
         return {*self._rows, *([number] if len(self._rows) < self._images else [])}
 
-    def _take(self, event: Event) -> None:
-        row = self._rows.setdefault(event.number, {})
-        column = _IN_MAKING if event.kind == "preview" else _COLUMNS[event.component]
-        row[column] = _picture(Path(event.text), self._width)
-        if event.kind == "saved":
-            row.pop(_IN_MAKING, None)
+    def _take(self, event: ImageSaved | Preview) -> None:
+        row = self._rows.setdefault(event.image_number, {})
+        column = _UNFINISHED if isinstance(event, Preview) else _COLUMNS[event.component]
+        row[column] = _picture(Path(event.file), self._width)
+        if isinstance(event, ImageSaved):
+            row.pop(_UNFINISHED, None)
 
     def _show(self) -> None:
         self._shown = time.monotonic()
@@ -90,7 +102,7 @@ class NotebookProgress:
         self._output.show(f"{said}{line}{pictures}", self._said)
 
     def _row(self, number: int) -> str:
-        order = [*_COLUMNS.values(), _IN_MAKING]
+        order = [*_COLUMNS.values(), _UNFINISHED]
         columns = sorted(self._rows[number].items(), key=lambda cell: order.index(cell[0]))
         cells = "".join(
             f'<figure style="margin:4px"><img width={self._width} style="image-rendering:pixelated" '
@@ -111,7 +123,7 @@ class _HtmlOutput:
 
 
 class _TextOutput:
-    """Lines on standard error, each of them once."""
+    """Lines on standard error, each once."""
 
     def __init__(self) -> None:
         self._shown = 0
@@ -123,7 +135,7 @@ class _TextOutput:
 
 
 def _notebook_output() -> _HtmlOutput | None:
-    """The output of the cell that runs; None where no notebook is listening, or IPython is missing."""
+    """The output of the running cell; None outside a notebook or without IPython."""
     try:
         from IPython.display import HTML, display
     except ImportError:

@@ -13,7 +13,20 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from lowmem_if.api.fetch import BytesReport
 from lowmem_if.cascade.catalog import TEXT_ENCODER, label
-from lowmem_if.engine.events import Event
+from lowmem_if.engine.events import (
+    CacheHit,
+    Drawing,
+    Event,
+    ImageSaved,
+    Loading,
+    Notice,
+    Preview,
+    Retry,
+    RunOpened,
+    StepFinished,
+    StepSkipped,
+    WorkerStarting,
+)
 from lowmem_if.report.eta import Eta
 from lowmem_if.units import format_seconds
 
@@ -21,15 +34,15 @@ _LINE_EVERY_S = 30.0
 
 
 class RunProgress:
-    """Shows events as they come; a context manager, called with each event."""
+    """Shows the events of a run; a context manager, called with each event."""
 
     def __init__(self, out: Console, *, quiet: bool) -> None:
         self._out = out
         self._bars = None if quiet or not out.is_terminal else _run_bars(out)
         self._bar: TaskID | None = None
         self._lines = None if quiet or out.is_terminal else _SparseLines(self._say)
-        self._pace = Eta()
-        self._told_of_previews = False
+        self._eta = Eta()
+        self._named_previews = False
 
     def __enter__(self) -> RunProgress:
         if self._bars:
@@ -46,31 +59,37 @@ class RunProgress:
             self._bars.stop()
 
     def __call__(self, event: Event) -> None:
-        self._pace(event)
-        if words := words_of(event, self._pace):
+        self._eta(event)
+        if words := words_of(event, self._eta):
             self._show(words, event)
             if self._lines:
                 self._lines(words)
-        match event.kind:
-            case "finished":
+        match event:
+            case StepFinished():
                 self._end_bar()
-                self._say(f"{_name(event)}: done in {format_seconds(self._pace.took_s)}")
-            case "skipped":
-                self._say(f"{_name(event)}: was done already")
-            case "warm":
-                self._say(f"{_name(event)}: is loaded still")
-            case "notice" | "retry":
+                self._say(f"{_name(event)}: done in {format_seconds(self._eta.took_s)}")
+            case StepSkipped():
+                self._say(f"{_name(event)}: done before")
+            case CacheHit():
+                self._say(f"{_name(event)}: still loaded")
+            case RunOpened():
+                self._say(f"run folder: {event.folder}")
+            case Notice():
+                self._say(f"note: {event.text}")
+            case Retry():
                 self._say(event.text)
-            case "preview" if not self._told_of_previews:
-                self._told_of_previews = True
-                self._say(f"pictures in the making: {Path(event.text).parent}")
+            case Preview() if not self._named_previews:
+                self._named_previews = True
+                self._say(f"unfinished pictures: {Path(event.file).parent}")
 
     def _show(self, words: str, event: Event) -> None:
         if self._bars is None:
             return
         if self._bar is None:
             self._bar = self._bars.add_task(words, total=None)
-        done, total = self._pace.saved if event.kind == "saved" else (event.done, event.total)
+        done, total = (
+            self._eta.saved if isinstance(event, ImageSaved) else (event.done, event.total)
+        )
         self._bars.update(self._bar, description=words, completed=done, total=total or None)
 
     def _end_bar(self) -> None:
@@ -83,7 +102,7 @@ class RunProgress:
 
 
 class _SparseLines:
-    """Where no bar can be drawn (logs, a notebook's shell cells): a line now and then of a long turn."""
+    """For logs and a notebook's shell cells, which have no bars: a line now and then in a long step."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say, self._said = say, time.monotonic()
@@ -94,27 +113,27 @@ class _SparseLines:
             self._say(words)
 
 
-def words_of(event: Event, pace: Eta) -> str:
-    """Where a run is, in one line, with the time left; empty if an event does not move it."""
-    match event.kind:
-        case "starting":
+def words_of(event: Event, eta: Eta) -> str:
+    """Where a run is, in one line, with the time left; empty if an event is no progress."""
+    match event:
+        case WorkerStarting():
             return "starting: importing torch and diffusers"
-        case "loading":
-            return f"{_name(event)}: loading{_left(pace)}"
-        case "drawing":
+        case Loading():
+            return f"{_name(event)}: loading{_left(eta)}"
+        case Drawing():
             if event.component == TEXT_ENCODER:
-                return f"{_name(event)}: {event.done} of {event.total}{_left(pace)}"
-            saved, images = pace.saved
+                return f"{_name(event)}: {event.step} of {event.steps}{_left(eta)}"
+            saved, images = eta.saved
             of = f" image {saved + 1} of {images}," if images > 1 else ""
-            return f"{_name(event)}:{of} step {event.done} of {event.total}{_left(pace)}"
-        case "saved":
-            saved, images = pace.saved
-            return f"{_name(event)}: {saved} of {images} image(s){_left(pace)}"
+            return f"{_name(event)}:{of} step {event.step} of {event.steps}{_left(eta)}"
+        case ImageSaved():
+            saved, images = eta.saved
+            return f"{_name(event)}: {saved} of {images} image(s){_left(eta)}"
     return ""
 
 
-def _left(pace: Eta) -> str:
-    left = pace.left_s
+def _left(eta: Eta) -> str:
+    left = eta.left_s
     return "" if left is None or left < 1 else f", {format_seconds(left)} left"
 
 
@@ -124,7 +143,7 @@ def _name(event: Event) -> str:
 
 @contextmanager
 def bytes_progress(out: Console, doing: str, *, quiet: bool) -> Iterator[BytesReport]:
-    """Progress of `doing` ("downloading"): one bar over all bytes, or a line a file."""
+    """Progress of `doing` ("downloading"): one bar over all bytes, or one line for each file."""
     if quiet or not out.is_terminal:
         said: set[str] = set()
 
@@ -145,7 +164,7 @@ def bytes_progress(out: Console, doing: str, *, quiet: bool) -> Iterator[BytesRe
 
 
 def _run_bars(out: Console) -> Progress:
-    """The words of a run tell the time left of a whole turn, not of the bar."""
+    """The description holds the time left of the whole step, so the bar shows none."""
     percent = TextColumn("{task.percentage:>3.0f}%")
     words = TextColumn("{task.description}", markup=False)
     return Progress(words, BarColumn(), percent, console=out, transient=True)

@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from lowmem_if.api.rehearse import Rehearsal  # which imports the libraries
 
 _PLAIN_WIDTH = 120
-"""Columns when nobody's terminal sets them."""
+"""How many columns a table has without a terminal."""
 _WIDE = 100
-"""From here on columns stand two spaces apart."""
+"""From this width on, columns have two spaces between them."""
 
 
 def console(stream: TextIO | None) -> Console:
-    """A console that never wraps at 80 columns only because there is no terminal."""
-    stream = stream or io.StringIO()  # Python has none where the shell closed it
-    # A notebook's shell cell looks like a terminal to us and cannot draw what one can.
+    """A console that does not wrap at 80 columns where there is no terminal."""
+    stream = stream or io.StringIO()  # the shell may have closed it
+    # A notebook's shell cell looks like a terminal, but has no bars.
     plain = not stream.isatty() or "JPY_PARENT_PID" in os.environ
     return Console(
         file=stream,
@@ -42,7 +42,7 @@ def console(stream: TextIO | None) -> Console:
 
 
 def machine_line(machine: Machine) -> str:
-    """One line: device, memory, number type and why."""
+    """One line: device, memory, compute dtype and its reason."""
     vram = f" {machine.vram_bytes / GIB:.1f} GiB free," if machine.vram_total_bytes else ","
     return (
         f"{machine.name}: {_device_name(machine)}{vram} RAM {machine.ram_bytes / 1e9:.1f} GB free of "
@@ -52,7 +52,7 @@ def machine_line(machine: Machine) -> str:
 
 
 def print_machine(machine: Machine, out: Console) -> None:
-    """What the machine has, what may be used, and why."""
+    """Print what the machine has, what may be used, and why."""
     table = _table(out, "", "")
     table.add_row("device", f"{machine.device}, {_device_name(machine)}")
     if machine.vram_total_bytes:
@@ -62,10 +62,10 @@ def print_machine(machine: Machine, out: Console) -> None:
     table.add_row("computes in", f"{machine.compute_dtype}: {machine.compute_dtype_reason}")
     speeds = machine.speeds
     table.add_row("disk reads", f"{format_bytes(int(speeds.disk_bytes))} a second")
-    pace = speeds.flops_per_s(
+    throughput = speeds.flops_per_s(
         CPU if machine.kind == CPU else ACCELERATOR, ANY, machine.compute_dtype
     )
-    table.add_row("computes", f"{pace / 1e12:.2f} TFLOP a second in {machine.compute_dtype}")
+    table.add_row("computes", f"{throughput / 1e12:.2f} TFLOP a second in {machine.compute_dtype}")
     table.add_row("times", _times(machine).removeprefix("times: "))
     out.print(table)
     for note in machine.notes:
@@ -73,7 +73,7 @@ def print_machine(machine: Machine, out: Console) -> None:
 
 
 def print_plan(plan: Plan, out: Console) -> None:
-    """Every step with its strategy, its peaks and its reason."""
+    """Print every step with its strategy, its peaks and its reason."""
     _line(out, f"{plan.request.cascade} on {machine_line(plan.machine)}")
     table = _table(
         out, "step", "strategy", "storage", "batch", "VRAM peak", "RAM peak", "time", "why"
@@ -91,7 +91,7 @@ def print_plan(plan: Plan, out: Console) -> None:
 
 
 def print_run(folder: RunFolder, out: Console) -> None:
-    """Predicted against measured, step by step."""
+    """Print the predicted and the measured figures of each step."""
     _line(out, f"{folder.plan.request.cascade} on {machine_line(folder.plan.machine)}")
     kinds = ("vram", "ram") if folder.plan.machine.kind != "cpu" else ("ram",)
     peaks = [f"{kind.upper()}\npredicted" for kind in kinds]
@@ -100,7 +100,7 @@ def print_run(folder: RunFolder, out: Console) -> None:
     for step in folder.plan.steps:
         table.add_row(*_step_cells(step), *_measured_cells(folder, step, kinds))
     out.print(table)
-    for line in (*_company(folder), *folder.log, *folder.notices):
+    for line in (*_kept_loaded(folder), *folder.log, *folder.notices):
         _line(out, f"note: {line}")
     again = f"lowmem-if resume {quoted(folder.path)}"
     state = "complete" if folder.complete else f"not finished: `{again}`"
@@ -108,7 +108,7 @@ def print_run(folder: RunFolder, out: Console) -> None:
 
 
 def print_rehearsal(rehearsal: Rehearsal, out: Console) -> None:
-    """What a few steps took, and what the real thing will."""
+    """Print what a few denoising steps took, and the prediction for the real run."""
     plan = rehearsal.plan
     _line(out, f"{plan.request.cascade} rehearsed on {machine_line(plan.machine)}")
     vram = ("VRAM\nmeasured",) if plan.machine.vram_total_bytes else ()
@@ -124,11 +124,10 @@ def print_rehearsal(rehearsal: Rehearsal, out: Console) -> None:
             *_step_cells(each.step), *cells, step, format_seconds(planned.estimate.seconds)
         )
     out.print(table)
-    took = [(step.config.strategy, step.config.storage_dtype) for step in plan.steps]
-    if took != [
-        (each.step.config.strategy, each.step.config.storage_dtype) for each in rehearsal.components
-    ]:
-        _line(out, "note: by these figures other strategies are quicker now: see `lowmem-if plan`")
+    now = [(step.config.strategy, step.config.storage_dtype) for step in plan.steps]
+    steps = [each.step.config for each in rehearsal.components]
+    if now != [(config.strategy, config.storage_dtype) for config in steps]:
+        _line(out, "note: by these figures other strategies are faster now: see `lowmem-if plan`")
     peaks = f"peak RAM {format_bytes(rehearsal.ram_bytes)}"
     peaks += f", peak VRAM {format_bytes(rehearsal.vram_bytes)}" if rehearsal.vram_bytes else ""
     each_image = format_seconds(plan.seconds / len(plan.request.images))
@@ -136,13 +135,13 @@ def print_rehearsal(rehearsal: Rehearsal, out: Console) -> None:
 
 
 def _device_name(machine: Machine) -> str:
-    """The maker's name of the device; of several only one is used."""
+    """The maker's name of the device; only one of several is used."""
     others = f" (one of {machine.devices})" if machine.devices > 1 else ""
     return f"{machine.device_name}{others}"
 
 
 def _line(out: Console, text: str) -> None:
-    """A line that is never broken, so that what it says to type can be copied."""
+    """Print a line that is never broken, so that commands in it can be copied."""
     out.print(Text(text), soft_wrap=True)
 
 
@@ -155,23 +154,23 @@ def _total(plan: Plan) -> str:
         free = format_bytes(plan.machine.disk_free_bytes)
         words.append(f"{format_bytes(plan.download_bytes)} to download, {free} of disk free")
         if plan.download_bytes > plan.machine.disk_free_bytes:
-            return ", ".join(words) + ". It fits the memory, not the disk: free some."
+            return ", ".join(words) + ". It fits the memory, not the disk: free some space."
     return ", ".join(words) + ". It fits."
 
 
 def _times(machine: Machine) -> str:
-    """What the times rest on."""
+    """Which measurements the predicted times are based on."""
     measure = "; `lowmem-if probe --calibrate` measures yours" if machine.rates is None else ""
     return f"times: {machine.speeds.origin}{measure}"
 
 
 def _why(step: Step) -> str:
-    """The reason, and what was not taken."""
+    """The reason, and the alternative that was not chosen."""
     return f"{step.reason} ({step.instead_of})" if step.instead_of else step.reason
 
 
 def _measured_cells(folder: RunFolder, step: Step, kinds: tuple[str, ...]) -> list[str]:
-    """The peaks of each kind of memory, predicted and measured, the time, and what was left."""
+    """The peaks of each kind of memory, predicted and measured, the time, and what was not freed."""
     measured = folder.measured(step.component)
     cells = []
     for kind in kinds:
@@ -180,27 +179,30 @@ def _measured_cells(folder: RunFolder, step: Step, kinds: tuple[str, ...]) -> li
     if not measured:
         return [*cells, "-", "-"]
     released = folder.released(step.component)
-    left = "stayed loaded" if folder.stays(step.component) else "not loaded"
+    left = "kept loaded" if folder.stays(step.component) else "not loaded"
     return [*cells, format_seconds(measured["seconds"]), _left(released) if released else left]
 
 
 def _own_bytes(measured: dict[str, Any], kind: str) -> int:
-    """The peak of a step alone: what stayed loaded beside it is not what was predicted."""
+    """The peak of a step without components that were kept loaded, which its prediction excludes."""
     return max(0, int(measured[f"{kind}_bytes"]) - int(measured.get(f"warm_{kind}_bytes", 0)))
 
 
-def _company(folder: RunFolder) -> list[str]:
-    """What stayed loaded beside the steps, in one line if any did: measured peaks are without."""
-    beside = []
+def _kept_loaded(folder: RunFolder) -> list[str]:
+    """One line about components that were kept loaded during steps, if any were."""
+    kept = []
     for step in folder.plan.steps:
         measured = folder.measured(step.component) or {}
         sizes = [(kind, measured.get(f"warm_{kind}_bytes", 0)) for kind in ("vram", "ram")]
-        told = " and ".join(
+        words = " and ".join(
             f"{format_bytes(size)} of {kind.upper()}" for kind, size in sizes if size
         )
-        if told:
-            beside.append(f"{step.component.replace('_', ' ')} {told}")
-    return [f"not counted, of others that stayed loaded beside: {', '.join(beside)}"] * bool(beside)
+        if words:
+            kept.append(f"{step.component.replace('_', ' ')}: {words}")
+    if not kept:
+        return []
+    during = f"during {', '.join(kept)}"
+    return [f"excluded from the peaks, memory of components kept loaded from before: {during}"]
 
 
 def _left(released: dict[str, object]) -> str:

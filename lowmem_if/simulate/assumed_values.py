@@ -1,8 +1,9 @@
-"""What numbers a dry run knows, and what it has to make up.
+"""The numbers that a dry run knows, and those that it has to assume.
 
-A fake tensor has no numbers, and pipelines ask for some: a scheduler's timesteps, whether a picture is
-in range. Small tensors that follow from known ones are therefore computed beside their fakes. Where an
-unknown number is asked for, the answer must stand in `INVENTIONS`; any other question is an error.
+A fake tensor has no numbers, but pipelines read some: a scheduler's timesteps, whether an image is in
+range. So small tensors that follow from known ones are computed together with their fakes. If a
+pipeline reads an unknown number, the answer must be listed in `ASSUMED_VALUES`; otherwise it is an
+error.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from lowmem_if.errors import SimulationError
 
 MOST_KNOWN_NUMBERS = 65_536
-"""Of a tensor whose numbers are worth computing: no picture or weight, but every schedule."""
+"""The largest tensor whose numbers are computed: every schedule, but no image and no weight."""
 
 
 @dataclass(frozen=True, slots=True)
 class AssumedValue:
-    """An answer to a question that only real numbers could answer.
+    """An answer where only a real tensor could give one.
 
     Attributes:
-        module, function: who asks.
-        answer: what is said.
+        module, function: the code that reads the number.
+        answer: the number that it gets.
         why: why memory does not depend on it.
     """
 
@@ -40,7 +41,7 @@ class AssumedValue:
     why: str
 
 
-INVENTIONS = (
+ASSUMED_VALUES = (
     AssumedValue(
         "diffusers.image_processor",
         "preprocess",
@@ -61,24 +62,24 @@ OUTLIER_COLUMNS = AssumedValue(
     64,
     "columns of an 8-bit layer's input with large numbers; without any, T5-XXL takes 74 kB less",
 )
-"""An assumption, not an answer: nobody asks, the sizes follow from it."""
+"""An assumption, not an answer: no code reads it, but sizes depend on it."""
 
 
 class AssumedValues:
     """The known numbers of fake tensors.
 
     Attributes:
-        invented: the inventions used so far, and how often.
+        assumed: the assumed values used so far, and how often.
     """
 
     def __init__(self, mode: FakeTensorMode) -> None:
         self._mode = mode
         self._known: Any = WeakTensorKeyDictionary()
         self._stale: dict[int, torch.UntypedStorage] = {}
-        self.invented: Counter[AssumedValue] = Counter()
+        self.assumed: Counter[AssumedValue] = Counter()
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        """The numbers of a tensor as a real one on the CPU, None if nobody knows them."""
+        """The numbers of a tensor as a real one on the CPU; None if they are unknown."""
         known: torch.Tensor | None = self._known.get(tensor)
         if known is None and _is_real(tensor) and tensor.numel() <= MOST_KNOWN_NUMBERS:
             known = tensor
@@ -87,7 +88,7 @@ class AssumedValues:
         return known
 
     def faked(self, func: Any, arguments: Any) -> Any:
-        """The arguments of an operator with fakes of those that are real: buffers, numpy's numbers."""
+        """The arguments of an operator, with fakes in place of real tensors (buffers, from numpy)."""
         if func in _LIFTS or not any(map(_is_real, tree_leaves(arguments))):
             return arguments
         return tree_map(self._fake, arguments)
@@ -101,7 +102,7 @@ class AssumedValues:
         return fake
 
     def follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        """Compute beside a fake operator what it gives, where that is small and known."""
+        """Compute the real result of a fake operator, if it is small and known."""
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, FakeTensor)]
         small = all(tensor.numel() <= MOST_KNOWN_NUMBERS for tensor in outputs)
         random = torch.Tag.nondeterministic_seeded in func.tags
@@ -117,7 +118,7 @@ class AssumedValues:
                 self._known[fake] = number
 
     def shaped_by_numbers(self, func: Any, args: Any) -> torch.Tensor | None:
-        """What an operator gives whose result's shape depends on numbers; None for other operators.
+        """The result of an operator whose shape depends on numbers; None for other operators.
 
         Raises:
             SimulationError: the numbers are unknown.
@@ -127,51 +128,51 @@ class AssumedValues:
         if func is torch.ops.aten.index.Tensor and not any(
             index is not None and index.dtype == torch.bool for index in args[1]
         ):
-            return None  # numbers choose among rows, only a mask decides how many there are
+            return None  # indices choose rows; only a mask decides how many there are
         inputs = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
         if any(self.of(tensor) is None for tensor in inputs):
-            self.invent()
+            self.assume()
         real: torch.Tensor = self._compute(func, args, {})
         fake = torch.empty(real.shape, dtype=real.dtype, device=inputs[0].device)
         self._known[fake] = real
         return fake
 
     def ask(self, tensor: torch.Tensor) -> Any:
-        """The one number of a tensor, or what is invented for who asks.
+        """The single number of a tensor, or the value that is assumed for the code that reads it.
 
         Raises:
-            SimulationError: the number is unknown, and nothing is listed to be said.
+            SimulationError: the number is unknown, and no value is listed for this code.
         """
         known = self.of(tensor)
         if known is None:
-            return self.invent()
+            return self.assume()
         with no_dispatch():
             return known.item()
 
-    def invent(self) -> Any:
-        """What stands in `INVENTIONS` for the code that is asking now.
+    def assume(self) -> Any:
+        """The value in `ASSUMED_VALUES` for the code that reads a number now.
 
         Raises:
-            SimulationError: nothing does.
+            SimulationError: there is none.
         """
         frame: Any = sys._getframe(1)
         askers = []
         while frame is not None:
             asker = frame.f_globals.get("__name__", ""), frame.f_code.co_name
-            for invention in INVENTIONS:
-                if asker == (invention.module, invention.function):
-                    self.invented[invention] += 1
-                    return invention.answer
+            for value in ASSUMED_VALUES:
+                if asker == (value.module, value.function):
+                    self.assumed[value] += 1
+                    return value.answer
             if not asker[0].startswith(("torch.", "lowmem_if.simulate.")):
                 askers.append(".".join(asker))
             frame = frame.f_back
         raise SimulationError(
-            f"the dry run was asked for a number that only a real one has, by {', '.join(askers[:2])}; "
-            "this is a bug of lowmem-if: its list of inventions lacks that question"
+            f"{', '.join(askers[:2])} reads a number that only a real run has; "
+            "this is a bug of lowmem-if: its list of assumed values has none for it"
         )
 
     def _compute(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """An operator on the numbers behind its fake arguments."""
+        """Run an operator on the numbers of its fake arguments."""
         with no_dispatch():
             return func(*tree_map(self._real, args), **tree_map(self._real, kwargs))
 
@@ -181,7 +182,7 @@ class AssumedValues:
         return torch.device("cpu") if isinstance(leaf, torch.device) else leaf
 
     def _forget(self, written: list[FakeTensor]) -> None:
-        """What was written over with unknown numbers is unknown, and so are all views of it."""
+        """A tensor overwritten with unknown numbers is unknown, and so are all its views."""
         for tensor in written:
             known = self._known.pop(tensor, None)
             if known is not None:
@@ -196,7 +197,7 @@ def _is_real(leaf: Any) -> bool:
 
 
 _LIFTS = {torch.ops.aten.lift_fresh.default, torch.ops.aten.lift.default}
-"""What makes a real tensor a fake one itself."""
+"""Operators that turn real tensors into fake ones themselves."""
 
 _UNFILLED = {
     torch.ops.aten.empty.memory_format,
@@ -205,4 +206,4 @@ _UNFILLED = {
     torch.ops.aten.new_empty.default,
     torch.ops.aten.new_empty_strided.default,
 }
-"""What they give has no numbers yet."""
+"""Operators whose results have no numbers yet."""

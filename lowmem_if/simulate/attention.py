@@ -1,7 +1,8 @@
-"""Which attention kernel an accelerator would take, and the memory that it takes.
+"""The attention kernel that an accelerator would choose, and the memory that it takes.
 
-A build without CUDA chooses the plain products for a fake accelerator, which is the largest error that a
-dry run could make: the x4 autoencoder decodes 1024 pixels with 36 GB then, and with 4 GB in truth.
+A build without CUDA chooses plain products for a fake accelerator. That would be the largest error of
+a dry
+run: the x4 autoencoder would decode 1024 pixels with 36 GB instead of 4 GB.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from lowmem_if.planning.memory_table import MATH
 
 _FLASH_HEAD, _FLASH_TYPES = 256, (torch.float16, torch.bfloat16)
 _MASK_GRAIN = 8
-"""Rows of a mask must begin at a multiple of so many numbers; others are copied (attention.cpp)."""
+"""Rows of a mask must begin at a multiple of this; other masks are copied (attention.cpp)."""
 
 
 def attend(
@@ -31,8 +32,8 @@ def attend(
 ) -> torch.Tensor:
     """`torch.nn.functional.scaled_dot_product_attention` by the kernel of that name.
 
-    `fused` is flash attention or, where there is a mask, wide heads or float32, the memory-efficient
-    kernel; both hold the output and nothing else. `math` holds the whole table of attention weights.
+    `fused` is flash attention or, with a mask, wide heads or float32, the memory-efficient kernel; both
+    allocate only the output. `math` allocates the whole matrix of attention weights.
     """
     aten: Any = torch.ops.aten
     if kernel == MATH:
@@ -53,7 +54,7 @@ def attend(
 
 
 def _prepared(mask: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """A mask as the memory-efficient kernel wants it."""
+    """A mask as the memory-efficient kernel needs it."""
     if mask.dtype == torch.bool:
         zeros = torch.zeros_like(mask, dtype=query.dtype)
         mask = zeros.masked_fill_(mask.logical_not(), float("-inf"))

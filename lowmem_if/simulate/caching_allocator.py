@@ -1,9 +1,9 @@
-"""A model of torch's CUDA caching allocator: what it gives out and what it holds from the driver.
+"""A model of torch's CUDA caching allocator: what it allocates and what it reserves from the driver.
 
 After c10/cuda/CUDACachingAllocator.cpp of torch 2.13 with its default settings: blocks are rounded to
 512 bytes; those up to 1 MiB come from segments of 2 MiB, others below 10 MiB from segments of 20 MiB,
-larger ones from segments of their own, rounded to 2 MiB. A free block is taken by best fit, and split
-where enough is left; freed neighbours are joined. One stream: the copy streams here allocate nothing.
+larger ones from segments of their own, rounded to 2 MiB. A free block is chosen by best fit, and split
+if enough is left; free neighbours are joined. There is one stream: the copy streams allocate nothing.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _MIDDLE_BYTES, _MIDDLE_SEGMENT_BYTES, _LARGE_GRAIN_BYTES = 10 * _MIB, 20 * _MIB,
 
 @dataclass(slots=True, eq=False)
 class _Block:
-    """A piece of a segment, free or given out, with its neighbours there.
+    """A part of a segment, free or allocated, with its neighbours.
 
     Attributes:
-        used: streams that may not be done with what was here before, and up to which of their uses.
+        used: streams that may still use the earlier content, and the number of their last use.
     """
 
     size: int
@@ -36,7 +36,7 @@ class _Block:
 
 @dataclass(slots=True)
 class CachingAllocator:
-    """Bytes given out (`allocated`) and held (`reserved`), now and at most."""
+    """Bytes in use (`allocated`) and held from the driver (`reserved`), now and at most."""
 
     allocated: int = 0
     reserved: int = 0
@@ -48,7 +48,7 @@ class CachingAllocator:
     _count: int = 0
 
     def take(self, size: int) -> _Block:
-        """A block for `size` bytes; hand it to `give_back` in the end."""
+        """Allocate a block for `size` bytes; `give_back` frees it."""
         rounded = block_bytes(size)
         block = self._best_fit(rounded) or self._new_segment(rounded)
         self._split(block, rounded)
@@ -58,7 +58,7 @@ class CachingAllocator:
         return block
 
     def give_back(self, block: _Block) -> None:
-        """Keep a block for the next one who asks, joined with its free neighbours."""
+        """Free a block: it is kept for later, joined with its free neighbours."""
         self.allocated -= block.size
         for neighbour in (block.before, block.after):
             if neighbour is not None and neighbour.free:
@@ -67,7 +67,7 @@ class CachingAllocator:
         self._pool(block)
 
     def empty_cache(self) -> None:
-        """Return every segment of which nothing is in use to the driver."""
+        """Return every segment without a used block to the driver."""
         for pool in self._pools.values():
             for _, _, block in list(pool):
                 if block.before is None and block.after is None:
@@ -112,7 +112,7 @@ class CachingAllocator:
 
 
 def block_bytes(size: int) -> int:
-    """What a tensor of `size` bytes takes, before what is left of its block."""
+    """The bytes that a tensor of `size` bytes takes in a block."""
     return -(-max(size, 1) // BLOCK_BYTES) * BLOCK_BYTES
 
 

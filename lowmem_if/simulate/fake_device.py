@@ -1,16 +1,15 @@
-"""A CUDA device that is not there: everything that must be told otherwise, in one place, and undone.
+"""A fake CUDA device: all replacements in torch that it needs, in one place, and undone at the end.
 
 It works on the versions of torch in `TORCH`, in builds with and without CUDA, with and without a
-driver; any other torch is refused. Everything that depends on the version of torch is in this file.
-Tensors are fake (`FakeTensorMode`); what they lack for the real pipelines and hooks to run on them is
-added here:
+driver; other versions are refused. Everything that depends on the version of torch is in this file.
+Tensors are fake (`FakeTensorMode`). What the real pipelines and hooks need beyond that is added here:
 
 - C++ code that switches devices finds the guard of the meta device, which does nothing;
 - nothing initializes CUDA (up to torch 2.11, a fake tensor does so where there is a device);
 - "cuda" means "cuda:0", since that guard knows no current device;
 - modules move by `param.data = ...`, as those of real tensors do, which frees in the same order;
-- streams and events are bookkeeping, pinned memory a place in the ledger;
-- questions about the device (is there one, what is allocated) are answered from the ledger.
+- streams and events only keep records, and pinned memory is a kind of memory in the tracker;
+- functions about the device (is there one, what is allocated) answer from the tracker.
 """
 
 from __future__ import annotations
@@ -33,16 +32,17 @@ from transformers.utils import import_utils
 from lowmem_if.errors import SimulationError
 from lowmem_if.simulate.assumed_values import AssumedValues
 from lowmem_if.simulate.attention import attend
-from lowmem_if.simulate.fake_streams import COMPUTING, HOST, FakeStream
+from lowmem_if.simulate.fake_streams import COMPUTING, HOST, FakeStream, StreamEvent
 from lowmem_if.simulate.memory_tracker import PINNED, MemoryTracker
 from lowmem_if.simulate.tracing import Trace
-from lowmem_if.weights import allocator as caches
-from lowmem_if.weights.files import staging
 
 TORCH = ("2.10", "2.11", "2.12", "2.13", "2.14")
 """The minor versions of torch on which the tests of the simulator passed."""
 
 DEVICE = "cuda:0"
+
+_NEWER = {"empty_host_cache"}
+"""Names that older versions of torch do not have."""
 
 _GUARDS = "_ZN3c104impl26device_guard_impl_registryE"
 _CUDA, _META = 1, 14
@@ -51,11 +51,11 @@ _CUDA, _META = 1, 14
 
 @contextmanager
 def dry_run(*, kernel: str, total_bytes: int = 1 << 60) -> Iterator[Trace]:
-    """Inside, tensors are fake, and there is an accelerator `cuda:0`; what happens is traced.
+    """Inside, tensors are fake, there is an accelerator `cuda:0`, and every operator is traced.
 
     Args:
         kernel: the accelerator's attention, `fused` or `math`.
-        total_bytes: the accelerator's memory, as it tells; nothing runs out.
+        total_bytes: the memory that the accelerator reports; it never runs out.
 
     Raises:
         SimulationError: torch is not a version in `TORCH`.
@@ -66,7 +66,7 @@ def dry_run(*, kernel: str, total_bytes: int = 1 << 60) -> Iterator[Trace]:
     with ExitStack() as undo:
         undo.enter_context(_meta_guard())
         for owner, name, substitute in _substitutes(trace, total_bytes):
-            undo.enter_context(patch.object(owner, name, substitute))
+            undo.enter_context(patch.object(owner, name, substitute, create=name in _NEWER))
         undo.enter_context(torch.no_grad())
         undo.enter_context(mode)
         undo.enter_context(trace)
@@ -78,7 +78,7 @@ def check_version() -> None:
     """Check that torch is a version in `TORCH`.
 
     Raises:
-        SimulationError: it is another one.
+        SimulationError: it is not.
     """
     if ".".join(torch.__version__.split(".")[:2]) not in TORCH:
         raise SimulationError(
@@ -90,9 +90,9 @@ def check_version() -> None:
 
 @contextmanager
 def _meta_guard() -> Iterator[None]:
-    """Let C++ code that asks for CUDA's device guard find the meta device's.
+    """Inside, C++ code gets the meta device's guard for CUDA.
 
-    A build without CUDA has no guard for it; the one of a build with CUDA needs a driver and a card.
+    A build without CUDA has no guard for it; that of a build with CUDA needs a driver and a card.
     """
     guards = (ctypes.c_void_p * (_META + 1)).in_dll(ctypes.CDLL(_core_library()), _GUARDS)
     before, guards[_CUDA] = guards[_CUDA], guards[_META]
@@ -103,18 +103,18 @@ def _meta_guard() -> Iterator[None]:
 
 
 def _core_library() -> str:
-    """torch's core library; it is loaded, so asking for it again loads nothing."""
+    """The path of torch's core library, which is loaded already."""
     folder = Path(torch.__file__).parent / "lib"
     return str(next(path for path in folder.iterdir() if path.stem in ("libc10", "c10")))
 
 
 def _substitutes(trace: Trace, total_bytes: int) -> Iterator[tuple[Any, str, Any]]:
-    """(owner, name, what stands there during a dry run)."""
-    allocator = trace.ledger.allocator(DEVICE)
+    """(owner, name, what replaces it during a dry run)."""
+    allocator = trace.tracker.allocator(DEVICE)
     current = FakeStream(trace.timeline, COMPUTING)
 
     def nothing(*_args: Any, **_kwargs: Any) -> None:
-        """Nothing is to be done on a device that is not there."""
+        """Do nothing: the device does not exist."""
 
     def synchronize(_device: Any = None) -> None:
         for name in list(trace.timeline.streams):
@@ -140,9 +140,10 @@ def _substitutes(trace: Trace, total_bytes: int) -> Iterator[tuple[Any, str, Any
     yield torch.cuda, "current_device", lambda: 0
     yield torch.accelerator, "get_memory_info", free
     yield torch.accelerator, "current_accelerator", lambda *_args: torch.device("cuda")
-    yield caches, "empty_pinned_cache", nothing
-    yield staging, "copy_stream", lambda _device: trace.timeline.stream()
-    yield staging, "sleeping_event", lambda stream, _device: stream.record_event()
+    yield torch, "Stream", lambda device: trace.timeline.stream()  # noqa: ARG005
+    yield torch.cuda, "Stream", trace.timeline.stream_of
+    yield torch.cuda, "Event", lambda blocking: StreamEvent(trace.timeline)  # noqa: ARG005
+    yield torch.accelerator, "empty_host_cache", nothing
     yield torch.nn.Module, "_apply", _apply
     yield FakeTensor, "__new__", _new_fake(FakeTensor.__new__)
     yield fake_tensor, "init_gpu_context", nothing
@@ -151,7 +152,7 @@ def _substitutes(trace: Trace, total_bytes: int) -> Iterator[tuple[Any, str, Any
 
 
 def _apply(module: torch.nn.Module, function: Callable[..., Any], recurse: bool = True) -> Any:
-    """`torch.nn.Module._apply` as it goes with real tensors; fake ones would be swapped instead."""
+    """`torch.nn.Module._apply` as with real tensors; fake ones would be swapped instead."""
     for child in module.children() if recurse else ():
         child._apply(function)
     for parameter in module._parameters.values():
@@ -164,7 +165,7 @@ def _apply(module: torch.nn.Module, function: Callable[..., Any], recurse: bool 
 
 
 def _new_fake(new: Callable[..., Any]) -> Any:
-    """accelerate makes parameters by `type(old)(value, ...)`; of a fake one the type is FakeTensor."""
+    """accelerate makes parameters by `type(old)(value, ...)`; that of a fake one is FakeTensor."""
 
     def make(cls: Any, first: Any = None, *args: Any, **kwargs: Any) -> Any:
         if isinstance(first, FakeTensor) and not args:
@@ -175,7 +176,7 @@ def _new_fake(new: Callable[..., Any]) -> Any:
 
 
 class _Calls(TorchFunctionMode):  # type: ignore[misc]
-    """Calls that a build without CUDA, or a fake tensor, would answer otherwise than an accelerator."""
+    """Calls whose results differ between an accelerator and a build without CUDA or fake tensors."""
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()
@@ -192,10 +193,10 @@ class _Calls(TorchFunctionMode):  # type: ignore[misc]
             args[0].fake_device = args[1].device
             return None
         if func is torch.tensor and kwargs.get("device") is not None:
-            # Its numbers would be copied below all modes, to where there is nothing.
+            # Its numbers would be copied below all modes, to a device that does not exist.
             return func(*args, **kwargs | {"device": "cpu"}).to(kwargs["device"])
         if kwargs.pop("pin_memory", False):
-            with self._trace.ledger.entering(PINNED):
+            with self._trace.tracker.entering(PINNED):
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
 
@@ -203,7 +204,7 @@ class _Calls(TorchFunctionMode):  # type: ignore[misc]
         assert self._trace.values is not None
         known = self._trace.values.of(tensor)
         if known is None:
-            return self._trace.values.invent()
+            return self._trace.values.assume()
         with no_dispatch():
             return known.numpy()
 
@@ -212,7 +213,7 @@ _NUMBERS = {torch.Tensor.numpy, torch.Tensor.__array__}
 
 
 def _indexed(leaf: Any) -> Any:
-    """`cuda` as `cuda:0`: the borrowed guard knows no current device."""
+    """`cuda` as `cuda:0`: the meta device's guard knows no current device."""
     if isinstance(leaf, str) and leaf == "cuda":
         return DEVICE
     if isinstance(leaf, torch.device) and leaf.type == "cuda" and leaf.index is None:

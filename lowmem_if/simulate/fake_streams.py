@@ -1,10 +1,10 @@
-"""Streams and events of a device that is not there, and whether what they order is ordered.
+"""Streams and events of a fake device, and a check that uses of the same memory are ordered.
 
-Each stream counts what was put on it and knows what of other streams it is sure to come after (a vector
-clock). Two uses of the same bytes, one of them a write, must be ordered by that; what is not is a race,
-which a real accelerator would show as wrong pictures, once in a while. A storage that takes the block of
-a freed one inherits its uses: the allocator does not wait for them. All host threads count as one here:
-computing before a copy that only another thread waits for is not found.
+Each stream counts its uses of memory and knows up to which use of other streams it is sure to follow
+(a vector clock). Two uses of the same bytes, one of them a write, must be ordered by that. Otherwise
+there is a race, which a real accelerator would show as a wrong image from time to time. A storage that
+gets the block of a freed one inherits its uses, since the allocator does not wait for them. All host
+threads count as one: a race with a copy that only another thread waits for is not found.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _EVERYTHING = 1 << 62
 
 @dataclass(slots=True)
 class Moment:
-    """Up to which use of every stream something is sure to come after."""
+    """For every stream, up to which use something is sure to follow it."""
 
     seen: dict[str, int] = field(default_factory=dict)
 
     def after(self, other: Moment) -> Moment:
-        """The moment that comes after both."""
+        """The moment after both."""
         names = self.seen.keys() | other.seen.keys()
         return Moment({n: max(self.seen.get(n, 0), other.seen.get(n, 0)) for n in names})
 
@@ -50,35 +50,41 @@ class Timeline:
     """All streams of one device, and the host.
 
     Attributes:
-        current: the stream that computing is put on now.
+        current: the stream that computing is ordered on now.
     """
 
     current: str = COMPUTING
     _moments: dict[str, Moment] = field(default_factory=dict)
+    _made: list[FakeStream] = field(default_factory=list)
     _uses: dict[int, list[_Use]] = field(default_factory=dict)
     _last: dict[int, dict[str, int]] = field(default_factory=dict)
-    """Of every storage on the device: the last use of it, or of its block before it, by each stream."""
+    """For every storage on the device, the last use of it or of its block by each stream."""
 
     def stream(self) -> FakeStream:
         """A new stream."""
-        name = f"stream {len(self._moments)}"
-        self._moments[name] = Moment()
-        return FakeStream(self, name)
+        stream = FakeStream(self, f"stream {len(self._moments)}", len(self._made))
+        self._moments[stream.name] = Moment()
+        self._made.append(stream)
+        return stream
+
+    def stream_of(self, stream_id: int, **_device: int) -> FakeStream:
+        """A stream that was made before, by its number."""
+        return self._made[stream_id]
 
     @property
     def streams(self) -> tuple[str, ...]:
         return tuple(self._moments)
 
     def moment(self, stream: str) -> Moment:
-        """What a stream has come to."""
+        """The moment that a stream has reached."""
         return self._moments.setdefault(stream, Moment())
 
     def wait(self, stream: str, moment: Moment) -> None:
-        """Let a stream, or the host, go on only after a moment."""
+        """Let a stream, or the host, continue only after a moment."""
         self._moments[stream] = self.moment(stream).after(moment)
 
     def watch(self, tensor: torch.Tensor) -> None:
-        """From now on check the uses of a tensor's storage: more than one stream has to do with it."""
+        """From now on check the uses of a tensor's storage: more than one stream uses it."""
         self._watch(tensor.untyped_storage()._cdata)
 
     def _watch(self, storage: int) -> None:
@@ -89,10 +95,10 @@ class Timeline:
             ]
 
     def use(self, tensor: torch.Tensor, *, stream: str, writes: bool) -> None:
-        """Put a use of a tensor on a stream; the host gives its work out in order.
+        """Record a use of a tensor on a stream; the host orders its work in sequence.
 
         Raises:
-            SimulationError: it is not ordered after an earlier use that it must not meet.
+            SimulationError: it is not ordered after an earlier use of the same bytes.
         """
         key = tensor.untyped_storage()._cdata
         on_device = tensor.device.type != "cpu"
@@ -136,13 +142,13 @@ class Timeline:
         ] + [use]
 
     def inherit(self, storage: int, used: dict[str, int]) -> None:
-        """A storage has taken the block of others, which these streams may still use."""
+        """A storage got the block of others, which these streams may still use."""
         self._last[storage] = dict(used)
         if used.keys() - {COMPUTING}:
             self._watch(storage)
 
     def forget(self, storage: int) -> dict[str, int]:
-        """The storage is gone; the streams that may still use its bytes, the host not having waited."""
+        """A storage was freed; returns streams that the host has not waited for, with their last use."""
         self._uses.pop(storage, None)
         done = self.moment(HOST).seen
         last = self._last.pop(storage, {})
@@ -150,10 +156,12 @@ class Timeline:
 
 
 class FakeStream:
-    """What `torch.Stream` offers to the code that runs here."""
+    """What the code here uses of `torch.Stream` and `torch.cuda.Stream`."""
 
-    def __init__(self, timeline: Timeline, name: str) -> None:
-        self._timeline, self.name = timeline, name
+    device_index, device_type = 0, 1
+
+    def __init__(self, timeline: Timeline, name: str, stream_id: int = 0) -> None:
+        self._timeline, self.name, self.stream_id = timeline, name, stream_id
         self._outer: list[str] = []
 
     def __enter__(self) -> FakeStream:
@@ -165,7 +173,9 @@ class FakeStream:
         self._timeline.current = self._outer.pop()
 
     def record_event(self, _event: Any = None) -> StreamEvent:
-        return StreamEvent(self._timeline, Moment(dict(self._timeline.moment(self.name).seen)))
+        event = StreamEvent(self._timeline)
+        event.record(self)
+        return event
 
     def wait_event(self, event: StreamEvent) -> None:
         self._timeline.wait(self.name, event.moment)
@@ -179,15 +189,19 @@ class FakeStream:
 
 @dataclass(slots=True)
 class StreamEvent:
-    """A moment of a stream that others may wait for."""
+    """A moment of a stream that others can wait for."""
 
     timeline: Timeline
-    moment: Moment
+    moment: Moment = field(default_factory=Moment)
+
+    def record(self, stream: FakeStream) -> None:
+        """Remember what the stream has reached now."""
+        self.moment = Moment(dict(self.timeline.moment(stream.name).seen))
 
     def synchronize(self) -> None:
         self.timeline.wait(HOST, self.moment)
 
     def query(self) -> bool:
-        """Never done before somebody waited: the worst that can be."""
+        """Done only if the host has waited for it: the worst case."""
         seen = self.timeline.moment(HOST).seen
         return all(seen.get(name, 0) >= count for name, count in self.moment.seen.items())

@@ -1,4 +1,4 @@
-"""Who holds how many bytes where: every storage from its making to its end, and the peaks on the way."""
+"""Track which memory is used: every storage from its creation to its end, and the peaks."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ import torch
 from lowmem_if.simulate.caching_allocator import CachingAllocator
 
 ANONYMOUS, PINNED, MAPPED = "anonymous", "pinned", "mapped"
-"""The kinds of host memory: a process's own; locked for an accelerator; pages of a file, which the
-system may take back at any time."""
+"""The kinds of host memory.
+
+A process's own; pinned for an accelerator; pages of a mapped file, which can be dropped at any time.
+"""
 
 
 @dataclass(slots=True)
 class MemoryUse:
-    """Bytes of one place, now and at most."""
+    """Bytes in one kind of memory, now and at most."""
 
     now: int = 0
     most: int = 0
@@ -31,26 +33,26 @@ class MemoryUse:
 
 @dataclass(slots=True)
 class MemoryTracker:
-    """Live bytes by place: a kind of host memory, or an accelerator by its name.
+    """The bytes in use by place: a kind of host memory, or an accelerator by its name.
 
     Attributes:
-        accounts: the bytes of the storages themselves.
-        allocators: what torch's caching allocator makes of those on an accelerator.
+        usages: the bytes of the storages themselves.
+        allocators: models of torch's caching allocator, for accelerators.
         taken: called with the number of each storage on an accelerator whose block was in use before,
             and with the streams that may not be done with it.
-        gone: called with the number of each storage that dies; returns such streams.
+        gone: called with the number of each storage that is freed; returns such streams.
     """
 
-    accounts: dict[str, MemoryUse] = field(default_factory=dict)
+    usages: dict[str, MemoryUse] = field(default_factory=dict)
     allocators: dict[str, CachingAllocator] = field(default_factory=dict)
     taken: Callable[[int, dict[str, int]], None] = lambda _storage, _used: None
     gone: Callable[[int], dict[str, int]] = lambda _storage: {}
     _kind: str = ANONYMOUS
     _known: dict[int, weakref.ref[Any]] = field(default_factory=dict)
 
-    def account(self, place: str) -> MemoryUse:
-        """The account of a place, opened on first use."""
-        return self.accounts.setdefault(place, MemoryUse())
+    def usage(self, place: str) -> MemoryUse:
+        """The usage of a place, created on first use."""
+        return self.usages.setdefault(place, MemoryUse())
 
     def allocator(self, device: str) -> CachingAllocator:
         """The model of an accelerator's allocator."""
@@ -66,7 +68,7 @@ class MemoryTracker:
             self._kind = before
 
     def see(self, tensor: torch.Tensor) -> None:
-        """Enter a tensor's storage, unless it is known; it leaves when the storage dies."""
+        """Count a tensor's storage, unless it is known, until the storage is freed."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._known or tensor.device.type == "meta":
@@ -78,12 +80,12 @@ class MemoryTracker:
             self.taken(key, block.used)
         if place == PINNED:
             size = pinned_bytes(size)
-        self.account(place).add(size)
+        self.usage(place).add(size)
 
         def leave(_reference: Any) -> None:
             del self._known[key]
             used = self.gone(key)
-            self.accounts[place].now -= size
+            self.usages[place].now -= size
             if block is not None:
                 block.used = used
                 self.allocators[place].give_back(block)
@@ -91,9 +93,9 @@ class MemoryTracker:
         self._known[key] = weakref.ref(storage, leave)
 
     def begin_phase(self) -> None:
-        """Forget the peaks so far: from here on they are those of a new phase."""
-        for account in self.accounts.values():
-            account.most = account.now
+        """Begin a new phase: forget the peaks so far."""
+        for usage in self.usages.values():
+            usage.most = usage.now
         for allocator in self.allocators.values():
             allocator.most_allocated = allocator.allocated
             allocator.most_reserved = allocator.reserved

@@ -1,7 +1,7 @@
-"""One pass of a network of its real size on fake tensors: what it holds beside its weights, and counts.
+"""One pass of a network of its real size on fake tensors: its activations' memory and its operations.
 
-Inputs are those that the pipelines give: a guided picture is a pair, T5 and CLIP read one text, the
-decoder makes one picture. Weights are of one type; `planning/memory.py` adds T5's float32 exceptions.
+Inputs are those of the pipelines: a guided image is a pair, T5 and CLIP read one text, the decoder
+makes one image. All weights have one type; `planning/memory.py` adds T5's float32 exceptions.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _DTYPES = {2: torch.float16, 4: torch.float32}
 
 @dataclass(frozen=True, slots=True)
 class SimulatedPass:
-    """What one pass of a network takes.
+    """The memory and operations of one pass of a network.
 
     Attributes:
-        activation_bytes: at most beside the weights, inputs and output counted.
-        flops: of its products and convolutions, a multiplication and an addition counted as two.
+        activation_bytes: the most beyond the weights, inputs and output included.
+        flops: of its products and convolutions; a multiplication and an addition count as two.
     """
 
     activation_bytes: int
@@ -57,7 +57,7 @@ class Known:
 
     @property
     def channels(self) -> int:
-        """Of the first block, as the catalogue has it."""
+        """Channels of the first block, as in the catalogue."""
         blocks: list[int] = self.network.config.get("block_out_channels", [0])
         return blocks[0]
 
@@ -68,7 +68,7 @@ class Known:
 
 
 def known_networks() -> Iterator[Known]:
-    """Every network of the catalogue and of the bundled cascade, each once; the mark has no pass."""
+    """Every network of the catalogue and the bundled cascade, each once, except the watermark."""
     seen = []
     for cascade in catalog.CASCADES:
         for component, parts in _networks(cascade).items():
@@ -94,11 +94,11 @@ def _networks(cascade: str) -> dict[str, tuple[Network, ...]]:
 def simulate_passes(
     known: Known, runs: Iterable[tuple[int, str]], *, item_bytes: int, tiled: bool = False
 ) -> dict[tuple[int, str], SimulatedPass]:
-    """Passes of one network over so many pictures or texts with each attention kernel.
+    """Passes of one network over some images or texts with an attention kernel.
 
     Args:
         runs: (batch, kernel) of each pass.
-        item_bytes: the width of the numbers that it computes with.
+        item_bytes: bytes of a number that it computes with.
     """
     with dry_run(kernel=FUSED) as trace:
         module = resident(known.network, _DTYPES[item_bytes], DEVICE)
@@ -111,12 +111,12 @@ def simulate_passes(
 
 
 def traced(trace: Trace, place: str, run: Callable[[], object]) -> SimulatedPass:
-    """What calling `run` takes beside what is there already, in one place of the trace's ledger."""
-    account = trace.ledger.account(place)
-    trace.ledger.begin_phase()
-    before, trace.flops = account.now, 0
+    """What calling `run` takes beyond what is in use already, in one place of the tracker."""
+    usage = trace.tracker.usage(place)
+    trace.tracker.begin_phase()
+    before, trace.flops = usage.now, 0
     run()
-    return SimulatedPass(account.most - before, trace.flops)
+    return SimulatedPass(usage.most - before, trace.flops)
 
 
 def largest_layer_bytes(network: Network, *, item_bytes: int) -> int:
@@ -129,10 +129,10 @@ def largest_layer_bytes(network: Network, *, item_bytes: int) -> int:
 def prepared(
     known: Known, module: Any, *, batch: int, tiled: bool = False, side: int | None = None
 ) -> Callable[[], object]:
-    """What calls a network that is in place once, as its pipeline does; its inputs are made here.
+    """A function that calls a network once as its pipeline does; the inputs are made here.
 
     Args:
-        side: of the picture or latents, where it is not to be that of the pipelines.
+        side: of the image or latents; None: as in the pipelines.
     """
     some = next(module.parameters())
     place = {"dtype": some.dtype, "device": some.device}
@@ -155,7 +155,7 @@ def prepared(
 
 
 def resident(network: Network, dtype: torch.dtype, device: str) -> Any:
-    """A network with weights of one type in place; all numbers are zeros."""
+    """A network with weights of one type on a device; all numbers are zeros."""
     module: Any = network.skeleton().eval()
     names: dict[torch.nn.Parameter, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):

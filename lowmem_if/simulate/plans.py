@@ -1,4 +1,4 @@
-"""A plan whose steps on an accelerator were all run dry: also those that the shipped table lacks."""
+"""A plan whose steps on an accelerator were all simulated, even those that the shipped table lacks."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from lowmem_if.hardware.machine import Machine
 from lowmem_if.planning.memory import attention_of, is_simulated, remember
 from lowmem_if.planning.plan import Plan, Step, make_plan
 from lowmem_if.request.request import Request
-from lowmem_if.simulate.steps import simulate_step
+from lowmem_if.simulate.simulated_step import simulate_step
 from lowmem_if.weights.synthetic.checkpoints import ZEROS, synthesize
 
 _MOST_ROUNDS = 12
-"""Each round simulates what the last plan chose; a chosen step that turns out too large is not again."""
+"""Each round simulates what the last plan chose; a step that proves too large is not chosen again."""
 
 
 def simulated_plan(
@@ -30,7 +30,7 @@ def simulated_plan(
     pins: Mapping[str, Pin] | None = None,
     report: Callable[[str], object] = lambda _line: None,
 ) -> Plan:
-    """The plan, made again until a dry run has seen every step that it puts on an accelerator.
+    """The plan, made again until every step on an accelerator has been simulated.
 
     Raises:
         SimulationError: the simulator does not support this version of torch.
@@ -50,7 +50,7 @@ def simulated_plan(
 
 
 def _is_known(location: Location, step: Step) -> bool:
-    """Whether a dry run has seen a step, or will not: on a CPU, and of what is no square."""
+    """Whether a step was simulated, or need not be: on a CPU, and for images that are not square."""
     part = location.cascade.parts[step.component]
     return (
         step.config.device == "cpu"
@@ -60,7 +60,7 @@ def _is_known(location: Location, step: Step) -> bool:
 
 
 def _simulate(location: Location, step: Step) -> None:
-    """Run a step dry with the headers of its files, or of made-up ones where they are not here."""
+    """Simulate a step by the headers of its files, or of made-up ones if they are not downloaded."""
     part = location.cascade.parts[step.component]
     with ExitStack() as undo:
         root = location.folder(step.component, storage=step.config.storage_dtype)

@@ -1,8 +1,8 @@
-"""Every operator on its way: what it makes is entered in the ledger, its multiplications are counted.
+"""Trace every operator: track the tensors that it makes, and count its multiplications.
 
-The same mode traces fake and real tensors, which is what makes the truth check possible
-(`tests/simulate/test_fake_device.py`). What happens inside a kernel is not seen: workspaces of cuDNN and
-cuBLAS, oneDNN's copies.
+The same mode traces fake and real tensors, which makes the truth check possible
+(`tests/simulate/test_fake_device.py`). It does not see inside kernels: workspaces of cuDNN and cuBLAS,
+oneDNN's copies.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]
     """Follows all operators of a `with` block.
 
     Attributes:
-        ledger: the bytes.
-        values: the numbers that are known of fake tensors.
+        tracker: counts the bytes.
+        values: the known numbers of fake tensors.
         kernel: the accelerator's attention, `fused` or `math`.
-        timeline: what is put on the accelerator's streams.
+        timeline: what is ordered on the accelerator's streams.
         flops: multiplications and additions of products and convolutions, each counted as one.
-        moved: bytes copied, by (from where, to where).
+        moved: bytes copied, by (source, target).
     """
 
     def __init__(
-        self, ledger: MemoryTracker, values: AssumedValues | None = None, kernel: str = FUSED
+        self, tracker: MemoryTracker, values: AssumedValues | None = None, kernel: str = FUSED
     ) -> None:
         super().__init__()
-        self.ledger, self.values, self.kernel = ledger, values, kernel
+        self.tracker, self.values, self.kernel = tracker, values, kernel
         self.timeline = Timeline()
-        self.ledger.taken = self.timeline.inherit
-        self.ledger.gone = self.timeline.forget
+        self.tracker.taken = self.timeline.inherit
+        self.tracker.gone = self.timeline.forget
         self.flops = 0
         self.moved: Counter[tuple[str, str]] = Counter()
 
@@ -54,12 +54,12 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]
                 return self.values.ask(args[0])
             shaped = self.values.shaped_by_numbers(func, args)
             if shaped is not None:
-                self.ledger.see(shaped)
+                self.tracker.see(shaped)
                 return shaped
         out = func(*args, **kwargs)
         for leaf in tree_leaves(out):
             if isinstance(leaf, torch.Tensor):
-                self.ledger.see(leaf)
+                self.tracker.see(leaf)
         self._count(func, args, kwargs, out)
         self._order(func, args)
         if self.values is not None:
@@ -78,12 +78,12 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]
             self._move(args[1], args[0])
 
     def _order(self, func: Any, args: Any) -> None:
-        """Put what an operator reads and writes on the stream that is current, or on the host."""
+        """Order what an operator reads and writes on the current stream, or on the host."""
         tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
         schema = func._schema
         views = not schema.is_mutable and any(given.alias_info for given in schema.returns)
         if views or not tensors or func is torch.ops.prim.device.default:
-            return  # made or answered on the host; no bytes are touched
+            return  # done on the host; no bytes are touched
         on_host = all(tensor.device.type == "cpu" for tensor in tensors)
         stream = HOST if on_host else self.timeline.current
         for tensor in tensors:

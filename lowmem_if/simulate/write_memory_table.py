@@ -1,4 +1,4 @@
-"""Write the table of footprints that ships with the package: `make footprints`, half an hour."""
+"""Write the shipped table of measured memory: `make footprints`, half an hour."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from lowmem_if.simulate.networks import (
     largest_layer_bytes,
     simulate_passes,
 )
-from lowmem_if.simulate.steps import DECODING, DRAWING, LEAST_STEPS, LOADING, simulate_step
+from lowmem_if.simulate.simulated_step import DECODING, DRAWING, LEAST_STEPS, LOADING, simulate_step
 from lowmem_if.weights.synthetic.checkpoints import ZEROS, synthesize
 
 VERSIONS = ("torch", "diffusers", "transformers", "accelerate", "bitsandbytes")
@@ -45,7 +45,7 @@ Report = Callable[[str], object]
 
 
 def write_table(file: Path = FILE, report: Report = lambda _line: None) -> None:
-    """Simulate what the file lacks, or all if other libraries wrote it; each row is kept at once."""
+    """Simulate the missing rows, or all if other library versions wrote the file; write each at once."""
     versions = {name: version(name) for name in VERSIONS}
     table = MemoryTable(versions=versions, passes=(), turns=())
     if file.is_file() and read_table(file).versions == versions:
@@ -59,7 +59,7 @@ def write_table(file: Path = FILE, report: Report = lambda _line: None) -> None:
 
 
 def as_text(table: MemoryTable) -> str:
-    """One line a row, so that changes can be read."""
+    """One line for each row, so that changes can be read."""
     content = table.model_dump()
     passes, turns = (
         ",\n".join(json.dumps(row) for row in content[name]) for name in ("passes", "turns")
@@ -83,7 +83,7 @@ def passes_of(known: Known, item_bytes: int, *, tiled: bool) -> Iterator[PassPro
     """The rows of one network, one for each kernel of attention."""
     runs = simulate_passes(known, product((1, 2), ATTENTION), item_bytes=item_bytes)
     more = {k: runs[2, k].activation_bytes - runs[1, k].activation_bytes for k in ATTENTION}
-    if tiled:  # pictures are decoded one by one, in tiles or not: further ones add their output
+    if tiled:  # images are decoded one by one, tiled or not: further ones add only their output
         runs = simulate_passes(known, product((1,), ATTENTION), item_bytes=item_bytes, tiled=True)
     for attention in ATTENTION:
         yield PassProfile(
@@ -102,7 +102,7 @@ def passes_of(known: Known, item_bytes: int, *, tiled: bool) -> Iterator[PassPro
 
 
 def _missing_turns(table: MemoryTable, report: Report) -> Iterator[StepProfile]:
-    """Every published component on an accelerator, under every strategy it could have there."""
+    """Every published component on an accelerator, with every strategy that it can have there."""
     there = {key_of(row) for row in table.turns}
     for name, cascade in catalog.PUBLISHED.items():
         for component, part in cascade.parts.items():
@@ -119,7 +119,7 @@ def _missing_turns(table: MemoryTable, report: Report) -> Iterator[StepProfile]:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What a turn depends on beside its networks."""
+    """What a step depends on in addition to its networks."""
 
     strategy: str
     storage: str
@@ -128,18 +128,18 @@ class Case:
 
 
 def part_key(part: Part) -> frozenset[tuple[str, int]]:
-    """What a component is known by: the folders of its networks, and their parameters."""
+    """The identity of a component: the folders of its networks, and their parameters."""
     return frozenset((module.folder, module.weights.parameters) for module in part.modules)
 
 
 def key_of(row: StepProfile) -> tuple[frozenset[tuple[str, int]], Case]:
-    """The part and the case of a row."""
+    """The component and the case of a row."""
     case = Case(row.strategy, row.storage, row.attention, row.tiled)
     return frozenset(row.modules.items()), case
 
 
 def cases(component: str) -> Iterator[Case]:
-    """How a component may live on an accelerator; what the look-up treats as one is one case."""
+    """How a component can be executed on an accelerator; the look-up treats some of these as one."""
     if component == catalog.TEXT_ENCODER:
         yield Case(RESIDENT, "int8")
     tilings = (False, True) if component == catalog.UPSCALER else (False,)
@@ -149,7 +149,7 @@ def cases(component: str) -> Iterator[Case]:
 
 
 def turn_of(component: str, part: Part, case: Case, root: Path) -> StepProfile:
-    """The row of one case, from weights whose headers are in `root`."""
+    """The row of one case, by the headers of the weights in `root`."""
     simulated = simulate_step(step_of(component, case), root, attention=case.attention)
     return StepProfile(
         component=component,
@@ -169,7 +169,7 @@ def turn_of(component: str, part: Part, case: Case, root: Path) -> StepProfile:
 
 
 def step_of(component: str, case: Case) -> Step:
-    """A step of one picture as a plan would have it."""
+    """A step of one image as in a plan."""
     defaults = catalog.IF_DEFAULTS.get(component)
     sampling = None
     if defaults:

@@ -1,4 +1,4 @@
-"""A UNet compiled by `torch.compile`, whether that can work here, and letting go of it."""
+"""Compile a UNet with `torch.compile`, check whether that works here, and release compiled code."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ BACKEND = "inductor"
 
 
 def why_not(device: str) -> str:
-    """Why nothing can be compiled for a device, in a line; empty where it can.
+    """Why nothing can be compiled for a device, in a line; empty if it can.
 
-    A small function is compiled and run: what is missing (a C++ compiler, Triton, support for the
-    system) shows nowhere else before a network fails in the middle of its first step.
+    A small function is compiled and run. A missing C++ compiler, Triton or support for the system would
+    otherwise show only when a network fails in the middle of its first step.
     """
     try:
         torch.compile(lambda numbers: numbers + 1, backend=BACKEND)(torch.ones(8, device=device))
@@ -26,14 +26,14 @@ def why_not(device: str) -> str:
 
 
 def compile_unet(unet: Any) -> None:
-    """Have a UNet compiled at its first step, in place.
+    """Let a UNet be compiled at its first step, in place.
 
-    For each shape of its own: a run that is continued draws what is left in the same shapes, and so with
-    the same bits, whichever came before.
+    It is compiled for each shape separately: a resumed run draws the rest in the same shapes, and so
+    with the same bits, whichever shape was first.
     """
     unet.compile(dynamic=False, backend=BACKEND)
 
 
 def forget_compiled() -> None:
-    """Drop all compiled code, which holds what it was compiled with."""
+    """Drop all compiled code, which refers to the networks that it was compiled for."""
     torch.compiler.reset()

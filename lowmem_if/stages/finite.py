@@ -1,4 +1,4 @@
-"""Every result is checked for NaN and infinity: a network that overflows draws black pictures."""
+"""Check every result for NaN and infinity: a network that overflows draws black images."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def check_finite(numbers: torch.Tensor, what: str) -> None:
 
 @contextmanager
 def checked(pipeline: Any) -> Iterator[None]:
-    """Within the block, check what the UNet predicts at every step and what a VAE decodes.
+    """Inside, check what the UNet predicts at every step and what a VAE decodes.
 
     A later check would miss some of it: schedulers and image processors clamp their results, which turns
-    infinity into white. The check costs one number from the device a step, and ends a run at its first
-    bad step instead of its last.
+    infinity into white. The check copies one number from the device at each step, and ends a run at its
+    first bad step instead of its last.
 
     Raises:
         NotFinite: a prediction or a decoded picture holds NaN or infinity.

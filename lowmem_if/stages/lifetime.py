@@ -1,17 +1,16 @@
-"""A component lives from its loading until it is ended, and its leaving is proved.
+"""A component is in memory from its loading to its release, and its release is proved.
 
-Most live exactly as long as one `with`: `alive`. One that stays for several turns rests in between,
-while others come and go: what memory it is answerable for is what its own turns have added.
+Most are in memory for exactly one `with`: `alive`. A cached one rests between its steps, while others
+are loaded and released. It is responsible only for the memory that its own steps have added.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
-import torch
-
+from lowmem_if.stages.stage import Stage
 from lowmem_if.weights.memory_readings import (
     MemoryReading,
     Release,
@@ -20,49 +19,40 @@ from lowmem_if.weights.memory_readings import (
     release_memory,
 )
 
-
-class Component(Protocol):
-    """What a stage module's class offers: its networks, and how to let go of them."""
-
-    modules: list[torch.nn.Module]
-
-    def close(self) -> None:
-        """Remove hooks and drop every reference to the networks."""
-
-
-C = TypeVar("C", bound=Component)
+C = TypeVar("C", bound=Stage[Any, Any])
 
 
 class Lifetime(Generic[C]):
-    """A component that was loaded just now, in the middle of its first turn.
+    """A component that was just loaded, in its first step.
 
-    Turns are between `wake` and `rest`; memory that changes while it rests is not put down to it.
+    Its steps are between `wake` and `rest`. Memory that changes while it rests is not counted as its
+    own.
     """
 
     def __init__(self, load: Callable[[], C], *, device: str, weight_bytes: int) -> None:
         self._device, self._weight_bytes = device, weight_bytes
         self._without = release_memory(device)
-        """What is in use when this component has left as it should; known in its turns."""
+        """The memory in use once this component is released completely; known during its steps."""
         self._held: MemoryReading | None = None
         self.component = load()
         self._watch = Watch(self.component.modules)
 
     def rest(self) -> None:
-        """Its turn is over: give back what only working took."""
+        """Its step is done: release what only computing needed."""
         self._held = release_memory(self._device) - self._without
 
     def wake(self) -> None:
-        """Begin another turn."""
+        """Begin another step."""
         if self._held is not None:
             self._without = release_memory(self._device) - self._held
             self._held = None
 
     def close(self) -> None:
-        """Free it, without a proof: an exception's traceback holds the frames that hold the tensors."""
+        """Release it without a proof, after an error: the traceback's frames hold tensors."""
         self.component.close()
 
     def end(self) -> Release:
-        """Free it, and tell what is left of it."""
+        """Release it, and report what is left of it."""
         self.wake()
         self.close()
         return prove_release(
@@ -74,7 +64,7 @@ class Lifetime(Generic[C]):
 def alive(
     load: Callable[[], C], *, device: str, weight_bytes: int, on_release: Callable[[Release], None]
 ) -> Iterator[C]:
-    """Load a component, lend it, free it, and report on what is left of it."""
+    """Load a component, yield it, release it, and report what is left of it."""
     life = Lifetime(load, device=device, weight_bytes=weight_bytes)
     try:
         yield life.component

@@ -1,10 +1,10 @@
-"""Noise that is the same in every number type and under every torch: drawn in float32, then rounded.
+"""Noise that is the same in every number type and with every torch: drawn in float32, then rounded.
 
-diffusers draws noise in the type that a pipeline computes in. Below 2.12 torch computes normal numbers
-of 16-bit types in that type: the same seed gives other numbers altogether (correlation -0.01 on torch
-2.11), so a T4 in float16 would draw another picture than a CPU in float32. From 2.12 on torch itself
-computes them in float32, and what is drawn here is what diffusers draws, bit for bit, wherever the count
-of numbers can be divided by 16, which is true of every square picture of IF.
+diffusers draws noise in the compute type of a pipeline. Before 2.12 torch computes normal numbers of
+16-bit types in that type: the same seed gives entirely different numbers (correlation -0.01 on torch
+2.11), so a T4 in float16 would draw another image than a CPU in float32. From 2.12 on torch itself
+computes them in float32, and the noise here is that of diffusers, bit for bit, if the count of numbers
+is divisible by 16, which is true for every square image of IF.
 """
 
 from __future__ import annotations

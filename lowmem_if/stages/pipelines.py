@@ -1,65 +1,43 @@
-"""What the stages share: placing a diffusers pipeline, seeding it, drawing, and letting go of it."""
+"""What the image stages share: their schedulers, placing a pipeline, seeding it, drawing, styles."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DPMSolverMultistepScheduler, UNet2DConditionModel
 from diffusers.pipelines import deepfloyd_if
-from PIL import Image
 
 from lowmem_if.cascade.strategies import MODEL_OFFLOAD, RESIDENT, SEQUENTIAL_OFFLOAD, STREAM
 from lowmem_if.planning.plan import Step
 from lowmem_if.request.image_spec import ImageSpec
+from lowmem_if.request.noise_scheduler import DPM_SOLVER
 from lowmem_if.request.sampling import Sampling
 from lowmem_if.stages.compiling import compile_unet, forget_compiled
 from lowmem_if.stages.finite import checked
 from lowmem_if.stages.noise import float32_noise
-from lowmem_if.stages.previews import Watching, watched
-from lowmem_if.stages.style import styled
+from lowmem_if.stages.previews import watched
+from lowmem_if.stages.stage import ImageInputs, OnStep, StageConfig
 from lowmem_if.weights.loading import load_diffusers_model, stream_diffusers_model
+from lowmem_if.weights.small_parts import load_scheduler
 
-OnStep = Callable[[int], None]
-"""Called with the number of denoising steps done."""
+STYLE_SHARE = 0.15
+"""The style's own share of the predicted noise: `positive_mixer` in DeepFloyd's package."""
 
+_COLOURS = 3
+"""Channels of the predicted noise; those of the variance follow, which is the prompt's."""
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Pictures that one call of a pipeline draws: of one mode, one strength and one shape.
+_LAMBDA_MIN = -5.1
+"""Where the solver stops at the noisy end of a cosine schedule, whose logarithm is infinite there.
 
-    Attributes:
-        images, masks: what the tasks begin with, upright RGB and grey; empty where they have none.
-        on_step: called with the number of denoising steps done, of all tiles.
-        style: embeddings (n, 77, width) of the styles to draw in, None for none.
-        tile: side of the tiles that the user's own pictures are enlarged in, 0: whole.
-        watching: who looks at the pictures in the making, if anybody does.
-    """
-
-    tasks: Sequence[ImageSpec]
-    sampling: Sampling
-    on_step: OnStep
-    images: Sequence[Image.Image] = ()
-    masks: Sequence[Image.Image] = ()
-    tile: int = 0
-    style: torch.Tensor | None = None
-    watching: Watching | None = None
-
-    @property
-    def mode(self) -> str:
-        return self.tasks[0].mode
-
-    @property
-    def seeds(self) -> list[int]:
-        return [task.seed for task in self.tasks]
+IF's own configurations contain it."""
 
 
 class DrawingStage:
-    """A pipeline and its networks in memory, under the step's strategy; freed by `close()`."""
+    """A diffusers pipeline and its networks in memory, under the step's strategy."""
 
     def __init__(
         self, pipeline: Any, modules: list[torch.nn.Module], step: Step, streams: ExitStack
@@ -73,30 +51,32 @@ class DrawingStage:
         if self._compiled:
             compile_unet(pipeline.unet)
 
-    def _draw(self, batch: Batch, kind: type[Any], **inputs: Any) -> torch.Tensor:
-        """The pictures as tensors on the CPU, one for each task, drawn by a pipeline of class `kind`."""
+    def _draw(
+        self, inputs: ImageInputs, on_step: OnStep, kind: type[Any], **arguments: Any
+    ) -> torch.Tensor:
+        """The images as a tensor on the CPU, one for each task, drawn by a pipeline of class `kind`."""
         pipeline = self._as(kind)
-        watching = batch.watching if self.watchable else None
-        style = nullcontext() if batch.style is None else styled(pipeline.unet, batch.style)
+        watching = inputs.watching if self.watchable else None
+        style = nullcontext() if inputs.style is None else styled(pipeline.unet, inputs.style)
         watched_steps = watched(pipeline.scheduler, watching, self._look)
         with style, float32_noise(pipeline), watched_steps, checked(pipeline):
             pictures = pipeline(
-                guidance_scale=batch.sampling.guidance_scale,
-                # One CPU generator for each image, and noise in float32: a seed means the same picture
+                guidance_scale=inputs.sampling.guidance_scale,
+                # One CPU generator for each image, and noise in float32: a seed gives the same image
                 # on every device, in every batch and number type.
-                generator=[torch.Generator("cpu").manual_seed(seed) for seed in batch.seeds],
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in inputs.seeds],
                 output_type="pt",
-                callback=lambda index, _timestep, _picture: batch.on_step(index + 1),
-                **schedule(batch.sampling),
-                **inputs,
+                callback=lambda index, _timestep, _latents: on_step(index + 1, inputs.total_steps),
+                **schedule(inputs.sampling),
+                **arguments,
             ).images
         return pictures.cpu()
 
     def _as(self, kind: type[Any]) -> Any:
-        """The stage's networks as another pipeline; they are loaded only once.
+        """The stage's networks in another pipeline; they are loaded only once.
 
-        Under model offload a pipeline sends back only what it has hooked itself. Its hooks replace those
-        of the pipeline before, on the same networks.
+        Under model offload a pipeline unloads only what it has hooked itself. Its hooks replace those of
+        the pipeline before, on the same networks.
         """
         if kind is type(self._pipeline):
             return self._pipeline
@@ -110,12 +90,12 @@ class DrawingStage:
         return self._others[kind]
 
     def _shape(self, task: ImageSpec) -> dict[str, int]:
-        """The pipeline's arguments for a picture that is no square; none for a square."""
+        """The pipeline's arguments for an image that is not square; none for a square one."""
         width, height = task.proportions
         if width == height:
             return {}
         side = self._pipeline.unet.config.sample_size
-        # As diffusers' img2img pipelines size a picture: its longer side in whole eights.
+        # As diffusers' img2img pipelines do: the longer side is a multiple of eight.
         longer = round(side / 8 * max(width, height) / min(width, height)) * 8
         return (
             {"width": longer, "height": side}
@@ -125,25 +105,27 @@ class DrawingStage:
 
     @property
     def watchable(self) -> bool:
-        """Whether pictures in the making can be looked at."""
+        """Whether previews can be made."""
         return True
 
     def _look(self, guess: torch.Tensor) -> torch.Tensor:
-        """What a step's guess, in about [-1, 1], looks like in [0, 1]."""
-        return (guess / 2 + 0.5).clamp(0, 1)
+        """The preview, in [0, 1], of what a step predicts, in about [-1, 1]."""
+        return to_unit_range(guess)
 
     def close(self) -> None:
-        let_go(self._pipeline)
+        """Remove all hooks and drop every reference to the networks."""
+        remove_hooks(self._pipeline)
         self._streams.close()
         self._pipeline, self._others, self.modules = None, {}, []
         if self._compiled:
             forget_compiled()
 
 
-def take_unet(folder: Path, step: Step, streams: ExitStack) -> Any:
-    """The UNet of a folder, in memory or streaming; what streams is closed with `streams`."""
-    options: Any = {"dtype": step.config.storage_dtype, "device": loading_device(step)}
-    # At 0 nothing is merged, so a bfloat16 copy of the weights may serve.
+def load_unet(config: StageConfig, streams: ExitStack) -> Any:
+    """The UNet of a stage, in memory or streaming; a streaming one is closed with `streams`."""
+    step, folder = config.step, config.root / "unet"
+    options = loading_options(config)
+    # A LoRA of scale 0 is left out, so that a bfloat16 copy of the weights can be used.
     options["lora"] = [one for one in step.lora if one.scale]
     if step.config.strategy != STREAM:
         return load_diffusers_model(folder, UNet2DConditionModel, **options)
@@ -152,13 +134,15 @@ def take_unet(folder: Path, step: Step, streams: ExitStack) -> Any:
     return streams.enter_context(streamed).module
 
 
-def loading_device(step: Step) -> str:
-    """Where weights are loaded to: offload strategies start from RAM."""
-    return step.config.device if step.config.strategy in (RESIDENT, STREAM) else "cpu"
+def loading_options(config: StageConfig) -> dict[str, Any]:
+    """The number type, the device and the source of a network's weights. Offloading starts in RAM."""
+    step = config.step
+    device = step.config.device if step.config.strategy in (RESIDENT, STREAM) else "cpu"
+    return {"dtype": step.config.storage_dtype, "device": device, "source": config.source}
 
 
 def place(pipeline: Any, step: Step) -> None:
-    """Give the pipeline the step's strategy; its own progress bar stays silent."""
+    """Apply the step's strategy to a pipeline, and turn its own progress bar off."""
     pipeline.set_progress_bar_config(disable=True)
     if step.config.strategy == MODEL_OFFLOAD:
         pipeline.enable_model_cpu_offload(device=step.config.device)
@@ -166,15 +150,84 @@ def place(pipeline: Any, step: Step) -> None:
         pipeline.enable_sequential_cpu_offload(device=step.config.device)
 
 
-def let_go(pipeline: Any) -> None:
-    """Take diffusers' and accelerate's hooks off, so that nothing holds the modules any more."""
+def remove_hooks(pipeline: Any) -> None:
+    """Remove diffusers' and accelerate's hooks, so that nothing refers to the modules any more."""
     if pipeline is not None:
         pipeline.remove_all_hooks()
 
 
 def schedule(sampling: Sampling) -> dict[str, Any]:
-    """The pipeline arguments for the number or the list of timesteps, and how many of them are done."""
+    """The pipeline's arguments for the number or list of timesteps, and for the strength."""
     strength = {} if sampling.strength is None else {"strength": sampling.strength}
     if sampling.timesteps:
         return strength | {"timesteps": getattr(deepfloyd_if, f"{sampling.timesteps}_timesteps")}
     return strength | {"num_inference_steps": sampling.steps}
+
+
+def to_unit_range(picture: torch.Tensor) -> torch.Tensor:
+    """An output of stage 1 or 2, in about [-1, 1], as [0, 1]: what the IF pipelines do at their end."""
+    return (picture / 2 + 0.5).clamp(0, 1)
+
+
+def baked_in(step: Step) -> tuple[object, ...]:
+    """The settings of a step's sampling that its scheduler is made with; others are set per call."""
+    sampling = step.sampling
+    return () if sampling is None else (sampling.scheduler, sampling.thresholding)
+
+
+def stage_scheduler(folder: Path, step: Step) -> Any:
+    """The noise scheduler in `folder`, changed by the step's sampling; it is the same in every mode."""
+    scheduler, sampling = load_scheduler(folder), step.sampling
+    assert sampling is not None
+    if sampling.thresholding is not None:
+        names = ("dynamic_thresholding_ratio", "sample_max_value")
+        own = dict(zip(names, sampling.thresholding, strict=False))
+        scheduler = type(scheduler).from_config(scheduler.config, thresholding=True, **own)
+    if sampling.scheduler != DPM_SOLVER:
+        return scheduler
+    # It keeps `variance_type`, and separates the channels of noise and variance itself.
+    least = scheduler.config.get("lambda_min_clipped", _LAMBDA_MIN)
+    return DPMSolverMultistepScheduler.from_config(scheduler.config, lambda_min_clipped=least)
+
+
+@contextmanager
+def styled(unet: Any, style: torch.Tensor) -> Iterator[None]:
+    """Inside, a UNet draws in a style, in any pipeline: prompt and style are two texts.
+
+    It works as DeepFloyd's own package does (`deepfloyd_if/modules/base.py`, `style_transfer`). The
+    style replaces the prompt where the UNet reads a text as a whole, next to the timestep, and a part
+    of the noise is predicted from the style alone. The UNet's batch is extended by the prompts' part
+    with the style as text, and mixed at the end, so the pipeline gets the usual shapes, with guidance
+    or without.
+
+    Args:
+        style: embeddings (n, 77, width) for the n pictures of every call.
+    """
+    count = len(style)
+
+    def widen(_module: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
+        sample, *others = args
+        texts, labels = given["encoder_hidden_states"], given.get("class_labels")
+        wider = {"encoder_hidden_states": torch.cat([texts, style.to(texts)])}
+        if labels is not None:
+            wider["class_labels"] = torch.cat([labels, labels[-count:]])
+        return (torch.cat([sample, sample[-count:]]), *others), given | wider
+
+    def as_a_whole(_module: Any, args: tuple[Any, ...]) -> Any:
+        (texts,) = args
+        return torch.cat([texts[: -2 * count], texts[-count:], texts[-count:]])
+
+    def mix(_module: Any, _args: Any, output: tuple[torch.Tensor]) -> Any:
+        (noise,) = output
+        prompt, own = noise[-2 * count : -count], noise[-count:]
+        mixed = (1 - STYLE_SHARE) * prompt[:, :_COLOURS] + STYLE_SHARE * own[:, :_COLOURS]
+        return (torch.cat([noise[: -2 * count], torch.cat([mixed, prompt[:, _COLOURS:]], dim=1)]),)
+
+    with ExitStack() as hooks:
+        for handle in (
+            unet.register_forward_pre_hook(widen, with_kwargs=True),
+            unet.add_embedding.register_forward_pre_hook(as_a_whole),
+            unet.register_forward_hook(mix),
+        ):
+            hooks.callback(handle.remove)
+        yield

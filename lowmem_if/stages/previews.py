@@ -1,7 +1,7 @@
-"""Looking at pictures in the making: what the scheduler, at a step, holds the finished picture to be.
+"""Previews: the finished image as the noise scheduler predicts it at a step.
 
-The schedulers compute that guess at every step and the pipelines drop it. It is clear much earlier
-than the noisy picture itself, and taking it changes nothing.
+The schedulers compute this prediction at every step, and the pipelines drop it. It is clear much earlier
+than the noisy image itself, and reading it changes nothing.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Watching:
-    """Somebody who looks on.
+    """What receives previews.
 
     Attributes:
-        every: denoising steps between two looks.
-        show: called with the steps done and the guessed pictures (n, 3, height, width) in [0, 1].
+        every: denoising steps between two previews.
+        show: called with the steps done and the predicted images (n, 3, height, width) in [0, 1].
     """
 
     every: int
@@ -32,10 +32,10 @@ class Watching:
 def watched(
     scheduler: Any, watching: Watching | None, look: Callable[[torch.Tensor], torch.Tensor]
 ) -> Iterator[None]:
-    """Within the block every N-th step of the scheduler is shown.
+    """Inside, every N-th step of the scheduler is shown.
 
     Args:
-        look: makes pictures in [0, 1] of what the scheduler works on.
+        look: makes images in [0, 1] of what the scheduler works on.
     """
     if watching is None:
         yield
@@ -48,7 +48,7 @@ def watched(
         result = step(*inputs, **options)
         done += 1
         if done % watching.every == 0:
-            # DDPM and DDIM give the guess second; who gives none shows the noisy picture.
+            # DDPM and DDIM return the prediction second; other schedulers show the noisy image.
             watching.show(done, look(result[1] if len(result) > 1 else result[0]).float().cpu())
         return result
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from pathlib import Path
+from typing import Any, Self
 
 import torch
 from diffusers import (
@@ -11,50 +11,43 @@ from diffusers import (
     IFInpaintingSuperResolutionPipeline,
     IFSuperResolutionPipeline,
 )
-from PIL import Image
 
 from lowmem_if.cascade.modes import INPAINT, VARY
-from lowmem_if.planning.plan import Step
-from lowmem_if.stages.pipelines import Batch, DrawingStage, take_unet
-from lowmem_if.stages.schedulers import stage_scheduler
-from lowmem_if.weights.loading import load_scheduler
+from lowmem_if.stages.pipelines import DrawingStage, load_unet, stage_scheduler
+from lowmem_if.stages.stage import ImageInputs, OnStep, StageConfig
+from lowmem_if.weights.small_parts import load_scheduler
 
 
 class Stage2(DrawingStage):
     """The stage 2 UNet in memory."""
 
-    def __init__(self, root: Path, step: Step) -> None:
+    @classmethod
+    def load(cls, config: StageConfig) -> Self:
         with ExitStack() as streams:
-            unet = take_unet(root / "unet", step, streams)
+            unet = load_unet(config, streams)
             pipeline = IFSuperResolutionPipeline(
-                None, None, unet, stage_scheduler(root / "scheduler", step),
-                load_scheduler(root / "image_noising_scheduler"), None, None, None,
+                None, None, unet, stage_scheduler(config.root / "scheduler", config.step),
+                load_scheduler(config.root / "image_noising_scheduler"), None, None, None,
                 requires_safety_checker=False,
             )  # fmt: skip
-            super().__init__(pipeline, [unet], step, streams)
+            return cls(pipeline, [unet], config.step, streams)
 
-    def draw(
-        self,
-        batch: Batch,
-        pictures: torch.Tensor | list[Image.Image],
-        embeds: torch.Tensor,
-        negative_embeds: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Pictures (n, 3, 256, 256) in about [-1, 1], from stage 1's (n, 3, 64, 64) or the user's own.
+    def run(self, inputs: ImageInputs, on_step: OnStep) -> torch.Tensor:
+        """Images (n, 3, 256, 256) in about [-1, 1], from stage 1's (n, 3, 64, 64) or the user's own.
 
-        The shorter side is 256 pixels; the longer one as the batch's pictures have it.
+        The shorter side is 256 pixels; the longer one is that of the tasks' proportions.
         """
-        inputs = {
-            "image": pictures,
-            "prompt_embeds": embeds,
-            "negative_prompt_embeds": negative_embeds,
-            "noise_level": batch.sampling.noise_level,
+        arguments: dict[str, Any] = {
+            "image": list(inputs.images) if inputs.pictures is None else inputs.pictures,
+            "prompt_embeds": inputs.embeds,
+            "negative_prompt_embeds": inputs.negative_embeds,
+            "noise_level": inputs.sampling.noise_level,
         }
-        originals, masks = list(batch.images), list(batch.masks)
-        if batch.mode == VARY:
-            kind = IFImg2ImgSuperResolutionPipeline
-            return self._draw(batch, kind, original_image=originals, **inputs)
-        if batch.mode == INPAINT:
-            kind = IFInpaintingSuperResolutionPipeline
-            return self._draw(batch, kind, original_image=originals, mask_image=masks, **inputs)
-        return self._draw(batch, IFSuperResolutionPipeline, **self._shape(batch.tasks[0]), **inputs)
+        if inputs.mode == VARY:
+            arguments["original_image"] = list(inputs.images)
+            return self._draw(inputs, on_step, IFImg2ImgSuperResolutionPipeline, **arguments)
+        if inputs.mode == INPAINT:
+            arguments |= {"original_image": list(inputs.images), "mask_image": list(inputs.masks)}
+            return self._draw(inputs, on_step, IFInpaintingSuperResolutionPipeline, **arguments)
+        arguments |= self._shape(inputs.tasks[0])
+        return self._draw(inputs, on_step, IFSuperResolutionPipeline, **arguments)

@@ -1,4 +1,4 @@
-"""A way from one process to its child, which can pass an open file along where the system can.
+"""A channel from a process to its child, which can pass open files where the system permits it.
 
 POSIX: a socket pair. Windows: a pipe, which passes no files.
 """
@@ -16,10 +16,10 @@ _LINE_BYTES = 2**16
 
 
 class Channel:
-    """The parent's end. When it closes, or the parent dies, the child's end comes to its end.
+    """The parent's end. When it is closed, or the parent ends, the child reads the end of the channel.
 
     Attributes:
-        far_end: the child's end, a descriptor; to be closed here once the child has it.
+        far_end: the child's end, a descriptor; the parent closes it once the child has it.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Channel:
             self.far_end = far.detach()
 
     def send(self, line: bytes, descriptor: int | None = None) -> None:
-        """Send a line, and a descriptor where that is possible; a child that is gone is no error."""
+        """Send a line, and a descriptor where that is possible; no error if the child has ended."""
         try:
             self._send(line, descriptor)
         except OSError as error:
@@ -48,7 +48,7 @@ class Channel:
             self._socket.sendall(line[sent:])
 
     def close(self) -> None:
-        """Let the child's end come to its end."""
+        """Close the channel: the child reads its end."""
         if sys.platform == "win32":
             os.close(self._pipe)
         else:
@@ -56,7 +56,7 @@ class Channel:
 
 
 def received(descriptor: int) -> Iterator[tuple[bytes, int | None]]:
-    """The lines that come in at the child's end, each with the descriptor that came along."""
+    """The lines that arrive at the child's end, each with the descriptor sent with it."""
     if sys.platform == "win32" or not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
         with open(descriptor, "rb", closefd=False) as lines:
             yield from ((line, None) for line in lines)
@@ -74,11 +74,11 @@ def received(descriptor: int) -> Iterator[tuple[bytes, int | None]]:
 
 
 def take_input() -> int:
-    """Move standard input to a descriptor of its own, which is returned; 0 reads nothing from now on.
+    """Move standard input to another descriptor, which is returned; descriptor 0 is empty from now on.
 
-    On Windows a library that asks for the standard handles while it is loaded waits for a thread that
-    reads one of them, for ever if nothing comes (cpython issue 78961, numpy issue 24290). Everywhere
-    else it keeps what libraries start from reading what is not theirs.
+    On Windows a library that requests the standard handles while it is loaded waits for a thread that
+    reads one of them, for ever if nothing arrives (cpython issue 78961, numpy issue 24290). On all
+    systems it prevents processes that libraries start from reading our input.
     """
     descriptor = os.dup(0)
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -88,7 +88,7 @@ def take_input() -> int:
 
 
 def says_closed(error: OSError) -> bool:
-    """Whether writing failed because nobody reads any more: EINVAL is what Windows says then."""
+    """Whether writing failed because the reader has closed its end; Windows reports EINVAL then."""
     if isinstance(error, BrokenPipeError | ConnectionResetError):
         return True
     return sys.platform == "win32" and error.errno == errno.EINVAL and error.filename is None

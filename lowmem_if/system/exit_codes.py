@@ -1,4 +1,4 @@
-"""How a process ended, by its exit code: what its system says, in words."""
+"""How a process ended, by its exit code, in words."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Ending:
     """A process that its system ended.
 
     Attributes:
-        words: by what: `SIGSEGV`, or `0xC0000005 (access violation)`.
-        of_memory: it ended because memory was short, in words; empty if not.
-        of_lost_file: a mapped file became shorter or could not be read.
+        words: the signal or status: `SIGSEGV`, or `0xC0000005 (access violation)`.
+        of_memory: a sentence if it ended because memory ran out; else empty.
+        of_lost_file: whether a mapped file became shorter or could not be read.
     """
 
     words: str
@@ -40,7 +40,7 @@ class Ending:
 
 
 def ending(code: int) -> Ending | None:
-    """What an exit code of `subprocess` means; None if the program itself chose it.
+    """The ending that an exit code of `subprocess` means; None if the program itself chose the code.
 
     A signal is negative (POSIX); a status of Windows has its two highest bits set.
     """

@@ -1,4 +1,4 @@
-"""What the system says of processors and drivers, without torch."""
+"""What the system reports about processors and drivers, without torch."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 
 def usable_cpus() -> int:
-    """Threads of the CPU that this process may use, where the system limits it; else all."""
+    """The CPU threads that this process may use; all where the system does not limit it."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def segments_expand(root: Path = Path("/")) -> bool:
-    """Whether torch's expandable segments can be used: plain Linux with NVIDIA's own driver.
+    """Whether torch's expandable segments can be used: on plain Linux with NVIDIA's own driver.
 
     They need CUDA's virtual memory. Windows has none in torch, WSL2 and Jetson fail at the first
     allocation (pytorch issue 192330), and AMD's cards have no such driver.
@@ -27,18 +27,18 @@ def segments_expand(root: Path = Path("/")) -> bool:
 
 
 def inside_windows(root: Path) -> bool:
-    """Whether this Linux runs inside Windows (WSL), whose kernel says so."""
+    """Whether this Linux runs inside Windows (WSL), by its kernel's name."""
     return "microsoft" in _text(root / "proc/version")
 
 
 def _is_jetson(root: Path) -> bool:
-    """NVIDIA's boards whose GPU computes in the RAM: named in the device tree or by their system."""
+    """Whether this is an NVIDIA board whose GPU uses the RAM, by the device tree or the system."""
     names = _text(root / "proc/version") + _text(root / "proc/device-tree/compatible")
     return "tegra" in names or (root / "etc/nv_tegra_release").exists()
 
 
 def _text(file: Path) -> str:
-    """A small file in lower case; empty where there is none."""
+    """The content of a small file in lower case; empty if there is none."""
     try:
         return file.read_text(errors="replace").lower()
     except OSError:

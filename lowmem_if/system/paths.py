@@ -18,13 +18,13 @@ _LONGEST_FOLDER = 247
 """A folder must leave room for a file name of 8 + 3 characters."""
 
 _INSIDE = 120
-"""Characters of the longest name within a run folder, and some to spare."""
+"""Characters of the longest path within a run folder, and some more."""
 
 _PREFIX = "\\\\?\\"
 
 
 def roomy(folder: Path) -> Path:
-    r"""The folder by a name that leaves room for files in it: the \\?\ form where Windows needs it."""
+    r"""The folder, in the \\?\ form if Windows could not open the files in it otherwise."""
     if sys.platform != "win32":
         return folder
     absolute = os.path.abspath(folder)  # noqa: PTH100  Path.absolute() keeps "..", which \\?\ forbids
@@ -43,7 +43,7 @@ def long_form(absolute: str) -> str:
 
 
 def too_long(path: Path) -> str:
-    """Why this system cannot open such a long path, and what to do; empty if it can."""
+    """Why this system cannot open a path of this length, and what to do; empty if it can."""
     if sys.platform != "win32":
         return ""
     absolute = os.path.abspath(path)  # noqa: PTH100
@@ -58,7 +58,7 @@ def too_long(path: Path) -> str:
 
 
 def long_paths_work() -> bool:
-    """Whether long paths are turned on in this Windows (LongPathsEnabled in its registry)."""
+    """Whether this Windows opens long paths (LongPathsEnabled in its registry); True elsewhere."""
     if sys.platform != "win32":
         return True
     try:
@@ -68,14 +68,14 @@ def long_paths_work() -> bool:
 
 
 def right_to_read() -> str:
-    """What to do about a file that may not be read."""
+    """What to do if reading a file is not permitted."""
     if sys.platform == "win32":
         return "close the program that has it open, or let yourself read it (Properties, Security)"
-    return "give yourself the right (chmod -R u+rX)"
+    return "give yourself the permission (chmod -R u+rX)"
 
 
 def quoted(path: Path) -> str:
-    """A path to type into a shell of this system: cmd and PowerShell know double quotes alone."""
+    """A path quoted for a shell of this system; cmd and PowerShell know only double quotes."""
     if sys.platform == "win32":
         return subprocess.list2cmdline([str(path)])
     return shlex.quote(str(path))

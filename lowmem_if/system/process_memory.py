@@ -1,4 +1,4 @@
-"""This process's own memory, as the system counts it, and advice on its pages."""
+"""This process's own memory as the system counts it, and advice about its pages."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 
 DONT_NEED, POPULATE_READ = 4, 22
-"""Numbers of Linux's `madvise`; the second is new in 5.14: read these pages now, and a page that is gone
-is an error, not a SIGBUS."""
+"""Numbers of Linux's `madvise`. The second is new in 5.14: it reads the pages now, and a
+missing page is an error, not a SIGBUS."""
 
 
 class _Usage(ctypes.Structure):
@@ -30,12 +30,11 @@ class _Usage(ctypes.Structure):
 
 
 def own_memory() -> tuple[int, int]:
-    """(own, file) bytes: what only this process holds, and pages of mapped files that it has in memory.
+    """(own, file) bytes: memory of this process alone, and pages of mapped files in memory.
 
-    Linux: RssAnon and RssFile. Windows: the private commit, which is what a process can run out of,
-    even if some of it was paged out. macOS: the physical footprint, which Activity Monitor shows as
-    Memory; it includes compressed pages and what Metal has allocated. Elsewhere the resident set counts
-    as own.
+    Linux: RssAnon and RssFile. Windows: the private commit, which is limited even if some of it was
+    paged out. macOS: the physical footprint, which Activity Monitor shows as Memory; it includes
+    compressed pages and what Metal has allocated. Elsewhere the resident set counts as own.
     """
     if sys.platform == "linux":
         return _linux_memory()
@@ -50,7 +49,7 @@ def own_memory() -> tuple[int, int]:
 
 
 def trim_heap() -> None:
-    """Give freed memory back to the system; glibc keeps it until it is told to."""
+    """Return freed memory to the system; glibc keeps it until `malloc_trim` is called."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "malloc_trim"):  # musl has none
@@ -58,10 +57,10 @@ def trim_heap() -> None:
 
 
 def advise(address: int, size: int, advice: int) -> int:
-    """Linux's `madvise` for the whole pages around some memory; 0, or why it was not taken (errno).
+    """Call Linux's `madvise` for all pages of some memory; 0, or why it was refused (errno).
 
-    By ctypes, which lets other threads run meanwhile; Python's own `mmap.madvise` does not. Other
-    systems answer ENOSYS.
+    It is called by ctypes, which lets other threads run meanwhile; Python's own `mmap.madvise` does not.
+    On other systems the result is ENOSYS.
     """
     if sys.platform != "linux":
         return errno.ENOSYS
@@ -82,7 +81,7 @@ def _linux_memory() -> tuple[int, int]:
 
 
 def _mac_usage() -> _Usage | None:
-    """What macOS says of this process; None if it says nothing."""
+    """What macOS reports about this process; None if it reports nothing."""
     usage = _Usage()
     refused = ctypes.CDLL(None).proc_pid_rusage(os.getpid(), 0, ctypes.byref(usage))
     return None if refused else usage

@@ -14,14 +14,15 @@ _TRIAL_BYTES = 32 * 2**20
 
 
 class SegmentsFail(Exception):
-    """The driver refuses torch's expandable segments; the text is what it says."""
+    """The driver refuses torch's expandable segments; the text is its message."""
 
 
 def try_segments(device: str, environment: Mapping[str, str] = os.environ) -> None:
     """Allocate once on a CUDA device if segments are set to expand.
 
     vGPUs and some containers have the driver and refuse the calls that expandable segments need
-    (unsloth 1446, pytorch 192330). An ordinary shortage has another text and is not meant.
+    (unsloth 1446, pytorch 192330). An ordinary shortage of memory has another text and is raised as it
+    is.
 
     Raises:
         SegmentsFail: the driver refuses.
@@ -48,10 +49,10 @@ def _is_refusal(text: str) -> bool:
 
 
 def limit(device: str, usable_bytes: int, total_bytes: int) -> None:
-    """Let torch's allocator hold no more than so much of a CUDA device.
+    """Limit how much of a CUDA device torch's allocator may hold.
 
     At the limit it first returns its free blocks to the driver, and then raises `OutOfMemoryError`. A
-    driver that lends RAM instead of failing would not make it do either.
+    driver that lends RAM instead of failing would let it do neither.
     """
     torch.cuda.set_per_process_memory_fraction(
         min(1.0, max(0.0, usable_bytes / total_bytes)), device
@@ -59,7 +60,7 @@ def limit(device: str, usable_bytes: int, total_bytes: int) -> None:
 
 
 def empty_caches(device: str) -> None:
-    """Return what the allocators of an accelerator and of pinned memory hold and nobody uses."""
+    """Return the unused memory of an accelerator's allocator and of the one for pinned memory."""
     empty_cache(device)
     kind = device.partition(":")[0]
     if kind in ("cuda", "xpu"):  # nothing is pinned for others
@@ -67,7 +68,7 @@ def empty_caches(device: str) -> None:
 
 
 def empty_cache(device: str) -> None:
-    """Return the blocks that are free on the accelerator to its driver."""
+    """Return the free blocks of the accelerator's allocator to the driver."""
     if device == "mps":
         torch.mps.empty_cache()  # up to torch 2.12 `torch.accelerator` asserts there (pytorch 186430)
     elif device != "cpu":

@@ -1,6 +1,6 @@
-"""What differs between the versions of the libraries that this package runs on, with their numbers.
+"""Differences between the versions of the libraries that this package runs on.
 
-The rest of the package is written for all of them: torch from 2.10, transformers from 5.0, diffusers
+The rest of the package is the same for all of them: torch from 2.10, transformers from 5.0, diffusers
 from 0.36. `tests/weights/test_library_differences.py` fails as soon as an entry is no longer needed.
 """
 
@@ -30,9 +30,9 @@ def repaired_safety_checker() -> Any:
 def kept_dtype(module: Any, name: str, dtype: torch.dtype) -> torch.dtype:
     """The type of a weight in a transformers module whose other weights are `dtype`.
 
-    transformers keeps T5's `wo` in float32 beside float16. Its table of such weights is a property of
-    the module in 5.0 and a private method by 5.3; 5.0 also keeps them in float32 beside
-    bfloat16, which no later version does. This is what the later ones do, in every version.
+    transformers keeps T5's `wo` in float32 if the rest is float16. Its table of such weights is a
+    property of the module in 5.0 and a private method by 5.3; 5.0 also keeps them in float32 if the
+    rest is bfloat16, which no later version does. This is what the later ones do, in every version.
     """
     patterns = [*(module._keep_in_fp32_modules_strict or ())]
     if dtype == torch.float16:
@@ -44,7 +44,7 @@ def kept_dtype(module: Any, name: str, dtype: torch.dtype) -> torch.dtype:
 def t5_block(
     block: Any, states: torch.Tensor, mask: torch.Tensor | None, bias: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One block of a T5 encoder for one text: (the states behind it, the bias for the next block).
+    """One block of a T5 encoder for one text: (the states after it, the bias for the next block).
 
     Args:
         states: (1, tokens, width).
@@ -85,7 +85,7 @@ def pil_image_processor() -> Any:
 
 
 def empty_pinned_cache(kind: str) -> None:
-    """Return what torch's allocator of pinned memory holds and nobody uses; `kind`: `cuda` or `xpu`.
+    """Return the unused memory of torch's allocator of pinned memory; `kind`: `cuda` or `xpu`.
 
     Public from 2.12 on. Builds of 2.10 and 2.11 with CUDA have only a private function; those for XPU
     have none and keep the memory for the next transfer.

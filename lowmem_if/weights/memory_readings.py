@@ -1,7 +1,7 @@
-"""Measure memory, give it back, and prove that it is gone.
+"""Measure memory, release it, and prove that it was released.
 
-Anonymous memory is what counts against RAM: pages of a mapped file can be dropped at any time. glibc
-keeps freed memory in its arenas until it is told to trim.
+Only anonymous memory counts against RAM: pages of a mapped file can be dropped at any time. glibc keeps
+freed memory in its arenas until `malloc_trim` is called.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lowmem_if.weights.allocator import empty_caches
 
 RELEASE_SHARE = 0.05
 RELEASE_BYTES = 64_000_000
-"""A released component may leave this share of its weights behind, or so many bytes, if that is more."""
+"""How much a released component may leave: this share of its weights or these bytes, the larger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class MemoryReading:
     vram_used: int = 0
 
     def __sub__(self, other: MemoryReading) -> MemoryReading:
-        """What has come since another moment; less than nothing where something has gone."""
+        """The difference to another moment; negative where memory was released since."""
         return MemoryReading(
             *(now - then for now, then in zip(astuple(self), astuple(other), strict=True))
         )
@@ -47,19 +47,19 @@ class MemoryReading:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The proof that a component is gone, or what is left of it.
+    """The proof that a component was released, or what is left of it.
 
-    Bytes are after minus before, and never less than nothing.
+    Bytes are those after minus those before, at least 0.
 
     Attributes:
         alive: modules that something still refers to.
-        ram_left_bytes: memory of this process, that of libraries included.
+        ram_left_bytes: memory of this process, including that of libraries.
         vram_left_bytes: tensors.
-        allowed_bytes: of each kind, what may be left.
-        reserved_left_bytes: what torch's allocator still holds from the driver; 0 where other components
-            stay loaded, in whose segments free blocks may lie.
-        driver_left_bytes: by the driver, beyond what torch holds: contexts, kernels and workspaces. This
-            is only recorded, since it holds what other programs take.
+        allowed_bytes: how much of each kind may be left.
+        reserved_left_bytes: what torch's allocator still holds from the driver; 0 while other components
+            are loaded, since free blocks may be in their segments.
+        driver_left_bytes: used by the driver's account, beyond what torch holds: contexts, kernels and
+            workspaces. It is only recorded, since it includes the memory of other programs.
     """
 
     alive: tuple[str, ...]
@@ -76,7 +76,7 @@ class Release:
 
 
 class Watch:
-    """Weak references to every module of a component, to ask later whether they are gone."""
+    """Weak references to every module of a component, to check later whether they were freed."""
 
     def __init__(self, modules: Iterable[torch.nn.Module]) -> None:
         self._references = [
@@ -86,7 +86,7 @@ class Watch:
         ]
 
     def alive(self) -> tuple[str, ...]:
-        """The classes of the top modules of which something is still alive."""
+        """The classes of the top modules that are still alive, or have a module that is."""
         return tuple(dict.fromkeys(name for name, ref in self._references if ref() is not None))
 
 
@@ -102,7 +102,7 @@ def read_memory(device: str = "cpu") -> MemoryReading:
         return MemoryReading(max(0, own - driver), file, allocated, driver, driver)
     try:
         free, total = torch.accelerator.get_memory_info(device)
-    except (RuntimeError, NotImplementedError):  # some drivers (XPU under WSL2) do not tell
+    except (RuntimeError, NotImplementedError):  # some drivers (XPU under WSL2) do not report it
         free = total = 0
     allocated = torch.accelerator.memory_allocated(device)
     reserved = torch.accelerator.memory_reserved(device)
@@ -110,7 +110,7 @@ def read_memory(device: str = "cpu") -> MemoryReading:
 
 
 class VramTaken(Exception):
-    """Less VRAM is free than a step was planned to take: `available_bytes`."""
+    """Less VRAM is free than a step was planned with: `available_bytes`."""
 
     def __init__(self, available_bytes: int, needed_bytes: int) -> None:
         self.available_bytes = available_bytes
@@ -123,7 +123,7 @@ class VramTaken(Exception):
 def free_vram(device: str) -> int | None:
     """Bytes that tensors may still take: free by the driver, or unused in torch's allocator.
 
-    None on a CPU, where memory is unified, and where the driver does not tell.
+    None on a CPU, where memory is unified, and where the driver does not report it.
     """
     if device in ("cpu", "mps"):
         return None
@@ -136,14 +136,15 @@ def free_vram(device: str) -> int | None:
 
 
 def wake(device: str, dtype: str = "float32") -> None:
-    """Use an accelerator as networks do, so that what its first use costs is not put down to them.
+    """Use an accelerator as networks do, so that the memory of its first use is not counted as theirs.
 
-    The first convolution, product and attention bring a context, kernels, and the libraries' handles and
-    workspaces, which stay for as long as the process lives.
+    The first convolution, product and attention allocate a context, kernels, and the libraries'
+    handles and workspaces, which remain until the process ends.
 
     Args:
         device: nothing is done on `cpu`.
-        dtype: what the network to come computes in; float32 is used as well, as parts of all of them do.
+        dtype: the compute type of the network; float32 is used as well, since a part of every network
+            is.
     """
     if device == "cpu":
         return
@@ -168,7 +169,7 @@ def use_once(device: str, dtype: torch.dtype) -> None:
 
 
 def release_memory(device: str = "cpu") -> MemoryReading:
-    """Collect garbage, empty the allocators' caches, trim the heap; what is in use then."""
+    """Collect garbage, empty the allocators' caches, trim the heap; returns what is in use then."""
     gc.collect()
     if device != "cpu":
         torch.accelerator.synchronize(device)
@@ -180,9 +181,9 @@ def release_memory(device: str = "cpu") -> MemoryReading:
 def prove_release(
     watch: Watch, before: MemoryReading, after: MemoryReading, weight_bytes: int
 ) -> Release:
-    """Compare the readings around a component's life."""
+    """Compare the readings before a component was loaded and after it was released."""
     left, allowed = after - before, max(int(RELEASE_SHARE * weight_bytes), RELEASE_BYTES)
-    # Workspaces of cuBLAS are tensors of torch's and stay: up to 32 MB.
+    # cuBLAS' workspaces are tensors of torch and remain: up to 32 MB.
     alone = after.vram_allocated - max(0, left.vram_allocated) <= RELEASE_BYTES
     return Release(
         watch.alive(),
@@ -195,7 +196,7 @@ def prove_release(
 
 
 class Sampler(threading.Thread):
-    """Reads memory `1 / interval_s` times a second and hands each reading on, until stopped."""
+    """Reads memory `1 / interval_s` times a second and passes each reading on, until stopped."""
 
     def __init__(
         self, device: str, record: Callable[[MemoryReading], None], interval_s: float = 0.04

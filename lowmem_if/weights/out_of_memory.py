@@ -1,8 +1,8 @@
-"""What libraries and drivers say when memory runs out, and which memory their words mean.
+"""The messages of libraries and drivers when memory runs out, and which memory they mean.
 
-Which memory ran out is decided by where a step computes, not by the exception's class: on an accelerator
-it is VRAM unless the words are those of a host allocator. Some of these words have other causes, too;
-then a smaller step fails as well, and the run ends with the words themselves.
+Which memory ran out depends on where a step computes, not on the exception's class. On an accelerator
+it is VRAM, unless the message is one of a host allocator. Some of these messages have other causes,
+too: then a smaller step fails as well, and the run ends with the message itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """A part of what is said, in lower case; `host`: the words can only mean RAM."""
+    """A part of a message, in lower case; `host`: the words can only mean RAM."""
 
     words: str
     speaker: str
@@ -53,14 +53,14 @@ WORDINGS = (
     Wording("out_of_device_memory", "XPU: unified runtime, SYCL, Level Zero"),
     Wording("out_of_resources", "XPU: unified runtime, SYCL, Level Zero"),
 )
-"""The host's words come first: some of them contain a device's."""
+"""The host's are first, since some of them contain those of a device."""
 
 _LAST_WORDS = re.compile(r"^Error out of memory at line \d+ in file .*$", re.MULTILINE)
 """bitsandbytes calls `exit(1)` from C++ after this line (`csrc/ops.cuh`, CUDA_CHECK_RETURN)."""
 
 _TORCH_CLASSES = {"OutOfMemoryError"}
 _SPEAKING_CLASSES = {"SafetensorError", "DeferredCudaCallError"}
-"""Not of the class RuntimeError, but they pass on what a system or a driver says."""
+"""They are not RuntimeErrors, but carry a message of the system or a driver."""
 
 
 def find_wording(text: str) -> Wording | None:
@@ -76,12 +76,12 @@ def last_words(log: str) -> str:
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether an exception, or what it was raised from, says that memory ran out."""
+    """Whether an exception, or one that it was raised from, reports that memory ran out."""
     return any(_says_so(each) for each in _chain(error))
 
 
 def is_of_host(error: BaseException) -> bool:
-    """Whether an exception that says that memory ran out can only mean RAM."""
+    """Whether an exception that reports that memory ran out can only mean RAM."""
     for each in _chain(error):
         if _says_so(each):
             wording = find_wording(str(each))

@@ -25,11 +25,14 @@ from lowmem_if.cli.main import main
 from lowmem_if.engine import executor
 from lowmem_if.engine.events import Event
 from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.steps import step_run
 from lowmem_if.errors import BatchError, RequestError, RunFolderError
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.request.batch_request import request_of
 from lowmem_if.request.build import make_request
+from lowmem_if.stages.components import STAGES
 from lowmem_if.stages.postprocess import Postprocessed
+from lowmem_if.stages.stage import ImageInputs, OnStep, StageConfig, TextInputs
 from lowmem_if.weights.files import atomic
 from lowmem_if.weights.memory_readings import Sampler, read_memory
 
@@ -55,7 +58,7 @@ def picture(tmp_path: Path) -> Path:
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The classes of the components that are loaded from now on, one entry a load."""
     loaded: list[str] = []
-    life = executor.Lifetime
+    life = step_run.Lifetime
 
     def counting(load: Callable[[], Any], **options: Any) -> Any:
         def counted() -> Any:
@@ -65,7 +68,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return life(counted, **options)
 
-    monkeypatch.setattr(executor, "Lifetime", counting)
+    monkeypatch.setattr(step_run, "Lifetime", counting)
     return loaded
 
 
@@ -177,12 +180,12 @@ def test_a_bad_line_stops_no_other_and_the_end_says_so(
     assert main(["batch", str(file), *options, "--out", str(out), "--json"]) == 1
     captured = capsys.readouterr()
     lines = captured.err.splitlines()
-    assert lines[0].startswith("line 2: the prompt is empty")
+    assert lines[0].startswith("note: line 2: the prompt is empty")
     assert lines[-1].startswith("error: 1 line(s) could not be used (2), all others are drawn")
     told = json.loads(captured.out)
     assert [Path(image).name for image in told["images"]] == ["0000.png", "0001.png"]
     assert told["complete"]
-    assert told["bad_lines"] == [{"number": 2, "reason": lines[0].removeprefix("line 2: ")}]
+    assert told["bad_lines"] == [{"number": 2, "reason": lines[0].removeprefix("note: line 2: ")}]
     assert (out / "gallery.html").is_file()
 
 
@@ -249,21 +252,29 @@ def test_a_killed_batch_goes_on_at_the_very_image(
 class Fake:
     """A component that costs nothing: what is left is what the batch itself costs."""
 
-    def __init__(self, *_args: Any, **_options: Any) -> None:
+    def __init__(self) -> None:
         self.modules: list[torch.nn.Module] = []
+
+    @classmethod
+    def load(cls, _config: StageConfig) -> Any:
+        return cls()
 
     def close(self) -> None:
         self.modules = []
 
-    def encode(
-        self, prompts: list[str], _together: int, _on_step: Callable[[int, int], None]
-    ) -> Any:
-        return (torch.zeros(1, 77, 64) for _ in prompts)
 
-    def draw(self, batch: Any, *_embeds: Any) -> torch.Tensor:
-        return torch.zeros(len(batch.tasks), 3, 8, 8)
+class FakeEncoder(Fake):
+    def run(self, inputs: TextInputs, _on_step: OnStep) -> Any:
+        return (torch.zeros(1, 77, 64) for _ in inputs.prompts)
 
-    def finish(self, _picture: torch.Tensor) -> Postprocessed:
+
+class FakeStage(Fake):
+    def run(self, inputs: ImageInputs, _on_step: OnStep) -> torch.Tensor:
+        return torch.zeros(len(inputs.tasks), 3, 8, 8)
+
+
+class FakePostprocessor(Fake):
+    def run(self, _picture: torch.Tensor, _on_step: OnStep) -> Postprocessed:
         return Postprocessed(Image.new("RGB", (8, 8)), flagged=True)  # which is a notice each
 
 
@@ -286,8 +297,12 @@ def test_five_thousand_lines_cost_five_times_what_a_thousand_do(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Planning, the folder's books, going on and the page grow with the lines; memory hardly does."""
-    for name in ("TextEncoder", "Stage1", "Postprocessor"):
-        monkeypatch.setattr(executor, name, Fake)
+    for name, fake in {
+        TEXT_ENCODER: FakeEncoder,
+        STAGE_1: FakeStage,
+        POSTPROCESS: FakePostprocessor,
+    }.items():
+        monkeypatch.setitem(STAGES, name, fake)
     monkeypatch.setattr(atomic.os, "fsync", lambda _descriptor: None)
     took: dict[int, dict[str, float]] = {}
     peaks: dict[int, int] = {}
@@ -323,8 +338,8 @@ def test_thousands_of_prompts_stream_through_the_encoder_in_groups(
     plan = make_plan(CPU, request, pins=pins)
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
-        patch.setattr(executor, "Stage1", Fake)
-        patch.setattr(executor, "Postprocessor", Fake)
+        patch.setitem(STAGES, STAGE_1, FakeStage)
+        patch.setitem(STAGES, POSTPROCESS, FakePostprocessor)
         folder = run_here(plan, tmp_path / "run", events.append)
     shown = [
         (e.done, e.total) for e in events if (e.kind, e.component) == ("drawing", TEXT_ENCODER)

@@ -12,9 +12,9 @@ from PIL import Image
 from runs import CPU, kinds, plan_of, run_here
 from safetensors.torch import load_file
 
-from lowmem_if.api.enlarge import continued
 from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
 from lowmem_if.cli.main import main
+from lowmem_if.engine.continuation import continued
 from lowmem_if.engine.events import Event
 from lowmem_if.engine.executor import work
 from lowmem_if.engine.run_folder import RunFolder

@@ -10,7 +10,7 @@ from runs import plan_of, run_here
 
 from lowmem_if.cascade.cache_dir import cache_folder
 from lowmem_if.errors import CacheError, HubError
-from lowmem_if.hardware.calibration import identity, read_calibration
+from lowmem_if.hardware.calibration import machine_key, read_calibration
 from lowmem_if.weights.files.bf16_copies import find_converted
 from lowmem_if.weights.hub import download
 
@@ -42,7 +42,7 @@ def test_without_a_place_the_error_names_the_variable(homeless: None) -> None:
 
 def test_what_only_reads_finds_nothing(homeless: None, tiny: Path) -> None:
     """A missing cache is an empty one."""
-    assert read_calibration("cpu", identity()) is None
+    assert read_calibration("cpu", machine_key()) is None
     assert find_converted(tiny / "stage_1" / "unet") is None
 
 

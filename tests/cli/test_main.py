@@ -18,8 +18,8 @@ from runs import plan_of, run_here
 
 from lowmem_if.cascade.catalog import COMPONENTS
 from lowmem_if.cascade.locate import DEMO_FOLDER
-from lowmem_if.cli import main as cli
 from lowmem_if.cli.main import main
+from lowmem_if.engine import session
 from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.engine.runner import RunResult
 from lowmem_if.hardware.profiles import FOLDER, profile_names
@@ -80,6 +80,8 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
         (["plan", "x", "--ram", "100MB"], 1, "does not fit"),
         (["plan", "x", "--nonsense"], 2, "--nonsense"),
         (["paint", "x"], 2, "paint"),
+        (["gener", "x"], 2, "did you mean 'generate'?"),
+        (["plan", "x", "--stepz", "3"], 2, "--steps"),
         ([], 2, "Missing command"),
         (["resume", "nowhere"], 1, "no run folder"),
         (["show", "nowhere"], 1, "no run folder"),
@@ -248,8 +250,8 @@ def test_switching_the_check_or_the_mark_off_is_noted(
         main(["generate", "x", "--cascade", str(tiny), "--out", str(tmp_path / "r"), *options]) == 0
     )
     told = capfd.readouterr().err
-    assert "safety checker off" in told
-    assert "watermark off" in told
+    assert "Safety checker off" in told
+    assert "Watermark off: please disclose" in told
 
 
 def test_broken_weights_end_with_exit_1(
@@ -291,7 +293,7 @@ def test_a_bug_ends_with_exit_3_and_a_report(
     def fail(*_args: object, **_options: object) -> None:
         raise ZeroDivisionError("unforeseen")
 
-    monkeypatch.setattr(cli, "choose_machine", fail)
+    monkeypatch.setattr(session, "choose_machine", fail)
     assert main(["probe"]) == 3
     report = capsys.readouterr().err
     for words in ("bug of lowmem-if", "ZeroDivisionError: unforeseen", "diffusers", "['probe']"):
@@ -367,7 +369,9 @@ def test_a_code_page_without_a_character_ends_no_command(
     streams = [io.TextIOWrapper(io.BytesIO(), encoding=code_page) for _ in range(2)]
     for name, stream in zip(("stdout", "stderr"), streams, strict=True):
         monkeypatch.setattr(sys, name, stream)
-    monkeypatch.setattr(cli, "continue_run", lambda folder, **_: RunResult(folder.path, (), (), ()))
+    monkeypatch.setattr(
+        session, "continue_run", lambda folder, _worker, **_: RunResult(folder.path, (), (), ())
+    )
     code = main(arguments)
     written = []
     for stream in streams:

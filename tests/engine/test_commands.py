@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from runs import plan_of
 
-from lowmem_if.engine.commands import Command, CommandChannel, received
+from lowmem_if.engine.commands import Command, CommandChannel, read_commands
 from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.errors import RunFolderError
 
@@ -19,8 +19,8 @@ def test_an_order_comes_with_the_lock_which_holds_until_both_have_let_go(tmp_pat
     line = CommandChannel()
     sent = Command("runs/a", "/somewhere", 3, True, ("stage_2",))
     with folder.locked() as lock:
-        line.give(sent, lock)
-    order, passed = next(received(line.far_end))
+        line.send(sent, lock)
+    order, passed = next(read_commands(line.far_end))
     assert order == sent
     assert passed is not None
     with pytest.raises(RunFolderError, match="in use"), folder.locked():
@@ -35,8 +35,8 @@ def test_an_order_comes_with_the_lock_which_holds_until_both_have_let_go(tmp_pat
 def test_orders_end_when_their_giver_is_gone() -> None:
     """What was given before is still heard, then no more."""
     line = CommandChannel()
-    line.give(Command())
-    orders = received(line.far_end)
+    line.send(Command())
+    orders = read_commands(line.far_end)
     assert next(orders) == (Command(), None)
     line.close()
     assert list(orders) == []
@@ -47,7 +47,7 @@ def test_who_is_gone_is_told_nothing() -> None:
     """An order to a worker that has died is no error: its silence tells."""
     line = CommandChannel()
     os.close(line.far_end)
-    line.give(Command("x" * 100))
+    line.send(Command("x" * 100))
     line.close()
 
 
@@ -56,7 +56,7 @@ def test_a_pipe_brings_orders_without_locks(tmp_path: Path) -> None:
     file = tmp_path / "orders"
     file.write_text(Command("a").to_line() + Command("b").to_line())
     with file.open() as lines:
-        assert [order.folder for order, lock in received(lines.fileno()) if lock is None] == [
+        assert [order.folder for order, lock in read_commands(lines.fileno()) if lock is None] == [
             "a",
             "b",
         ]

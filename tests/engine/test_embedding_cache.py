@@ -75,7 +75,7 @@ def test_another_tokenizer_is_encoded_anew(tiny: Path, tmp_path: Path) -> None:
     spiece.write_bytes(spiece.read_bytes() + b"\n\x00")
     step = plan_of(cascade).steps[0]
     from lowmem_if.cascade.locate import locate
-    from lowmem_if.engine.executor import weights_identity
+    from lowmem_if.engine.steps.step_run import weights_identity
 
     before = weights_identity(locate(str(tiny)), step)
     assert weights_identity(locate(str(cascade)), step) != before

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 from runs import plan_of, run_here
 
+from lowmem_if.api.run import resume
 from lowmem_if.cli.main import main
 from lowmem_if.engine import gallery
-from lowmem_if.engine.events import Event
+from lowmem_if.engine.events import Event, ImageSaved
 from lowmem_if.engine.gallery import GalleryKeeper, write_gallery
 from lowmem_if.engine.run_folder import RunFolder
-from lowmem_if.engine.runner import resume
 
 STRANGE = "</script><b>a 'red' \"circle\"</b> & دائرة 🟥 {braces} <img src=x onerror=alert(1)>"
 VOID = {"meta", "input", "img"}
@@ -118,7 +118,7 @@ def test_what_is_not_finished_yet_says_how_far_it_is(tiny: Path, tmp_path: Path)
     (folder.path / "0000.png").unlink()
     page = page_of(folder)
     assert page.sources == ["stage_3/0000.png"]
-    assert "the upscaler: in the making" in page.texts
+    assert "the upscaler: unfinished" in page.texts
     empty = RunFolder.for_plan(tmp_path / "empty", plan_of(tiny))
     assert "waiting" in page_of(empty).texts
 
@@ -141,13 +141,13 @@ def test_the_page_is_kept_fresh_but_not_all_the_time(
     passed: list[Event] = []
     keeper = GalleryKeeper(folder, passed.append)
     for number in range(50):
-        keeper(Event("saved", number=number))
+        keeper(ImageSaved("stage_1", number, ""))
     assert len(passed) == 50
     assert len(written) == 1
     monkeypatch.setattr(gallery, "_LEAST_WAIT_S", 0.0)
     monkeypatch.setattr(gallery, "_WAIT_FACTOR", 0)
     keeper.write()
-    keeper(Event("saved"))
+    keeper(ImageSaved("stage_1", 0, ""))
     assert len(written) == 3
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,6 +22,7 @@ from lowmem_if.cascade.catalog import (
     UPSCALER,
 )
 from lowmem_if.cascade.locate import locate
+from lowmem_if.engine.answers import CacheState
 from lowmem_if.engine.events import Event
 from lowmem_if.engine.model_cache import ModelCache
 from lowmem_if.engine.run_folder import RunFolder
@@ -40,31 +40,31 @@ RED, BLUE = "a red circle", "a blue star"
 
 
 class Watched:
-    """A shelf, and what happened with it."""
+    """A cache, and the events of it."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
-        self.shelf = ModelCache(self.events.append, keeps=True)
+        self.cache = ModelCache(self.events.append, keeps=True)
 
     def run(self, plan: Plan, path: Path) -> RunFolder:
         self.events.clear()
-        return run_here(plan, path, self.events.append, shelf=self.shelf)
+        return run_here(plan, path, self.events.append, cache=self.cache)
 
     def loaded(self) -> list[str]:
         """What was loaded in the last run."""
         return list(dict.fromkeys(kinds(self.events, "loading")))
 
     def here(self) -> list[str]:
-        """What is on the shelf by its own word."""
-        told = [event for event in self.events if event.kind == "shelf"]
-        return [each["component"] for each in json.loads(told[-1].text)]
+        """What the cache reports as loaded."""
+        states = [event for event in self.events if isinstance(event, CacheState)]
+        return [one.component for one in states[-1].loaded]
 
 
 @pytest.fixture
 def watched() -> Iterator[Watched]:
     watched = Watched()
     yield watched
-    list(watched.shelf.empty())  # what streams has a thread and a file open
+    list(watched.cache.empty())  # what streams has a thread and a file open
 
 
 def with_ram(plan: Plan, ram_bytes: int) -> Plan:
@@ -82,10 +82,10 @@ def test_a_second_run_loads_nothing_and_draws_the_pixels_of_a_run_alone(
     other = plan_of(tiny, BLUE, seed=5, steps=3, guidance_scale=2.0, pins=pins)
     folder = watched.run(other, tmp_path / "second")
     assert watched.loaded() == []
-    assert kinds(watched.events, "warm") == list(COMPONENTS)
+    assert kinds(watched.events, "cache_hit") == list(COMPONENTS)
     alone = run_here(other, tmp_path / "alone")
     assert results(folder.path) == results(alone.path)
-    assert all(release.complete for _, release in watched.shelf.empty())
+    assert all(release.complete for _, release in watched.cache.empty())
     assert watched.here() == []
 
 
@@ -175,8 +175,8 @@ def test_what_was_beside_a_step_is_not_put_down_to_it(
     told = out.file.getvalue()  # type: ignore[attr-defined]
     line = next(line for line in told.splitlines() if line.startswith("stage 1"))
     assert "400.0 MB" in line
-    assert line.endswith("stayed loaded")
-    assert "beside: stage 1 300.0 MB of RAM, finish" in told
+    assert line.endswith("kept loaded")
+    assert "kept loaded from before: during stage 1: 300.0 MB of RAM, finish: " in told
     assert _mark(folder, step, "ram") == pytest.approx(step.estimate.ram_bytes / 1e9 + 0.3)
 
 
@@ -262,7 +262,7 @@ def test_nothing_is_kept_beside_what_must_be_alone(
 ) -> None:
     """Where memory ran out in company, company leaves before, whatever the budget says."""
     watched.run(plan_of(tiny, RED, size=256), tmp_path / "first")
-    watched.shelf.alone = frozenset({STAGE_2})
+    watched.cache.alone = frozenset({STAGE_2})
     watched.run(plan_of(tiny, BLUE, size=256), tmp_path / "second")
     assert sorted(kinds(watched.events, "evicted")) == sorted([TEXT_ENCODER, STAGE_1, POSTPROCESS])
     assert watched.here() == [STAGE_2, POSTPROCESS]

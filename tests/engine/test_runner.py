@@ -18,12 +18,16 @@ from faults import FAULTY, inject
 from runs import CPU, kinds, plan_of, run_here
 from safetensors.torch import load_file
 
+from lowmem_if.api.run import run
+from lowmem_if.engine import worker_environment as environment
 from lowmem_if.engine import worker_process
+from lowmem_if.engine.answers import CommandFailed
 from lowmem_if.engine.commands import Command, CommandChannel
 from lowmem_if.engine.events import Event
 from lowmem_if.engine.run_folder import RunFolder
-from lowmem_if.engine.runner import run
-from lowmem_if.engine.worker_process import WorkerCrashed, worker_environment
+from lowmem_if.engine.session import Session
+from lowmem_if.engine.worker_environment import worker_environment
+from lowmem_if.engine.worker_process import WorkerCrashed
 from lowmem_if.errors import DeviceError, LowmemError, OutOfMemory, RunFolderError, WorkerDied
 from lowmem_if.planning.fallback import changed_pixels
 from lowmem_if.planning.plan import make_plan
@@ -218,7 +222,7 @@ def test_a_worker_leaves_with_its_parent(tiny: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     os.close(line.far_end)
     with folder.locked() as lock:
-        line.give(Command(str(folder.path)), lock)
+        line.send(Command(str(folder.path)), lock)
         wait_until(lambda: folder.memory_file.exists() and "stage_1" in sampled(folder.path))
     with pytest.raises(RunFolderError, match="in use"), folder.locked():
         pass
@@ -249,7 +253,7 @@ def test_the_worker_never_asks_the_network(monkeypatch: pytest.MonkeyPatch) -> N
 def test_every_error_of_the_tree_survives_the_pipe() -> None:
     """An error's text arrives unchanged whatever its class wants in its constructor."""
     for cls in LowmemError.__subclasses__():
-        error = worker_process._error(Event("error", text="what", name=cls.__name__))
+        error = CommandFailed(cls.__name__, "what").to_error()
         assert type(error) is cls
         assert str(error) == "what"
 
@@ -291,10 +295,10 @@ def test_without_expandable_segments_the_worker_is_started_once_more(
 ) -> None:
     """Where the driver refuses them the run goes on without, under the same plan, and says so."""
     inject(monkeypatch, "segments_fail", starts)
-    monkeypatch.setattr(worker_process, "segments_expand", lambda _root: True)
+    monkeypatch.setattr(environment, "segments_expand", lambda _root: True)
     plan, events = plan_of(tiny, size=64), []
-    with worker_process.WorkerProcess() as shop:
-        results = [run(plan, tmp_path / name, report=events.append, workshop=shop) for name in "ab"]
+    with Session(keep_loaded=False, report=events.append) as session:
+        results = [session.run(plan, tmp_path / name) for name in "ab"]
     assert starts.read_text() == "xx"  # the second run goes on with the second worker
     assert [len(result.images) for result in results] == [1, 1]
     (notice,) = results[0].notices

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lowmem_if.calibrate import measure
+from lowmem_if.calibrate import compute, measure
 from lowmem_if.cli.main import main
 from lowmem_if.errors import DeviceError
 from lowmem_if.hardware import calibration
@@ -18,7 +18,7 @@ from lowmem_if.hardware.calibration import (
     MachineKey,
     calibration_bytes,
     calibration_file,
-    identity,
+    machine_key,
     read_calibration,
 )
 from lowmem_if.hardware.machine import probe
@@ -75,34 +75,34 @@ def test_a_machines_identity_reads_its_files(tmp_path: Path) -> None:
     (tmp_path / "proc/driver/nvidia").mkdir(parents=True)
     (tmp_path / "proc/cpuinfo").write_text("processor : 0\nmodel name\t: Fast 9000\n")
     (tmp_path / "proc/driver/nvidia/version").write_text("NVRM version: 555.42\nGCC: 12\n")
-    found = identity("a card", tmp_path)
+    found = machine_key("a card", tmp_path)
     assert (found.cpu, found.accelerator) == ("Fast 9000", "a card")
     assert "555.42" in found.driver
     assert found.torch.startswith("2.")
-    assert identity("", tmp_path).driver == ""
-    assert identity("a card", tmp_path / "nothing").driver == ""
+    assert machine_key("", tmp_path).driver == ""
+    assert machine_key("a card", tmp_path / "nothing").driver == ""
 
 
 def test_as_many_threads_as_torch_will_use(monkeypatch: pytest.MonkeyPatch) -> None:
     """OMP_NUM_THREADS counts where it is a number."""
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert identity().threads == 3
+    assert machine_key().threads == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "many")
-    assert identity().threads >= 1
+    assert machine_key().threads >= 1
 
 
 def test_probe_takes_what_was_measured_here() -> None:
     """A calibrated machine plans with its own constants, another with the assumed ones."""
     assert probe("cpu").rates is None
-    kept(identity())
+    kept(machine_key())
     assert probe("cpu").rates == MEASURED
 
 
 def test_reading_a_calibration_imports_no_torch() -> None:
     """Planning stays quick: the versions are read from metadata."""
     code = (
-        "import sys; from lowmem_if.hardware.calibration import identity, read_calibration;"
-        "read_calibration('cpu', identity());"
+        "import sys; from lowmem_if.hardware.calibration import machine_key, read_calibration;"
+        "read_calibration('cpu', machine_key());"
         "assert not {'torch', 'diffusers', 'transformers'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -115,11 +115,11 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(measure, "_SHARE_S", 0.01)
     least = {"layers_per_block": 1, "block_out_channels": [64, 64, 64, 64]}
     two = {"num_layers": 1, "vocab_size": 64, "d_ff": 64, "d_model": 64, "num_heads": 1}
-    monkeypatch.setitem(measure._SHORTENED, "text_encoder", two)
-    monkeypatch.setitem(measure._SHORTENED, "stage_1", least)
-    monkeypatch.setitem(measure._SHORTENED, "upscaler", least)
+    monkeypatch.setitem(compute.SHORTENED, "text_encoder", two)
+    monkeypatch.setitem(compute.SHORTENED, "stage_1", least)
+    monkeypatch.setitem(compute.SHORTENED, "upscaler", least)
     five = {"layers_per_block": 1, "block_out_channels": [64] * 5}
-    monkeypatch.setitem(measure._SHORTENED, "stage_2", five)
+    monkeypatch.setitem(compute.SHORTENED, "stage_2", five)
     monkeypatch.setattr(measure, "_SIDES", {"stage_1": 16, "stage_2": 32, "upscaler": 16})
     monkeypatch.setattr(measure, "_VAE_SIDE", 4)
     weights = tmp_path / "weights"
@@ -156,7 +156,7 @@ def test_constants_that_cannot_be_kept_are_told(
 
 def test_a_killed_writer_leaves_the_old_constants(monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is written beside and renamed: whoever reads meanwhile sees the whole old one."""
-    file = kept(identity())
+    file = kept(machine_key())
     before = file.read_bytes()
 
     def dies(*_: object) -> None:
@@ -166,4 +166,4 @@ def test_a_killed_writer_leaves_the_old_constants(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(KeyboardInterrupt):
         measure.keep(probe("cpu"), assumed("cpu"))
     assert file.read_bytes() == before
-    assert calibration.read_calibration("cpu", identity()) == MEASURED
+    assert calibration.read_calibration("cpu", machine_key()) == MEASURED

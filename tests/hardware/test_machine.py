@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -212,7 +213,7 @@ def test_disk_is_measured_where_the_cache_will_be(
         asked.append(Path(folder))
         return SimpleNamespace(free=123)
 
-    monkeypatch.setattr(module.shutil, "disk_usage", usage)
+    monkeypatch.setattr(shutil, "disk_usage", usage)
     assert probe("cpu", root=tmp_path).disk_free_bytes == 123
     assert asked == [tmp_path]
 
@@ -376,7 +377,7 @@ def test_a_budget_keeps_earlier_notes(tmp_path: Path) -> None:
 
 def test_a_machine_is_a_frozen_value(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Two readings of the same state are equal, and nobody changes one in passing."""
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=123))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=123))
     first, second = probe("cpu", root=tmp_path), probe("cpu", root=tmp_path)
     assert first == second
     assert isinstance(first, Machine)
@@ -461,7 +462,7 @@ def test_a_disk_that_cannot_be_read_is_full_and_is_told(
     def refuse(folder: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(module.shutil, "disk_usage", refuse)
+    monkeypatch.setattr(shutil, "disk_usage", refuse)
     machine = probe("cpu", root=tmp_path)
     assert machine.disk_free_bytes == 0
     assert any("disk" in note for note in machine.notes)

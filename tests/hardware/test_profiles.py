@@ -311,7 +311,7 @@ def test_a_wrong_pin_is_refused_by_its_keys_name(file: Path, pins: str, key: str
 )
 def test_a_file_that_is_no_toml_is_refused(file: Path, text: str | bytes) -> None:
     """Text that TOML does not know, keys given twice and bytes that are no UTF-8 are told."""
-    assert "no valid TOML" in refused(file, text)
+    assert "not valid TOML" in refused(file, text)
 
 
 def test_an_empty_file_misses_its_first_key(file: Path) -> None:

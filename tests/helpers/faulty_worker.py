@@ -23,14 +23,14 @@ from lowmem_if.weights.allocator import SegmentsFail
 
 def out_of_memory_unless_tiled() -> None:
     """The upscaler runs out of memory until its VAE is tiled."""
-    draw = Upscaler.draw
+    run = Upscaler.run
 
     def limited(self: Any, *args: Any) -> torch.Tensor:
         if not self._pipeline.vae.use_tiling:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB.")
-        return draw(self, *args)
+        return run(self, *args)
 
-    Upscaler.draw = limited
+    Upscaler.run = limited
 
 
 def out_of_memory_always() -> None:
@@ -39,12 +39,12 @@ def out_of_memory_always() -> None:
     def fail(self: Any, *args: Any) -> torch.Tensor:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes")
 
-    Stage1.draw = fail
+    Stage1.run = fail
 
 
 def out_of_memory_beside_stage_1() -> None:
     """Stage 2 runs out of memory while stage 1 is loaded."""
-    draw, loaded, close = Stage2.draw, Stage1.__init__, Stage1.close
+    run, loaded, close = Stage2.run, Stage1.__init__, Stage1.close
     here = set()
 
     def load(self: Any, *args: Any) -> None:
@@ -58,29 +58,29 @@ def out_of_memory_beside_stage_1() -> None:
     def limited(self: Any, *args: Any) -> torch.Tensor:
         if here:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB.")
-        return draw(self, *args)
+        return run(self, *args)
 
-    Stage1.__init__, Stage1.close, Stage2.draw = load, leave, limited
+    Stage1.__init__, Stage1.close, Stage2.run = load, leave, limited
 
 
 def killed_in_the_second_run() -> None:
     """The kernel kills the first process when it draws in stage 1 once more."""
     if Path(sys.argv[2]).stat().st_size > 1:
         return
-    draw, runs = Stage1.draw, []
+    run, runs = Stage1.run, []
 
     def limited(self: Any, *args: Any) -> torch.Tensor:
         runs.append(1)
         if len(runs) > 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return draw(self, *args)
+        return run(self, *args)
 
-    Stage1.draw = limited
+    Stage1.run = limited
 
 
 def killed_in_stage_1() -> None:
     """The kernel kills the process in stage 1."""
-    Stage1.draw = lambda self, *args: os.kill(os.getpid(), signal.SIGKILL)
+    Stage1.run = lambda self, *args: os.kill(os.getpid(), signal.SIGKILL)
 
 
 def killed_in_stage_1_at_first() -> None:
@@ -109,7 +109,7 @@ def bitsandbytes_exits_at_first() -> None:
         os.write(2, b"Error out of memory at line 341 in file /src/csrc/ops.cu\n")
         os._exit(1)
 
-    Stage1.draw = end
+    Stage1.run = end
 
 
 def segments_fail() -> None:
@@ -124,7 +124,7 @@ def segments_fail() -> None:
 
 def touches_a_lost_page() -> None:
     """A mapped file has become shorter, and stage 1 reads where it ended."""
-    Stage1.draw = lambda self, *args: os.kill(os.getpid(), signal.SIGBUS)
+    Stage1.run = lambda self, *args: os.kill(os.getpid(), signal.SIGBUS)
 
 
 def bug() -> None:
@@ -133,12 +133,12 @@ def bug() -> None:
     def fail(self: Any, *args: Any) -> torch.Tensor:
         raise ZeroDivisionError("a fault made for a test")
 
-    Stage1.draw = fail
+    Stage1.run = fail
 
 
 def waits() -> None:
     """Stage 1 never ends."""
-    Stage1.draw = lambda self, *args: time.sleep(600)
+    Stage1.run = lambda self, *args: time.sleep(600)
 
 
 if __name__ == "__main__":

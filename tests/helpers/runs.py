@@ -41,11 +41,11 @@ def with_prompt(request: Request, prompt: str) -> Request:
     return replace(request, images=tuple(replace(s, prompt=prompt) for s in request.images))
 
 
-def run_here(plan: Plan, path: Path, report: Report = ignore, *, shelf: Any = None) -> RunFolder:
+def run_here(plan: Plan, path: Path, report: Report = ignore, *, cache: Any = None) -> RunFolder:
     """The plan, done in this process, for speed; the folder as it is then on disk."""
     from lowmem_if.engine.executor import work
 
-    work(RunFolder.for_plan(path, plan), report, shelf=shelf)
+    work(RunFolder.for_plan(path, plan), report, cache=cache)
     return RunFolder.open(path)
 
 

@@ -93,4 +93,5 @@ def test_the_wheel_carries_nothing_else(installed: Path) -> None:
 
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"lowmem_if"}
+    assert "lowmem_if/py.typed" in names
     assert wheel.stat().st_size < 17_000_000

@@ -13,7 +13,7 @@ from runs import plan_of
 from lowmem_if.cli.main import main
 from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.errors import MissingPackage, RunFolderError
-from lowmem_if.report.memory_chart import Band, Sample, bands, read_samples, write_picture
+from lowmem_if.report.memory_chart import Band, Sample, bands, read_samples, write_chart
 
 pytest.importorskip("matplotlib")
 
@@ -74,10 +74,10 @@ def test_show_plot_writes_a_picture_beside_the_run(
 
 def test_more_than_ram_gets_a_second_panel(run: RunFolder, tmp_path: Path) -> None:
     """Where an accelerator was used its memory has a panel of its own."""
-    write_picture(run, tmp_path / "one.png")
+    write_chart(run, tmp_path / "one.png")
     lines = [line(float(t), "stage_1", 10**9, 5 * 10**9) for t in range(20)]
     (run.path / "memory.jsonl").write_text("\n".join(lines))
-    write_picture(run, tmp_path / "two.png")
+    write_chart(run, tmp_path / "two.png")
     heights = []
     for name in ("one.png", "two.png"):
         with Image.open(tmp_path / name) as picture:
@@ -91,11 +91,11 @@ def test_without_matplotlib_the_install_command_is_told(
     """One line, with what to type."""
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingPackage, match=r"pip install 'lowmem-if\[plot\]'"):
-        write_picture(run, tmp_path / "memory.png")
+        write_chart(run, tmp_path / "memory.png")
     assert main(["show", str(run.path), "--plot"]) == 1
 
 
 def test_a_picture_that_cannot_be_written_is_told(run: RunFolder, tmp_path: Path) -> None:
     """A folder that is not there is named with the reason."""
     with pytest.raises(RunFolderError, match="cannot be written"):
-        write_picture(run, tmp_path / "absent" / "memory.png")
+        write_chart(run, tmp_path / "absent" / "memory.png")

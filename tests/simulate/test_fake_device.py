@@ -36,7 +36,7 @@ class Bounding(Trace):
         super()._count(func, args, kwargs, out)
         if func is torch.ops.aten.convolution.default:
             copies = sum(t.numel() * t.element_size() for t in (*args[:2], out))
-            self.most = max(self.most, self.ledger.account(ANONYMOUS).now + copies)
+            self.most = max(self.most, self.tracker.usage(ANONYMOUS).now + copies)
 
 
 @pytest.mark.parametrize("known", SMALL, ids=lambda known: known.network.folder)
@@ -58,7 +58,7 @@ def test_torchs_own_measurement_lies_between_the_bounds(known: Known) -> None:
     bounds = Bounding(MemoryTracker())
     with torch.no_grad(), bounds:
         run = run_of(known)
-        before = bounds.ledger.account(ANONYMOUS).now
+        before = bounds.tracker.usage(ANONYMOUS).now
         least = traced(bounds, ANONYMOUS, run).activation_bytes
     most = max(least, bounds.most - before)
     with (

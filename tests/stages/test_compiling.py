@@ -168,7 +168,7 @@ def test_where_nothing_can_be_compiled_the_run_says_so_and_goes_on(
     done = run_here(compiled(made), tmp_path / "run", events.append)
     assert same(run_here(made, tmp_path / "plain"), done)
     (notice,) = [event.text for event in events if event.kind == "notice"]
-    assert notice.startswith("not compiled, for torch.compile does not work here: ")
+    assert notice.startswith("not compiled, since torch.compile does not work here: ")
     assert "no such backend" in notice
     assert notice in done.notices
 

@@ -12,7 +12,9 @@ from PIL import Image
 from runs import plan_of, run_here
 
 from lowmem_if.planning.plan import Step
-from lowmem_if.stages.postprocess import Postprocessor, to_image, to_unit_range
+from lowmem_if.stages.pipelines import to_unit_range
+from lowmem_if.stages.postprocess import Postprocessor, to_image
+from lowmem_if.stages.stage import StageConfig
 from lowmem_if.weights import loading
 
 
@@ -30,8 +32,8 @@ def test_the_ending_is_that_of_the_plain_pipeline(tiny: Path) -> None:
     seeded = [torch.Generator().manual_seed(3) for _ in range(2)]
     expected = pipeline("a red circle", generator=seeded[0], **options).images[0]
     tensor = pipeline("a red circle", generator=seeded[1], output_type="pt", **options).images[0]
-    finisher = Postprocessor(tiny / "stage_1", finish_step(tiny), check=True, mark=True)
-    ours = finisher.finish(to_unit_range(tensor.float()))
+    postprocessor = Postprocessor.load(StageConfig(tiny / "stage_1", finish_step(tiny)))
+    ours = postprocessor.run(to_unit_range(tensor.float()), lambda _done, _total: None)
     assert ours.image.tobytes() == expected.tobytes()
     assert ours.flagged is False
 

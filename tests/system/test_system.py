@@ -20,18 +20,18 @@ import torch
 from runs import plan_of
 from safetensors.torch import load_file
 
-from lowmem_if.api.generate import run
+from lowmem_if.api.run import run
 from lowmem_if.cascade import safetensors_header
 from lowmem_if.cli import main as cli
-from lowmem_if.engine import run_folder, worker_process
+from lowmem_if.engine import run_folder, session, worker_process
 from lowmem_if.engine.run_folder import RunFolder
-from lowmem_if.engine.worker_process import worker_environment
+from lowmem_if.engine.worker_environment import worker_environment
 from lowmem_if.errors import HubError, RunFolderError
 from lowmem_if.system import channel, exit_codes, file_operations, host, paths, process_memory
 from lowmem_if.weights import memory_readings as torch_memory
 from lowmem_if.weights.files.atomic import write_bytes
 from lowmem_if.weights.files.checkpoint import Checkpoint
-from lowmem_if.weights.hub import download
+from lowmem_if.weights.hub import download, transfer
 from lowmem_if.weights.modules import materialize
 
 On = Callable[[str, ModuleType], None]
@@ -218,9 +218,9 @@ def test_a_path_that_is_too_long_is_told_with_what_to_do(
     told = str(safetensors_header.unreadable(long, FileNotFoundError(2, "gone")))
     assert "305 characters" in told
     assert "HF_HOME" in told
-    file = download._File("a/b", "c" * 40, "x" * 200, 5)
+    file = transfer.HubFile("a/b", "c" * 40, "x" * 200, 5)
     with pytest.raises(HubError, match="LongPathsEnabled"):
-        download._check_paths([download._Download(file, "", "e" * 64)])
+        download._check_paths([transfer.Download(file, "", "e" * 64)])
     long_paths(monkeypatch, work=True)
     assert paths.too_long(long) == ""
 
@@ -307,7 +307,7 @@ def test_a_pipe_that_nobody_reads_is_no_bug_of_ours(
         raise OSError(errno.EINVAL, "Invalid argument", name)
 
     on("win32", channel)
-    monkeypatch.setattr(cli, "choose_machine", fail)
+    monkeypatch.setattr(session, "choose_machine", fail)
     assert cli.main(["probe"]) == code
 
 

@@ -119,11 +119,12 @@ def test_the_worker_is_limited_where_the_driver_would_lend_ram(
     monkeypatch.setattr(executor, "try_segments", lambda device: None)
     monkeypatch.setattr(executor, "limit", lambda *given: order.append(given))
     monkeypatch.setattr(executor, "wake", lambda device, dtype: order.append(dtype))
-    turn: Any = object.__new__(executor._StepRunner)
     machine = replace(CARD, spills_vram=spills)
-    turn._folder = SimpleNamespace(plan=SimpleNamespace(machine=machine))
-    turn._step = SimpleNamespace(device=device, compute_dtype="float16")
-    turn._wake()
+    run: Any = SimpleNamespace(
+        folder=SimpleNamespace(plan=SimpleNamespace(machine=machine)),
+        step=SimpleNamespace(config=SimpleNamespace(device=device, compute_dtype="float16")),
+    )
+    executor._use_device(run)
     assert order == [*limits, "float16"]
 
 

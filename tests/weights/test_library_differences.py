@@ -21,12 +21,8 @@ from lowmem_if.planning.plan import Step
 from lowmem_if.stages.stage_1 import Stage1
 from lowmem_if.stages.text_encoder import TextCleaner, TextEncoder
 from lowmem_if.weights.library_differences import t5_block
-from lowmem_if.weights.loading import (
-    load_clip_text,
-    load_safety_checker,
-    load_text_encoder,
-    load_tokenizer,
-)
+from lowmem_if.weights.loading import load_clip_text, load_safety_checker, load_text_encoder
+from lowmem_if.weights.small_parts import load_tokenizer
 
 
 def transformers_from(*version: int) -> bool:

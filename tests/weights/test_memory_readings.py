@@ -15,12 +15,12 @@ from diffusers import UNet2DConditionModel
 from runs import CPU, plan_of, run_here
 from transformers import T5Config, T5EncoderModel
 
+from lowmem_if.api.run import run
 from lowmem_if.cascade.catalog import COMPONENTS, POSTPROCESS, STAGE_1, TEXT_ENCODER
 from lowmem_if.engine.events import ignore
 from lowmem_if.engine.model_cache import left_behind
 from lowmem_if.engine.recorder import Recorder
 from lowmem_if.engine.run_folder import RunFolder
-from lowmem_if.engine.runner import run
 from lowmem_if.planning.plan import make_plan
 from lowmem_if.request.build import make_request
 from lowmem_if.weights.memory_readings import MemoryReading, Watch, prove_release, use_once, wake

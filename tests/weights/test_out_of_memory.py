@@ -202,11 +202,11 @@ def ended(folder: RunFolder, code: int, said: str, before: str = "") -> Event:
     """What is made of a worker that ends like this, with other words of an earlier one in the log."""
     shop = worker_process.WorkerProcess()
     folder.log_file.write_text(before)
-    shop._note_log(folder.log_file)
+    shop._follow_log(folder.log_file)
     with folder.log_file.open("a") as log:
         log.write(f"\n{said}\n")
     shop._process = Ended(code)  # type: ignore[assignment]
-    return shop._silence("stage_1")
+    return shop._explain_exit("stage_1")
 
 
 def test_what_an_earlier_worker_said_does_not_count(folder: RunFolder) -> None:

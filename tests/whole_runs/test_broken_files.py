@@ -18,15 +18,11 @@ from runs import plan_of, run_here
 
 from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
 from lowmem_if.cascade.locate import locate
-from lowmem_if.engine.executor import weights_identity
+from lowmem_if.engine.steps.step_run import weights_identity
 from lowmem_if.errors import CheckpointError, RunFolderError
 from lowmem_if.stages.text_encoder import TextCleaner
-from lowmem_if.weights.loading import (
-    load_feature_extractor,
-    load_scheduler,
-    load_text_encoder,
-    load_tokenizer,
-)
+from lowmem_if.weights.loading import load_text_encoder
+from lowmem_if.weights.small_parts import load_feature_extractor, load_scheduler, load_tokenizer
 
 
 @pytest.fixture
@@ -266,7 +262,7 @@ import json, os, sys
 from pathlib import Path
 from lowmem_if.errors import LowmemError
 from lowmem_if.cascade.locate import locate
-from lowmem_if.weights.files.fingerprint import identity
+from lowmem_if.weights.files.fingerprint import fingerprint
 told = {}
 for name in sys.argv[2:]:
     place = Path(sys.argv[1], name)
@@ -275,7 +271,7 @@ for name in sys.argv[2:]:
     try:
         location = locate(sys.argv[1])
         for component in location.cascade.parts:
-            identity(location.folder(component), location.files(component))
+            fingerprint(location.folder(component), location.files(component))
     except LowmemError as error:
         told[name] = [type(error).__name__, str(error)]
     place.chmod(mode)

@@ -10,9 +10,9 @@ from diffusers import IFPipeline
 from runs import run_here
 from safetensors.torch import load_file
 
+from lowmem_if.api.run import run
 from lowmem_if.cascade.strategies import parse_pins
 from lowmem_if.engine.run_folder import RunFolder
-from lowmem_if.engine.runner import run
 from lowmem_if.hardware.machine import probe
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.request.build import make_request

@@ -13,8 +13,9 @@ from plain_diffusers import by_hand
 from runs import plan_of, run_here
 from safetensors.torch import load_file
 
-from lowmem_if.stages.one_pass import encode_in_one_pass
-from lowmem_if.weights.loading import load_text_encoder, load_tokenizer, stream_text_encoder
+from lowmem_if.stages.text_encoder import encode_in_one_pass
+from lowmem_if.weights.loading import load_text_encoder, stream_text_encoder
+from lowmem_if.weights.small_parts import load_tokenizer
 
 COMPONENTS = ("text_encoder", "stage_1", "stage_2", "upscaler")
 PROMPTS = ("a red circle", "a blue star on white")

@@ -22,14 +22,15 @@ from PIL import Image
 from runs import kinds, plan_of, run_here
 from safetensors.torch import load_file
 
-from lowmem_if.api.enlarge import continued
 from lowmem_if.cascade.locate import locate
 from lowmem_if.cascade.lora import loras
 from lowmem_if.cascade.strategies import STREAM
 from lowmem_if.cli.main import main
+from lowmem_if.engine.continuation import continued
 from lowmem_if.engine.events import Event
-from lowmem_if.engine.executor import weights_identity, work
+from lowmem_if.engine.executor import work
 from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.steps.step_run import weights_identity
 from lowmem_if.errors import LoraError, RunFolderError
 from lowmem_if.weights.loading import load_diffusers_model
 

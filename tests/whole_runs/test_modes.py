@@ -38,8 +38,9 @@ from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.planning.fallback import RAM, Findings, changed_pixels, cheaper
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.request.build import make_request
+from lowmem_if.stages.stage import StageConfig
 from lowmem_if.stages.stage_2 import Stage2
-from lowmem_if.stages.tiles import blended
+from lowmem_if.stages.upscaler import blended
 
 PROMPT, NEGATIVE, SEED = "a red circle on white", "black", 3
 STREAMING = [f"{name}=stream" for name in ("text_encoder", "stage_1", "stage_2", "upscaler")]
@@ -491,13 +492,13 @@ def test_a_mode_loads_each_network_once(
 ) -> None:
     """Two pipelines of one stage share its UNet: it is loaded once whatever the mode."""
     loaded = []
-    real = Stage2.__init__
+    real = Stage2.load
 
-    def count(self: Any, root: Path, step: Any) -> None:
-        loaded.append(step.component)
-        real(self, root, step)
+    def count(config: StageConfig) -> Stage2:
+        loaded.append(config.step.component)
+        return real(config)
 
-    monkeypatch.setattr(Stage2, "__init__", count)
+    monkeypatch.setattr(Stage2, "load", count)
     run_here(plan_of(tiny, PROMPT, images=3, steps=4, **of_mode(VARY, sources)), tmp_path / "run")
     assert loaded == [catalog.STAGE_2]
 

@@ -121,17 +121,18 @@ def psnr(picture: torch.Tensor, truth: torch.Tensor) -> float:
     return float(10 * torch.log10(4 / (picture - truth).square().mean()))
 
 
-def readme_commands() -> list[list[str]]:
-    """The lines of README.md that begin with a picture."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+def documented_commands() -> list[list[str]]:
+    """The commands of docs/how-to/pictures.md that begin with a picture."""
+    page = ROOT / "docs/how-to/pictures.md"
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     lines = (
         line.split("lowmem-if ", 1)[-1] for line in text.splitlines() if line.startswith("    ")
     )
     return [shlex.split(line) for line in lines if line.startswith(("vary", "inpaint", "upscale"))]
 
 
-@pytest.mark.parametrize("command", readme_commands(), ids=lambda command: command[0])
-def test_the_commands_of_the_readme_draw_pictures(
+@pytest.mark.parametrize("command", documented_commands(), ids=lambda command: command[0])
+def test_the_documented_commands_draw_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
     """As they stand there, but small and with a step or two."""
@@ -141,8 +142,13 @@ def test_the_commands_of_the_readme_draw_pictures(
     assert len(RunFolder.open(tmp_path / "run").images) == 1
 
 
-def test_the_readme_shows_every_mode() -> None:
+def test_the_documents_show_every_mode() -> None:
     """Each has a command of its own, and a picture that is there and small."""
-    assert [command[0] for command in readme_commands()] == ["vary", "inpaint", "vary", "upscale"]
+    assert [command[0] for command in documented_commands()] == [
+        "vary",
+        "inpaint",
+        "vary",
+        "upscale",
+    ]
     for name in ("vary", "inpaint", "style", "upscale"):
         assert 0 < (ROOT / "docs" / f"{name}.jpg").stat().st_size < 60_000

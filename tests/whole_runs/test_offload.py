@@ -18,6 +18,7 @@ from runs import plan_of
 
 from lowmem_if.cascade.catalog import STAGE_1, STAGE_2
 from lowmem_if.cascade.strategies import MODEL_OFFLOAD, RESIDENT
+from lowmem_if.stages.stage import StageConfig
 from lowmem_if.stages.stage_1 import Stage1
 from lowmem_if.stages.stage_2 import Stage2
 
@@ -37,7 +38,7 @@ STAGES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 def placed(tiny: Path, component: str, strategy: str, device: str) -> Any:
     step = plan_of(tiny, size=256).step(component)
     step = step.with_config(strategy=strategy, device=device)
-    return STAGES[component][0](tiny / component, step)
+    return STAGES[component][0].load(StageConfig(tiny / component, step))
 
 
 @pytest.mark.parametrize("component", STAGES)

@@ -20,7 +20,8 @@ from lowmem_if.hardware.machine import Machine
 from lowmem_if.planning.memory import in_place_bytes, predict, resident_choices
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.request.build import make_request
-from lowmem_if.weights.files.checkpoint import Checkpoint, Stored
+from lowmem_if.weights.files.checkpoint import Checkpoint
+from lowmem_if.weights.files.stored import Stored
 
 STREAMING = [f"{name}=stream" for name in ("text_encoder", "stage_1", "stage_2", "upscaler")]
 LAPTOP = replace(CPU, ram_bytes=3 * 10**9, compute_dtype="bfloat16")

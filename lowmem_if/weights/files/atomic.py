@@ -1,4 +1,4 @@
-"""Files and folders that are either there whole or not there at all, whatever kills the process."""
+"""Files and folders that exist completely or not at all, whatever kills the process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PARTIAL = ".partial"
 
 
 def write_bytes(file: Path, content: bytes) -> None:
-    """Write beside `file`, then rename over it; on failure `file` is as it was before."""
+    """Write a partial file, then rename it to `file`; on failure `file` is unchanged."""
     partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}{_PARTIAL}")
     try:
         with partial.open("wb") as stream:
@@ -28,21 +28,21 @@ def write_bytes(file: Path, content: bytes) -> None:
 
 
 def is_partial(file: Path) -> bool:
-    """Whether a file is one that a killed writer left behind."""
+    """Whether a file is the partial file of a writer that was killed."""
     return file.name.startswith(".") and file.name.endswith(_PARTIAL)
 
 
 def remove_partials(folder: Path) -> None:
-    """Delete what killed writers left behind in a folder and below it."""
+    """Delete the partial files of killed writers in a folder and below it."""
     for partial in folder.rglob(f".*{_PARTIAL}"):
         remove(partial)
 
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, beside `folder`, which must not be there; it gets that name at the end.
+    """A partial folder to fill; at the end it is renamed to `folder`, which must not exist.
 
-    On failure nothing is left. Whoever could fill the same folder meanwhile must be kept out.
+    On failure it is deleted. The caller makes sure that nothing else fills the same folder meanwhile.
     """
     partial = folder.with_name(f".{folder.name}{_PARTIAL}")
     partial.mkdir()
@@ -54,13 +54,13 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder: to others it is there whole or, from the first moment, not at all."""
+    """Delete a folder: other processes see all of it or, from the first moment, nothing."""
     partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{_PARTIAL}")
     replace(folder, partial)
     remove_tree(partial)
 
 
 def remove_partial_folders(folder: Path) -> None:
-    """Delete the half-filled and half-deleted folders that killed processes left in a folder."""
+    """Delete the partial folders of killed processes in a folder."""
     for partial in folder.glob(f".*{_PARTIAL}"):
         remove_tree(partial)

@@ -1,9 +1,9 @@
 """bfloat16 copies of networks' weights in our own cache, for CPUs that stream weights at every step.
 
-A copy is named by the weight files that it is made from: their content as `identity` samples it, and
-their dates, which tell of a change that fell between the samples. Changed files so have no copy, never a
-stale one; the old one stays until it is replaced or removed. A copy is filled beside its place and moved
-there whole; what a killed conversion left is removed by the next. torch is imported when one is made.
+The name of a copy depends on the weight files that it is made from: on their fingerprint, and on their
+dates, which show a change between the samples. So changed files have no copy, never a stale one; the old
+one remains until it is replaced or removed. A copy is written under another name and renamed when it is
+complete. The next conversion removes what a killed one left. torch is imported when a copy is made.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lowmem_if.weights.files.atomic import (
     whole_folder,
     write_bytes,
 )
-from lowmem_if.weights.files.fingerprint import identity
+from lowmem_if.weights.files.fingerprint import fingerprint
 from lowmem_if.weights.files.safetensors_writer import (
     file_bytes,
     free_bytes,
@@ -40,10 +40,10 @@ DTYPE = "bfloat16"
 _VARIANT = "bf16"
 
 _RECORD = "made_from.json"
-"""The last file that is written into a copy."""
+"""The name of the last file that is written into a copy."""
 
 _LAYOUT = 1
-"""To be raised when copies are written otherwise: old ones are not found any more."""
+"""Increase it when the layout of copies changes: old copies are not found any more then."""
 
 _ELSEWHERE = "or set LOWMEM_IF_CACHE to a folder on a larger disk"
 
@@ -53,12 +53,12 @@ Report = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """What a copy says of itself.
+    """The record inside a copy.
 
     Attributes:
         folder: the module folder that it was made from.
         files: the names of its own files.
-        digest: their identity.
+        digest: their fingerprint.
     """
 
     folder: str
@@ -67,22 +67,22 @@ class _Record:
 
 
 def converted_folder(module_folder: Path) -> Path:
-    """Where a copy of a module folder's weights, as they are now, is or would be.
+    """The folder of a copy of a module folder's weights as they are now, whether it exists or not.
 
     Raises:
         CheckpointError: a weight file is missing or cannot be read.
-        CacheError: there is no folder for copies.
+        CacheError: there is no cache folder.
     """
     files = _sources(module_folder)
-    key = [_LAYOUT, DTYPE, identity(module_folder, files), [_date(file) for file in files]]
+    key = [_LAYOUT, DTYPE, fingerprint(module_folder, files), [_date(file) for file in files]]
     return _cache() / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
 
 
 def find_converted(module_folder: Path) -> Path | None:
     """The sound copy of a module folder's weights as they are now; None if there is none.
 
-    It holds the same tensors, in files that are named like the libraries' bf16 variant, and reads
-    some megabytes of either to be sure.
+    It holds the same tensors, in files named like the libraries' bf16 variant. Some megabytes of both
+    are read to check it.
 
     Raises:
         CheckpointError: a weight file of the module folder is missing or cannot be read.
@@ -98,8 +98,8 @@ def find_converted(module_folder: Path) -> Path | None:
 def convert(module_folder: Path, *, report: Report = lambda _name, _done, _total: None) -> Path:
     """Write the copy of a module folder's weights if there is none; returns its folder.
 
-    Every floating tensor becomes bfloat16, rounded as torch does; others stay as they are. Stale copies
-    of the same folder make room first. Only some ten megabytes are in memory at a time.
+    Every floating tensor becomes bfloat16, rounded as torch does; others are not changed. Stale copies
+    of the same folder are removed first. Only about ten megabytes are in memory at a time.
 
     Raises:
         CheckpointError: the weights are missing or broken, or change meanwhile.
@@ -109,15 +109,15 @@ def convert(module_folder: Path, *, report: Report = lambda _name, _done, _total
     if copy:
         return copy
     with _alone():
-        # Whoever held the cache before may have made it.
+        # The process that held the lock before may have made it.
         return find_converted(module_folder) or _make(module_folder, report)
 
 
 def remove_converted(module_folder: Path) -> int:
-    """Remove all copies that were made from a module folder, stale ones too; returns their bytes.
+    """Remove all copies of a module folder, stale ones too; returns their bytes.
 
-    The folder itself may be gone. Of a snapshot in the Hugging Face cache, the copies made from the
-    repository's other revisions go, too.
+    The folder itself need not exist. For a snapshot in the Hugging Face cache, the copies of the
+    repository's other revisions are removed, too.
 
     Raises:
         CascadeError: a copy cannot be removed.
@@ -185,7 +185,7 @@ def _date(file: Path) -> int:
 
 
 def _make(module_folder: Path, report: Report) -> Path:
-    """Fill the copy's place; whoever calls this holds the cache."""
+    """Write the copy; the caller holds the lock of the cache."""
     from lowmem_if.weights.files.convert_dtype import cast_tensors
 
     target, sources = converted_folder(module_folder), _sources(module_folder)
@@ -236,7 +236,7 @@ def _make_room(module_folder: Path, target: Path, needed: int) -> None:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Keep other processes from changing the cache: what is half made in it is then nobody's."""
+    """Lock the cache; partial folders in it then belong to no process, and are removed."""
     from huggingface_hub.utils import WeakFileLock
 
     cache = _cache()
@@ -253,13 +253,13 @@ def _alone() -> Iterator[None]:
 
 
 def _write_record(copy: Path, module_folder: Path, names: tuple[str, ...]) -> None:
-    digest = identity(copy, [copy / name for name in names])
+    digest = fingerprint(copy, [copy / name for name in names])
     record = _Record(str(module_folder.resolve()), names, digest)
     write_bytes(copy / _RECORD, json.dumps(asdict(record), indent=1).encode())
 
 
 def _record(copy: Path) -> _Record | None:
-    """What a copy says of itself; None if there is none, or it says nothing that makes sense."""
+    """The record of a copy; None if there is none, or it makes no sense."""
     try:
         said = json.loads((copy / _RECORD).read_bytes())
         return _Record(str(said["folder"]), tuple(map(str, said["files"])), str(said["digest"]))
@@ -269,7 +269,7 @@ def _record(copy: Path) -> _Record | None:
 
 def _is_sound(copy: Path, record: _Record) -> bool:
     try:
-        return identity(copy, [copy / name for name in record.files]) == record.digest
+        return fingerprint(copy, [copy / name for name in record.files]) == record.digest
     except CheckpointError:
         return False
 
@@ -280,7 +280,7 @@ def _copies() -> list[tuple[Path, _Record]]:
 
 
 def _origin(module_folder: Path) -> tuple[str, ...]:
-    """What a module folder is a version of: itself, or in the Hub's cache that folder of any commit."""
+    """What a module folder is a version of: itself, or in the Hub's cache its folder of any commit."""
     parts = module_folder.resolve().parts
     is_snapshot = parts[-3:-2] == ("snapshots",) and parts[-4].startswith("models--")
     return (parts[-4], parts[-1]) if is_snapshot else parts

@@ -1,8 +1,9 @@
 """A module folder's weight files, opened once: tensor names to bytes in files, nothing copied.
 
-Two ways lead to a tensor. `checkpoint[name]` is a view of the mapped file, whose pages come when they
-are touched and can be dropped at any time. `read_into` copies bytes by `pread`: it maps no page, so the
-resident set does not grow by the source, and a file that has shrunk is an error instead of a SIGBUS.
+There are two ways to a tensor. `checkpoint[name]` is a view of the mapped file: pages are loaded when
+they are touched, and the system can drop them at any time. A `reader` copies bytes by `pread`. That
+maps no page, so the resident set does not grow, and a file that has shrunk is an error instead of a
+SIGBUS.
 """
 
 from __future__ import annotations
@@ -10,47 +11,21 @@ from __future__ import annotations
 import mmap
 import os
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 
 import torch
 
 from lowmem_if.cascade.module_files import weight_variant
-from lowmem_if.cascade.safetensors_header import TensorHeader, read_header, unreadable
+from lowmem_if.cascade.safetensors_header import read_header, unreadable
 from lowmem_if.errors import CheckpointError
 from lowmem_if.system.file_operations import drop_cached, open_status, read_at
-
-TORCH_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A tensor in a file: the file's number, its first byte there, number type and shape."""
-
-    file: int
-    header: TensorHeader
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return TORCH_DTYPES[self.header.dtype]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.header.shape
-
-    @property
-    def size_bytes(self) -> int:
-        return self.header.size_bytes
+from lowmem_if.weights.files.stored import TORCH_DTYPES, Stored
+from lowmem_if.weights.files.tensor_reader import BLOCK_BESIDE_COMPUTING, Reader
 
 
 class _File:
-    """One open weight file; who it was when it was opened is remembered."""
+    """One open weight file, and its identity when it was opened."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -59,11 +34,11 @@ class _File:
             self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except OSError as error:
             raise unreadable(path, error) from error
-        self._opened = _who(open_status(self._descriptor, path))
+        self._opened = _identity(open_status(self._descriptor, path))
         self._map: mmap.mmap | None = None
 
     def map(self) -> mmap.mmap:
-        """The whole file, mapped for reading; mapped once, whoever asks."""
+        """The whole file, mapped for reading once."""
         if self._map is None:
             self._map = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
         return self._map
@@ -83,9 +58,9 @@ class _File:
             done += count
 
     def check(self) -> None:
-        """Raise if the path no longer leads to the file that was opened, or the file has changed."""
+        """Raise `CheckpointError` if the file at the path is another one now, or has changed."""
         try:
-            there = _who(self.path.stat())
+            there = _identity(self.path.stat())
         except OSError as error:
             raise unreadable(self.path, error) from error
         if there != self._opened:
@@ -99,7 +74,7 @@ class _File:
         drop_cached(self._descriptor, offset, size)
 
     def close(self) -> None:
-        """Let go of the file; the mapping goes with the last tensor that views it."""
+        """Close the file; the mapping is freed with the last tensor that views it."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -109,7 +84,7 @@ class _File:
 class Checkpoint(Mapping[str, torch.Tensor]):
     """The tensors of one module folder, by name, as views of their mapped files.
 
-    The files stay open until `close()` or the end of a `with`, mappings as long as a view of them lives.
+    The files remain open until `close()` or the end of a `with`, mappings as long as there is a view.
     """
 
     def __init__(self, files: tuple[Path, ...]) -> None:
@@ -135,18 +110,12 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         Raises:
             CheckpointError: a file is missing, truncated, or its header makes no sense.
         """
-        variant = weight_variant(folder, eight_bit=eight_bit)
-        return cls(tuple(folder / name for name in variant.files))
+        return cls(weight_files(folder, eight_bit=eight_bit))
 
     def __enter__(self) -> Checkpoint:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def __iter__(self) -> Iterator[str]:
@@ -156,11 +125,11 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         return len(self._stored)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        """The tensor as a view of the mapped file: read-only, and no byte is read yet."""
+        """The tensor as a view of the mapped file: read-only, and not a byte has been read yet."""
         return self.view(self._stored[name])
 
     def view(self, stored: Stored) -> torch.Tensor:
-        """The same, of a tensor whose place is known."""
+        """The same for a tensor whose place in the files is known."""
         if not stored.size_bytes:
             return torch.empty(stored.shape, dtype=stored.dtype)
         with warnings.catch_warnings():
@@ -175,7 +144,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         return _typed(flat, stored)
 
     def stored(self, name: str) -> Stored:
-        """Where a tensor lies, and what it is."""
+        """Where a tensor is stored, and what its numbers are."""
         return self._stored[name]
 
     @property
@@ -183,19 +152,25 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         return tuple(file.path for file in self._files)
 
     def read_into(self, target: memoryview, stored: Stored, start: int = 0) -> None:
-        """Copy the tensor's bytes from its byte `start` on into `target`, by pread.
+        """Copy bytes of the tensor, from its byte `start` on, into `target` by pread.
 
         Raises:
             CheckpointError: the file cannot be read or has become shorter.
         """
         self._files[stored.file].read_into(target, stored.header.offset + start)
 
+    def reader(
+        self, between: Callable[[], None] = lambda: None, block: int = BLOCK_BESIDE_COMPUTING
+    ) -> Reader:
+        """A new reader of these files, for one thread; its arguments are those of `Reader`."""
+        return Reader(self, between, block)
+
     def drop_cache(self, stored: Stored) -> None:
         """Let the system drop a tensor's cached pages (not those that are mapped and in use)."""
         self._files[stored.file].drop_cache(stored.header.offset, stored.size_bytes)
 
     def check(self) -> None:
-        """Whether all files are still the ones that were opened.
+        """Check that all files are still the ones that were opened.
 
         Raises:
             CheckpointError: one was changed, replaced or removed.
@@ -210,12 +185,18 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         self._stored = {}
 
 
+def weight_files(folder: Path, *, eight_bit: bool = False) -> tuple[Path, ...]:
+    """The weight files that a run loads from a module folder: one variant, all its shards."""
+    variant = weight_variant(folder, eight_bit=eight_bit)
+    return tuple(folder / name for name in variant.files)
+
+
 def _typed(flat: torch.Tensor, stored: Stored) -> torch.Tensor:
-    """Bytes as numbers; an odd beginning, which the format allows, costs a copy."""
+    """Bytes as numbers; an unaligned beginning, which the format allows, costs a copy."""
     if stored.header.offset % stored.dtype.itemsize:
         flat = flat.clone()
     return flat.view(stored.dtype).reshape(stored.shape)
 
 
-def _who(status: os.stat_result) -> tuple[int, int, int, int]:
+def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

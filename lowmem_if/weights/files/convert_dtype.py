@@ -1,4 +1,4 @@
-"""A safetensors file written anew with its floating numbers in bfloat16, a few megabytes at a time."""
+"""Write a copy of a safetensors file with its floating numbers in bfloat16, some megabytes at a time."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 import torch
 
 from lowmem_if.cascade.safetensors_header import ITEM_BYTES, read_header
-from lowmem_if.weights.files.checkpoint import TORCH_DTYPES, Checkpoint
+from lowmem_if.weights.files.checkpoint import Checkpoint
 from lowmem_if.weights.files.safetensors_writer import NewTensor, header_bytes
-from lowmem_if.weights.files.tensor_reader import Reader
+from lowmem_if.weights.files.stored import TORCH_DTYPES
 
 _BLOCK_BYTES = 8 * 2**20
-"""Written at once."""
+"""Bytes that are written at once."""
 
 
 def cast_tensors(source: Path) -> tuple[NewTensor, ...]:
-    """What the new file of `source` will hold, in the order of its bytes.
+    """The tensors of the copy of `source`, in the order of their bytes.
 
-    Wide numbers come first, as the format's own writer puts them, so that each begins on a multiple of
-    its size; otherwise the order is the source's.
+    Wide numbers are first, as the format's own writer orders them, so that each begins at a multiple of
+    its size. Otherwise the order is that of the source.
 
     Raises:
         CheckpointError: the source is missing or broken.
@@ -35,9 +35,9 @@ def cast_tensors(source: Path) -> tuple[NewTensor, ...]:
 
 
 def cast_file(source: Path, target: Path) -> Iterator[int]:
-    """Write `target`, which must not be there; yields the number of bytes after each write.
+    """Write `target`, which must not exist; yields the number of bytes after each write.
 
-    At the end the file is on the disk, not only on its way there.
+    At the end the file is on the disk, not only in the system's cache.
 
     Raises:
         CheckpointError: the source cannot be read, or has changed meanwhile.
@@ -45,7 +45,7 @@ def cast_file(source: Path, target: Path) -> Iterator[int]:
     """
     tensors = cast_tensors(source)
     with Checkpoint((source,)) as checkpoint, target.open("xb") as stream:
-        reader, scratch = Reader(checkpoint), torch.empty(_BLOCK_BYTES, dtype=torch.uint8)
+        reader, scratch = checkpoint.reader(), torch.empty(_BLOCK_BYTES, dtype=torch.uint8)
         yield stream.write(header_bytes(tensors))
         for tensor in tensors:
             stored = checkpoint.stored(tensor.name)

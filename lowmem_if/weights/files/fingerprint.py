@@ -1,7 +1,7 @@
-"""Which files these are: a digest of a file's content that costs no full read.
+"""The identity of files: a digest of their content that does not read large files completely.
 
-Small files are read whole. Of large ones the length, both ends and evenly spread samples are taken:
-another training run, revision or number type changes practically every sample.
+Small files are read completely. For large ones the digest covers the length, both ends and evenly spread
+samples: another training run, revision or number type changes practically every sample.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _WHOLE_BYTES = 32 * 2**20
 _SAMPLES, _SAMPLE_BYTES = 64, 64 * 2**10
 
 
-def identity(root: Path, files: Iterable[Path]) -> str:
+def fingerprint(root: Path, files: Iterable[Path]) -> str:
     """A hexadecimal digest of the contents of `files` and their paths below `root`.
 
     Raises:

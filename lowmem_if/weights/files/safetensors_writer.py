@@ -1,4 +1,4 @@
-"""Safetensors files that are written a piece at a time: their headers, names, and the disk they need."""
+"""Write safetensors files piece by piece: their headers and names, and the disk that they need."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lowmem_if.cascade.safetensors_header import ITEM_BYTES
 
 @dataclass(frozen=True, slots=True)
 class NewTensor:
-    """A tensor to be written; `dtype` in safetensors' spelling."""
+    """A tensor to be written; `dtype` as safetensors spells it."""
 
     name: str
     dtype: str
@@ -42,12 +42,12 @@ def header_bytes(tensors: Iterable[NewTensor]) -> bytes:
 
 
 def file_bytes(tensors: tuple[NewTensor, ...]) -> int:
-    """How long the file of these tensors is."""
+    """The size of the file with these tensors."""
     return len(header_bytes(tensors)) + sum(tensor.size_bytes for tensor in tensors)
 
 
 def weight_file_names(stem: str, variant: str, count: int) -> tuple[str, ...]:
-    """What the libraries call the weight files of a network that is cut into `count` shards.
+    """The names that the libraries give to the `count` weight files (shards) of a network.
 
     Args:
         stem: `model` (transformers) or `diffusion_pytorch_model` (diffusers).
@@ -72,6 +72,6 @@ def index_file(
 
 
 def free_bytes(folder: Path) -> int:
-    """What is free on the disk where a folder is, or would be made."""
+    """Free bytes on the disk where a folder is, or would be made."""
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     return shutil.disk_usage(existing).free

@@ -1,4 +1,4 @@
-"""One tensor in one safetensors file, with a few words of metadata."""
+"""One tensor in one safetensors file, with some metadata."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def tensor_bytes(tensor: torch.Tensor, **metadata: str) -> bytes:
 
 
 def is_sound(file: Path) -> bool:
-    """Whether `load_tensor` would find a tensor in the file, told by its header and its length."""
+    """Whether the file holds a tensor for `load_tensor`, by its header and its length."""
     try:
         return _NAME in read_header(file)
     except CheckpointError:

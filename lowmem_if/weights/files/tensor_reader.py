@@ -1,23 +1,24 @@
-"""From a file's bytes to numbers of another type in memory that is already there, a little at a time.
+"""Read a file's bytes as numbers of another type into memory that is given, one block at a time.
 
-Beside a computation, blocks are kept just under the size from which torch would share a copy among its
-threads: the reader does not fight over the cores then. Between the 16-bit types the way leads through
-float32, which is exact and, measured, 2.6 times faster than torch's direct way.
+While something computes, blocks are just below the size from which torch would share a copy among its
+threads, so that the reader takes no cores from the computation. Casts between the 16-bit types go
+through float32, which is exact and, measured, 2.6 times faster than torch's direct cast.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 
-from lowmem_if.weights.files.checkpoint import Checkpoint, Stored
+from lowmem_if.weights.files.stored import Stored
 
 BLOCK_BESIDE_COMPUTING = 32_704
 """Numbers cast at once: a multiple of 64 below torch's grain of 32,768."""
 
 BLOCK = 262_144
-"""Where nothing computes meanwhile: float16 and float32 copies of a block fit a core's cache."""
+"""For when nothing else computes: float16 and float32 copies of a block fit a core's cache."""
 
 _READ_BYTES = 16 * 2**20
 """Bytes read at once where nothing is cast."""
@@ -25,10 +26,17 @@ _READ_BYTES = 16 * 2**20
 _SIXTEEN_BIT = {torch.float16, torch.bfloat16}
 
 
+class Bytes(Protocol):
+    """What is read from; a `Checkpoint`."""
+
+    def read_into(self, target: memoryview, stored: Stored, start: int = 0) -> None:
+        """Copy bytes of the tensor, from its byte `start` on, into `target`."""
+
+
 class Reader:
     """Reads tensors of one checkpoint into given memory; each thread has its own.
 
-    Its scratch memory is some twelve bytes a number of `block`.
+    Its scratch memory is about twelve bytes for each number of `block`.
 
     Args:
         between: called before every read from the file; what it raises ends the reading.
@@ -37,14 +45,13 @@ class Reader:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: Bytes,
         between: Callable[[], None] = lambda: None,
         block: int = BLOCK_BESIDE_COMPUTING,
     ) -> None:
         self._checkpoint, self._between, self._block = checkpoint, between, block
         self._single = torch.empty(block, dtype=torch.float32)
         self._raw = torch.empty(block * 8, dtype=torch.uint8)
-        self._raw_bytes = _bytes_of(self._raw)
 
     def read(self, stored: Stored, out: torch.Tensor, first: int = 0) -> None:
         """Fill `out`, contiguous on the CPU, with numbers of the tensor from number `first` on.
@@ -57,12 +64,13 @@ class Reader:
             self._copy(stored, flat, first)
             return
         item, raw = stored.dtype.itemsize, self._raw.view(stored.dtype)
+        raw_bytes = _bytes_of(self._raw)
         detour = {flat.dtype, stored.dtype} == _SIXTEEN_BIT
         for start in range(0, flat.numel(), self._block):
             part = flat[start : start + self._block]
             count = part.numel()
             self._between()
-            target = self._raw_bytes[: count * item]
+            target = raw_bytes[: count * item]
             self._checkpoint.read_into(target, stored, (first + start) * item)
             numbers = raw[:count]
             if detour:

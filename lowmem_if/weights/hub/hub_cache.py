@@ -1,4 +1,4 @@
-"""What of the Hugging Face cache is broken: it is dropped, and so planned for and fetched anew."""
+"""Delete broken files from the Hugging Face cache, so that they are planned for and fetched again."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _HASHED_BYTES = 32 * 2**20
 def drop_broken(
     cascade: Cascade, components: Collection[str], *, revision: str = "main"
 ) -> tuple[Path, ...]:
-    """Drop from the cache what is broken of the files that `components` read; no network is used.
+    """Delete the broken files among those that `components` read from the cache; no network is used.
 
-    Broken are weights whose header does not fit their length, JSON that is none, and small files that
-    are not what their blob's name says. A file that is merely of another length than the Hub's is
-    found by `fetch`.
+    A file is broken if its safetensors header does not fit its length, if it should be JSON and is not,
+    or if it is small and its content does not have the hash in its blob's name. `fetch` finds files that
+    have another length than on the Hub.
 
     Returns:
-        The files that are gone.
+        The deleted files.
 
     Raises:
         HubError: a file cannot be read, or not be deleted.
@@ -49,7 +49,7 @@ def drop_broken(
         }
         with plain_words(repository, revision):
             for file in sorted(files):
-                # Equal files share a blob, which may be gone by now.
+                # Equal files share a blob, which may have been deleted by now.
                 if file.is_file() and not _is_sound(file):
                     _drop(file)
                     dropped.append(file)
@@ -57,7 +57,7 @@ def drop_broken(
 
 
 def _is_sound(file: Path) -> bool:
-    with file.open("rb"):  # what may not be read is not therefore broken
+    with file.open("rb"):  # an unreadable file is not a broken one: this raises
         pass
     try:
         if file.suffix == ".safetensors":
@@ -70,7 +70,7 @@ def _is_sound(file: Path) -> bool:
 
 
 def _has_its_hash(blob: Path) -> bool:
-    """Whether a blob, if it is small, has the hash that it is named by: SHA-256, or git's."""
+    """Whether a small blob has the hash in its name: SHA-256, or git's. Large ones are not hashed."""
     size = blob.stat().st_size
     if size > _HASHED_BYTES or not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
         return True
@@ -82,7 +82,7 @@ def _has_its_hash(blob: Path) -> bool:
 
 
 def _drop(file: Path) -> None:
-    """Delete a file of a snapshot, and its blob: a link out of the cache is somebody's own file."""
+    """Delete a file of a snapshot and its blob; what a link outside the cache points to is kept."""
     blob = file.resolve()
     if blob.parent.name == "blobs":
         remove(blob)

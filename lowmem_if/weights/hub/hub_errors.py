@@ -1,4 +1,4 @@
-"""What the Hub, the network and the disk have against a download, in plain words."""
+"""Why a download fails, in plain words: the Hub, the network or the disk."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def retry_busy(call: Callable[[], _T]) -> _T:
 
 
 def foreign_errors() -> tuple[type[BaseException], ...]:
-    """What huggingface_hub and the file system raise; bugs of ours are not among it."""
+    """What huggingface_hub and the file system raise; our own bugs raise other classes."""
     from huggingface_hub import errors
 
     # errors.HTTPError is the root of the HTTP library that this huggingface_hub is built on.
@@ -41,6 +41,7 @@ def foreign_errors() -> tuple[type[BaseException], ...]:
 
 @contextmanager
 def plain_words(repository: str, revision: str) -> Iterator[None]:
+    """Inside, errors of the Hub, the network and the disk are raised as `HubError`."""
     try:
         yield
     except foreign_errors() as error:
@@ -61,7 +62,7 @@ def _explain(error: BaseException, repository: str, revision: str) -> str:
 
 
 def why_unreachable(error: BaseException) -> tuple[str, str] | None:
-    """Why the Hub could not be asked at all, and what to do; None if that is not the trouble."""
+    """(Why the Hub cannot be reached, what to do); None if something else is wrong."""
     from huggingface_hub import constants, errors
 
     if isinstance(error, errors.HfHubHTTPError):

@@ -1,7 +1,7 @@
-"""What a plan needs of the Hub: only the files that the given components load.
+"""Which files of the Hub a plan needs: only those that the given components load.
 
-`list_files` asks what a repository holds and chooses; `fetch` downloads what is not cached yet. The
-cache, its layout, the login and the environment variables are huggingface_hub's own.
+`list_files` lists a repository and chooses; `fetch` downloads what is not cached yet. The cache, its
+layout, the login and the environment variables are those of huggingface_hub.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from lowmem_if.cascade.catalog import Cascade
 from lowmem_if.cascade.locate import snapshot_folder
 from lowmem_if.cascade.variants import SMALL_FILES, choose_variant, lacks_vocabulary
 from lowmem_if.errors import HubError
-from lowmem_if.weights.hub.download import Progress, RepoFiles, fetch, missing_bytes
+from lowmem_if.weights.hub.download import RepoFiles, fetch, missing_bytes
 from lowmem_if.weights.hub.hub_errors import (
     foreign_errors,
     plain_words,
     retry_busy,
     why_unreachable,
 )
+from lowmem_if.weights.hub.transfer import Progress
 
 __all__ = ["Progress", "RepoFiles", "fetch", "list_files", "missing_bytes"]
 
@@ -27,16 +28,16 @@ __all__ = ["Progress", "RepoFiles", "fetch", "list_files", "missing_bytes"]
 def list_files(
     cascade: Cascade, components: Collection[str], *, eight_bit: bool, revision: str = "main"
 ) -> tuple[RepoFiles, ...]:
-    """What `components` load from the Hub, one entry a repository; empty for a local cascade.
+    """The files that `components` load, one entry for each repository; empty for a local cascade.
 
-    Of each module one set of safetensors and its configuration, the small folders beside it, and
-    `model_index.json`; never the original files in the root, `.bin`, or a second precision. If the
-    Hub cannot be reached and the cache holds all of it, the answer comes from the cache.
+    For each module these are one set of safetensors, its configuration, its small folders and
+    `model_index.json`. They are never the original files in the root, `.bin`, or a second precision. If
+    the Hub cannot be reached and all files are cached, the list is made from the cache.
 
     Args:
-        cascade: of the catalogue.
+        cascade: one of the catalogue.
         components: those that the plan runs.
-        eight_bit: take the published 8-bit text encoder where there is one.
+        eight_bit: choose the published 8-bit text encoder where there is one.
         revision: branch, tag or commit of every repository.
 
     Raises:
@@ -78,7 +79,7 @@ def _list_repository(
 def _ask(repository: str, revision: str) -> tuple[str, dict[str, int]]:
     from huggingface_hub import HfApi, constants
 
-    # The client waits for ever without a timeout: it gives this call none of its own.
+    # Without a timeout the client waits for ever: it sets none for this call.
     info = HfApi().model_info(
         repository,
         revision=revision,
@@ -99,7 +100,7 @@ def _cached(repository: str, revision: str) -> tuple[str, dict[str, int]]:
 def _select(
     paths: Collection[str], cascade: Cascade, components: list[str], eight_bit: bool
 ) -> tuple[list[str], list[str]]:
-    """The needed ones among `paths`, each once, and in words what is needed but not there."""
+    """(The needed ones among `paths`, each once; what is needed and missing, in words)."""
     chosen, absent = [path for path in paths if path == "model_index.json"], []
     for component in components:
         part = cascade.parts[component]

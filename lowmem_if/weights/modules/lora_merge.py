@@ -1,12 +1,12 @@
 """LoRAs merged into a network's weights while they are read: W + scale * alpha / rank * (up @ down).
 
-Sums are made in float32 and rounded once, to the type that is computed in. A weight is merged a block of
-rows at a time; where the blocks are cut depends on the weight's shape alone, each product is made by one
-thread, and all of it happens in host memory. So the bits are the same whether a weight is loaded once,
-comes anew at every pass, or travels to an accelerator in pieces (how BLAS rounds depends on a product's
-shape). Several LoRAs are added one after the other, in the order given.
+Sums are made in float32 and rounded once, to the type that is computed in. A weight is merged one
+block of rows at a time. How it is cut into blocks depends on the weight's shape alone, each product is
+made by one thread, and everything happens in host memory. So the bits are the same whether a weight is
+loaded once or at every pass, or is copied to an accelerator in pieces (how BLAS rounds depends on a
+product's shape). Several LoRAs are added one after the other, in the given order.
 
-Of the LoRA's file nothing is held but the two matrices of the weight at hand.
+Only the two matrices of the current weight are held of a LoRA's file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from types import TracebackType
 
 import torch
 
@@ -23,7 +22,8 @@ from lowmem_if.cascade.lora import BLOCK, Lora
 from lowmem_if.cascade.lora_fit import Misfit, fitted
 from lowmem_if.cascade.lora_keys import Pair, read_pairs
 from lowmem_if.errors import LoraError
-from lowmem_if.weights.files.checkpoint import Checkpoint, Stored
+from lowmem_if.weights.files.checkpoint import Checkpoint
+from lowmem_if.weights.files.stored import Stored
 from lowmem_if.weights.files.tensor_reader import BLOCK_BESIDE_COMPUTING, Reader
 from lowmem_if.weights.modules.meta_init import Slot
 
@@ -39,7 +39,7 @@ class Change:
 
 
 class Merges:
-    """What LoRAs add to which weights; their files stay open until `close()` or the end of a `with`."""
+    """What LoRAs add to which weights; a context manager that closes their files, or `close()` it."""
 
     def __init__(self) -> None:
         self._files: list[Checkpoint] = []
@@ -47,10 +47,10 @@ class Merges:
 
     @classmethod
     def into(cls, wanted: Iterable[Slot], lora: Sequence[Lora]) -> Merges:
-        """Of these LoRAs into the weights that fill these slots.
+        """What these LoRAs add to the weights that fill these slots.
 
         Raises:
-            LoraError: one is of another network.
+            LoraError: one belongs to another network.
             CheckpointError: its file is missing or broken.
         """
         merges = cls()
@@ -72,7 +72,7 @@ class Merges:
         file = Checkpoint((path,))
         self._files.append(file)
         for name, pair in pairs.items():
-            if factor := lora.scale * _counts(file, pair):
+            if factor := lora.scale * _multiplier(file, pair):
                 change = Change(file, file.stored(pair.down), file.stored(pair.up), factor)
                 self._changes.setdefault(weights[name], []).append(change)
 
@@ -80,11 +80,11 @@ class Merges:
         return bool(self._changes)
 
     def of(self, stored: Stored) -> Sequence[Change]:
-        """What is added to a weight; empty of most."""
+        """What is added to a weight; nothing for most."""
         return self._changes.get(stored, ())
 
     def check(self) -> None:
-        """Whether all files are still the ones that were opened.
+        """Check that all files are still the ones that were opened.
 
         Raises:
             CheckpointError: one was changed, replaced or removed.
@@ -101,17 +101,12 @@ class Merges:
     def __enter__(self) -> Merges:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
 
 NOTHING = Merges()
-"""Into no weight."""
+"""No LoRA adds anything."""
 
 
 def reader_of(
@@ -120,9 +115,9 @@ def reader_of(
     between: Callable[[], None] = lambda: None,
     block: int = BLOCK_BESIDE_COMPUTING,
 ) -> Reader:
-    """A reader of a network's weights that merges into them what there is to merge."""
+    """A reader of a network's weights with what LoRAs add to them."""
     if not merges:
-        return Reader(checkpoint, between, block)
+        return checkpoint.reader(between, block)
     return MergingReader(checkpoint, merges, between, block)
 
 
@@ -173,7 +168,7 @@ class MergingReader(Reader):
 
     def _matrices_for(self, stored: Stored) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
         if self._held != stored:
-            self._matrices = []  # the last weight's go before this one's come
+            self._matrices = []  # free the last weight's before loading this one's
             for change in self._merges.of(stored):
                 down, up = (self._matrix(change.file, part) for part in (change.down, change.up))
                 self._matrices.append((down, up, change.factor))
@@ -182,24 +177,24 @@ class MergingReader(Reader):
 
     def _matrix(self, file: Checkpoint, stored: Stored) -> torch.Tensor:
         matrix = torch.empty((stored.shape[0], prod(stored.shape[1:])))
-        Reader(file, self._between).read(stored, matrix)
+        file.reader(self._between).read(stored, matrix)
         return matrix
 
 
 def _blocks(rows: int, width: int) -> Iterator[tuple[int, int]]:
-    """The first row of each block and the first one behind it; about equally many in each.
+    """The first row of each block and the first row after it; blocks are of about equal size.
 
-    A block of few rows would be multiplied in another way than the rest.
+    BLAS would multiply a block of few rows in another way than the rest.
     """
     count = min(rows, -(-rows * width // BLOCK))
     for number in range(count):
         yield rows * number // count, rows * (number + 1) // count
 
 
-def _counts(file: Checkpoint, pair: Pair) -> float:
-    """How often a pair's product counts, by its alpha."""
+def _multiplier(file: Checkpoint, pair: Pair) -> float:
+    """What a pair's product is multiplied with, by its alpha."""
     if pair.alpha is None:
         return pair.factor
     alpha = torch.empty(1, dtype=torch.float32)
-    Reader(file).read(file.stored(pair.alpha), alpha)
+    file.reader().read(file.stored(pair.alpha), alpha)
     return float(alpha) / pair.rank

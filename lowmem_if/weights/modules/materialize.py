@@ -1,7 +1,7 @@
-"""A skeleton becomes a module: one tensor a thread on its way, cast or quantised as it comes.
+"""Fill a network on the meta device with its weights, cast or quantised while they are read.
 
-Nothing above the finished module is ever held but three megabytes of scratch a thread; quantised weights
-pass as one whole tensor on an accelerator, and row by row on a CPU.
+Each thread reads one tensor at a time. Beside the finished module, a thread holds three megabytes of
+scratch memory. To be quantised, a weight is one whole tensor on an accelerator, and some rows on a CPU.
 """
 
 from __future__ import annotations
@@ -30,8 +30,12 @@ def fill(
     wanted: Iterable[Slot],
     device: str,
     merges: Merges = NOTHING,
+    most_threads: int | None = None,
 ) -> None:
-    """Read every wanted tensor to `device`, with what is merged into it, and put it in its place.
+    """Read every wanted tensor to `device`, with what LoRAs add to it, and put it in its place.
+
+    Args:
+        most_threads: how many threads read at most; None: as many as read fastest.
 
     Raises:
         CheckpointError: a file cannot be read or has become shorter.
@@ -48,14 +52,14 @@ def fill(
         make = _maker(module, slot)
         place(module, slot.names, make(slot, reader(), device))
 
-    # Each loader for itself: sharing its small copies costs more than it gains.
+    # Each loader computes alone: sharing its small copies among threads costs more than it gains.
     with torch_threads(1):
-        _in_parallel(load, list(wanted), 1 if device != "cpu" else _threads())
+        _in_parallel(load, list(wanted), 1 if device != "cpu" else _threads(most_threads))
 
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Let torch compute on so many threads of the CPU when this thread asks it to."""
+    """Inside, torch computes with `count` CPU threads when this thread calls it."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -64,14 +68,15 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _threads() -> int:
-    return min(LOADER_THREADS, usable_cpus())
+def _threads(most: int | None) -> int:
+    return min(most or LOADER_THREADS, usable_cpus())
 
 
 def _in_parallel(act: Callable[[Slot], None], todo: list[Slot], threads: int) -> None:
-    """Do it all, in order of the list; the first error ends it and is raised.
+    """Call `act` with each slot, in order; the first error ends the work and is raised.
 
-    One thread is the calling one: torch crashes when a second thread uses an Apple GPU (pytorch 197805).
+    With one thread, it is the calling one: torch crashes when a second thread uses an Apple GPU
+    (pytorch 197805).
     """
     if threads == 1:
         for slot in todo:

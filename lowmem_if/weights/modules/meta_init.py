@@ -1,6 +1,6 @@
 """Networks without weights: their modules on torch's meta device, and which stored tensor fills what.
 
-The libraries' own tables say how published names became today's: diffusers renames the attention of old
+The libraries' own tables map published names to today's: diffusers renames the attention of old
 autoencoders, transformers drops CLIP's `text_model.` prefix.
 """
 
@@ -19,7 +19,8 @@ from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.quantizers import AutoHfQuantizer
 
 from lowmem_if.errors import CheckpointError
-from lowmem_if.weights.files.checkpoint import Checkpoint, Stored
+from lowmem_if.weights.files.checkpoint import Checkpoint
+from lowmem_if.weights.files.stored import Stored
 from lowmem_if.weights.library_differences import kept_dtype, nested_name
 
 _SCALES = "SCB"
@@ -30,7 +31,7 @@ _SCALES = "SCB"
 class Slot:
     """A place for one tensor: its names in the module (several if tied), type, and what fills it.
 
-    `scales` are the rows' largest magnitudes beside a weight that is stored as 8-bit numbers.
+    `scales` are the rows' largest magnitudes, for a weight that is stored as 8-bit numbers.
     """
 
     names: tuple[str, ...]
@@ -40,14 +41,14 @@ class Slot:
 
 
 def diffusers_skeleton(cls: Any, config: dict[str, Any]) -> torch.nn.Module:
-    """A diffusers network of its configuration, in evaluation mode, its weights on the meta device."""
+    """A diffusers network by its configuration, in evaluation mode, with weights on the meta device."""
     with init_empty_weights():
         module: torch.nn.Module = cls.from_config(config)
     return module.eval()
 
 
 def transformers_skeleton(cls: Any, config: Any) -> torch.nn.Module:
-    """A transformers network of its configuration; tied weights are tied."""
+    """A transformers network by its configuration, on the meta device, with tied weights tied."""
     with init_empty_weights():
         module: Any = cls(config)
     module.tie_weights()
@@ -56,11 +57,11 @@ def transformers_skeleton(cls: Any, config: Any) -> torch.nn.Module:
 
 
 def quantised_skeleton(cls: Any, config: Any, settings: Any, dtype: torch.dtype) -> torch.nn.Module:
-    """The same with bitsandbytes' layers in place of those linear ones that transformers chooses.
+    """The same with bitsandbytes' layers in place of the linear layers that transformers chooses.
 
     Args:
         settings: a `BitsAndBytesConfig`.
-        dtype: of everything that is not quantised.
+        dtype: the type of everything that is not quantised.
     """
     config.dtype = dtype
     module: Any = transformers_skeleton(cls, config)
@@ -72,7 +73,7 @@ def quantised_skeleton(cls: Any, config: Any, settings: Any, dtype: torch.dtype)
 
 
 def slots(module: torch.nn.Module, checkpoint: Checkpoint, dtype: torch.dtype) -> list[Slot]:
-    """Every parameter and saved buffer of a skeleton with the tensor that fills it, in file order.
+    """Every parameter and saved buffer of a network with its stored tensor, in file order.
 
     Raises:
         CheckpointError: tensors are missing, left over, or of another shape.
@@ -95,13 +96,13 @@ def slots(module: torch.nn.Module, checkpoint: Checkpoint, dtype: torch.dtype) -
             kept = _own_dtype(module, names[0], dtype) if floating else source.dtype
             scales = stored.get(names[0].removesuffix("weight") + _SCALES)
             found.append(Slot(tuple(names), kept, source, scales))
-    _complain(checkpoint, "missing", missing)
-    _complain(checkpoint, "mismatched", mismatched)
+    _check_names(checkpoint, "missing", missing)
+    _check_names(checkpoint, "mismatched", mismatched)
     return sorted(found, key=lambda slot: (slot.stored.file, slot.stored.header.offset))
 
 
 def place(module: torch.nn.Module, names: Iterable[str], tensor: torch.Tensor) -> None:
-    """Put a tensor, or a ready parameter, where the module has one of these names."""
+    """Put a tensor, or a finished parameter, into the module under these names."""
     parameter = tensor
     if not isinstance(tensor, torch.nn.Parameter):
         parameter = as_weight(tensor)
@@ -114,16 +115,16 @@ def place(module: torch.nn.Module, names: Iterable[str], tensor: torch.Tensor) -
 
 
 def as_weight(tensor: torch.Tensor) -> torch.nn.Parameter:
-    """The tensor as a parameter that asks for a gradient, as the libraries' do; none is ever taken.
+    """The tensor as a parameter that requires a gradient, as the libraries' do; none is ever computed.
 
-    Without it `torch.matmul` takes another way to the same product (it does not fold batches of strided
-    inputs), and pictures differ in their last bits from those of plain diffusers.
+    Without it `torch.matmul` computes the same product in another way (it does not fold batches of
+    strided inputs), and images differ in their last bits from those of plain diffusers.
     """
     return torch.nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
 
 
 def move_buffers(module: torch.nn.Module, device: str) -> torch.nn.Module:
-    """Bring what no checkpoint holds (CLIP's position numbers) to the device as well."""
+    """Move the buffers that no checkpoint holds (CLIP's position numbers) to the device."""
     for name, buffer in list(module.named_buffers()):
         if buffer.device.type != torch.device(device).type:
             owner, leaf = owner_of(module, name)
@@ -152,7 +153,7 @@ def _renamed(
         if _is_eight_bit(layer)
         for extra in (_SCALES, "weight_format")
     }
-    _complain(checkpoint, "unexpected", renamed.keys() - wanted.keys() - unsaved - eight_bit)
+    _check_names(checkpoint, "unexpected", renamed.keys() - wanted.keys() - unsaved - eight_bit)
     return renamed
 
 
@@ -189,7 +190,7 @@ def _own_dtype(module: torch.nn.Module, name: str, dtype: torch.dtype) -> torch.
     return kept_dtype(module, name, dtype) if isinstance(module, PreTrainedModel) else dtype
 
 
-def _complain(checkpoint: Checkpoint, what: str, names: Collection[str]) -> None:
+def _check_names(checkpoint: Checkpoint, what: str, names: Collection[str]) -> None:
     if names:
         raise CheckpointError(
             f"{checkpoint.paths[0].parent}: {len(names)} {what} weights, first {min(names)}; "

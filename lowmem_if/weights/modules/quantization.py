@@ -1,6 +1,6 @@
-"""bitsandbytes' 8-bit and 4-bit weights: which layers hold them, and how stored numbers become them.
+"""bitsandbytes' 8-bit and 4-bit weights: which layers have them, and how they are made.
 
-The package is optional, and nothing here imports it before a text encoder is quantised: Colab does not
+The package is optional, and nothing here imports it before a text encoder is quantised. Colab does not
 have it, and a laptop without an accelerator does not need it.
 """
 
@@ -22,7 +22,7 @@ Maker = Callable[[Slot, Any, str], torch.Tensor]
 
 
 def quantised_maker(parameter: Any, slot: Slot) -> Maker | None:
-    """What makes a quantised parameter of a skeleton; None if the parameter is not quantised."""
+    """The function that makes a quantised parameter; None if the parameter is not quantised."""
     library: Any = sys.modules.get("bitsandbytes")
     if library is None:
         return None
@@ -34,10 +34,10 @@ def quantised_maker(parameter: Any, slot: Slot) -> Maker | None:
 
 
 def _int8(slot: Slot, reader: Any, device: str) -> torch.Tensor:
-    """bitsandbytes' row-wise int8, bit for bit, of the weight in the compute type.
+    """The weight in the compute type as bitsandbytes' row-wise int8, bit for bit.
 
-    On an accelerator by its own kernel; on a CPU by its formula, a block of rows at a time, where its
-    own code takes float16 numbers, which CPUs are slow with, and several copies of the tensor.
+    An accelerator uses the library's own kernel. A CPU uses its formula, a block of rows at a time: the
+    library's CPU code computes in float16, which is slow there, and copies the tensor several times.
     """
     if device != "cpu":
         from bitsandbytes.functional import int8_vectorwise_quant

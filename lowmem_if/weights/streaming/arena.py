@@ -1,9 +1,9 @@
-"""One piece of memory, given out and taken back in parts: streamed weights never touch fresh pages."""
+"""One block of memory that is handed out in parts, so that streamed weights never touch fresh pages."""
 
 from __future__ import annotations
 
 ALIGNMENT = 256
-"""Of every part, in bytes: no kernel asks for more."""
+"""The alignment of every part, in bytes: no kernel asks for more."""
 
 
 def aligned(size: int) -> int:
@@ -12,14 +12,14 @@ def aligned(size: int) -> int:
 
 
 class Arena:
-    """Offsets in a piece of memory of `size` bytes; the memory itself is somebody else's."""
+    """Offsets in a block of memory of `size` bytes; the caller owns the memory itself."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self._taken: list[tuple[int, int]] = []
 
     def take(self, size: int) -> int | None:
-        """The offset of `size` free bytes, the first that fit; None if nowhere so many lie together."""
+        """The offset of `size` free bytes (first fit); None if there is no gap of that size."""
         size, start = aligned(size), 0
         for index, (taken, end) in enumerate([*self._taken, (self.size, self.size)]):
             if taken - start >= size:
@@ -29,5 +29,5 @@ class Arena:
         return None
 
     def give_back(self, offset: int) -> None:
-        """Free what `take` gave at this offset."""
+        """Free what `take` returned at this offset."""
         self._taken = [part for part in self._taken if part[0] != offset]

@@ -1,6 +1,6 @@
-"""What of a network comes and goes together: its units, and which of them stay.
+"""What of a network is loaded and unloaded together, and which of these groups remain in memory.
 
-A unit is a layer that has weights of its own, or a whole block where a caller asks for that.
+A group is a layer that has weights of its own, or a whole block where a caller asks for that.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from lowmem_if.weights.streaming.arena import aligned
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OffloadGroup:
-    """Layers whose weights come before their forward and go after it.
+    """Layers whose weights are loaded before their forward and unloaded after it.
 
-    Several modules only where they share a tied weight; `size_bytes` in the types they compute in,
-    `file_bytes` as they are stored.
+    There are several modules only where they share a tied weight. `size_bytes` counts the weights in the
+    types that they compute in, `file_bytes` as they are stored.
     """
 
     modules: tuple[torch.nn.Module, ...]
@@ -37,7 +37,7 @@ class OffloadGroup:
 
 
 def size_of(slot: Slot) -> int:
-    """Bytes of a tensor in the type it is computed in."""
+    """The bytes of a tensor in the type that it computes in."""
     item: int = slot.dtype.itemsize
     return prod(slot.stored.shape) * item
 
@@ -45,13 +45,13 @@ def size_of(slot: Slot) -> int:
 def split(
     module: torch.nn.Module, wanted: Iterable[Slot], whole: tuple[type, ...] = ()
 ) -> tuple[list[OffloadGroup], list[Slot]]:
-    """(units about in the order of their calls, slots that belong to none and must always be there).
+    """(groups roughly in the order of their calls, slots that belong to no group).
 
-    The latter are buffers, and weights of modules that call other modules with weights: they are in
-    use for as long as all of these together.
+    The latter must always be in memory. They are buffers, and weights of modules that call other modules
+    with weights: such weights are in use for as long as all of those modules together.
 
     Args:
-        whole: classes of modules that are one unit with everything in them.
+        whole: classes of modules that form one group with everything in them.
     """
     heads = _heads(module, whole)
     modules: dict[int, list[torch.nn.Module]] = {}
@@ -73,10 +73,11 @@ def split(
 
 
 def _as_called(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """A module and all within, about in the order of their calls: what the first pass reads ahead by.
+    """A module and all modules in it, roughly in the order of their calls; the first pass prefetches so.
 
-    Registration is near it but in diffusers' networks: there the middle stands behind the way up, and
-    all attentions of a block beside all its residual layers, which take turns.
+    The order of registration is close to it, except in diffusers' networks. They register the middle
+    block after the up blocks, and all residual layers of a block apart from all its attentions,
+    although the two are called alternately.
     """
     yield module
     children = dict(module.named_children())
@@ -92,30 +93,30 @@ def _as_called(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
 
 
 def spread(
-    units: Sequence[OffloadGroup],
+    groups: Sequence[OffloadGroup],
     budget_bytes: int,
-    size: Callable[[OffloadGroup], int] = lambda unit: unit.size_bytes,
+    size: Callable[[OffloadGroup], int] = lambda group: group.size_bytes,
 ) -> set[OffloadGroup]:
-    """As many units as the budget holds, evenly strewn among the others.
+    """As many groups as the budget holds, evenly spread among the others.
 
-    So each one that must come has the time that its neighbours take to compute (mmgp does this too).
+    Each group that must be loaded then has the time that its neighbours compute (mmgp does this, too).
     """
-    total = sum(map(size, units))
+    total = sum(map(size, groups))
     if total <= budget_bytes:
-        return set(units)
+        return set(groups)
     chosen, taken, passed = set(), 0, 0
-    for unit in units:
-        passed += size(unit)
-        if taken + size(unit) <= min(budget_bytes, passed * budget_bytes / total):
-            chosen.add(unit)
-            taken += size(unit)
+    for group in groups:
+        passed += size(group)
+        if taken + size(group) <= min(budget_bytes, passed * budget_bytes / total):
+            chosen.add(group)
+            taken += size(group)
     return chosen
 
 
 def _heads(
     module: torch.nn.Module, whole: tuple[type, ...]
 ) -> dict[torch.nn.Module, torch.nn.Module]:
-    """Each module that may come and go, with the one whose forward it does so at."""
+    """Each module whose weights may be unloaded, with the module at whose forward they are loaded."""
     heads: dict[torch.nn.Module, torch.nn.Module] = {}
     for part in module.modules():
         if type(part) in whole:

@@ -1,21 +1,17 @@
-"""Run a network whose weights stay in the checkpoint: units come before their forward and go after it.
+"""Run a network whose weights stay in the checkpoint: each offload group is loaded before its forward
+and unloaded after it.
 
-A thread brings the units that are next by the order in which they last followed one another; the first
-pass goes by the order of registration and is corrected as it goes. A pass that is the only one brings
-nothing twice: that the first unit follows the last one is learnt from the second pass. On Apple GPUs
-there is no such thread: each unit is brought when it is needed.
-
-`resident_bytes` of the units, evenly strewn, never leave: at 0 everything streams, from the network's
-own size on nothing does. What is computed does not depend on any of this, to the last bit
-(`tests/weights/streaming/test_streamer.py`).
+`schedule` decides what is loaded next, `prefetch` on which thread, `transports` how; here are the
+hooks on the network's modules. Groups of `resident_bytes`, evenly spread, are never unloaded: at 0
+everything streams, from the network's own size on nothing does. None of this changes what is computed,
+to the last bit (`tests/weights/streaming/test_streamer.py`).
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from threading import Event
 from typing import Any
 
 import psutil
@@ -26,7 +22,7 @@ from lowmem_if.cascade.transfer_sizes import LEAST_WINDOW_BYTES, WINDOW_UNITS
 from lowmem_if.hardware.cgroups import tightest_group
 from lowmem_if.weights.files.checkpoint import Checkpoint
 from lowmem_if.weights.modules.lora_merge import NOTHING, Merges
-from lowmem_if.weights.modules.materialize import fill, torch_threads
+from lowmem_if.weights.modules.materialize import fill
 from lowmem_if.weights.modules.meta_init import (
     Slot,
     as_weight,
@@ -36,27 +32,26 @@ from lowmem_if.weights.modules.meta_init import (
     slots,
 )
 from lowmem_if.weights.streaming.offload_groups import OffloadGroup, split, spread
+from lowmem_if.weights.streaming.prefetch import Closed, MakePrefetch, prefetch_for
+from lowmem_if.weights.streaming.schedule import Schedule
 from lowmem_if.weights.streaming.transports import (
     CastTransport,
     DeviceTransport,
     MappedTransport,
+    StreamSettings,
     Transport,
 )
 
 _CACHE_RESERVE_BYTES = 700_000_000
-"""Of the memory that is available, left to all else when deciding how much of a file may stay cached."""
-
-
-class _Closed(Exception):
-    """Nobody wants the weights any more."""
+"""Available memory that is left to everything else when deciding how much of a file stays cached."""
 
 
 class Streamed:
     """A network that computes with weights from its checkpoint; a context manager, or `close()` it.
 
     Attributes:
-        module: to be called as if its weights were there.
-        streamed_bytes: of the weights that come and go in every pass.
+        module: the network, to be called as if its weights were in memory.
+        streamed_bytes: of the weights that every pass loads and unloads.
     """
 
     def __init__(
@@ -70,88 +65,93 @@ class Streamed:
         whole: tuple[type, ...] = (),
         between: Callable[[], None] = lambda: None,
         lora: Sequence[Lora] = (),
+        prefetch: MakePrefetch | None = None,
+        most_threads: int | None = None,
     ) -> None:
-        """Take over a skeleton and its checkpoint, which is closed in the end, or at once on an error.
+        """Take over a network on the meta device and its checkpoint.
+
+        The checkpoint is closed by `close()`, or at once on an error.
 
         Args:
-            resident_bytes: of units that never leave; in a mapped file, whose pages are kept cached.
-            whole: classes of modules that come and go as a whole, instead of layer by layer.
+            resident_bytes: of groups that are never unloaded; in a mapped file, whose pages are kept
+                cached.
+            whole: classes of modules that are loaded as a whole instead of layer by layer.
             between: called before every read of the file, on the reading thread.
-            lora: what is merged into each weight whenever it comes.
+            lora: what is merged into each weight whenever it is loaded.
+            prefetch: on which thread groups are loaded; None: as the device needs it.
+            most_threads: how many threads read the resident weights; None: as many as read fastest.
 
         Raises:
             CheckpointError: the files do not match the network, or a LoRA does not.
         """
         self.module, self._checkpoint, self._between = module, checkpoint, between
-        self._changed = threading.Condition()
-        self._here: set[OffloadGroup] = set()
-        self._asked: OffloadGroup | None = None
-        self._in_use: dict[OffloadGroup, int] = {}
-        self._error: BaseException | None = None
         self._owners: dict[Slot, list[tuple[torch.nn.Module, str]]] = {}
         self._absent: dict[Slot, torch.Tensor] = {}
-        self._closing = False
+        self._stop = Event()
         self._merges = NOTHING
         self._hooks: list[Any] = []
-        self._thread = (
-            threading.Thread(target=self._bring_all, name="streaming", daemon=True)
-            if brings_beside(device)
-            else None
-        )
         try:
             wanted = slots(module, checkpoint, dtype)
             self._merges = Merges.into(wanted, lora)
-            self._take_over(wanted, device, resident_bytes, whole)
+            always = self._split(wanted, device, resident_bytes, whole)
+            fill(module, checkpoint, always, device, self._merges, most_threads)
+            move_buffers(module, device)
+            self._transport = self._make_transport(self._mapped, device)
+            self._schedule = Schedule(self._groups, self._transport)
+            make = prefetch or prefetch_for(device)
+            self._prefetch = make(self._schedule, self._load, self._stop, bool(self._merges))
+            self._take_over(device)
         except BaseException:
             self._merges.close()
             checkpoint.close()
             raise
 
-    def _take_over(
+    def _split(
         self, wanted: list[Slot], device: str, resident_bytes: int, whole: tuple[type, ...]
-    ) -> None:
+    ) -> list[Slot]:
+        """Decide what streams; returns what is read once and remains."""
         self._owners = {s: [owner_of(self.module, name) for name in s.names] for s in wanted}
-        units, always = split(self.module, wanted, whole)
-        staying = spread(units, resident_bytes)
-        self._units = [unit for unit in units if unit not in staying]
-        self._follower = dict(pairwise([None, *self._units]))
-        self._current: OffloadGroup | None = None
-        self._of_module = {module: unit for unit in self._units for module in unit.modules}
-        self.streamed_bytes = sum(unit.size_bytes for unit in self._units)
+        groups, always = split(self.module, wanted, whole)
+        resident = spread(groups, resident_bytes)
+        self._groups = [group for group in groups if group not in resident]
+        self._of_module = {module: group for group in self._groups for module in group.modules}
+        self.streamed_bytes = sum(group.size_bytes for group in self._groups)
         as_stored = not self._merges and all(_is_as_stored(slot) for slot in wanted)
-        mapped = device == "cpu" and as_stored
-        if not mapped:
-            always = [*always, *(slot for unit in staying for slot in unit.slots)]
-        fill(self.module, self._checkpoint, always, device, self._merges)
-        move_buffers(self.module, device)
-        self._lane = self._make_lane(mapped, device)
-        if mapped:
-            self._settle(staying)
+        self._mapped = device == "cpu" and as_stored
+        self._mapped_residents = resident if self._mapped else set()
+        if self._mapped:
+            return always
+        return [*always, *(slot for group in resident for slot in group.slots)]
+
+    def _take_over(self, device: str) -> None:
+        """Put placeholders where weights are absent, hook the modules, and begin to load."""
+        self._settle(self._mapped_residents)
         self._absent = {
             slot: torch.full((), torch.nan, dtype=slot.dtype, device=device)
-            for unit in self._units
-            for slot in unit.slots
+            for group in self._groups
+            for slot in group.slots
         }
-        for unit in self._units:
-            self._put(unit, [self._absent[slot].expand(slot.stored.shape) for slot in unit.slots])
+        for group in self._groups:
+            self._put_absent(group)
         self._hook()
-        if self._thread is not None:
-            self._thread.start()
+        self._prefetch.start()
 
-    def _make_lane(self, mapped: bool, device: str) -> Transport:
-        largest = max((unit.size_bytes for unit in self._units), default=0)
+    def _make_transport(self, mapped: bool, device: str) -> Transport:
+        largest = max((group.size_bytes for group in self._groups), default=0)
         window = max(WINDOW_UNITS * largest, min(LEAST_WINDOW_BYTES, self.streamed_bytes))
-        cached = _cacheable(self._units, window)
-        arguments = (self._checkpoint, window, cached.__contains__, self._pause)
+        cached = _cacheable(self._groups, window)
+        settings = StreamSettings(
+            self._checkpoint, window, cached.__contains__, self._pause, self._merges
+        )
         if device != "cpu":
-            return DeviceTransport(*arguments, device, self._merges)
-        return MappedTransport(*arguments) if mapped else CastTransport(*arguments, self._merges)
+            return DeviceTransport(settings, device)
+        return MappedTransport(settings) if mapped else CastTransport(settings)
 
-    def _settle(self, staying: Collection[OffloadGroup]) -> None:
-        """Put the mapped weights that stay into their places and their pages into the cache."""
-        for unit in staying:
-            self._lane.bring(unit)
-            self._put(unit, self._lane.views(unit))
+    def _settle(self, resident: Collection[OffloadGroup]) -> None:
+        """Put mapped weights that are never unloaded in place, and their pages into the cache."""
+        for group in resident:
+            self._transport.load(group)
+            self._put(group, self._transport.tensors(group))
 
     def _hook(self) -> None:
         for module in self._of_module:
@@ -170,24 +170,20 @@ class Streamed:
 
     def close(self) -> None:
         """End the thread, take the hooks and the weights off the network, close the files."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
-        if self._thread is not None and self._thread.is_alive():
-            self._thread.join()
+        self._prefetch.close()
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._of_module = [], {}
         for names, weight in list(_all_weights(self.module)):
             place(self.module, names, torch.empty_like(weight, device="meta"))
-        self._owners, self._absent, self._here, self._in_use = {}, {}, set(), {}
-        self._lane.close()
+        self._owners, self._absent = {}, {}
+        self._transport.close()
         self._merges.close()
         self._checkpoint.close()
 
     @contextmanager
     def holding(self, module: torch.nn.Module) -> Iterator[None]:
-        """Keep the weights of a unit in place over several forwards of `module`."""
+        """Keep the weights of a module's group in place over several forwards of it."""
         held = module in self._of_module
         if held:
             self._begin(module)
@@ -200,138 +196,43 @@ class Streamed:
     # --- on the computing thread
 
     def _begin(self, module: torch.nn.Module) -> None:
-        unit = self._of_module[module]
-        with self._changed:
-            if self._current is not unit:
-                self._follower[self._current] = unit
-            self._current = unit
-            if not self._in_use.get(unit):
-                self._wait_for(unit)
-                self._put(unit, self._lane.views(unit))
-            self._in_use[unit] = self._in_use.get(unit, 0) + 1
-            self._changed.notify_all()
-
-    def _wait_for(self, unit: OffloadGroup) -> None:
-        self._asked = unit
-        if self._thread is None:
-            self._bring_here()
-        else:
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: unit in self._here or self._error is not None)
-        self._asked = None
-        if self._error is not None:
-            raise self._error
-
-    def _bring_here(self) -> None:
-        """Bring the unit that is asked for on this thread, where no other may use the accelerator."""
-        if self._error is not None or (unit := self._wanted_now()) is None:
-            return
-        try:
-            # Merged weights are then the same as on a thread of their own, to the last bit.
-            with torch_threads(1):
-                self._bring(unit)
-        except BaseException as error:  # noqa: BLE001  `_wait_for` raises it, and so do all later ones
-            self._error = error
+        group, changed = self._of_module[module], self._prefetch.changed
+        with changed:
+            if self._schedule.reach(group):
+                self._prefetch.wait_for(group)
+                self._put(group, self._transport.tensors(group))
+            self._schedule.enter(group)
+            changed.notify_all()
 
     def _end(self, module: torch.nn.Module) -> None:
-        unit = self._of_module[module]
-        with self._changed:
-            if not self._in_use.get(unit):
-                return  # its beginning failed
-            self._in_use[unit] -= 1
-            if not self._in_use[unit]:
-                self._put(unit, [self._absent[s].expand(s.stored.shape) for s in unit.slots])
-                self._send_away(unit)
-            self._changed.notify_all()
+        group, changed = self._of_module[module], self._prefetch.changed
+        with changed:
+            if self._schedule.leave(group):
+                self._put_absent(group)
+                self._schedule.release(group)
+            changed.notify_all()
 
-    def _put(self, unit: OffloadGroup, weights: list[torch.Tensor]) -> None:
-        for slot, weight in zip(unit.slots, weights, strict=True):
+    def _put(self, group: OffloadGroup, weights: list[torch.Tensor]) -> None:
+        for slot, weight in zip(group.slots, weights, strict=True):
             parameter = as_weight(weight)
             for owner, leaf in self._owners[slot]:
                 owner._parameters[leaf] = parameter
 
-    def _send_away(self, unit: OffloadGroup) -> None:
-        self._here.discard(unit)
-        self._lane.leave(unit)
+    def _put_absent(self, group: OffloadGroup) -> None:
+        """NaNs of the right shape: a forward that computed with them would show."""
+        self._put(group, [self._absent[slot].expand(slot.stored.shape) for slot in group.slots])
 
-    # --- on the bringing thread, if there is one
+    # --- on the loading thread, which may be the same
 
-    def _bring_all(self) -> None:
-        try:
-            if self._merges:
-                # Products are as when all is filled at the beginning, and leave the cores to computing.
-                torch.set_num_threads(1)  # of this thread alone
-            while True:
-                self._bring(self._next())
-        except _Closed:
-            return
-        except BaseException as error:  # noqa: BLE001  it is raised where the weights are waited for
-            with self._changed:
-                self._error = error
-                self._changed.notify_all()
-
-    def _bring(self, unit: OffloadGroup) -> None:
+    def _load(self, group: OffloadGroup) -> None:
         self._checkpoint.check()
         self._merges.check()
-        self._lane.bring(unit)
-        with self._changed:
-            self._here.add(unit)
-            self._changed.notify_all()
+        self._transport.load(group)
 
     def _pause(self) -> None:
-        if self._closing:
-            raise _Closed
+        if self._stop.is_set():
+            raise Closed
         self._between()
-
-    def _next(self) -> OffloadGroup:
-        """The next unit that is worth bringing, with room set aside for it; waits for one."""
-        with self._changed:
-            while not self._closing:
-                unit = self._wanted_now() or self._upcoming()
-                if unit is not None:
-                    return unit
-                self._changed.wait()
-            raise _Closed
-
-    def _wanted_now(self) -> OffloadGroup | None:
-        """The unit that the computing thread waits for; all that is idle makes room for it."""
-        unit = self._asked
-        if unit is None or unit in self._here:
-            return None
-        if not self._lane.room(unit):
-            self._send_away_idle(self._here)
-            self._lane.room(unit, force=True)
-        return unit
-
-    def _upcoming(self) -> OffloadGroup | None:
-        """The first unit on the way ahead that is not here, if there is room for it or can be made."""
-        ahead: list[OffloadGroup] = []
-        unit = self._follower.get(self._current)
-        while unit in self._here and unit is not self._current and unit not in ahead:
-            ahead.append(unit)
-            unit = self._follower.get(unit)
-        if unit is None or unit in self._here:
-            return None
-        if self._lane.room(unit):
-            return unit
-        strays = self._here.difference(ahead, [self._current])
-        return unit if self._send_away_idle(strays) and self._lane.room(unit) else None
-
-    def _send_away_idle(self, units: Collection[OffloadGroup]) -> bool:
-        """Whether there was any."""
-        idle = [unit for unit in units if not self._in_use.get(unit)]
-        for unit in idle:
-            self._send_away(unit)
-        return bool(idle)
-
-
-def brings_beside(device: str) -> bool:
-    """Whether a thread of its own brings the weights of a network that computes on `device`.
-
-    Not on Apple GPUs: torch crashes there when two threads use the GPU (pytorch issue 197805). Copies to
-    it wait for each other anyway, so that little is lost.
-    """
-    return device.partition(":")[0] != "mps"
 
 
 def _all_weights(module: torch.nn.Module) -> Iterator[tuple[list[str], torch.Tensor]]:
@@ -349,13 +250,14 @@ def _is_as_stored(slot: Slot) -> bool:
     return bool(slot.dtype == stored.dtype) and stored.header.offset % stored.dtype.itemsize == 0
 
 
-def _cacheable(units: list[OffloadGroup], window_bytes: int) -> set[OffloadGroup]:
-    """The units whose pages may stay in the system's cache when they leave: what memory there is for.
+def _cacheable(groups: list[OffloadGroup], window_bytes: int) -> set[OffloadGroup]:
+    """The groups whose pages may stay in the system's cache when they are unloaded.
 
-    A file that is read in a circle and does not fit pushes out just what is needed next; if some of
-    it is given up after use instead, the rest stays.
+    A file that is read in a circle and does not fit into memory evicts exactly what is needed next. If
+    some of it is dropped after use instead, the rest stays cached.
     """
-    group = tightest_group()
-    available = min(psutil.virtual_memory().available, group.available_bytes if group else 1 << 62)
+    limited = tightest_group()
+    available = psutil.virtual_memory().available
+    available = min(available, limited.available_bytes if limited else 1 << 62)
     budget = max(0, available - window_bytes - _CACHE_RESERVE_BYTES)
-    return spread(units, budget, lambda unit: unit.file_bytes)
+    return spread(groups, budget, lambda group: group.file_bytes)

@@ -65,7 +65,7 @@ def networks(cascade: str) -> dict[str, tuple[Network, ...]]:
 
 @dataclass(frozen=True, slots=True)
 class _Unet:
-    """What tells IF's UNets apart."""
+    """What differs between IF's UNets."""
 
     channels: tuple[int, ...]
     layers: tuple[int, ...]
@@ -83,7 +83,7 @@ _STAGE_2 = {
     "II-M": _Unet((128, 256, 512, 768, 768), (2, 2, 3, 3, 3), 768, attending_blocks=2),
 }
 _ROOT_TWO = 1.4142271248762552
-"""As it stands in the published configurations."""
+"""The number in the published configurations."""
 
 
 def _if_unet(name: str) -> dict[str, Any]:

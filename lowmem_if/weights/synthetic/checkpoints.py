@@ -1,8 +1,8 @@
-"""A cascade of a published one's very sizes with made-up weights, to rehearse a machine with.
+"""A cascade of exactly the sizes of a published one with made-up weights, to rehearse a machine with.
 
 Folders, file names, shards, tensor names, shapes and number types are those of the repositories' fp16
-files; the pictures mean nothing. Nothing but one block of numbers is ever held in memory, and zeros
-are not even written: such files are holes that take no disk.
+files; the images mean nothing. Only one block of numbers is held in memory. Zeros are not even written:
+such files are sparse and take no disk.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SHARD_BYTES = 9_990_000_000
 _VARIANT = "fp16"
 
 _BLOCK = 4 * 2**20
-"""Numbers made at once."""
+"""Numbers that are made at once."""
 
 _NUMPY = {"F16": numpy.float16, "F32": numpy.float32}
 
@@ -74,11 +74,11 @@ def synthesize(
 ) -> int:
     """Write `components` of a catalogued cascade into `folder`; returns the bytes of their weights.
 
-    A file that is there at its full length is kept, so a broken run can be repeated.
+    A file of full length is kept, so that an interrupted run can be repeated.
 
     Args:
         fill: `noise` (unit variance passes through every layer) or `zeros` (sparse files).
-        report: called as the bytes grow.
+        report: called after every write.
 
     Raises:
         CascadeError: the cascade has no published sizes, or the folder cannot take it.
@@ -128,13 +128,13 @@ def _plan_files(network: Network, folder: Path) -> Iterator[_File]:
 
 
 def _stem(network: Network) -> str:
-    """What the libraries call weight files: diffusers otherwise than transformers."""
+    """The stem of the weight files' names, which differs between diffusers and transformers."""
     is_diffusers = issubclass(network.cls, diffusers.ModelMixin)
     return "diffusion_pytorch_model" if is_diffusers else "model"
 
 
 def _tensors(network: Network) -> Iterator[NewTensor]:
-    """What the network stores, tied tensors once, in the repositories' number types."""
+    """The tensors that the network stores, tied ones once, in the repositories' number types."""
     seen: set[int] = set()
     for name, tensor in network.skeleton().state_dict(keep_vars=True).items():
         if id(tensor) in seen or not tensor.is_floating_point():
@@ -171,7 +171,7 @@ def _check_disk(folder: Path, needed: int) -> None:
 
 
 def _write_config(network: Network, folder: Path) -> None:
-    """config.json, and the index where there are shards."""
+    """Write config.json, and the index if there are shards."""
     place = folder / network.folder
     place.mkdir(parents=True, exist_ok=True)
     skeleton: Any = network.skeleton()
@@ -188,7 +188,7 @@ def _write_config(network: Network, folder: Path) -> None:
 
 
 def _small_folders(folder: Path, roots: set[str]) -> None:
-    """Tokenizers, schedulers and the like: the bundled cascade's, which are set as the published."""
+    """Copy tokenizers and schedulers from the bundled cascade, which has the published settings."""
     for root in sorted(roots):
         for source in sorted((DEMO_FOLDER / root).iterdir()):
             if source.is_dir() and not any(source.glob("*.safetensors")):
@@ -205,7 +205,7 @@ def _small_folders(folder: Path, roots: set[str]) -> None:
 
 
 def _write(file: _File, fill: str) -> Iterator[int]:
-    """Write a file beside its place and move it there; yields the bytes as they come."""
+    """Write a partial file and rename it; yields the number of bytes after each write."""
     partial = file.path.with_name(f".{file.path.name}.partial")
     with partial.open("wb") as stream:
         yield stream.write(header_bytes(file.tensors))
@@ -219,7 +219,7 @@ def _write(file: _File, fill: str) -> Iterator[int]:
 
 
 def _write_noise(stream: IO[bytes], tensor: NewTensor) -> Iterator[int]:
-    """Numbers that keep signals at their size: 1 / fan-in variance, gains of one, biases of zero."""
+    """Write numbers that keep the variance of signals: 1 / fan-in, gains of one, biases of zero."""
     left = prod(tensor.shape)
     spread = prod(tensor.shape[1:]) ** -0.5 if len(tensor.shape) > 1 else 0.0
     centre = 1.0 if len(tensor.shape) == 1 and tensor.name.endswith("weight") else 0.0
@@ -232,6 +232,6 @@ def _write_noise(stream: IO[bytes], tensor: NewTensor) -> Iterator[int]:
 
 @lru_cache(maxsize=8)
 def _block(dtype: str, spread: float, centre: float) -> memoryview:
-    """One block of numbers, the same at every call; tensors of one fan-in share it."""
+    """One block of numbers, the same at every call; tensors with the same fan-in share it."""
     noise = numpy.random.default_rng(0).standard_normal(_BLOCK, dtype=numpy.float32)
     return memoryview((noise * spread + centre).astype(_NUMPY[dtype]).tobytes())

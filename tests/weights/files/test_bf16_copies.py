@@ -32,7 +32,7 @@ from lowmem_if.weights.files.bf16_copies import (
     streamed_networks,
 )
 from lowmem_if.weights.files.checkpoint import Checkpoint
-from lowmem_if.weights.files.fingerprint import identity
+from lowmem_if.weights.files.fingerprint import fingerprint
 from lowmem_if.weights.files.tensor_reader import Reader
 from lowmem_if.weights.memory_readings import read_memory
 
@@ -212,11 +212,11 @@ def test_a_change_that_no_sample_sees_is_seen_by_its_date(tmp_path: Path) -> Non
     file = tmp_path / "model.safetensors"
     save_file({"x": torch.zeros(20_000_000)}, file)
     convert(tmp_path)
-    sampled = identity(tmp_path, [file])
+    sampled = fingerprint(tmp_path, [file])
     with file.open("r+b") as stream:
         stream.seek(file.stat().st_size // 2)
         stream.write(b"\x01")
-    assert identity(tmp_path, [file]) == sampled
+    assert fingerprint(tmp_path, [file]) == sampled
     assert find_converted(tmp_path) is None
 
 
@@ -504,9 +504,9 @@ def test_fetch_removes_copies(tiny: Path, cache: Path, capsys: pytest.CaptureFix
     command(capsys, str(tiny), "--convert", "bf16", "--quiet")
     out, err = command(capsys, str(tiny), "--convert", "none")
     assert (len(out), err) == (1, "")
-    assert out[0].endswith(" MB of bfloat16 copies are removed")
+    assert out[0].endswith(" MB of bfloat16 copies removed")
     assert entries(cache) == []
-    assert "no copy was there" in command(capsys, str(tiny), "--convert", "none")[0][0]
+    assert "no copy to remove" in command(capsys, str(tiny), "--convert", "none")[0][0]
 
 
 def test_fetch_converts_the_demo(capsys: pytest.CaptureFixture[str]) -> None:

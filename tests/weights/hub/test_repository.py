@@ -840,7 +840,7 @@ def test_damaged(hub: HubStandIn, client: Client) -> None:
 
     said = client.refusal(["stage_1"])
 
-    assert f"{UNET} of {XL} came damaged" in said
+    assert f"{UNET} of {XL} arrived damaged" in said
     assert "try again" in said
     assert not (client.snapshot(XL) / UNET).exists()
     hub.faults.damaged.clear()

@@ -38,7 +38,12 @@ from lowmem_if.weights.modules.lora_merge import Merges, MergingReader
 from lowmem_if.weights.modules.materialize import fill
 from lowmem_if.weights.modules.meta_init import slots
 from lowmem_if.weights.streaming.streamer import Streamed
-from lowmem_if.weights.streaming.transports import CastTransport, DeviceTransport, MappedTransport
+from lowmem_if.weights.streaming.transports import (
+    CastTransport,
+    DeviceTransport,
+    MappedTransport,
+    StreamSettings,
+)
 
 UNET = "stage_1/unet"
 call = COMPONENTS[UNET][1]
@@ -150,7 +155,7 @@ def test_streamed_weights_are_the_resident_ones(
     whole = resident(tiny / UNET, given, dtype)
     options = {"resident_bytes": resident_bytes}
     with torch.no_grad(), stream(tiny / UNET, given, dtype, **options) as streamed:
-        assert isinstance(streamed._lane, CastTransport)
+        assert isinstance(streamed._transport, CastTransport)
         for number in range(3):
             assert torch.equal(call(streamed.module, number), call(whole, number))
 
@@ -169,7 +174,7 @@ def test_a_bfloat16_copy_gives_the_same_bits_whether_it_is_there_or_not(
         assert torch.equal(before, after)
         assert torch.equal(after, call(whole, 1))
     with stream(tiny / UNET, (), "bfloat16") as streamed:
-        assert isinstance(streamed._lane, MappedTransport)
+        assert isinstance(streamed._transport, MappedTransport)
 
 
 def test_what_could_be_mapped_is_copied_if_something_is_merged_into_it(
@@ -200,16 +205,18 @@ def test_an_accelerators_weights_are_merged_before_they_travel(
                 out = torch.empty(slot.stored.shape)
                 staged.read(slot.stored, out)
                 assert torch.equal(out, whole.state_dict()[slot.names[0]])
-    real = Streamed._make_lane
+    real = Streamed._make_transport
 
-    def lane(self: Streamed, mapped: bool, _device: str) -> Any:
+    def transport(self: Streamed, mapped: bool, _device: str) -> Any:
         made = real(self, mapped, "cpu")
         assert isinstance(made, CastTransport)
-        window = 2 * max(unit.size_bytes for unit in self._units)
-        arguments = (self._checkpoint, window, lambda _u: True, self._pause, "cpu")
-        return DeviceTransport(*arguments, self._merges)
+        window = 2 * max(group.size_bytes for group in self._groups)
+        settings = StreamSettings(
+            self._checkpoint, window, lambda _group: True, self._pause, self._merges
+        )
+        return DeviceTransport(settings, "cpu")
 
-    monkeypatch.setattr(Streamed, "_make_lane", lane)
+    monkeypatch.setattr(Streamed, "_make_transport", transport)
     with torch.no_grad(), stream(tiny / UNET, given) as streamed:
         assert torch.equal(call(streamed.module, 1), call(whole, 1))
 

@@ -29,6 +29,7 @@ from lowmem_if.weights.loading import (
 )
 from lowmem_if.weights.streaming import streamer
 from lowmem_if.weights.streaming.arena import Arena
+from lowmem_if.weights.streaming.prefetch import LoadOnDemand, PrefetchThread, prefetch_for
 from lowmem_if.weights.streaming.streamer import Streamed
 from lowmem_if.weights.streaming.transports import CastTransport, MappedTransport
 
@@ -69,7 +70,7 @@ def stored_as(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 
 @pytest.mark.parametrize("share", [0, 0.4, 1])
 @pytest.mark.parametrize(
-    ("stored", "dtype", "lane"),
+    ("stored", "dtype", "transport"),
     [
         ("float16", "float32", CastTransport),
         ("float16", "bfloat16", CastTransport),
@@ -83,7 +84,7 @@ def test_streamed_equals_resident_bit_for_bit(
     component: str,
     stored: str,
     dtype: str,
-    lane: type,
+    transport: type,
     share: float,
 ) -> None:
     """Every component, from every file type, with nothing, something or all resident, pass for pass."""
@@ -93,7 +94,7 @@ def test_streamed_equals_resident_bit_for_bit(
         expected = [call(whole, number) for number in range(PASSES)]
         budget = int(share * 2 * weight_bytes(folder))
         with stream(folder, dtype, resident_bytes=budget) as streamed:
-            assert type(streamed._lane) is lane
+            assert type(streamed._transport) is transport
             assert (streamed.streamed_bytes == 0) == (share == 1)
             wants = {n: p.requires_grad for n, p in whole.named_parameters()}
             assert wants == {n: p.requires_grad for n, p in streamed.module.named_parameters()}
@@ -102,20 +103,19 @@ def test_streamed_equals_resident_bit_for_bit(
 
 
 @pytest.mark.parametrize("component", ["stage_1/unet", "stage_1/text_encoder", "upscaler/vae"])
-def test_on_apple_gpus_the_computing_thread_brings_the_weights(
-    tiny: Path, component: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_on_apple_gpus_the_computing_thread_loads_the_weights(tiny: Path, component: str) -> None:
     """One thread alone then touches the weights; the bits are the same, and it goes on after a pass."""
-    assert not streamer.brings_beside("mps")
-    assert streamer.brings_beside("cuda:0")
-    assert streamer.brings_beside("cpu")
-    monkeypatch.setattr(streamer, "brings_beside", lambda device: False)
+    assert prefetch_for("mps") is LoadOnDemand
+    assert prefetch_for("cuda:0") is prefetch_for("cpu") is PrefetchThread
     folder, call, threads = tiny / component, COMPONENTS[component][1], set()
     whole, computes = resident(folder, "float32"), torch.get_num_threads()
     with (
         torch.no_grad(),
         stream(
-            folder, "float32", between=lambda: threads.add(threading.current_thread())
+            folder,
+            "float32",
+            between=lambda: threads.add(threading.current_thread()),
+            prefetch=LoadOnDemand,
         ) as streamed,
     ):
         for number in range(PASSES):
@@ -125,17 +125,17 @@ def test_on_apple_gpus_the_computing_thread_brings_the_weights(
     assert torch.get_num_threads() == computes
 
 
-def test_an_error_on_the_computing_thread_is_the_readers_own(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What fails while weights are brought is raised by the forward that needs them, and later ones."""
-    monkeypatch.setattr(streamer, "brings_beside", lambda device: False)
+def test_an_error_on_the_computing_thread_is_the_readers_own(tiny: Path) -> None:
+    """What fails while weights are loaded is raised by the forward that needs them, and later ones."""
 
     def fail() -> None:
         raise CheckpointError("the disk is gone")
 
     folder = tiny / "stage_1/unet"
-    with torch.no_grad(), stream(folder, "float32", between=fail) as streamed:
+    with (
+        torch.no_grad(),
+        stream(folder, "float32", between=fail, prefetch=LoadOnDemand) as streamed,
+    ):
         for number in range(2):
             with pytest.raises(CheckpointError, match="the disk is gone"):
                 COMPONENTS["stage_1/unet"][1](streamed.module, number)
@@ -199,11 +199,11 @@ def test_memory_stays_at_the_window(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("component", ["stage_1/unet", "stage_2/unet", "upscaler/unet"])
-def test_units_stand_about_as_they_are_called(tiny: Path, component: str) -> None:
-    """The first pass reads ahead by that order; what it brings too early it has to bring twice."""
+def test_groups_are_in_about_the_order_of_their_calls(tiny: Path, component: str) -> None:
+    """The first pass prefetches in that order; what it loads too early it has to load twice."""
     called: list[torch.nn.Module] = []
     with stream(tiny / component, "float32") as streamed:
-        places = {module: k for k, unit in enumerate(streamed._units) for module in unit.modules}
+        places = {module: k for k, group in enumerate(streamed._groups) for module in group.modules}
         hooks = [m.register_forward_pre_hook(lambda m, _inputs: called.append(m)) for m in places]
         COMPONENTS[component][1](streamed.module, 0)
         for hook in hooks:
@@ -223,13 +223,13 @@ def test_a_bfloat16_copy_is_streamed_in_place_of_the_files(tiny: Path) -> None:
         torch.no_grad(),
         stream_diffusers_model(folder, UNet2DConditionModel, **options) as streamed,
     ):
-        assert type(streamed._lane) is MappedTransport
+        assert type(streamed._transport) is MappedTransport
         for number in range(PASSES):
             assert torch.equal(call(streamed.module, number), call(whole, number))
     with stream_diffusers_model(
         folder, UNet2DConditionModel, dtype="float32", device="cpu"
     ) as single:
-        assert type(single._lane) is CastTransport
+        assert type(single._transport) is CastTransport
 
 
 # --- nothing is left behind -------------------------------------------------------------------------
@@ -253,15 +253,15 @@ def test_as_much_of_a_file_stays_cached_as_there_is_memory_for(
     """The cache holds the file's own numbers, whatever type they are computed in; half fits by half."""
     folder = stored_as(stored) / "stage_1/unet"
     with stream(folder, dtype) as streamed:
-        units = streamed._units
-    whole = sum(unit.file_bytes for unit in units)
+        groups = streamed._groups
+    whole = sum(group.file_bytes for group in groups)
     assert whole == pytest.approx(weight_bytes(folder), rel=0.1)
     monkeypatch.setattr(streamer, "tightest_group", lambda: None)
     for share in (0, 0.5, 1):
         available = int(share * whole) + 1000 + streamer._CACHE_RESERVE_BYTES
         memory = SimpleNamespace(available=available)
         monkeypatch.setattr(streamer.psutil, "virtual_memory", lambda memory=memory: memory)
-        cached = sum(unit.file_bytes for unit in streamer._cacheable(units, 1000))
+        cached = sum(group.file_bytes for group in streamer._cacheable(groups, 1000))
         assert share - 0.1 <= cached / whole <= share
 
 

@@ -16,7 +16,7 @@ from lowmem_if.weights.files.checkpoint import Checkpoint
 from lowmem_if.weights.files.staging import Staging
 from lowmem_if.weights.files.tensor_reader import Reader
 from lowmem_if.weights.streaming.streamer import Streamed
-from lowmem_if.weights.streaming.transports import DeviceTransport
+from lowmem_if.weights.streaming.transports import DeviceTransport, StreamSettings
 
 TIME = count()
 
@@ -75,11 +75,12 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> tuple[Stream, Stream]:
 def on_device(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Streamed:
     """A network that streams to the "accelerator" as on a real one."""
 
-    def lane(self: Streamed, *_: Any) -> DeviceTransport:
-        largest = max(unit.size_bytes for unit in self._units)
-        return DeviceTransport(self._checkpoint, 2 * largest, lambda _u: True, self._pause, "cpu")
+    def transport(self: Streamed, *_: Any) -> DeviceTransport:
+        largest = max(group.size_bytes for group in self._groups)
+        settings = StreamSettings(self._checkpoint, 2 * largest, lambda _group: True, self._pause)
+        return DeviceTransport(settings, "cpu")
 
-    monkeypatch.setattr(Streamed, "_make_lane", lane)
+    monkeypatch.setattr(Streamed, "_make_transport", transport)
     return Streamed(skeleton(folder), Checkpoint.of_folder(folder), torch.float32, "cpu")
 
 
@@ -100,31 +101,31 @@ def test_computing_waits_for_copies_and_copies_over_it_for_computing(
     """Each layer's weights are waited for by event, and no part of the arena is written before that."""
     copying, computing = streams
     placed: dict[int, tuple[int, int]] = {}
-    bring, leave = DeviceTransport.bring, DeviceTransport.leave
+    load, release = DeviceTransport.load, DeviceTransport.release
 
-    def noted_bring(self: DeviceTransport, unit: Any) -> None:
+    def noted_load(self: DeviceTransport, group: Any) -> None:
         before = len(copying.waited_for)
-        offset, memory = self._rooms[unit]
+        offset, memory = self._reserved[group]
         assert offset is not None
-        bring(self, unit)
+        load(self, group)
         waited = copying.waited_for[before:]
-        for made, (start, end) in placed.items():
+        for made, (start, end) in list(placed.items()):
             if start < offset + memory.numel() and offset < end:
                 assert made in [event.made for event in waited]
 
-    def noted_leave(self: DeviceTransport, unit: Any) -> None:
-        offset, memory = self._rooms[unit]
-        leave(self, unit)
+    def noted_release(self: DeviceTransport, group: Any) -> None:
+        offset, memory = self._reserved[group]
+        release(self, group)
         assert offset is not None
         placed[computing.events[-1].made] = (offset, offset + memory.numel())
 
-    monkeypatch.setattr(DeviceTransport, "bring", noted_bring)
-    monkeypatch.setattr(DeviceTransport, "leave", noted_leave)
+    monkeypatch.setattr(DeviceTransport, "load", noted_load)
+    monkeypatch.setattr(DeviceTransport, "release", noted_release)
     folder, call = tiny / "stage_1/unet", COMPONENTS["stage_1/unet"][1]
     with torch.no_grad(), on_device(folder, monkeypatch) as streamed:
         call(streamed.module, 1)
         call(streamed.module, 2)
-        layers = len(streamed._units)
+        layers = len(streamed._groups)
     assert len(computing.waited_for) == 2 * layers
     assert len(copying.waited_for) > layers
 
@@ -148,7 +149,7 @@ def test_a_staging_buffer_is_not_filled_again_before_it_was_sent(
 def test_copies_into_fresh_memory_follow_computing_and_those_into_an_arena_do_not(
     tiny: Path, streams: tuple[Stream, Stream], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A freed block may still be read; an arena's units have events, and copies beside computing."""
+    """A freed block may still be read; an arena's groups have events, and copies beside computing."""
     copying, computing = streams
     with Checkpoint.of_folder(tiny / "stage_1/unet") as checkpoint:
         name = next(iter(checkpoint))
@@ -211,7 +212,7 @@ def test_where_memory_cannot_be_pinned_ordinary_memory_does(
     assert asked == [True, False]
 
 
-def test_a_network_of_none_of_its_own_weights_needs_no_lane(tiny: Path) -> None:
+def test_a_network_of_none_of_its_own_weights_needs_no_memory(tiny: Path) -> None:
     """With everything resident nothing streams, and closing is as clean."""
     folder = tiny / "stage_1/unet"
     with Streamed(

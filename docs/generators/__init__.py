@@ -1,0 +1,1 @@
+"""What `docs/blocks.py` writes into the documents: one module for each subject."""

@@ -1,0 +1,136 @@
+"""What commands print: results to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import click
+
+from lowmem_if.engine.events import Event
+from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.runner import RunResult
+from lowmem_if.engine.session import Session
+from lowmem_if.errors import DoesNotFit
+from lowmem_if.hardware.machine import Machine
+from lowmem_if.report.progress import RunProgress
+from lowmem_if.report.tables import console
+from lowmem_if.request.request import Request
+from lowmem_if.request.request_json import request_to_json
+
+
+def say(text: str) -> None:
+    """Print one line on standard error, whatever characters a text holds."""
+    sys.stderr.write(text.replace("\r", " ").replace("\n", " ").strip() + "\n")
+
+
+def note(text: str) -> None:
+    """Print one note on standard error."""
+    say(f"note: {text}")
+
+
+def note_unused(machine: Machine) -> None:
+    """Print a note for each card that torch cannot use."""
+    for card in machine.unused:
+        note(card)
+
+
+@contextmanager
+def engine(
+    *, quiet: bool, notices: tuple[str, ...] = (), simulate: bool = False
+) -> Iterator[Session]:
+    """A session for one command, whose progress is shown.
+
+    Args:
+        notices: printed when the run begins.
+        simulate: whether plans are made with dry runs.
+    """
+    with RunProgress(console(sys.stderr), quiet=quiet) as progress:
+
+        def report(event: Event) -> None:
+            for text in notices if event.kind == "opened" else ():
+                say(text)
+            progress(event)
+
+        with Session(
+            keep_loaded=False, report=report, planner=planner(simulate=simulate)
+        ) as session:
+            yield session
+
+
+def planner(*, simulate: bool) -> Any:
+    """What makes the plans: None for the engine's own, or one that runs steps dry."""
+    if not simulate:
+        return None
+    from lowmem_if.simulate.plans import simulated_plan
+
+    return partial(simulated_plan, report=say)
+
+
+def notices_of(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """What it means to disable the safety check or the watermark."""
+    notices = []
+    if not options["safety_checker"]:
+        notices.append(
+            "Safety checker off: IF's licence asks you to keep harmful pictures from others."
+        )
+    if not options["watermark"]:
+        notices.append("Watermark off: please disclose that these pictures are AI-generated.")
+    return tuple(notices)
+
+
+def print_json(data: dict[str, Any]) -> None:
+    """Print one JSON object; in ASCII where standard output has no Unicode."""
+    plain = "utf" not in (getattr(sys.stdout, "encoding", None) or "").lower()
+    click.echo(json.dumps(data, ensure_ascii=plain, indent=1))
+
+
+def print_result(result: RunResult, *, as_json: bool, **more: Any) -> None:
+    """Print the paths of a run's pictures, or its JSON object with more keys."""
+    if as_json:
+        print_json(run_json(RunFolder.open(result.folder)) | more)
+        return
+    for image in result.images:
+        click.echo(image)
+
+
+def run_json(folder: RunFolder) -> dict[str, Any]:
+    """A run as a JSON object: its pictures, steps, notices and log."""
+    steps = [
+        step
+        | {
+            "measured": folder.measured(step["component"]),
+            "released": folder.released(step["component"]),
+        }
+        for step in folder.plan.to_json()["steps"]
+    ]
+    return {
+        "run": str(folder.path),
+        "complete": folder.complete,
+        "images": [str(image) for image in folder.images],
+        "steps": steps,
+        "notices": list(folder.notices),
+        "log": list(folder.log),
+    }
+
+
+def unfit_json(request: Request, machine: Machine, error: DoesNotFit) -> dict[str, Any]:
+    """A plan that does not exist as a JSON object: what does not fit, and what would."""
+    return {
+        "fits": False,
+        "machine": asdict(machine),
+        "request": request_to_json(request),
+        "steps": [],
+        "does_not_fit": {
+            "component": error.component,
+            "resource": error.resource,
+            "needed_bytes": error.needed_bytes,
+            "available_bytes": error.available_bytes,
+            "nearest": error.nearest,
+        },
+    }

@@ -1,0 +1,235 @@
+"""The keyword options of the public functions, typed once and checked once."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+from lowmem_if.cascade.lora import Lora
+from lowmem_if.cascade.strategies import Pin, parse_pin
+from lowmem_if.engine.events import Report
+from lowmem_if.errors import RequestError
+from lowmem_if.planning.plan import Plan
+from lowmem_if.request import build
+from lowmem_if.request.input_images import Picture
+from lowmem_if.request.request import Request
+
+Numbers = float | Sequence[float]
+"""One number, or one for each stage."""
+
+LoraGiven = str | Path | Lora
+"""A LoRA as `[STAGE=]FILE[:SCALE]`, as a path, or as the library's own value."""
+
+
+class MachineOptions(TypedDict, total=False):
+    """The machine to plan for.
+
+    Attributes:
+        profile: name or file of a machine profile, in place of the machine as measured.
+        device: `auto`, `cpu`, `cuda`, `cuda:N`, `mps` or `xpu`.
+        ram, vram: how much memory may be used at most, like `8GB` or `7.5GiB`.
+    """
+
+    profile: str | None
+    device: str
+    ram: str | None
+    vram: str | None
+
+
+class PlanOptions(MachineOptions, total=False):
+    """The machine, and what the plan must respect.
+
+    Attributes:
+        pins: component -> `STRATEGY[:DTYPE]`; the planner never overrides them.
+        prefer: `exact` (the default) or `balanced`.
+    """
+
+    pins: Mapping[str, str | Pin] | None
+    prefer: str
+
+
+class RunOptions(TypedDict, total=False):
+    """How a run reports its progress.
+
+    Attributes:
+        report: called with every `Event` of the run.
+        preview_every: steps after which an unfinished picture is written; 0: never.
+    """
+
+    report: Report
+    preview_every: int
+
+
+class ResumeOptions(RunOptions, total=False):
+    """How an existing run is resumed.
+
+    Attributes:
+        other_versions: resume even if libraries that pixels depend on have changed.
+    """
+
+    other_versions: bool
+
+
+class EnlargeOptions(MachineOptions, ResumeOptions, total=False):
+    """How chosen pictures of a run are enlarged.
+
+    Attributes:
+        size: shorter side of the enlarged pictures in pixels: 256 or 1024 (the default).
+        out: a new folder, in which the pictures get new numbers; None: they grow in the run's folder.
+    """
+
+    size: int
+    out: str | Path | None
+
+
+class ImageOptions(TypedDict, total=False):
+    """What the pictures should be like; every option has a default.
+
+    Attributes:
+        negative_prompt: what the pictures should not show.
+        cascade: a published cascade, `demo`, or a folder in diffusers layout.
+        revision: branch, tag or commit of the weights' repositories.
+        seed: one number, one for each prompt, or a series (`range`) for every prompt; None draws one.
+        images: pictures for each prompt; their seeds count up.
+        size: shorter side of the finished pictures in pixels: 64, 256 or 1024.
+        steps: denoising steps, one number for every stage or one for each.
+        timesteps: a named list of diffusers for stages 1 and 2, like `fast27`.
+        guidance_scale: one number for every stage or one for each; 1 or less switches guidance off.
+        watermark, safety_checker: whether finished pictures get IF's watermark and safety check.
+        strength: how much of the input picture is replaced by noise, above 0 and up to 1.
+        style_prompt: how the picture is drawn, where the prompt says what it shows (mode `vary`).
+        aspect: width and height, like `3:2` or (3, 2), of pictures drawn from text.
+        noise_level: noise added before stage 2, 0 to 999.
+        scheduler: noise scheduler of stages 1 and 2: `ddpm` or `dpmsolver++`.
+        thresholding: dynamic thresholding of stages 1 and 2: the ratio, or ratio and largest value.
+        compile: whether UNets may be compiled by `torch.compile` where that saves time.
+        lora: LoRAs for stages 1 and 2; several add up.
+    """
+
+    negative_prompt: str
+    cascade: str | Path
+    revision: str
+    seed: int | Sequence[int] | range | None
+    images: int
+    size: int
+    steps: int | Sequence[int] | None
+    timesteps: str | None
+    guidance_scale: Numbers | None
+    watermark: bool
+    safety_checker: bool
+    strength: Numbers | None
+    style_prompt: str
+    aspect: str | tuple[int, int] | None
+    noise_level: int | None
+    scheduler: str
+    thresholding: Numbers | None
+    compile: bool
+    lora: LoraGiven | Sequence[LoraGiven]
+
+
+class RequestOptions(ImageOptions, total=False):
+    """The options of a request of any mode.
+
+    Attributes:
+        mode: `text`, `vary`, `inpaint` or `upscale`.
+        image, mask: the picture to begin with, and a mask that is white where `inpaint` repaints.
+    """
+
+    mode: str
+    image: str | Path | Picture | None
+    mask: str | Path | Picture | None
+
+
+class DrawOptions(ImageOptions, PlanOptions, RunOptions, total=False):
+    """The options of every function that draws pictures.
+
+    Attributes:
+        out: the run folder; a new one under `runs/` if not given. If the same request was begun
+            there, it is resumed.
+    """
+
+    out: str | Path | None
+
+
+class GenerateOptions(DrawOptions, RequestOptions, total=False):
+    """The options of `generate` and `batch`, which draw in any mode."""
+
+
+Planner = Callable[..., Plan]
+"""Makes a plan: called like `make_plan`."""
+
+
+class SessionOptions(PlanOptions, RunOptions, total=False):
+    """What every call of a session uses unless the call says something else.
+
+    Attributes:
+        cascade: as in `ImageOptions`.
+        keep_loaded: whether components remain loaded between steps and calls (the default).
+        planner: makes the plans; None: `make_plan`.
+    """
+
+    cascade: str | Path | None
+    keep_loaded: bool
+    planner: Planner | None
+
+
+class FetchOptions(PlanOptions, total=False):
+    """Which weights `fetch` downloads, and what it reports.
+
+    Attributes:
+        revision: branch, tag or commit of the weights' repositories.
+        size: shorter side in pixels of the pictures to be drawn: 64 needs no stage 2.
+        report: called with a file's name, its bytes so far and its bytes in all.
+        notice: called with each thing that the user should know, in words.
+    """
+
+    revision: str
+    size: int
+    report: Callable[[str, int, int], None]
+    notice: Callable[[str], None]
+
+
+def check_options(function: str, given: Iterable[str], known: type[Any]) -> None:
+    """Raise `RequestError` for an option that `function` does not have; it names the nearest one.
+
+    Args:
+        known: the `TypedDict` of the function's options.
+    """
+    names: frozenset[str] = known.__optional_keys__
+    for name in given:
+        if name not in names:
+            raise RequestError(f"{function} has no option {name!r}{_suggestion(name, names)}")
+
+
+def _suggestion(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, sorted(names), n=1)
+    return f": did you mean {near[0]!r}?" if near else ""
+
+
+def part_of(options: Mapping[str, Any], names: type[Any]) -> dict[str, Any]:
+    """Those of the options that belong to a `TypedDict`."""
+    keys: frozenset[str] = names.__optional_keys__
+    return {name: value for name, value in options.items() if name in keys}
+
+
+def checked_pins(pins: Mapping[str, str | Pin] | None) -> dict[str, Pin]:
+    """Pins as the planner takes them; a text is `STRATEGY[:DTYPE]`.
+
+    Raises:
+        RequestError: no such component, strategy or dtype.
+    """
+    return {
+        component: parse_pin(component, pin) if isinstance(pin, str) else pin
+        for component, pin in (pins or {}).items()
+    }
+
+
+def make_request(prompts: str | Sequence[str], **options: Unpack[RequestOptions]) -> Request:
+    """The request for these prompts.
+
+    Raises:
+        RequestError, PictureError, LoraError: a value that no cascade could run.
+    """
+    return build.make_request(prompts, **options)

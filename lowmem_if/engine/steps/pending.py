@@ -1,0 +1,54 @@
+"""What of a run is not done yet: which components, which texts, and which images go together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lowmem_if.cascade import catalog
+from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.request.image_spec import ImageSpec
+from lowmem_if.stages.components import READ_T5, stage_after
+from lowmem_if.weights.files.tensor_file import is_sound
+
+
+def pending_components(folder: RunFolder) -> set[str]:
+    """The components whose step must run: not done, or done and then lost while still needed."""
+    request = folder.plan.request
+    pending = {component for component in request.components if not folder.is_done(component)}
+    if len(folder.images) < len(request.images):
+        pending.add(catalog.POSTPROCESS)
+    for stage in reversed(catalog.IMAGE_STAGES):
+        tasks = [task for task in request.images if stage in task.stages]
+        needed = [task for task in tasks if stage_after(stage, task) in pending]
+        if not all(is_sound(folder.tensor_file(stage, task)) for task in needed):
+            pending.add(stage)
+    texts = [folder.embedding_file(text) for text in texts_of(folder)]
+    if READ_T5 & pending and not all(map(is_sound, texts)):
+        pending.add(catalog.TEXT_ENCODER)
+    return pending
+
+
+def texts_of(folder: RunFolder) -> list[str]:
+    """Every text that a stage of the run needs an embedding of, once; negative ones are last."""
+    positive, negative = [], []
+    for task in folder.plan.request.images:
+        steps = [folder.plan.step(stage) for stage in task.stages if stage in READ_T5]
+        if steps:
+            positive += [task.words, task.style_prompt] if task.is_styled else [task.words]
+        if any(step.sampling_of(task).guidance_scale > 1 for step in steps):
+            negative.append(task.negative_prompt)
+    return list(dict.fromkeys([*positive, *negative]))
+
+
+def micro_batches(tasks: Sequence[ImageSpec], size: int) -> list[list[ImageSpec]]:
+    """Neighbours that a stage can draw at once, up to `size` of them.
+
+    They are cut by image number, so that a resumed run cuts them the same way.
+    """
+    batches: list[list[ImageSpec]] = []
+    for task in tasks:
+        if batches and len(batches[-1]) < size and batches[-1][0].drawn_with(task):
+            batches[-1].append(task)
+        else:
+            batches.append([task])
+    return batches

@@ -1,0 +1,42 @@
+"""What a type checker knows of the public functions: their results, their options, and wrong ones.
+
+Nothing here is run. `mypy` checks it, and reports an expected error that does not occur.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import assert_type
+
+import lowmem_if as lm
+
+
+def right_calls(plan: lm.Plan, mine: lm.Lora) -> None:
+    """Every kind of value that an option takes."""
+    assert_type(lm.generate("a red circle"), lm.RunResult)
+    lm.generate(["a", "b"], seed=range(1, 5), steps=(50, 30, 40), guidance_scale=7, aspect="3:2")
+    lm.generate("a", cascade=Path("folder"), lora=["a.safetensors:0.8", mine], out="runs/a")
+    lm.generate("a", profile="colab-free", pins={"stage_1": lm.Pin("resident")}, prefer="balanced")
+    assert_type(lm.vary("a.png", "b", strength=0.8), lm.RunResult)
+    assert_type(lm.inpaint("a.png", "mask.png", "b", strength=(0.8, 0.7)), lm.RunResult)
+    assert_type(lm.upscale(Path("a.png"), size=256), lm.RunResult)
+    assert_type(lm.batch(["a", {"prompt": "b", "seed": 7}], size=64), lm.BatchResult)
+    assert_type(lm.enlarge("runs/a", [3, 7], size=1024, other_versions=True), lm.RunResult)
+    assert_type(lm.run(plan, "runs/a", preview_every=10), lm.RunResult)
+    assert_type(lm.resume("runs/a", report=lm.NotebookProgress()), lm.RunResult)
+    assert_type(lm.fetch("if-xl", vram="6GB"), lm.Fetched)
+
+
+def wrong_calls(plan: lm.Plan) -> None:
+    """Options that do not exist or are of another type."""
+    lm.generate("a", stepz=3)  # type: ignore[call-arg]
+    lm.generate("a", size="64")  # type: ignore[arg-type]
+    lm.generate(3)  # type: ignore[arg-type]
+    lm.vary("a.png", mode="text")  # type: ignore[call-arg]
+    lm.inpaint("a.png", "b")  # type: ignore[call-arg]
+    lm.upscale("a.png", mask="b.png")  # type: ignore[call-arg]
+    lm.batch(["a"], pins=["stage_1=stream"])  # type: ignore[arg-type]
+    lm.enlarge("runs/a", [1], prefer="exact")  # type: ignore[call-arg]
+    lm.run(plan, "runs/a", other_versions=True)  # type: ignore[call-arg]
+    lm.resume("runs/a", size=64)  # type: ignore[call-arg]
+    lm.fetch("if-xl", seed=1)  # type: ignore[call-arg]
