@@ -32,7 +32,7 @@ from lowmem_if.cascade import catalog
 from lowmem_if.cascade.locate import DEMO_FOLDER
 from lowmem_if.hardware.machine import probe
 from lowmem_if.planning.plan import Plan, make_plan
-from lowmem_if.request.request import Request
+from lowmem_if.request.build import make_request
 from lowmem_if.units import format_bytes
 
 
@@ -136,7 +136,7 @@ def _measure(size: int, options: argparse.Namespace) -> dict[str, Any]:
 def _drawing(texts: tuple[str, ...], size: int) -> Drawing:
     """What the recipe is to draw, with the very sampling of our plan."""
     plan = _plan(texts, size)
-    task = plan.request.tasks[0]
+    task = plan.request.images[0]
     samplings = []
     for stage in catalog.SIZES[size]:
         sampling = plan.step(stage).sampling_of(task)
@@ -151,7 +151,7 @@ def _drawing(texts: tuple[str, ...], size: int) -> Drawing:
 
 
 def _plan(texts: tuple[str, ...], size: int) -> Plan:
-    request = Request(texts, cascade=catalog.DEMO, size=size, seed=(1,))
+    request = make_request(texts, cascade=catalog.DEMO, size=size, seed=(1,))
     return make_plan(probe(device="cpu"), request)
 
 
@@ -180,7 +180,7 @@ def _ours(texts: tuple[str, ...], size: int, threads: int) -> tuple[Took, int, l
     folder = RunFolder.open(run)
     peak = max((folder.measured(s.component) or {})["ram_bytes"] for s in folder.plan.steps)
     stage = catalog.SIZES[size][-1]
-    tensors = [load_tensor(folder.tensor_file(stage, task)) for task in folder.plan.request.tasks]
+    tensors = [load_tensor(folder.tensor_file(stage, task)) for task in folder.plan.request.images]
     return (
         took,
         peak,

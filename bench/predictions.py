@@ -33,7 +33,7 @@ from lowmem_if.planning.memory import predict
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.planning.runtime import predict_seconds
 from lowmem_if.planning.workload import workloads_of
-from lowmem_if.request.request import Request
+from lowmem_if.request.build import make_request
 
 CHILD = (sys.executable, "-m", "bench.turns")
 LINES = OUT / "predictions.jsonl"
@@ -64,7 +64,7 @@ def _stage_2(way: str, images: int = 1) -> Run:
 
 RUNS = {
     "text": Run("if-m", 64, (TEXT_ENCODER, "stage_1=resident:bfloat16"),
-                ("text_encoder", "stage_1", "finish")),
+                ("text_encoder", "stage_1", "postprocess")),
     "m-stream": _stage_1("if-m", "stream:bfloat16"),
     "m-float32": _stage_1("if-m", "resident:float32"),
     "m-float32-stream": _stage_1("if-m", "stream:float32"),
@@ -184,7 +184,7 @@ def _read_all(plan: Plan, components: Sequence[str]) -> None:
 
 
 def _plan(run: Run, machine: Machine, weights: Path) -> Plan:
-    request = Request(
+    request = make_request(
         ("a fox",), cascade=str(weights), seed=(1,), images=run.images, size=run.size,
         steps=(run.steps,),
     )  # fmt: skip

@@ -3,7 +3,7 @@
     import lowmem_if as lm
     result = lm.generate("a red circle on a blue background", out="runs/a")
 
-or step by step: `machine = lm.probe()`, `request = lm.Request(("a red circle",), seed=(7,))`,
+or step by step: `machine = lm.probe()`, `request = lm.make_request("a red circle", seed=7)`,
 `plan = lm.make_plan(machine, request)`, `result = lm.run(plan, "runs/a")`.
 """
 
@@ -54,14 +54,13 @@ from lowmem_if.hardware.profiles import Profile, load_profile
 from lowmem_if.planning.plan import Plan, Step, make_plan
 from lowmem_if.report.notebook import NotebookProgress
 from lowmem_if.request.batch_file import BadLine
-from lowmem_if.request.batch_row import BatchRow
+from lowmem_if.request.build import make_request
 from lowmem_if.request.request import Request
 
 __all__ = [
     "BadLine",
     "BatchError",
     "BatchResult",
-    "BatchRow",
     "CascadeError",
     "CheckpointError",
     "DeviceError",
@@ -107,6 +106,7 @@ __all__ = [
     "inpaint",
     "load_profile",
     "make_plan",
+    "make_request",
     "parse_pins",
     "probe",
     "resume",
@@ -116,7 +116,7 @@ __all__ = [
     "write_gallery",
 ]
 
-_RENAMED = {"Line": BatchRow, "Warm": LoadedComponent}
+_RENAMED = {"Warm": LoadedComponent}
 """The names that these classes had in version 0.1."""
 
 

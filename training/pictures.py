@@ -43,16 +43,16 @@ def enlarge(
     """
     side = side or tuple(SIZES)[len(smaller)]
     seeds = tuple(range(FIRST_SEED, FIRST_SEED + len(captions)))
-    request = lm.Request(tuple(captions), cascade=cascade, size=side, seed=seeds)
+    request = lm.make_request(tuple(captions), cascade=cascade, size=side, seed=seeds)
     plan = lm.make_plan(lm.probe(), request)
     folder = lm.RunFolder.for_plan(out, plan)
     folder.prepare()
     for stage, pictures in zip(SIZES[side], smaller, strict=False):
-        for task, picture in zip(request.tasks, pictures, strict=True):
+        for task, picture in zip(request.images, pictures, strict=True):
             folder.write(folder.tensor_file(stage, task), tensor_bytes(picture))
     lm.run(plan, out)
     last = SIZES[side][-1]
-    drawn = torch.stack([load_tensor(folder.tensor_file(last, task)) for task in request.tasks])
+    drawn = torch.stack([load_tensor(folder.tensor_file(last, task)) for task in request.images])
     return drawn * 2 - 1 if last == UPSCALER else drawn.clamp(-1, 1)
 
 

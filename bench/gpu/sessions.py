@@ -9,6 +9,7 @@ import lowmem_if as lm
 from bench.gpu.ballast import holding
 from bench.gpu.rows import BYTES, SECONDS, Row, figure, row
 from bench.gpu.setup import Setup, fresh_folder, real_cascade
+from lowmem_if.cascade.catalog import label
 from lowmem_if.cascade.strategies import BALANCED
 
 
@@ -29,7 +30,7 @@ def rows(setup: Setup) -> Iterator[Row]:
                 session.generate(prompt, out=folder / str(number), **options)
                 seconds = figure("whole call", time.monotonic() - begun, unit=SECONDS)
                 warm = figure("stays loaded", sum(each.bytes for each in session.warm))
-                names = ", ".join(each.component.replace("_", " ") for each in session.warm)
+                names = ", ".join(label(each.component) for each in session.warm)
                 yield row(f"call {number + 1}", seconds, warm, text=f"warm: {names or 'nothing'}")
             for component, proof in session.release().items():
                 yield _released(component, proof)

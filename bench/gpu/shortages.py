@@ -22,6 +22,7 @@ from lowmem_if.engine.runner import RunResult
 from lowmem_if.errors import LowmemError
 from lowmem_if.hardware.machine import probe
 from lowmem_if.planning.plan import make_plan
+from lowmem_if.request.build import make_request
 from lowmem_if.request.request import Request
 from lowmem_if.weights.out_of_memory import last_words
 
@@ -36,12 +37,12 @@ def rows(setup: Setup) -> Iterator[Row]:
         yield _provoked(setup, kind)
     cascade = str(real_cascade(setup))
     text_encoder = "text_encoder=stream" + (":float16" if setup.on_card else "")
-    request = Request(("a fox",), cascade=cascade, seed=(1,), size=64, steps=(2,))
+    request = make_request(("a fox",), cascade=cascade, seed=(1,), size=64, steps=(2,))
     yield _run(setup, _Short("stage 1", request, STAGE_1, (text_encoder,)))
     picture = setup.out / "picture.png"
     side = 96 if setup.quick else 256  # above 64 pixels the upscaler works alone
     Image.new("RGB", (side, side), "red").save(picture)
-    request = Request(
+    request = make_request(
         ("a fox",), cascade=cascade, seed=(1,), steps=(2,), mode="upscale", image=picture
     )
     yield _run(setup, _Short("upscaler", request, UPSCALER))

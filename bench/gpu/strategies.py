@@ -27,7 +27,7 @@ from lowmem_if.errors import LowmemError
 from lowmem_if.hardware.machine import Machine, probe
 from lowmem_if.hardware.speeds import Speeds
 from lowmem_if.planning.plan import make_plan
-from lowmem_if.request.request import Request
+from lowmem_if.request.build import make_request
 
 STEPS = 3
 STAGES = (catalog.STAGE_1, catalog.STAGE_2, catalog.UPSCALER)
@@ -55,8 +55,10 @@ class Round:
             text = STREAM if self.strategy in (MODEL_OFFLOAD, SEQUENTIAL_OFFLOAD) else self.strategy
             stages = [f"{stage}={self.strategy}" for stage in STAGES]
             return parse_pins([f"{catalog.TEXT_ENCODER}={text}", *stages])
-        plan = make_plan(machine, Request(("a fox",), cascade=cascade, seed=(1,)), prefer=BALANCED)
-        steps = [step for step in plan.steps if step.component != catalog.FINISH]
+        plan = make_plan(
+            machine, make_request(("a fox",), cascade=cascade, seed=(1,)), prefer=BALANCED
+        )
+        steps = [step for step in plan.steps if step.component != catalog.POSTPROCESS]
         kinds = {
             step.component: f"{step.config.strategy}:{step.config.storage_dtype}" for step in steps
         }
@@ -93,7 +95,7 @@ def _round(setup: Setup, round_: Round, cascade: str) -> Iterator[Row]:
         before = ballast.used_bytes()
         try:
             done = rehearse(
-                Request(("a fox",), cascade=cascade, seed=(1,), steps=(STEPS,)),
+                make_request(("a fox",), cascade=cascade, seed=(1,), steps=(STEPS,)),
                 _without_disk(machine),
                 prefer=BALANCED,
                 pins=round_.pins(machine, cascade),

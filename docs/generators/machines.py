@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from lowmem_if import DoesNotFit, Plan, Request, load_profile, make_plan
+from lowmem_if import DoesNotFit, Plan, load_profile, make_plan, make_request
 from lowmem_if.cascade.catalog import PUBLISHED, SIZES
 from lowmem_if.hardware.profiles import profile_names
 
@@ -77,7 +77,7 @@ def _cell(plan: Plan | DoesNotFit) -> str:
 def _plan(profile: str, cascade: str, size: int) -> Plan | DoesNotFit:
     """The plan of the strictest preference that fits; else why none does."""
     loaded = load_profile(profile)
-    request = Request(("a red circle",), cascade=cascade, size=size, seed=(0,))
+    request = make_request(("a red circle",), cascade=cascade, size=size, seed=(0,))
     for prefer in _PREFERENCES:
         try:
             return make_plan(loaded.machine, request, prefer=prefer, pins=loaded.pins)

@@ -17,7 +17,7 @@ def batch(
 
     Args:
         source: a file of JSON lines, CSV or prompts, one a line; or the rows themselves, each a prompt
-            or a mapping with the keys of `BatchRow`.
+            or a mapping of what `make_request` says of rows.
         options: see `GenerateOptions`; a row's own values win.
 
     Raises:

@@ -12,10 +12,11 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.catalog import Part
@@ -31,6 +32,7 @@ from lowmem_if.hardware.weights_disk import scratch_folder
 from lowmem_if.planning.flops import pass_flops
 from lowmem_if.planning.memory import bytes_a_pass
 from lowmem_if.planning.plan import Plan, Step, make_plan
+from lowmem_if.planning.plan_json import flat_step
 from lowmem_if.planning.runtime import cast_bytes_per_s
 from lowmem_if.planning.workload import Workload
 from lowmem_if.request.request import Request
@@ -64,6 +66,11 @@ class Rehearsed:
     reserved_bytes: int = 0
     used_bytes: int = 0
 
+    def to_json(self) -> dict[str, Any]:
+        """The component as plain JSON data."""
+        data = asdict(self)
+        return data | {"step": flat_step(data["step"])}
+
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
@@ -71,6 +78,11 @@ class Rehearsal:
 
     plan: Plan
     components: tuple[Rehearsed, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plan and figures as plain JSON data."""
+        plan = {name: value for name, value in self.plan.to_json().items() if name != "fits"}
+        return {"plan": plan, "components": [each.to_json() for each in self.components]}
 
     @property
     def ram_bytes(self) -> int:
@@ -162,10 +174,11 @@ def _scratch() -> Iterator[Path]:
 def _shortened(plan: Plan, cascade: str, steps: int) -> Plan:
     """The same plan with a few steps of one picture, whose text no cache can hold."""
     text = f"a rehearsal, {secrets.token_hex(4)}"
-    request = replace(
-        plan.request, prompts=(text,), seed=(1,), images=1, cascade=cascade, steps=(steps,),
-        timesteps=None,
-    )  # fmt: skip
+    first = replace(plan.request.images[0], prompt=text, seed=1)
+    sampling = replace(
+        plan.request.sampling, steps=(steps,) * len(catalog.IMAGE_STAGES), timesteps=None
+    )
+    request = replace(plan.request.alone(first), cascade=cascade, sampling=sampling)
     short = tuple(
         replace(
             step,
@@ -227,7 +240,7 @@ def _paces(each: Rehearsed, part: Part, rates: Speeds) -> Iterator[Throughput]:
     place = CPU if config.device == "cpu" else ACCELERATOR
     large = max(part.modules, key=lambda module: module.file_bytes)
     vae = next((module for module in part.modules if module.folder == "vae"), None)
-    if each.step_s and config.component != catalog.FINISH:
+    if each.step_s and config.component != catalog.POSTPROCESS:
         flops = pass_flops(config.component, large) * Workload(1, 1, each.step.sampling).guided
         computing = each.step_s
         if config.strategy == STREAM and place == CPU:

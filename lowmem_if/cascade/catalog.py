@@ -11,10 +11,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 TEXT_ENCODER, STAGE_1, STAGE_2 = "text_encoder", "stage_1", "stage_2"
-UPSCALER, FINISH = "upscaler", "finish"
+UPSCALER, POSTPROCESS = "upscaler", "postprocess"
 
-COMPONENTS = (TEXT_ENCODER, STAGE_1, STAGE_2, UPSCALER, FINISH)
+COMPONENTS = (TEXT_ENCODER, STAGE_1, STAGE_2, UPSCALER, POSTPROCESS)
 """In the order in which they run."""
+
+_OLD_NAMES = {"finish": POSTPROCESS}
+"""Names of version 0.1, as they are in its run folders, plans and pins."""
+
+
+def component_name(name: str) -> str:
+    """The name of a component as it is now, whichever version wrote it."""
+    return _OLD_NAMES.get(name, name)
+
 
 IMAGE_STAGES = (STAGE_1, STAGE_2, UPSCALER)
 """The components that draw, in order; a request's size decides how many of them run."""
@@ -132,18 +141,47 @@ DEMO_DEFAULTS = {
 KNOWN_WORDS = "known_words.json"
 """Beside the vocabulary of a cascade trained as the bundled one was: kind of word -> its words."""
 
-FOLDERS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
-    TEXT_ENCODER: ("stage_1", ("text_encoder",), ("tokenizer",)),
-    STAGE_1: ("stage_1", ("unet",), ("scheduler",)),
-    STAGE_2: ("stage_2", ("unet",), ("scheduler", "image_noising_scheduler")),
-    UPSCALER: (
-        "upscaler",
-        ("unet", "text_encoder", "vae"),
-        ("tokenizer", "scheduler", "low_res_scheduler"),
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """What is fixed about a component, whichever cascade it belongs to.
+
+    Attributes:
+        label: its name in sentences and tables.
+        root: its folder in a local cascade.
+        networks: folders with weights in there; `extras`: the small folders beside them.
+        side: pixels (or latents) of the square that its UNet was trained on; 0 without a UNet.
+        output_folder: the folder of its results in a run folder; empty if it has none of its own.
+    """
+
+    label: str
+    root: str
+    networks: tuple[str, ...]
+    extras: tuple[str, ...]
+    side: int = 0
+    output_folder: str = ""
+
+
+COMPONENT: dict[str, Component] = {
+    TEXT_ENCODER: Component("text encoder", "stage_1", ("text_encoder",), ("tokenizer",)),
+    STAGE_1: Component("stage 1", "stage_1", ("unet",), ("scheduler",), 64, "stage_1"),
+    STAGE_2: Component(
+        "stage 2", "stage_2", ("unet",), ("scheduler", "image_noising_scheduler"), 256, "stage_2"
     ),
-    FINISH: ("stage_1", ("safety_checker", "watermarker"), ("feature_extractor",)),
-}
-"""Component -> (root in a local cascade, folders with weights, small folders beside them)."""
+    UPSCALER: Component(
+        "upscaler", "upscaler", ("unet", "text_encoder", "vae"),
+        ("tokenizer", "scheduler", "low_res_scheduler"), 256, "stage_3",
+    ),
+    POSTPROCESS: Component(
+        "postprocess", "stage_1", ("safety_checker", "watermarker"), ("feature_extractor",)
+    ),
+}  # fmt: skip
+
+
+def label(component: str) -> str:
+    """The name of a component in sentences and tables; of anything else the name itself."""
+    return COMPONENT[component].label if component in COMPONENT else component
+
 
 _T5_XXL = Module(
     "text_encoder",
@@ -162,8 +200,8 @@ def _unet(parameters: int, channels: int) -> Module:
 
 
 def _part(component: str, repository: str, *modules: Module, eight_bit: int = 0) -> Part:
-    root, _, extras = FOLDERS[component]
-    return Part(root, repository, modules, extras, eight_bit)
+    facts = COMPONENT[component]
+    return Part(facts.root, repository, modules, facts.extras, eight_bit)
 
 
 def _if_cascade(name: str, first: str, stage_1: Module, second: str, stage_2: Module) -> Cascade:
@@ -175,7 +213,7 @@ def _if_cascade(name: str, first: str, stage_1: Module, second: str, stage_2: Mo
             STAGE_1: _part(STAGE_1, first, stage_1),
             STAGE_2: _part(STAGE_2, second, stage_2),
             UPSCALER: _part(UPSCALER, x4, _X4_UNET, _X4_TEXT, _X4_VAE),
-            FINISH: _part(FINISH, first, _SAFETY, _WATERMARK),
+            POSTPROCESS: _part(POSTPROCESS, first, _SAFETY, _WATERMARK),
         },
         IF_DEFAULTS,
         gated=True,

@@ -23,7 +23,7 @@ from pydantic import (
     ValidationError,
 )
 
-from lowmem_if.cascade.catalog import FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER, Part
+from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER, Part
 from lowmem_if.cascade.safetensors_header import unreadable
 from lowmem_if.errors import CheckpointError
 
@@ -153,7 +153,7 @@ _FILES: dict[str, dict[str, type[_File]]] = {
         f"scheduler/{_SCHEDULER}": _Scheduler,
         f"low_res_scheduler/{_SCHEDULER}": _Scheduler,
     },
-    FINISH: {
+    POSTPROCESS: {
         "safety_checker/config.json": _SafetyChecker,
         "watermarker/config.json": _File,
         "feature_extractor/preprocessor_config.json": _FeatureExtractor,
@@ -183,8 +183,8 @@ _SAME = (
         _Number(UPSCALER, "unet/config.json", "in_channels"),
     ),
     (
-        _Number(FINISH, "safety_checker/config.json", "image_size"),
-        _Number(FINISH, "feature_extractor/preprocessor_config.json", "crop_size"),
+        _Number(POSTPROCESS, "safety_checker/config.json", "image_size"),
+        _Number(POSTPROCESS, "feature_extractor/preprocessor_config.json", "crop_size"),
     ),
 )
 """Pairs that are equal wherever the files belong together."""

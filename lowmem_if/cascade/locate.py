@@ -34,7 +34,7 @@ from lowmem_if.errors import CascadeError, CheckpointError
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 """The cascade that is bundled with the package."""
 
-_ROOTS = tuple(dict.fromkeys(root for root, _, _ in catalog.FOLDERS.values()))
+_ROOTS = tuple(dict.fromkeys(facts.root for facts in catalog.COMPONENT.values()))
 
 _QUANTISED = (".q.weight", ".k.weight", ".v.weight", ".o.weight", ".wi_0.weight", ".wi_1.weight")
 
@@ -131,7 +131,8 @@ def _local_cascade(name: str, folder: Path, components: Collection[str]) -> Loca
         )
     parts = {}
     for component in components:
-        root, modules, extras = catalog.FOLDERS[component]
+        facts = catalog.COMPONENT[component]
+        root, modules, extras = facts.root, facts.networks, facts.extras
         if root not in roots:
             raise CascadeError(f"{folder} has no {root}/ folder, which {component} needs")
         measured = tuple(

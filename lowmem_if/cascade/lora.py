@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lowmem_if.cascade.catalog import COMPONENTS, STAGE_1, STAGE_2
+from lowmem_if.cascade.catalog import COMPONENTS, STAGE_1, STAGE_2, component_name
 from lowmem_if.cascade.lora_keys import Pair, read_pairs
 from lowmem_if.cascade.safetensors_header import unreadable
+from lowmem_if.cascade.transfer_sizes import LOADER_THREADS
 from lowmem_if.errors import LoraError, RequestError
 
 STAGES = (STAGE_1, STAGE_2)
@@ -28,8 +29,8 @@ _ZIP = b"PK\x03\x04"
 BLOCK = 2**20
 """Numbers of a weight that are merged at once."""
 
-_LOADERS, _ITEM = 4, 4
-"""Threads that load a network (`materialize.py`); bytes of a number while it is merged."""
+_ITEM = 4
+"""Bytes of a number while it is merged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,7 @@ def parse_lora(text: str) -> tuple[str | None, str, float]:
         RequestError: a stage that takes none, or a scale that is no number.
     """
     stage, equals, path = text.partition("=")
+    stage = component_name(stage)
     if not equals or stage not in COMPONENTS:
         stage, path = "", text
     elif stage not in STAGES:
@@ -133,7 +135,7 @@ def _look_at(given: Any) -> Lora:
         raise RequestError(f"lora {given!r} is not like FILE:SCALE")
     file = _file(path)
     held = max(map(_numbers_held, read_pairs(file)))
-    return Lora(str(file), scale, stage, file_digest(file), _LOADERS * _ITEM * held)
+    return Lora(str(file), scale, stage, file_digest(file), LOADER_THREADS * _ITEM * held)
 
 
 def _numbers_held(pair: Pair) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from lowmem_if.cascade.catalog import label
 from lowmem_if.cascade.locate import Location
 from lowmem_if.cascade.lora import STAGES, Lora
 from lowmem_if.cascade.lora_keys import Pair, plain_shape, read_pairs
@@ -111,7 +112,7 @@ def _shapes(location: Location, stage: str) -> Shapes | None:
 
 
 def _spoken(stage: str) -> str:
-    return stage.replace("_", " ")
+    return label(stage)
 
 
 def _sides(shape: tuple[int, ...]) -> str:

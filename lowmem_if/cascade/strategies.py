@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from lowmem_if.cascade.catalog import COMPONENTS, TEXT_ENCODER
+from lowmem_if.cascade.catalog import COMPONENTS, TEXT_ENCODER, component_name
 from lowmem_if.errors import RequestError
 
 RESIDENT = "resident"
@@ -45,7 +45,8 @@ def parse_pins(texts: Iterable[str]) -> dict[str, Pin]:
     """
     pins: dict[str, Pin] = {}
     for text in texts:
-        component, _, choice = text.partition("=")
+        name, _, choice = text.partition("=")
+        component = component_name(name)
         if component in pins:
             raise RequestError(f"{component} is pinned twice: give one --pin for it")
         pins[component] = parse_pin(component, choice)
@@ -54,6 +55,7 @@ def parse_pins(texts: Iterable[str]) -> dict[str, Pin]:
 
 def parse_pin(component: str, choice: str) -> Pin:
     """One pin: `STRATEGY[:DTYPE]` for `component`."""
+    component = component_name(component)
     strategy, colon, storage = choice.partition(":")
     storage = _SHORT.get(storage, storage)
     _check("component", component, COMPONENTS)

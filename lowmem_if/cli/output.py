@@ -21,6 +21,7 @@ from lowmem_if.hardware.machine import Machine
 from lowmem_if.report.progress import RunProgress
 from lowmem_if.report.tables import console
 from lowmem_if.request.request import Request
+from lowmem_if.request.request_json import request_to_json
 
 
 def say(text: str) -> None:
@@ -123,7 +124,7 @@ def unfit_json(request: Request, machine: Machine, error: DoesNotFit) -> dict[st
     return {
         "fits": False,
         "machine": asdict(machine),
-        "request": asdict(request),
+        "request": request_to_json(request),
         "steps": [],
         "does_not_fit": {
             "component": error.component,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +133,7 @@ def rehearse_cascade(
         )
     keep(machine, result.plan.machine.speeds)
     if as_json:
-        print_json(asdict(result))
+        print_json(result.to_json())
     else:
         print_rehearsal(result, console(sys.stdout))
 

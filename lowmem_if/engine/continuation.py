@@ -63,7 +63,7 @@ def continued(
     _copy_sources(source, picks, out)
     folder = RunFolder.for_plan(out, plan)
     with folder.locked():
-        for task, old in zip(folder.plan.request.tasks, picks, strict=True):
+        for task, old in zip(folder.plan.request.images, picks, strict=True):
             _copy(source, old, folder, task)
         drawn = {stage for task in picks for stage in task.stages}
         if differs:

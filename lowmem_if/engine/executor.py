@@ -61,13 +61,13 @@ def _run_step(run: StepRun, preview_every: int) -> None:
     _check_device(step)
     _check_lora(step, folder)
     folder.check_weights(component, run.weights)
-    images = len(run.tasks or folder.plan.request.tasks)
+    images = len(run.tasks or folder.plan.request.images)
     run.report(StepStarted(component, images, step.config.batch))
     _use_device(run)
     with run.recorder.recording(), _explained(run):
         if component == catalog.TEXT_ENCODER:
             encode_texts(run)
-        elif component == catalog.FINISH:
+        elif component == catalog.POSTPROCESS:
             finish_images(run)
         else:
             draw_images(run, preview_every)

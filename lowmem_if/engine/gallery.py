@@ -36,7 +36,7 @@ def write_gallery(folder: RunFolder) -> Path:
     Raises:
         RunFolderError: the folder cannot be written.
     """
-    for task in folder.plan.request.tasks:
+    for task in folder.plan.request.images:
         _make_thumbnail(folder, task)
     file = folder.path / GALLERY
     folder.write(file, _page(folder).encode())
@@ -65,7 +65,7 @@ class GalleryKeeper:
 
 def has_gallery(folder: RunFolder) -> bool:
     """Whether this run has a page: it is a batch, or the user asked for one."""
-    return bool(folder.plan.request.lines) or (folder.path / GALLERY).is_file()
+    return folder.plan.request.gallery or (folder.path / GALLERY).is_file()
 
 
 def is_stale(folder: RunFolder) -> bool:
@@ -99,11 +99,11 @@ def _make_thumbnail(folder: RunFolder, task: ImageSpec) -> None:
 def _page(folder: RunFolder) -> str:
     request = folder.plan.request
     title = escape(folder.path.resolve().name)
-    figures = "\n".join(_figure(folder, task) for task in request.tasks)
+    figures = "\n".join(_figure(folder, task) for task in request.images)
     return _PAGE.format(
         title=title,
         settings=escape("; ".join(_settings(folder))),
-        done=f"{len(folder.images)} of {len(request.tasks)} pictures",
+        done=f"{len(folder.images)} of {len(request.images)} pictures",
         figures=figures,
         notices="".join(f"<li dir=auto>{escape(notice)}" for notice in folder.notices),
         choosing=_choosing(folder),
@@ -121,7 +121,7 @@ def _settings(folder: RunFolder) -> Iterator[str]:
 def _own_settings(request: Request) -> Iterator[tuple[str, Any]]:
     """The settings that differ from the cascade's own."""
     for name in ("timesteps", "steps", "guidance_scale"):
-        if value := getattr(request, name):
+        if value := getattr(request.sampling, name):
             words = ", ".join(map(str, value)) if isinstance(value, tuple) else value
             yield name.replace("_", " "), words
 
@@ -171,7 +171,7 @@ def _image(folder: RunFolder, target: Path, shown: Path) -> str:
 
 def _choosing(folder: RunFolder) -> str:
     """The command that enlarges chosen pictures, without their numbers."""
-    sizes = sorted({task.size for task in folder.plan.request.tasks})
+    sizes = sorted({task.size for task in folder.plan.request.images})
     if sizes[0] == max(catalog.SIZES):
         return ""
     larger = max(catalog.SIZES)

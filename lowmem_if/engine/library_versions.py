@@ -22,7 +22,7 @@ _BEHIND = {
     catalog.STAGE_1: ("torch", "diffusers"),
     catalog.STAGE_2: ("torch", "diffusers"),
     catalog.UPSCALER: ("torch", "diffusers", "transformers"),  # CLIP reads the prompt
-    catalog.FINISH: (),  # looks at finished pictures and puts the mark on them
+    catalog.POSTPROCESS: (),  # looks at finished pictures and puts the mark on them
 }
 
 

@@ -12,6 +12,7 @@ from lowmem_if.cascade.strategies import Pin, parse_pin
 from lowmem_if.engine.events import Report
 from lowmem_if.errors import RequestError
 from lowmem_if.planning.plan import Plan
+from lowmem_if.request import build
 from lowmem_if.request.input_images import Picture
 from lowmem_if.request.request import Request
 
@@ -231,4 +232,4 @@ def make_request(prompts: str | Sequence[str], **options: Unpack[RequestOptions]
     Raises:
         RequestError, PictureError, LoraError: a value that no cascade could run.
     """
-    return Request(prompts, **options)  # type: ignore[arg-type]  # it normalises what it is given
+    return build.make_request(prompts, **options)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from lowmem_if.engine.run_folder import RunFolder
@@ -13,7 +12,7 @@ from lowmem_if.request.request import Request
 
 def new_folder(request: Request) -> Path:
     """A run folder that does not exist yet, named by the time and the first words of the prompt."""
-    first = request.tasks[0]
+    first = request.images[0]
     words = "-".join(re.findall(r"\w+", first.words)[:6])[:40] or first.mode
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{words}"
     folder = Path("runs") / stem
@@ -29,7 +28,4 @@ def with_begun_seeds(path: Path, request: Request) -> Request:
     if not RunFolder.begun(path):
         return request
     begun = RunFolder.open(path).plan.request
-    same_number = len(begun.prompts) == len(request.prompts) and bool(begun.lines) == bool(
-        request.lines
-    )
-    return replace(request, seed=begun.seed) if same_number else request
+    return request.with_seed(begun.seed)

@@ -20,11 +20,11 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lowmem_if.cascade.catalog import FINISH, STAGE_1, STAGE_2, UPSCALER
+from lowmem_if.cascade.catalog import COMPONENT, IMAGE_STAGES, POSTPROCESS, component_name
 from lowmem_if.engine.input_copies import KINDS, source_bytes, source_name
 from lowmem_if.engine.library_versions import differences, installed_versions, that_change_pixels
 from lowmem_if.errors import RunFolderError
@@ -37,7 +37,7 @@ from lowmem_if.weights.files.atomic import is_partial, remove_partials, write_by
 
 FORMAT = 1
 _RECORD, _LOCK, _SOURCES = "run.json", ".lock", "sources"
-_STAGE_FOLDERS = {STAGE_1: "stage_1", STAGE_2: "stage_2", UPSCALER: "stage_3"}
+_STAGE_FOLDERS = {stage: COMPONENT[stage].output_folder for stage in IMAGE_STAGES}
 _RECORD_KEYS = {
     "versions": dict,
     "plan": dict,
@@ -198,7 +198,7 @@ class RunFolder:
     @property
     def complete(self) -> bool:
         done = all(step["status"] == "done" for step in self._record["steps"].values())
-        return done and len(self.images) == len(self.plan.request.tasks)
+        return done and len(self.images) == len(self.plan.request.images)
 
     def is_done(self, component: str) -> bool:
         return bool(self._record["steps"][component]["status"] == "done")
@@ -301,7 +301,7 @@ class RunFolder:
     def take_on(self, plan: Plan) -> None:
         """Go on with another plan for more: its new steps, and the finishing, are to be done."""
         steps = {step.component: {"status": "pending"} for step in plan.steps}
-        done = {name: step for name, step in self._record["steps"].items() if name != FINISH}
+        done = {name: step for name, step in self._record["steps"].items() if name != POSTPROCESS}
         self.plan = plan
         self._record["plan"] = plan.to_json()
         self._record["steps"] = steps | done
@@ -343,7 +343,7 @@ class RunFolder:
     @property
     def images(self) -> tuple[Path, ...]:
         """The finished pictures that are here."""
-        files = [self.image_file(task) for task in self.plan.request.tasks]
+        files = [self.image_file(task) for task in self.plan.request.images]
         return tuple(file for file in files if is_whole_png(file))
 
     @property
@@ -365,7 +365,7 @@ class RunFolder:
 
     def _keep_sources(self) -> None:
         """Copy every picture of the request, each once; a broken one ends the run before it begins."""
-        for task in self.plan.request.tasks:
+        for task in self.plan.request.images:
             for kind in KINDS:
                 if getattr(task, kind) is None or (file := self.source_file(task, kind)).exists():
                     continue
@@ -384,8 +384,10 @@ def _checked(record: dict[str, Any]) -> dict[str, Any]:
     for name, kind in _RECORD_KEYS.items():
         if not isinstance(record[name], kind):
             raise TypeError(f"{name} is no {kind.__name__}")
+    for name in ("steps", "weights"):
+        record[name] = {component_name(key): value for key, value in record[name].items()}
     for step in record["plan"]["steps"]:
-        record["steps"][step["component"]]["status"]
+        record["steps"][component_name(step["component"])]["status"]
     return record
 
 
@@ -422,11 +424,20 @@ def writing(path: Path) -> Iterator[None]:
         raise RunFolderError(f"{path}: {words}") from error
 
 
-def _first_difference(old: Any, new: Any) -> str:
-    names = getattr(type(old), "__dataclass_fields__", None)
-    if names is None:
-        return f"{old or 'nothing'} instead of {new or 'nothing'}"
-    name = next(name for name in names if getattr(old, name) != getattr(new, name))
-    # A batch has thousands of lines, and an error has one.
-    told = [shorten(repr(getattr(value, name)), 200) for value in (old, new)]
-    return f"{name} {told[0]} instead of {told[1]}"
+def _first_difference(old: Any, new: Any, name: str = "") -> str:
+    """What differs between two requests or preferences, down to one value of one image."""
+    if is_dataclass(old) and type(old) is type(new):
+        names = (field.name for field in fields(old) if field.compare)
+        name = next(name for name in names if getattr(old, name) != getattr(new, name))
+        return _first_difference(getattr(old, name), getattr(new, name), name)
+    if name == "images" and len(old) == len(new):
+        return _first_difference(
+            *next(pair for pair in zip(old, new, strict=True) if pair[0] != pair[1])
+        )
+    if name == "images":
+        return f"{len(old)} instead of {len(new)} images"
+    # A list may be long, and an error is one line.
+    before, after = (
+        shorten(repr(value), 200) if name else value or "nothing" for value in (old, new)
+    )
+    return f"{name} {before} instead of {after}".strip()

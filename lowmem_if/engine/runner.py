@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lowmem_if.cascade.catalog import label
 from lowmem_if.cascade.locate import Location, locate
 from lowmem_if.engine.answers import MemoryShortage
 from lowmem_if.engine.events import Notice, Report, Retry
@@ -209,4 +210,4 @@ def _what_to_do(folder: RunFolder, component: str) -> str:
 
 
 def _words(component: str) -> str:
-    return component.replace("_", " ")
+    return label(component)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from lowmem_if.cascade.catalog import component_name
 from lowmem_if.cascade.strategies import Pin, parse_pin
 from lowmem_if.errors import ProfileError, RequestError
 from lowmem_if.hardware.machine import (
@@ -197,7 +198,7 @@ def _pins(texts: dict[str, str]) -> dict[str, Pin]:
     pins = {}
     for component, text in texts.items():
         try:
-            pins[component] = parse_pin(component, text)
+            pins[component_name(component)] = parse_pin(component, text)
         except RequestError as error:
             raise RequestError(f"key 'pins.{component}': {error}") from error
     return pins

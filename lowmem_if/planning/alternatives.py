@@ -54,17 +54,18 @@ def _smaller(request: Request) -> Iterator[Request]:
     names = list(catalog.CASCADES)
     cascades = names[names.index(request.cascade) + 1 :] if request.cascade in names else []
     sizes = [size for size in sorted(catalog.SIZES, reverse=True) if size < request.size]
-    for changes in (
-        *({"size": size, "steps": _steps(request)} for size in sizes),
-        *({"cascade": cascade} for cascade in cascades),
-    ):
-        with suppress(RequestError, PictureError):  # not every mode comes in every size
-            yield replace(request, **changes)  # type: ignore[arg-type]
+    for size in sizes:
+        with suppress(RequestError, PictureError):  # not every mode exists at every size
+            yield _without_upscaler(request.no_larger_than(size))
+    for cascade in cascades:
+        yield replace(request, cascade=cascade)
 
 
-def _steps(request: Request) -> tuple[int, ...] | None:
-    """Where a named list decides the other stages' steps, only the upscaler had a number."""
-    return None if request.timesteps else request.steps
+def _without_upscaler(request: Request) -> Request:
+    """The request without steps where a named list decides them: they were the upscaler's."""
+    if not request.sampling.timesteps:
+        return request
+    return replace(request, sampling=replace(request.sampling, steps=None))
 
 
 def _words(request: Request, other: Request, prefer: str, preference: str, *, dropped: bool) -> str:

@@ -29,7 +29,7 @@ from lowmem_if.planning.memory import (
     resident_choices,
     texts_together,
 )
-from lowmem_if.planning.workload import tasks_of, workloads_of
+from lowmem_if.planning.workload import images_of, workloads_of
 from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.request.request import Request
 from lowmem_if.request.tiling import TILES, UPSCALER_SIDE, WHOLE_AREA, aligned
@@ -55,12 +55,12 @@ def configs_for(
         MissingPackage: the pin, or the only files there are, need bitsandbytes and it is not installed.
         CheckpointError: the pin asks for weights that a local cascade does not hold.
     """
-    tasks = tasks_of(request, component)
-    configs = _ways_to_live(machine, location, component, prefer=prefer, pin=pin, images=len(tasks))
+    specs = images_of(request, component)
+    configs = _ways_to_live(machine, location, component, prefer=prefer, pin=pin, images=len(specs))
     if component == catalog.TEXT_ENCODER:
-        (job,) = workloads_of(request, location.cascade, component)
-        return _together(configs, job.texts)
-    configs = _in_shape(configs, component, tasks)
+        (workload,) = workloads_of(request, location.cascade, component)
+        return _together(configs, workload.texts)
+    configs = _in_shape(configs, component, specs)
     merging = merge_bytes_of(of_stage(request.lora, component))
     configs = [replace(config, merge_bytes=merging) for config in configs]
     return configs + (_compiled(machine, configs) if request.compile else [])
@@ -85,15 +85,15 @@ def _together(configs: list[ExecutionConfig], texts: int) -> list[ExecutionConfi
 
 
 def _in_shape(
-    configs: list[ExecutionConfig], component: str, tasks: list[ImageSpec]
+    configs: list[ExecutionConfig], component: str, specs: list[ImageSpec]
 ) -> list[ExecutionConfig]:
     """The configs with the area of the largest picture, and tiles for the user's own."""
-    area = max((task.area_in(component) for task in tasks), default=1.0)
+    area = max((spec.area_in(component) for spec in specs), default=1.0)
     configs = [replace(config, area=area) for config in configs]
-    own = [task for task in tasks if task.is_enlarged_as_it_is]
+    own = [spec for spec in specs if spec.is_enlarged_as_it_is]
     if component != catalog.UPSCALER or not own:
         return configs
-    others = max((task.area for task in tasks if not task.is_enlarged_as_it_is), default=0.0)
+    others = max((spec.area for spec in specs if not spec.is_enlarged_as_it_is), default=0.0)
     least = ceil(UPSCALER_SIDE * others**0.5)  # what is never cut must have room too
     sides = [side for side in TILES if side >= least] or [aligned(least)]
     sides = [0, *sides] if area <= WHOLE_AREA else sides
@@ -110,8 +110,8 @@ def _ways_to_live(
     images: int,
 ) -> list[ExecutionConfig]:
     """Where its weights could live, in which types, whatever there is to do; never empty."""
-    if component == catalog.FINISH:
-        return _finish_configs(component, pin)
+    if component == catalog.POSTPROCESS:
+        return _postprocess_configs(component, pin)
     part = location.cascade.parts[component]
     compute, small = compute_dtype(machine, part)
     ways = _pinned_ways(machine, component, compute, pin) or _ways(
@@ -187,10 +187,12 @@ def _that_files_allow(
     )
 
 
-def _finish_configs(component: str, pin: Pin | None) -> list[ExecutionConfig]:
+def _postprocess_configs(component: str, pin: Pin | None) -> list[ExecutionConfig]:
     """The safety checker and the mark run on the CPU: they are small, and the pictures are there."""
     if pin and (pin.strategy != RESIDENT or pin.storage not in (None, "float32")):
-        raise RequestError("finish runs on the CPU: pin it to resident:float32 or leave it open")
+        raise RequestError(
+            "postprocess runs on the CPU: pin it to resident:float32 or leave it open"
+        )
     return [ExecutionConfig(component, RESIDENT, "float32", "float32", 1, "cpu")]
 
 

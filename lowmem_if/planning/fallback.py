@@ -155,7 +155,7 @@ def _configs(
     machine, component = plan.machine, step.component
     pin = parse_pin(component, plan.pins[component]) if component in plan.pins else None
     machines = [machine, *_in_wider_types(machine, findings)]
-    if machine.kind != "cpu" and pin is None and component != catalog.FINISH:
+    if machine.kind != "cpu" and pin is None and component != catalog.POSTPROCESS:
         dtype, _ = cpu_compute_dtype(frozenset())
         machines.append(replace(machine, device="cpu", vram_bytes=0, compute_dtype=dtype))
     configs = [

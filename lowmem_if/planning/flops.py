@@ -9,16 +9,13 @@ from __future__ import annotations
 
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.catalog import Module
+from lowmem_if.cascade.transfer_sizes import GUIDED_IMAGES
 from lowmem_if.planning.memory_table import look_up
 
 _FACTORS = {catalog.STAGE_1: 1460.0, catalog.STAGE_2: 1710.0, catalog.UPSCALER: 1054.0}
-_SIDES = {catalog.STAGE_1: 64, catalog.STAGE_2: 256, catalog.UPSCALER: 256}
 _VAE_FACTOR, _VAE_SIDE = 1104.0, 1024
 _VISION_TOKENS = 257
 """Of CLIP ViT-L/14: 16 x 16 patches and one more."""
-
-_GUIDED = 2
-"""The table's passes of UNets are of a guided pair."""
 
 
 def pass_flops(component: str, module: Module) -> float:
@@ -27,9 +24,9 @@ def pass_flops(component: str, module: Module) -> float:
     """
     item_bytes = 4 if module.folder in ("vae", "safety_checker") else 2
     if row := look_up(module, item_bytes=item_bytes):
-        return row.flops / (_GUIDED if module.folder == "unet" else 1)
+        return row.flops / (GUIDED_IMAGES if module.folder == "unet" else 1)
     if module.folder == "unet":
-        return _FACTORS[component] * module.channels**2 * _SIDES[component] ** 2
+        return _FACTORS[component] * module.channels**2 * catalog.COMPONENT[component].side ** 2
     if module.folder == "vae":
         return _VAE_FACTOR * module.channels**2 * _VAE_SIDE**2
     if module.folder == "safety_checker":

@@ -21,6 +21,12 @@ from lowmem_if.cascade.strategies import (
     STRATEGIES,
     STREAM,
 )
+from lowmem_if.cascade.transfer_sizes import (
+    LEAST_WINDOW_BYTES,
+    STAGING_BUFFERS,
+    STAGING_BYTES,
+    WINDOW_UNITS,
+)
 from lowmem_if.planning.execution import Estimate, ExecutionConfig
 from lowmem_if.planning.memory_table import (
     FUSED,
@@ -58,7 +64,7 @@ _LARGEST_LAYER = 0.04
 _ALLOCATOR = 1.015
 """torch's allocator counts rests of blocks that it does not split: up to 1.2 % in dry runs."""
 
-_PINNED_BYTES = 2 * 2**25
+_PINNED_BYTES = STAGING_BUFFERS * STAGING_BYTES
 """The two buffers of loading to an accelerator (`files/staging.py`), for each streaming network."""
 
 _BLOCK_WINDOW, _CLIP_WINDOW = 0.082, 0.31
@@ -69,8 +75,6 @@ RESIDENT_GRAIN_BYTES = 10**8
 """What of a streaming network stays is told to a tenth of a GB, and chosen no finer."""
 
 _RESIDENT_SHARES = tuple(eighths / 8 for eighths in range(8))
-
-_LEAST_WINDOW_BYTES = 64 * 2**20
 
 _TEXT_ACTIVATION_BYTES = 25_000_000
 """For one prompt of 77 tokens through T5-XXL."""
@@ -103,7 +107,6 @@ _UNET_FACTOR = {catalog.STAGE_1: 30.2, catalog.STAGE_2: 28.1, catalog.UPSCALER: 
 """Of a guided picture in the dry runs of I-XL (173,918,976 bytes in 16 bits), II-L (587,612,800) and the
 x4 UNet (1,023,419,392)."""
 
-_UNET_SIDE = {catalog.STAGE_1: 64, catalog.STAGE_2: 256, catalog.UPSCALER: 256}
 _VAE_FACTOR, _VAE_SIDE = 6.0, 1024
 _VAE_TILED_SIDE = 256
 """diffusers tiles a picture of any size into pieces of 64 latents, 256 pixels."""
@@ -363,8 +366,8 @@ def _window_bytes(module: Module, config: ExecutionConfig) -> int:
         share = _CLIP_WINDOW if config.component == catalog.UPSCALER else _BLOCK_WINDOW
         window = int(share * size)
     else:
-        window = 2 * _layer_bytes(module, config)
-    return min(size, max(window, _LEAST_WINDOW_BYTES))
+        window = WINDOW_UNITS * _layer_bytes(module, config)
+    return min(size, max(window, LEAST_WINDOW_BYTES))
 
 
 def _cpu_working_bytes(module: Module, activations: int, config: ExecutionConfig) -> int:
@@ -380,7 +383,7 @@ def _cpu_working_bytes(module: Module, activations: int, config: ExecutionConfig
 
 def _result_bytes(config: ExecutionConfig) -> int:
     """Of a finished picture larger than 1024 x 1024: its numbers, and their copies for writing them."""
-    large = config.component in (catalog.UPSCALER, catalog.FINISH)
+    large = config.component in (catalog.UPSCALER, catalog.POSTPROCESS)
     return int(_RESULT_BYTES * max(0.0, config.area - 1)) if large else 0
 
 
@@ -425,7 +428,7 @@ def _activation_bytes(module: Module, config: ExecutionConfig) -> int:
         area = 1.0 if config.vae_tiling else config.drawn_area
         return int(_VAE_FACTOR * module.channels * side**2 * area * ITEM_BYTES["float32"])
     if module.folder == "unet":
-        side = _UNET_SIDE[config.component]
+        side = catalog.COMPONENT[config.component].side
         factor = _UNET_FACTOR[config.component]
         return int(factor * module.channels * side**2 * config.drawn_area * item * config.batch)
     if config.component == catalog.TEXT_ENCODER:

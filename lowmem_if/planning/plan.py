@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from lowmem_if.cascade.catalog import component_name
 from lowmem_if.cascade.locate import Location, locate
 from lowmem_if.cascade.lora import Lora, of_stage
 from lowmem_if.cascade.lora_fit import settled
@@ -39,8 +40,10 @@ from lowmem_if.planning.execution import Estimate, ExecutionConfig
 from lowmem_if.planning.plan_json import flat_step, nested_step
 from lowmem_if.planning.reasons import reason, runner_up
 from lowmem_if.planning.workload import samplings_of
-from lowmem_if.request.image_spec import ImageSpec, Sampling
+from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.request.request import Request
+from lowmem_if.request.request_json import request_from_json, request_to_json
+from lowmem_if.request.sampling import Sampling
 from lowmem_if.request.tiling import UPSCALER_SIDE
 
 
@@ -75,9 +78,9 @@ class Step:
         """The first mode's sampling; None for a component that samples nothing."""
         return next(iter(self.samplings.values()), None)
 
-    def sampling_of(self, task: ImageSpec) -> Sampling:
+    def sampling_of(self, spec: ImageSpec) -> Sampling:
         """How this component samples one image."""
-        return self.samplings[task.mode].of(task, self.component)
+        return self.samplings[spec.mode].of(spec, self.component)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,8 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON data, with `fits` true: a plan that does not fit is never made."""
         data: dict[str, Any] = TypeAdapter(Plan).dump_python(self, mode="json")
-        return {"fits": True, **data, "steps": [flat_step(step) for step in data["steps"]]}
+        steps = [flat_step(step) for step in data["steps"]]
+        return {"fits": True, **data, "request": request_to_json(self.request), "steps": steps}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Plan:
@@ -117,7 +121,12 @@ class Plan:
         """
         try:
             steps = [nested_step(step) for step in data["steps"]]
-            return TypeAdapter(Plan).validate_python({**data, "steps": steps})
+            read = {
+                "request": request_from_json(data["request"]),
+                "pins": {component_name(name): pin for name, pin in data["pins"].items()},
+                "steps": steps,
+            }
+            return TypeAdapter(Plan).validate_python({**data, **read})
         except (
             ValidationError, RequestError, CheckpointError, AttributeError, LookupError, TypeError,
         ) as error:  # fmt: skip
@@ -144,7 +153,7 @@ def make_plan(
     """
     if prefer not in PREFERENCES:
         raise RequestError(f"unknown preference {prefer!r}: use exact or balanced")
-    pins = {component: parse_pin(component, str(pin)) for component, pin in (pins or {}).items()}
+    pins = {component_name(c): parse_pin(c, str(pin)) for c, pin in (pins or {}).items()}
     request, location = _located(request)
     try:
         steps = tuple(

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from lowmem_if.cascade.catalog import component_name
 from lowmem_if.cascade.lora import Lora, merge_bytes_of
 
 _REQUIRED = (
@@ -41,6 +42,7 @@ def nested_step(step: Mapping[str, Any]) -> dict[str, Any]:
     """
     lora = _LORA.validate_python(step.get("lora", ()))
     config = {name: step[name] for name in _REQUIRED}
+    config["component"] = component_name(config["component"])
     config |= {name: step[name] for name in _LATER if name in step}
     return {
         "config": config | {"merge_bytes": merge_bytes_of(lora)},

@@ -35,7 +35,7 @@ def reason(
         spare, what = machine.vram_bytes - chosen.estimate.vram_bytes, "VRAM"
     words = ["pinned"] if pin else []
     words.append(f"{format_bytes(max(0, spare))} of {what} to spare")
-    if config.component == catalog.FINISH:
+    if config.component == catalog.POSTPROCESS:
         return "on the CPU, where the pictures are"
     lora = of_stage(request.lora, config.component)
     words += _cutting(config)

@@ -138,7 +138,7 @@ class _Work:
         component, config = self.config.component, self.config
         if component == catalog.TEXT_ENCODER:
             return self._all_texts()
-        if component == catalog.FINISH:
+        if component == catalog.POSTPROCESS:
             return self.job.images * self._compute(self._large, 1)
         assert self.job.sampling is not None
         rounds = -(-self.job.images // config.batch) * self.job.parts(config.tile)
@@ -212,7 +212,7 @@ class _Work:
         if self.config.component == catalog.TEXT_ENCODER:
             return 0.0
         decoders = [module for module in self.part.modules if module.folder == "vae"]
-        large = self.config.component in (catalog.UPSCALER, catalog.FINISH)
+        large = self.config.component in (catalog.UPSCALER, catalog.POSTPROCESS)
         saving = _PICTURE_S if large else _PICTURE_S / 16
         decoding = sum(self._compute(vae, self._part_area) for vae in decoders)
         return self.job.images * saving * self.job.area + self._parts * decoding

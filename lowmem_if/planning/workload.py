@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.catalog import Cascade
 from lowmem_if.cascade.modes import defaults_for
-from lowmem_if.request.image_spec import ImageSpec, Sampling
+from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.request.request import Request
+from lowmem_if.request.sampling import Sampling
 from lowmem_if.request.tiling import UPSCALER_SIDE, boxes
 
-_FOR_ALL = (catalog.TEXT_ENCODER, catalog.FINISH)
+_FOR_ALL = (catalog.TEXT_ENCODER, catalog.POSTPROCESS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,45 +45,51 @@ class Workload:
         return min(self.area, (tile / UPSCALER_SIDE) ** 2) if self.cut_from and tile else self.area
 
 
-def tasks_of(request: Request, component: str) -> list[ImageSpec]:
-    """The pictures that a component of a request has to do with."""
-    return [task for task in request.tasks if component in (*task.stages, *_FOR_ALL)]
+def images_of(request: Request, component: str) -> list[ImageSpec]:
+    """The images of a request that a component works on."""
+    return [spec for spec in request.images if component in (*spec.stages, *_FOR_ALL)]
 
 
 def samplings_of(request: Request, cascade: Cascade, component: str) -> dict[str, Sampling]:
-    """How a component draws in each mode of its pictures; empty of one that draws nothing."""
+    """How a component samples in each mode of its images; empty if it samples nothing.
+
+    The strength is that of the mode's first image.
+    """
+    first: dict[str, ImageSpec] = {}
+    for spec in images_of(request, component):
+        first.setdefault(spec.mode, spec)
     found = {}
-    for mode in dict.fromkeys(task.mode for task in tasks_of(request, component)):
+    for mode, spec in first.items():
         if defaults := defaults_for(cascade, mode, component):
-            found[mode] = request.sampling(component, defaults)
+            found[mode] = request.sampling.in_stage(component, defaults).of(spec, component)
     return found
 
 
 def workloads_of(request: Request, cascade: Cascade, component: str) -> tuple[Workload, ...]:
-    """All that one component of a request does; never empty."""
-    tasks, samplings = tasks_of(request, component), samplings_of(request, cascade, component)
+    """All the work of one component of a request; never empty."""
+    images, samplings = images_of(request, component), samplings_of(request, cascade, component)
     if component == catalog.TEXT_ENCODER:
-        scales = request.guidance_scale
-        return (Workload(len(_texts(tasks, guided=scales is None or max(scales) > 1)), len(tasks)),)
+        texts = _texts(images, guided=request.sampling.is_guided)
+        return (Workload(len(texts), len(images)),)
     alike = Counter(
         (
-            samplings[task.mode].of(task, component) if samplings else None,
-            task.area_in(component),
-            _cut_from(task) if component == catalog.UPSCALER else None,
+            samplings[spec.mode].of(spec, component) if samplings else None,
+            spec.area_in(component),
+            _cut_from(spec) if component == catalog.UPSCALER else None,
         )
-        for task in tasks
+        for spec in images
     )
     return tuple(Workload(0, number, *key) for key, number in alike.items()) or (Workload(0, 0),)
 
 
-def _texts(tasks: list[ImageSpec], *, guided: bool) -> set[str]:
+def _texts(images: list[ImageSpec], *, guided: bool) -> set[str]:
     """Prompts, styles and, where anything is guided, negative prompts, each counted once."""
-    read = [task for task in tasks if task.needs_t5]
-    texts = {text for task in read for text in (task.words, task.style_prompt) if text}
-    return texts | ({task.negative_prompt for task in read} if guided else set())
+    read = [spec for spec in images if spec.needs_t5]
+    texts = {text for spec in read for text in (spec.words, spec.style_prompt) if text}
+    return texts | ({spec.negative_prompt for spec in read} if guided else set())
 
 
-def _cut_from(task: ImageSpec) -> tuple[int, int] | None:
+def _cut_from(spec: ImageSpec) -> tuple[int, int] | None:
     return (
-        (task.image.width, task.image.height) if task.image and task.is_enlarged_as_it_is else None
+        (spec.image.width, spec.image.height) if spec.image and spec.is_enlarged_as_it_is else None
     )

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from lowmem_if.cascade.catalog import component_name, label
 from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.errors import MissingPackage, RunFolderError
 from lowmem_if.planning.plan import Step
@@ -58,7 +59,12 @@ def read_samples(file: Path) -> list[Sample]:
         raise RunFolderError(f"{file} has no memory samples: the run has not begun")
     times = _without_gaps([float(reading["t"]) for reading in readings])
     return [
-        Sample(when, str(r["step"]), int(r["ram_anon"]), int(r.get("vram_allocated", 0)))
+        Sample(
+            when,
+            component_name(str(r["step"])),
+            int(r["ram_anon"]),
+            int(r.get("vram_allocated", 0)),
+        )
         for when, r in zip(times, readings, strict=True)
     ]
 
@@ -179,7 +185,7 @@ def _names(axis: Any, shown: list[Band]) -> None:
     for band in shown:
         short = (band.end - band.begin) / whole < 0.11
         axis.annotate(
-            band.component.replace("_", " "),
+            label(band.component),
             ((band.begin + band.end) / 2, 0.04 if short else 0.98),
             xycoords=("data", "axes fraction"),
             ha="center",

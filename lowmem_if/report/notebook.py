@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_if.cascade import catalog
+from lowmem_if.cascade.catalog import label
 from lowmem_if.engine.events import (
     CacheHit,
     Drawing,
@@ -34,7 +35,7 @@ _COLUMNS = {
     catalog.STAGE_1: "stage 1",
     catalog.STAGE_2: "stage 2",
     catalog.UPSCALER: "x4 upscaler",
-    catalog.FINISH: _FINISHED,
+    catalog.POSTPROCESS: _FINISHED,
 }
 
 
@@ -145,7 +146,7 @@ def _notebook_output() -> _HtmlOutput | None:
 
 
 def _name(event: Event) -> str:
-    return event.component.replace("_", " ")
+    return label(event.component)
 
 
 def _picture(file: Path, width: int) -> str:

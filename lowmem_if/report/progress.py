@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from lowmem_if.api.fetch import BytesReport
-from lowmem_if.cascade.catalog import TEXT_ENCODER
+from lowmem_if.cascade.catalog import TEXT_ENCODER, label
 from lowmem_if.engine.events import (
     CacheHit,
     Drawing,
@@ -138,7 +138,7 @@ def _left(eta: Eta) -> str:
 
 
 def _name(event: Event) -> str:
-    return event.component.replace("_", " ")
+    return label(event.component)
 
 
 @contextmanager

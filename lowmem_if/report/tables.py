@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lowmem_if.cascade.catalog import label
 from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.hardware.speeds import ACCELERATOR, ANY, CPU
@@ -103,7 +104,7 @@ def print_run(folder: RunFolder, out: Console) -> None:
         _line(out, f"note: {line}")
     again = f"lowmem-if resume {quoted(folder.path)}"
     state = "complete" if folder.complete else f"not finished: `{again}`"
-    _line(out, f"{len(folder.images)} of {len(folder.plan.request.tasks)} image(s), {state}")
+    _line(out, f"{len(folder.images)} of {len(folder.plan.request.images)} image(s), {state}")
 
 
 def print_rehearsal(rehearsal: Rehearsal, out: Console) -> None:
@@ -129,7 +130,7 @@ def print_rehearsal(rehearsal: Rehearsal, out: Console) -> None:
         _line(out, "note: by these figures other strategies are faster now: see `lowmem-if plan`")
     peaks = f"peak RAM {format_bytes(rehearsal.ram_bytes)}"
     peaks += f", peak VRAM {format_bytes(rehearsal.vram_bytes)}" if rehearsal.vram_bytes else ""
-    each_image = format_seconds(plan.seconds / len(plan.request.tasks))
+    each_image = format_seconds(plan.seconds / len(plan.request.images))
     _line(out, f"{plan.request.cascade} at {plan.request.size} px: {each_image} an image, {peaks}")
 
 
@@ -146,7 +147,7 @@ def _line(out: Console, text: str) -> None:
 
 def _total(plan: Plan) -> str:
     """`total 3 min 4 s an image, 21.3 GB to download, 70.0 GB of disk free. It fits.`"""
-    images = len(plan.request.tasks)
+    images = len(plan.request.images)
     each = f", {format_seconds(plan.seconds / images)} an image" if images > 1 else " an image"
     words = [f"total {format_seconds(plan.seconds)}{each}"]
     if plan.download_bytes:
@@ -213,7 +214,7 @@ def _left(released: dict[str, object]) -> str:
 
 def _step_cells(step: Step) -> tuple[str, str, str]:
     return (
-        step.component.replace("_", " "),
+        label(step.component),
         step.config.strategy.replace("_", " "),
         step.config.storage_dtype,
     )

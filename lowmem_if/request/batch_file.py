@@ -1,7 +1,7 @@
 """A file of many prompts, a line each: JSON lines, CSV with a header row, or nothing but prompts.
 
-What a line may say, and nothing else: see `BatchRow`. A line that cannot be used is kept with its number
-and the reason; the others are not hurt by it.
+A row says what `ROW_NAMES` lists and nothing else. A row that cannot be used is reported with its number
+and the reason; the other rows are not affected.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_if.errors import BatchError, PictureError, RequestError
-from lowmem_if.request.batch_row import NAMES, BatchRow
+from lowmem_if.request.build import ROW_NAMES, check_names
+from lowmem_if.request.input_images import look_at
 from lowmem_if.request.seeds import parse_seeds
 
 JSON_LINES, CSV, PLAIN = "JSON lines", "CSV", "plain prompts"
@@ -40,16 +41,20 @@ class BadLine:
         return f"line {self.number}: {self.reason}"
 
 
+Row = Mapping[str, Any]
+"""What one row says, as keyword arguments of `make_request` with one `prompt`."""
+
+
 @dataclass(frozen=True, slots=True)
 class BatchFile:
-    """What is in a file: the lines that can be used, in order, and those that cannot."""
+    """The rows of a file that can be used, in order, and those that cannot."""
 
-    lines: tuple[BatchRow, ...]
+    rows: tuple[Row, ...]
     bad_lines: tuple[BadLine, ...]
 
 
-Check = Callable[[BatchRow], object]
-"""Raises a `RequestError` for a line that nobody could draw."""
+Check = Callable[[Row], object]
+"""Raises a `RequestError` for a row that no cascade can draw."""
 
 
 _Record = tuple[int, Callable[[], Mapping[str, Any]]]
@@ -94,16 +99,16 @@ def parse_records(records: Iterable[str | Mapping[str, Any]], check: Check) -> B
 
 
 def _sorted_out(records: Iterable[_Record], check: Check, folder: Path | None) -> BatchFile:
-    lines: list[BatchRow] = []
+    rows: list[Row] = []
     bad: list[BadLine] = []
     for number, take in records:
         try:
-            line = _line(take(), folder)
-            check(line)
-            lines.append(line)
+            row = _row(take(), folder)
+            check(row)
+            rows.append(row)
         except (RequestError, PictureError) as error:
             bad.append(BadLine(number, str(error)))
-    return BatchFile(tuple(lines), tuple(bad))
+    return BatchFile(tuple(rows), tuple(bad))
 
 
 def _kind(text: str) -> str:
@@ -111,7 +116,7 @@ def _kind(text: str) -> str:
     if first.startswith("{"):
         return JSON_LINES
     cells = _header(first)
-    return CSV if len(cells) > 1 and set(cells) <= set(NAMES) else PLAIN
+    return CSV if len(cells) > 1 and set(cells) <= set(ROW_NAMES) else PLAIN
 
 
 def _numbered(text: str) -> Iterator[tuple[int, str]]:
@@ -195,9 +200,9 @@ def _checked_header(row: list[str] | csv.Error) -> list[str]:
     if isinstance(row, csv.Error):
         raise BatchError(f"the header row is no CSV ({row}): name the columns, like prompt,seed")
     names = [cell.strip().lower() for cell in row]
-    if unknown := [name for name in names if name not in NAMES]:
+    if unknown := [name for name in names if name not in ROW_NAMES]:
         raise BatchError(
-            f"the header row names {', '.join(map(repr, unknown))}: use {', '.join(NAMES)}"
+            f"the header row names {', '.join(map(repr, unknown))}: use {', '.join(ROW_NAMES)}"
         )
     if len(set(names)) < len(names):
         raise BatchError("the header row names a column twice: leave one out")
@@ -229,10 +234,9 @@ def _number(name: str, cell: str) -> Any:
         raise RequestError(f"{name} {cell!r} is not a number") from None
 
 
-def _line(record: Mapping[str, Any], folder: Path | None) -> BatchRow:
-    """What a record says as a line; the values themselves are checked with the request."""
-    if unknown := [str(name) for name in record if name not in NAMES]:
-        raise RequestError(f"it says {', '.join(map(repr, unknown))}: use {', '.join(NAMES)}")
+def _row(record: Mapping[str, Any], folder: Path | None) -> Row:
+    """What a record says as a row; most values are checked with the request."""
+    check_names(record)
     values = {name: value for name, value in record.items() if value is not None}
     if isinstance(seed := values.get("seed"), str):
         values["seed"] = parse_seeds(seed, 1)
@@ -240,6 +244,7 @@ def _line(record: Mapping[str, Any], folder: Path | None) -> BatchRow:
         path = values.get(name)
         if not isinstance(path, str | None):
             raise RequestError(f"{name} must be the path of a picture, not {path!r}")
-        if path is not None and folder is not None:
-            values[name] = str(folder / os.path.expanduser(path))  # noqa: PTH111  raises nothing
-    return BatchRow(**values)
+        if path is not None:
+            whole = path if folder is None else str(folder / os.path.expanduser(path))  # noqa: PTH111  raises nothing
+            values[name] = look_at(whole)
+    return values

@@ -1,16 +1,23 @@
-"""From lines to a request: what is good of them is asked for, what is not is told."""
+"""From the rows of a batch to a request; rows that cannot be used are reported."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lowmem_if.errors import BatchError
-from lowmem_if.request.batch_file import BadLine, BatchFile, parse_batch, parse_records, read_batch
-from lowmem_if.request.batch_row import BatchRow
+from lowmem_if.request.batch_file import (
+    BadLine,
+    BatchFile,
+    Check,
+    Row,
+    parse_batch,
+    parse_records,
+    read_batch,
+)
+from lowmem_if.request.build import make_request
 from lowmem_if.request.request import Request
 
 _NAMED = 10
@@ -28,32 +35,46 @@ def read_request(file: Path, **values: Any) -> tuple[Request, tuple[BadLine, ...
         BatchError: the file cannot be read, or none of its lines can be used.
         RequestError: a value for all lines cannot be used.
     """
-    common = _common(values)
+    check, values = _checking(values)
     if file == STANDARD_INPUT:
-        return _asked(common, parse_batch(sys.stdin.buffer.read(), common.of_line))
-    return _asked(common, read_batch(file, common.of_line))
+        return _asked(values, parse_batch(sys.stdin.buffer.read(), check))
+    return _asked(values, read_batch(file, check))
 
 
 def request_of(
     records: Iterable[str | Mapping[str, Any]], **values: Any
 ) -> tuple[Request, tuple[BadLine, ...]]:
-    """The same for lines that are at hand: prompts, or what a line of JSON may say."""
-    common = _common(values)
-    return _asked(common, parse_records(records, common.of_line))
+    """The same for rows at hand: prompts, or mappings of what a row may say."""
+    check, values = _checking(values)
+    return _asked(values, parse_records(records, check))
 
 
-def _common(values: dict[str, Any]) -> Request:
-    """What is asked for all lines; the one line in it stands for them."""
-    return Request((), lines=(BatchRow("any"),), **values)
+def _checking(values: Mapping[str, Any]) -> tuple[Check, dict[str, Any]]:
+    """What checks one row, and the run-wide values with files read and a seed drawn once.
+
+    Raises:
+        RequestError, PictureError, LoraError: a run-wide value cannot be used.
+    """
+    common = make_request(lines=({"prompt": "any"},), **values)
+    spec = common.images[0]
+    once = {"image": spec.image, "mask": spec.mask, "cascade": common.cascade, "lora": common.lora}
+    settled = {**values, **once}
+    if settled.get("seed") is None:
+        settled["seed"] = common.seed
+
+    def check(row: Row) -> object:
+        return make_request(lines=(row,), **settled)
+
+    return check, settled
 
 
-def _asked(common: Request, batch: BatchFile) -> tuple[Request, tuple[BadLine, ...]]:
-    if not batch.lines and not batch.bad_lines:
+def _asked(values: Mapping[str, Any], batch: BatchFile) -> tuple[Request, tuple[BadLine, ...]]:
+    if not batch.rows and not batch.bad_lines:
         raise BatchError("the batch is empty: write one prompt a line")
-    if not batch.lines:
+    if not batch.rows:
         others = f" (and {len(batch.bad_lines) - 1} more)" if batch.bad_lines[1:] else ""
         raise BatchError(f"no line can be used: {batch.bad_lines[0]}{others}")
-    return replace(common, lines=batch.lines), batch.bad_lines
+    return make_request(lines=batch.rows, **values), batch.bad_lines
 
 
 def unusable(bad_lines: Sequence[BadLine]) -> BatchError:

@@ -1,15 +1,14 @@
-"""One picture of a run, with all that it alone needs; and how a stage samples it."""
+"""One image of a run, with everything that is its own."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.catalog import IMAGE_STAGES, STAGE_1, STAGE_2, UPSCALER
 from lowmem_if.cascade.modes import INPAINT, MODES, REDRAWN, TEXT, UPSCALE, VARY
 from lowmem_if.errors import PictureError, RequestError
 from lowmem_if.request.input_images import Picture
-from lowmem_if.request.noise_scheduler import DDPM
 from lowmem_if.request.tiling import UPSCALER_SIDE, boxes
 
 _SMALL_SIDE = 64
@@ -112,7 +111,7 @@ class ImageSpec:
 
     def area_in(self, component: str) -> float:
         """What a component draws at once or holds of it, over the square that it was made for."""
-        if component not in (*IMAGE_STAGES, catalog.FINISH):
+        if component not in (*IMAGE_STAGES, catalog.POSTPROCESS):
             return 1.0
         if self.image and self.is_enlarged_as_it_is:
             return self.image.width * self.image.height / UPSCALER_SIDE**2
@@ -131,80 +130,35 @@ class ImageSpec:
         )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How one stage draws in one mode, settled: nothing is left to a default.
-
-    `timesteps` names one of diffusers' lists and then decides the steps; `steps` counts them otherwise.
-    `strength` is for modes that begin with a picture: of so many of the steps the last ones are done.
-    `scheduler` and `thresholding` are of stages 1 and 2, see `Request`.
-
-    Raises:
-        RequestError: the strength leaves no step.
-    """
-
-    steps: int | None
-    timesteps: str | None
-    guidance_scale: float
-    noise_level: int | None
-    strength: float | None = None
-    scheduler: str = DDPM
-    thresholding: tuple[float, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if self.strength is not None and self.count < 1:
-            raise RequestError(
-                f"strength {self.strength} of {self._all} steps is less than one: give more of either"
-            )
-
-    @property
-    def count(self) -> int:
-        """Denoising steps that are done."""
-        return self._all if self.strength is None else int(self._all * self.strength)
-
-    @property
-    def _all(self) -> int:
-        """Those of the whole schedule; the lists carry their length in their name."""
-        if self.timesteps:
-            return int(self.timesteps.lstrip("abcdefghijklmnopqrstuvwxyz"))
-        return self.steps or 0
-
-    def of(self, task: ImageSpec, stage: str) -> Sampling:
-        """This one, as the picture's own strength has it."""
-        if task.strength is None or self.strength is None:
-            return self
-        return replace(self, strength=task.strength[IMAGE_STAGES.index(stage)])
-
-
-def _check_values(task: ImageSpec) -> None:
-    if task.mode not in MODES:
-        raise RequestError(f"unknown mode {task.mode!r}: use one of {', '.join(MODES)}")
-    wanted = {"image": task.mode != TEXT, "mask": task.mode == INPAINT}
+def _check_values(spec: ImageSpec) -> None:
+    if spec.mode not in MODES:
+        raise RequestError(f"unknown mode {spec.mode!r}: use one of {', '.join(MODES)}")
+    wanted = {"image": spec.mode != TEXT, "mask": spec.mode == INPAINT}
     for name, needed in wanted.items():
-        if needed and getattr(task, name) is None:
-            raise RequestError(f"{task.mode} needs {'an image' if name == 'image' else 'a mask'}")
-        if not needed and getattr(task, name) is not None:
-            raise RequestError(f"{task.mode} takes no {name}")
-    if task.strength is not None and task.mode not in REDRAWN:
-        raise RequestError(f"{task.mode} has no strength: it is for {' and '.join(REDRAWN)}")
-    if task.style_prompt and task.mode != VARY:
-        raise RequestError(f"{task.mode} has no style prompt: it is for {VARY}")
-    if task.aspect and task.image:
+        if needed and getattr(spec, name) is None:
+            raise RequestError(f"{spec.mode} needs {'an image' if name == 'image' else 'a mask'}")
+        if not needed and getattr(spec, name) is not None:
+            raise RequestError(f"{spec.mode} takes no {name}")
+    if spec.strength is not None and spec.mode not in REDRAWN:
+        raise RequestError(f"{spec.mode} has no strength: it is for {' and '.join(REDRAWN)}")
+    if spec.style_prompt and spec.mode != VARY:
+        raise RequestError(f"{spec.mode} has no style prompt: it is for {VARY}")
+    if spec.aspect and spec.image:
         raise RequestError("the picture decides the aspect: leave it out, or crop the picture")
-    if task.mode != UPSCALE and not (task.prompt.strip() or task.style_prompt.strip()):
+    if spec.mode != UPSCALE and not (spec.prompt.strip() or spec.style_prompt.strip()):
         raise RequestError("the prompt is empty: say what the picture should show")
-    if task.mode == UPSCALE and task.size == min(catalog.SIZES):
-        raise RequestError(f"nothing enlarges to {task.size} pixels: upscale with size 256 or 1024")
+    if spec.mode == UPSCALE and spec.size == min(catalog.SIZES):
+        raise RequestError(f"nothing enlarges to {spec.size} pixels: upscale with size 256 or 1024")
 
 
-def _check_pictures(task: ImageSpec) -> None:
-    image, mask = task.image, task.mask
+def _check_pictures(spec: ImageSpec) -> None:
+    image, mask = spec.image, spec.mask
     if image and mask and (image.width, image.height) != (mask.width, mask.height):
         raise PictureError(
             f"the image is {image.size} pixels and the mask is {mask.size}: they must be alike "
             f"({mask.path})"
         )
-    if task.needs_t5 and task.area > _LARGEST_ASPECT:
+    if spec.needs_t5 and spec.area > _LARGEST_ASPECT:
         what = f"{image.path} is {image.size}" if image else "the aspect is"
         raise PictureError(
             f"{what} longer than {_LARGEST_ASPECT:.0f}:1, which the stages do not draw: "
@@ -212,11 +166,11 @@ def _check_pictures(task: ImageSpec) -> None:
         )
 
 
-def _check_enlarging(task: ImageSpec) -> None:
-    image = task.image
+def _check_enlarging(spec: ImageSpec) -> None:
+    image = spec.image
     assert image is not None
     pixels = image.width * image.height
-    if task.stages == (UPSCALER,) and task.size != max(catalog.SIZES):
+    if spec.stages == (UPSCALER,) and spec.size != max(catalog.SIZES):
         raise PictureError(
             f"{image.path} is {image.size}: stage 2 enlarges up to {_SMALL_SIDE} pixels, no strips; "
             f"without a size the upscaler makes it {FACTOR * image.width}x{FACTOR * image.height}"

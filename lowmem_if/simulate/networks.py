@@ -16,16 +16,13 @@ import torch
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.configs import read_config
 from lowmem_if.cascade.locate import DEMO_FOLDER
+from lowmem_if.cascade.transfer_sizes import GUIDED_IMAGES
 from lowmem_if.planning.memory_table import FUSED
 from lowmem_if.simulate.fake_device import DEVICE, dry_run
 from lowmem_if.simulate.tracing import Trace
 from lowmem_if.weights.modules.meta_init import owner_of, place
 from lowmem_if.weights.synthetic.architectures import Network, networks
 
-GUIDED = 2
-"""An image is computed twice at each step: with its text and without."""
-
-_LATENT_SIDE = 256
 _DTYPES = {2: torch.float16, 4: torch.float32}
 
 
@@ -140,15 +137,15 @@ def prepared(
     some = next(module.parameters())
     place = {"dtype": some.dtype, "device": some.device}
     if known.folder == "unet":
-        return _unet_pass(known, module, GUIDED * batch, side, place)
+        return _unet_pass(known, module, GUIDED_IMAGES * batch, side, place)
     if known.folder == "vae":
         module.enable_slicing()
         if tiled:
             module.enable_tiling()
-        side = side or _LATENT_SIDE
+        side = side or catalog.COMPONENT[catalog.UPSCALER].side
         latents = torch.randn(batch, 4, side, side, **place)
         return lambda: module.decode(latents, return_dict=False)[0]
-    if known.component == catalog.FINISH:
+    if known.component == catalog.POSTPROCESS:
         side = module.config.vision_config.image_size
         pixels = torch.randn(batch, 3, side, side, **place)
         return lambda: module.vision_model(pixels)[1]
@@ -175,7 +172,11 @@ def _unet_pass(
     known: Known, unet: Any, pairs: int, side: int | None, place: dict[str, Any]
 ) -> Callable[[], object]:
     config, device = unet.config, place["device"]
-    side = side or (_LATENT_SIDE if known.component == catalog.UPSCALER else config.sample_size)
+    side = side or (
+        catalog.COMPONENT[catalog.UPSCALER].side
+        if known.component == catalog.UPSCALER
+        else config.sample_size
+    )
     width = config.encoder_hid_dim or config.cross_attention_dim
     picture = torch.randn(pairs, config.in_channels, side, side, **place)
     words = torch.randn(pairs, catalog.MAX_TOKENS, width, **place)

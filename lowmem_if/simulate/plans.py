@@ -43,7 +43,7 @@ def simulated_plan(
         if not unknown:
             break
         for step in unknown:
-            report(f"simulating {step.component.replace('_', ' ')}: {step.config}")
+            report(f"simulating {catalog.label(step.component)}: {step.config}")
             _simulate(location, step)
         plan = make_plan(machine, request, prefer=prefer, pins=pins)
     return plan

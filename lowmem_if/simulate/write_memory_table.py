@@ -27,7 +27,7 @@ from lowmem_if.planning.memory_table import (
     read_table,
 )
 from lowmem_if.planning.plan import Step
-from lowmem_if.request.image_spec import Sampling
+from lowmem_if.request.sampling import Sampling
 from lowmem_if.simulate.fake_device import DEVICE
 from lowmem_if.simulate.networks import (
     Known,
@@ -107,7 +107,7 @@ def _missing_turns(table: MemoryTable, report: Report) -> Iterator[StepProfile]:
     for name, cascade in catalog.PUBLISHED.items():
         for component, part in cascade.parts.items():
             missing = [case for case in cases(component) if (part_key(part), case) not in there]
-            if component == catalog.FINISH or not missing:
+            if component == catalog.POSTPROCESS or not missing:
                 continue
             there |= {(part_key(part), case) for case in missing}
             with tempfile.TemporaryDirectory() as folder:

@@ -24,7 +24,7 @@ STAGES: Mapping[str, type[Stage[Any, Any]]] = {
     catalog.STAGE_1: Stage1,
     catalog.STAGE_2: Stage2,
     catalog.UPSCALER: Upscaler,
-    catalog.FINISH: Postprocessor,
+    catalog.POSTPROCESS: Postprocessor,
 }
 
 READ_T5 = {catalog.STAGE_1, catalog.STAGE_2}
@@ -51,14 +51,14 @@ def image_inputs(step: Step, tasks: Sequence[ImageSpec], materials: Materials) -
 
 def stage_before(component: str, task: ImageSpec) -> str | None:
     """The stage whose output `component` goes on with; None if it is the task's first."""
-    return {after: stage for stage, after in pairwise((*task.stages, catalog.FINISH))}.get(
+    return {after: stage for stage, after in pairwise((*task.stages, catalog.POSTPROCESS))}.get(
         component
     )
 
 
 def stage_after(component: str, task: ImageSpec) -> str:
     """The component that goes on with the output of `component`."""
-    return dict(pairwise((*task.stages, catalog.FINISH)))[component]
+    return dict(pairwise((*task.stages, catalog.POSTPROCESS)))[component]
 
 
 def in_unit_range(component: str, picture: torch.Tensor) -> torch.Tensor:

@@ -13,8 +13,9 @@ from diffusers.pipelines import deepfloyd_if
 
 from lowmem_if.cascade.strategies import MODEL_OFFLOAD, RESIDENT, SEQUENTIAL_OFFLOAD, STREAM
 from lowmem_if.planning.plan import Step
-from lowmem_if.request.image_spec import ImageSpec, Sampling
+from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.request.noise_scheduler import DPM_SOLVER
+from lowmem_if.request.sampling import Sampling
 from lowmem_if.stages.compiling import compile_unet, forget_compiled
 from lowmem_if.stages.finite import checked
 from lowmem_if.stages.noise import float32_noise

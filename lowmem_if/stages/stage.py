@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from lowmem_if.planning.plan import Step
-from lowmem_if.request.image_spec import ImageSpec, Sampling
+from lowmem_if.request.image_spec import ImageSpec
+from lowmem_if.request.sampling import Sampling
 from lowmem_if.stages.previews import Watching
 from lowmem_if.weights.source import FILES, WeightSource
 

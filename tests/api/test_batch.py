@@ -20,7 +20,7 @@ from runs import CPU, kinds, plan_of, results, run_here
 from safetensors.torch import load_file
 
 import lowmem_if as lm
-from lowmem_if.cascade.catalog import FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
+from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
 from lowmem_if.cli.main import main
 from lowmem_if.engine import executor
 from lowmem_if.engine.events import Event
@@ -29,8 +29,7 @@ from lowmem_if.engine.steps import step_run
 from lowmem_if.errors import BatchError, RequestError, RunFolderError
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.request.batch_request import request_of
-from lowmem_if.request.batch_row import BatchRow
-from lowmem_if.request.request import Request
+from lowmem_if.request.build import make_request
 from lowmem_if.stages.components import STAGES
 from lowmem_if.stages.postprocess import Postprocessed
 from lowmem_if.stages.stage import ImageInputs, OnStep, StageConfig, TextInputs
@@ -94,7 +93,7 @@ def test_each_component_is_loaded_once_for_all_lines(
     folder = run_here(batch_plan(tiny, *mixed(picture)), tmp_path / "run", events.append)
     assert loads == ["TextEncoder", "Stage1", "Stage2", "Upscaler", "Postprocessor"]
     assert len(folder.images) == 6
-    assert Counter(kinds(events, "saved")) == {STAGE_1: 6, STAGE_2: 3, UPSCALER: 2, FINISH: 6}
+    assert Counter(kinds(events, "saved")) == {STAGE_1: 6, STAGE_2: 3, UPSCALER: 2, POSTPROCESS: 6}
     assert len(list((folder.path / "embeds").iterdir())) == 4  # two prompts, "red" and no words
 
 
@@ -114,13 +113,13 @@ def test_a_line_has_the_pixels_that_it_has_alone(tiny: Path, tmp_path: Path, pic
     folder = run_here(batch_plan(tiny, *mixed(picture)), tmp_path / "run")
     asked = {"cascade": str(tiny), "steps": 2}
     alone = [
-        Request((RED,), seed=(1,), size=64, **asked),  # type: ignore[arg-type]
-        Request((BLUE,), seed=(9,), size=256, negative_prompt="red", **asked),  # type: ignore[arg-type]
-        Request((RED,), mode="vary", image=picture, strength=0.5, seed=(5,), size=64, **asked),  # type: ignore[arg-type]
+        make_request((RED,), seed=(1,), size=64, **asked),  # type: ignore[arg-type]
+        make_request((BLUE,), seed=(9,), size=256, negative_prompt="red", **asked),  # type: ignore[arg-type]
+        make_request((RED,), mode="vary", image=picture, strength=0.5, seed=(5,), size=64, **asked),  # type: ignore[arg-type]
     ]
     for number, request in zip((0, 1, 3), alone, strict=True):
         own = run_here(make_plan(CPU, request), tmp_path / f"own-{number}")
-        stage = request.tasks[0].stages[-1]
+        stage = request.images[0].stages[-1]
         ours, theirs = (
             load_file(f.path / stage / f"{n:04}.safetensors")["tensor"]
             for f, n in ((folder, number), (own, 0))
@@ -139,7 +138,7 @@ def test_what_a_line_leaves_open_is_what_all_have(tiny: Path) -> None:
         [RED, {"prompt": BLUE, "seed": 3, "images": 1}],
         seed=7, size=256, images=2, negative_prompt="dull", cascade=str(tiny),
     )  # fmt: skip
-    told = [(t.number, t.prompt, t.seed, t.size, t.negative_prompt) for t in request.tasks]
+    told = [(t.number, t.prompt, t.seed, t.size, t.negative_prompt) for t in request.images]
     assert told == [
         (0, RED, 7, 256, "dull"), (1, RED, 8, 256, "dull"), (2, BLUE, 3, 256, "dull"),
     ]  # fmt: skip
@@ -154,7 +153,7 @@ def test_a_batch_is_read_back_as_it_was_written(tiny: Path, picture: Path) -> No
 def test_prompts_and_lines_exclude_each_other() -> None:
     """A request has one or the other."""
     with pytest.raises(RequestError, match="exclude each other"):
-        Request(("a",), lines=(BatchRow("b"),))
+        make_request(("a",), lines=({"prompt": "b"},))
 
 
 def test_lines_from_python_are_prompts_or_tables(tiny: Path, tmp_path: Path) -> None:
@@ -245,7 +244,7 @@ def test_a_killed_batch_goes_on_at_the_very_image(tiny: Path, tmp_path: Path) ->
         assert code == 0
         assert results(path) == expected
         saved = Counter(c for k, c in [*before, *after] if k == "saved")
-        assert saved == {STAGE_1: 3, STAGE_2: 1, FINISH: 3}
+        assert saved == {STAGE_1: 3, STAGE_2: 1, POSTPROCESS: 3}
         shutil.rmtree(path)
 
 
@@ -300,7 +299,7 @@ def test_two_thousand_lines_cost_five_times_what_four_hundred_do(
     for name, fake in {
         TEXT_ENCODER: FakeEncoder,
         STAGE_1: FakeStage,
-        FINISH: FakePostprocessor,
+        POSTPROCESS: FakePostprocessor,
     }.items():
         monkeypatch.setitem(STAGES, name, fake)
     monkeypatch.setattr(atomic.os, "fsync", lambda _descriptor: None)
@@ -339,7 +338,7 @@ def test_thousands_of_prompts_stream_through_the_encoder_in_groups(
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
         patch.setitem(STAGES, STAGE_1, FakeStage)
-        patch.setitem(STAGES, FINISH, FakePostprocessor)
+        patch.setitem(STAGES, POSTPROCESS, FakePostprocessor)
         folder = run_here(plan, tmp_path / "run", events.append)
     shown = [
         (e.done, e.total) for e in events if (e.kind, e.component) == ("drawing", TEXT_ENCODER)

@@ -12,7 +12,7 @@ from PIL import Image
 from runs import CPU, kinds, plan_of, run_here
 from safetensors.torch import load_file
 
-from lowmem_if.cascade.catalog import FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
+from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
 from lowmem_if.cli.main import main
 from lowmem_if.engine.continuation import continued
 from lowmem_if.engine.events import Event
@@ -71,7 +71,7 @@ def test_picked_pictures_in_a_new_folder_are_those_of_one_go(
     """Bit for bit, in the order they were picked, without text encoder and stage 1."""
     folder = continued(source, [3, 1], 1024, CPU, tmp_path / "chosen")
     events = finish(folder)
-    assert kinds(events, "started") == [STAGE_2, UPSCALER, FINISH]
+    assert kinds(events, "started") == [STAGE_2, UPSCALER, POSTPROCESS]
     assert kinds(events, "skipped") == [TEXT_ENCODER, STAGE_1]
     for number, old in enumerate((3, 1)):
         assert_same(folder.path, number, large, old, "stage_1", "stage_2", "stage_3")
@@ -86,11 +86,11 @@ def test_picked_pictures_grow_in_their_own_folder(source: RunFolder, large: Path
     folder = continued(source, [2], 1024, CPU)
     assert not folder.complete
     events = finish(folder)
-    assert kinds(events, "started") == [STAGE_2, UPSCALER, FINISH]
-    assert kinds(events, "saved") == [STAGE_2, UPSCALER, FINISH]
+    assert kinds(events, "started") == [STAGE_2, UPSCALER, POSTPROCESS]
+    assert kinds(events, "saved") == [STAGE_2, UPSCALER, POSTPROCESS]
     assert_same(folder.path, 2, large, 2, "stage_1", "stage_2", "stage_3")
     assert [file.read_bytes() for file in others] == before
-    assert [task.size for task in folder.plan.request.tasks] == [64, 64, 1024, 64]
+    assert [task.size for task in folder.plan.request.images] == [64, 64, 1024, 64]
 
 
 def test_pictures_can_be_taken_on_twice(source: RunFolder, large: Path, tmp_path: Path) -> None:
@@ -98,10 +98,10 @@ def test_pictures_can_be_taken_on_twice(source: RunFolder, large: Path, tmp_path
     middle = continued(source, [0, 3], 256, CPU)
     finish(middle)
     folder = continued(middle.reload(), [3], 1024, CPU, tmp_path / "chosen")
-    assert kinds(finish(folder), "started") == [UPSCALER, FINISH]
+    assert kinds(finish(folder), "started") == [UPSCALER, POSTPROCESS]
     assert_same(folder.path, 0, large, 3, "stage_2", "stage_3")
     later = continued(middle.reload(), [1], 256, CPU)
-    assert kinds(finish(later), "saved") == [STAGE_2, FINISH]
+    assert kinds(finish(later), "saved") == [STAGE_2, POSTPROCESS]
 
 
 def test_pictures_of_the_user_go_along(tiny: Path, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_pictures_of_the_user_go_along(tiny: Path, tmp_path: Path) -> None:
     source = run_here(plan_of(tiny, size=64, **asked), tmp_path / "small")
     own.unlink()
     folder = continued(source, [0], 256, CPU, tmp_path / "chosen")
-    assert kinds(finish(folder), "started") == [STAGE_2, FINISH]
+    assert kinds(finish(folder), "started") == [STAGE_2, POSTPROCESS]
     assert_same(folder.path, 0, whole, 0, "stage_1", "stage_2")
 
 
@@ -122,7 +122,7 @@ def test_a_run_killed_before_it_was_taken_on_is_the_old_one(source: RunFolder) -
     picture = source.path / "0002.png"
     content = picture.read_bytes()
     picture.unlink()
-    assert kinds(finish(source.reload()), "saved") == [FINISH]
+    assert kinds(finish(source.reload()), "saved") == [POSTPROCESS]
     assert picture.read_bytes() == content
 
 
@@ -135,7 +135,7 @@ def test_copying_that_was_broken_off_is_done_again(
     for file in (folder.path / "stage_1").iterdir():
         file.unlink()
     again = continued(source, [3, 1], 256, CPU, out)
-    assert kinds(finish(again), "started") == [STAGE_2, FINISH]
+    assert kinds(finish(again), "started") == [STAGE_2, POSTPROCESS]
     assert again.reload().complete
 
 

@@ -18,7 +18,7 @@ from lowmem_if.cli.main import main
 from lowmem_if.errors import CascadeError, DoesNotFit
 from lowmem_if.hardware.machine import Machine, probe
 from lowmem_if.planning.plan import make_plan
-from lowmem_if.request.request import Request
+from lowmem_if.request.build import make_request
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_a_rehearsal_measures_every_component_and_its_constants_serve_later_plan
 def test_the_real_plan_is_rehearsed_with_few_steps(tiny: Path, weights: Path) -> None:
     """Pins and preferences are those of the real thing; the prediction is of all its steps."""
     machine = replace(probe("cpu"), ram_bytes=4 * 10**9)
-    request = Request(("a", "b"), cascade=str(tiny), seed=(1, 2), size=64, steps=(40,))
+    request = make_request(("a", "b"), cascade=str(tiny), seed=(1, 2), size=64, steps=(40,))
     pins = parse_pins(["stage_1=stream"])
     result = rehearse(request, machine, pins=pins, steps=2)
     steps = {each.step.component: each.step for each in result.components}
@@ -72,7 +72,7 @@ def test_the_real_plan_is_rehearsed_with_few_steps(tiny: Path, weights: Path) ->
     planned = result.plan.step("stage_1")
     assert planned.sampling is not None
     assert planned.sampling.count == 40
-    assert len(result.plan.request.tasks) == 2
+    assert len(result.plan.request.images) == 2
     for each in result.components:
         assert each.ram_bytes > 10**8
         assert each.load_s >= 0
@@ -84,7 +84,7 @@ def test_what_does_not_fit_is_told_before_anything_is_written(weights: Path) -> 
     """The plan comes first: no file is made for a machine that the cascade does not fit."""
     machine = replace(probe("cpu"), ram_bytes=10**8)
     with pytest.raises(DoesNotFit):
-        rehearse(Request(("a",), cascade="if-m", seed=(1,)), machine)
+        rehearse(make_request(("a",), cascade="if-m", seed=(1,)), machine)
     assert list(weights.iterdir()) == []
 
 
@@ -95,7 +95,7 @@ def test_a_disk_without_room_is_told(
     monkeypatch.setattr("lowmem_if.weights.synthetic.checkpoints.free_bytes", lambda _folder: 10**9)
     machine = replace(probe("cpu"), ram_bytes=16 * 10**9)
     with pytest.raises(CascadeError, match="free"):
-        rehearse(Request(("a",), cascade="if-m", seed=(1,), size=64), machine)
+        rehearse(make_request(("a",), cascade="if-m", seed=(1,), size=64), machine)
     assert list(weights.iterdir()) == []
 
 
@@ -109,14 +109,14 @@ def test_json_holds_the_plan_and_what_was_measured(
     shown = json.loads(capsys.readouterr().out)
     assert {"plan", "components"} == shown.keys()
     assert [each["step"]["component"] for each in shown["components"]] == [
-        catalog.TEXT_ENCODER, catalog.STAGE_1, catalog.FINISH,
+        catalog.TEXT_ENCODER, catalog.STAGE_1, catalog.POSTPROCESS,
     ]  # fmt: skip
 
 
 def test_streaming_to_an_accelerator_says_nothing_of_its_pace(tiny: Path) -> None:
     """There the slower of computing and travelling is seen, and which it was is not known."""
     machine: Machine = replace(probe("cpu"), ram_bytes=4 * 10**9)
-    request = Request(("a",), cascade=str(tiny), seed=(1,), size=64)
+    request = make_request(("a",), cascade=str(tiny), seed=(1,), size=64)
     plan = make_plan(machine, request, pins=parse_pins(["stage_1=stream"]))
     step = plan.step("stage_1").with_config(device="cuda:0")
     part = rehearsal.locate(str(tiny)).cascade.parts["stage_1"]
@@ -135,4 +135,4 @@ def test_peaks_of_reserved_memory_are_those_of_the_components_own_turn(tmp_path:
     file.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     run: Any = SimpleNamespace(memory_file=file)
     assert rehearsal._peak(run, "stage_1", "vram_reserved") == 7
-    assert rehearsal._peak(run, "finish", "vram_reserved") == 0
+    assert rehearsal._peak(run, "postprocess", "vram_reserved") == 0

@@ -31,7 +31,7 @@ from lowmem_if.hardware.machine import probe
 from lowmem_if.hardware.profiles import load_profile
 from lowmem_if.hardware.speeds import assumed
 from lowmem_if.planning.plan import make_plan
-from lowmem_if.request.request import Request
+from lowmem_if.request.build import make_request
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_a_round_compares_every_component(setup: Setup, monkeypatch: pytest.Monk
     have = Setup("cpu", True, setup.out, have=(rounds[1].name,))
     *components, last = strategies.rows(have)
     assert [row["name"].partition(": ")[2] for row in components] == [
-        "text encoder", "stage 1", "stage 2", "upscaler", "finish",
+        "text encoder", "stage 1", "stage 2", "upscaler", "postprocess",
     ]  # fmt: skip
     for row in components:
         assert figures(row)["RAM"]["measured"] > 100e6
@@ -135,7 +135,7 @@ def test_every_round_has_a_plan_on_the_cards_that_it_imitates(setup: Setup) -> N
     for round_ in strategies.ROUNDS:
         machine = replace(colab, vram_bytes=int(round_.leave_bytes), ram_bytes=int(12e9))
         pins = round_.pins(machine, "if-xl")
-        request = Request(("a fox",), cascade="if-xl", seed=(1,), steps=(strategies.STEPS,))
+        request = make_request(("a fox",), cascade="if-xl", seed=(1,), steps=(strategies.STEPS,))
         plan = make_plan(machine, request, prefer=BALANCED, pins=pins)
         kinds = [step.config.strategy for step in plan.steps if step.component in strategies.STAGES]
         assert not round_.strategy or {*kinds} == {round_.strategy}
@@ -145,7 +145,7 @@ def test_a_users_plan_is_rehearsed_as_it_is() -> None:
     """Files of zeros read from no disk would make streaming look better than it is."""
     machine = replace(load_profile("colab-free").machine, vram_bytes=15 * 10**9)
     pins = strategies.Round(15e9).pins(machine, "if-xl")
-    request = Request(("a fox",), cascade="if-xl", seed=(1,))
+    request = make_request(("a fox",), cascade="if-xl", seed=(1,))
     plan = make_plan(machine, request, prefer=BALANCED)
     for component, pin in pins.items():
         step = plan.step(component)
@@ -208,7 +208,7 @@ def test_a_run_short_of_memory_tells_how_it_went_on(
     starts = tmp_path / "starts"
     starts.touch()
     inject(monkeypatch, "out_of_memory_unless_tiled", starts)
-    request = Request(("a fox",), cascade=str(tiny), seed=(1,), steps=(2,))
+    request = make_request(("a fox",), cascade=str(tiny), seed=(1,), steps=(2,))
     row = shortages._run(setup, shortages._Short("upscaler", request, "upscaler"))
     assert row["ok"] is True
     assert "RAM ran out" in row["text"]
@@ -264,7 +264,7 @@ def test_on_a_card_memory_beyond_the_context_is_told() -> None:
 def test_on_a_card_three_kinds_of_vram_are_compared() -> None:
     """Allocated, reserved, and what the driver counts without what was there before."""
     colab = load_profile("colab-free").machine
-    plan = make_plan(colab, Request(("a fox",), cascade="if-xl", seed=(1,)))
+    plan = make_plan(colab, make_request(("a fox",), cascade="if-xl", seed=(1,)))
     step = plan.step("stage_1")
     measured = Rehearsed(step, 8 * 10**9, 10**9, 1.0, 0.5, None, 9.0, 9 * 10**9, 12 * 10**9)
     row = strategies._compared(strategies.Round(15e9), measured, 2 * 10**9)

@@ -9,8 +9,8 @@ import pytest
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.catalog import (
     COMPONENTS,
-    FINISH,
     IF_DEFAULTS,
+    POSTPROCESS,
     PUBLISHED,
     STAGE_1,
     STAGE_2,
@@ -19,7 +19,7 @@ from lowmem_if.cascade.catalog import (
     Module,
 )
 from lowmem_if.planning.memory import stored_bytes
-from lowmem_if.request.request import Sampling
+from lowmem_if.request.sampling import Sampling
 
 GB = 1e9
 X4 = "stabilityai/stable-diffusion-x4-upscaler"
@@ -116,8 +116,8 @@ def test_the_upscaler_is_the_same_everywhere(cascade: str) -> None:
 
 def test_the_finish_is_the_safety_checker_and_the_watermark() -> None:
     """304 M parameters in a 0.61 GB file, and one buffer of 62 x 62 x 4 numbers in float32."""
-    checker = module("if-m", FINISH, "safety_checker")
-    mark = module("if-m", FINISH, "watermarker")
+    checker = module("if-m", POSTPROCESS, "safety_checker")
+    mark = module("if-m", POSTPROCESS, "watermarker")
     assert checker.weights.parameters / 1e6 == pytest.approx(304, rel=1e-3)
     assert checker.file_bytes / GB == pytest.approx(0.608, rel=1e-3)
     assert mark.weights.parameters == 62 * 62 * 4
@@ -168,7 +168,8 @@ def test_every_component_has_the_folders_that_a_local_cascade_has(cascade: str) 
     assert tuple(parts) == COMPONENTS
     for component, part in parts.items():
         folders = tuple(m.folder for m in part.modules)
-        assert (part.root, folders, part.extras) == catalog.FOLDERS[component]
+        facts = catalog.COMPONENT[component]
+        assert (part.root, folders, part.extras) == (facts.root, facts.networks, facts.extras)
 
 
 def test_a_size_is_reached_by_the_stages_before_it() -> None:
@@ -176,7 +177,7 @@ def test_a_size_is_reached_by_the_stages_before_it() -> None:
     assert catalog.SIZES == {
         64: (STAGE_1,), 256: (STAGE_1, STAGE_2), 1024: (STAGE_1, STAGE_2, UPSCALER),
     }  # fmt: skip
-    assert (TEXT_ENCODER, *catalog.IMAGE_STAGES, FINISH) == COMPONENTS
+    assert (TEXT_ENCODER, *catalog.IMAGE_STAGES, POSTPROCESS) == COMPONENTS
 
 
 @pytest.mark.parametrize("defaults", [IF_DEFAULTS, catalog.DEMO_DEFAULTS], ids=["if", "demo"])

@@ -11,7 +11,14 @@ import pytest
 
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade import locate as locations
-from lowmem_if.cascade.catalog import COMPONENTS, FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
+from lowmem_if.cascade.catalog import (
+    COMPONENTS,
+    POSTPROCESS,
+    STAGE_1,
+    STAGE_2,
+    TEXT_ENCODER,
+    UPSCALER,
+)
 from lowmem_if.cascade.configs import read_config
 from lowmem_if.cascade.locate import locate, snapshot_folder, summarise
 from lowmem_if.cascade.modes import VARY, defaults_for
@@ -106,7 +113,7 @@ def test_every_component_of_a_folder_is_found(cascade: Path) -> None:
         STAGE_1: cascade / "stage_1",
         STAGE_2: cascade / "stage_2",
         UPSCALER: cascade / "upscaler",
-        FINISH: cascade / "stage_1",
+        POSTPROCESS: cascade / "stage_1",
     }
     assert found.folder("no such component") is None
 
@@ -141,8 +148,8 @@ def test_a_folder_of_any_name_works(cascade: Path) -> None:
 @pytest.mark.parametrize(
     ("components", "needless"),
     [
-        ((TEXT_ENCODER, STAGE_1, FINISH), ("stage_2", "upscaler")),
-        ((TEXT_ENCODER, STAGE_1, STAGE_2, FINISH), ("upscaler",)),
+        ((TEXT_ENCODER, STAGE_1, POSTPROCESS), ("stage_2", "upscaler")),
+        ((TEXT_ENCODER, STAGE_1, STAGE_2, POSTPROCESS), ("upscaler",)),
         ((TEXT_ENCODER, STAGE_1), ("stage_2", "upscaler", "stage_1/safety_checker")),
     ],
 )
@@ -265,7 +272,7 @@ def test_a_missing_configuration_is_named(cascade: Path) -> None:
 def test_what_a_request_does_not_use_may_be_broken(cascade: Path) -> None:
     """Files of a stage that does not run are not looked at."""
     weights(cascade / "upscaler/vae")[0].write_bytes(b"")
-    locate(str(cascade), components=(TEXT_ENCODER, STAGE_1, STAGE_2, FINISH))
+    locate(str(cascade), components=(TEXT_ENCODER, STAGE_1, STAGE_2, POSTPROCESS))
 
 
 def test_read_config_reads_utf8(tmp_path: Path) -> None:
@@ -431,7 +438,9 @@ def test_a_downloaded_repository_is_found_by_its_branch(
     snapshot = download(FIRST, "stage_1")
     found = locate("if-m")
     assert snapshot_folder(FIRST) == snapshot
-    assert found.folder(TEXT_ENCODER) == found.folder(STAGE_1) == found.folder(FINISH) == snapshot
+    assert (
+        found.folder(TEXT_ENCODER) == found.folder(STAGE_1) == found.folder(POSTPROCESS) == snapshot
+    )
     assert found.folder(STAGE_2) is None
     assert found.folder(UPSCALER) is None
 
@@ -443,7 +452,7 @@ def test_what_is_downloaded_is_measured_and_the_rest_is_the_catalogues(
     download(FIRST, "stage_1")
     download(X4, "upscaler")
     parts, published = locate("if-m").cascade.parts, catalog.PUBLISHED["if-m"].parts
-    for component in (TEXT_ENCODER, STAGE_1, UPSCALER, FINISH):
+    for component in (TEXT_ENCODER, STAGE_1, UPSCALER, POSTPROCESS):
         assert parts[component].modules[0].file_bytes < 10**6
         assert parts[component].repository == published[component].repository
     assert parts[STAGE_2] == published[STAGE_2]
@@ -482,10 +491,10 @@ PARTLY = {
     "a shard less": ("text_encoder/*00002-of*.safetensors", TEXT_ENCODER),
     "no index of the shards": ("text_encoder/*.index.*json", TEXT_ENCODER),
     "no configuration of the encoder": ("text_encoder/config.json", TEXT_ENCODER),
-    "no watermarker": ("watermarker/*", FINISH),
+    "no watermarker": ("watermarker/*", POSTPROCESS),
     "no tokenizer": ("tokenizer", TEXT_ENCODER),
     "no scheduler": ("scheduler", STAGE_1),
-    "no feature extractor": ("feature_extractor", FINISH),
+    "no feature extractor": ("feature_extractor", POSTPROCESS),
 }
 
 
@@ -500,7 +509,7 @@ def test_a_partly_downloaded_component_is_not_there(
         shutil.rmtree(file) if file.is_dir() else file.unlink()
     found = locate("if-m")
     assert found.folder(component) is None
-    others = {TEXT_ENCODER, STAGE_1, FINISH} - {component}
+    others = {TEXT_ENCODER, STAGE_1, POSTPROCESS} - {component}
     assert all(found.folder(other) == snapshot for other in others)
 
 
@@ -531,7 +540,7 @@ def test_a_link_to_nothing_is_not_there(cache: Path, download: Callable[..., Pat
     found = locate("if-m")
     assert found.folder(STAGE_1) is None
     assert found.cascade.parts[STAGE_1] == catalog.PUBLISHED["if-m"].parts[STAGE_1]
-    assert found.folder(FINISH) == snapshot
+    assert found.folder(POSTPROCESS) == snapshot
 
 
 def test_the_upscaler_is_not_there_without_its_index(
@@ -548,7 +557,7 @@ def test_damage_that_a_request_does_not_meet_is_no_matter(
     """Of the cache too only what is used is looked at."""
     snapshot = download(FIRST, "stage_1")
     download(X4, "upscaler").joinpath("vae/config.json").write_text("{")
-    found = locate("if-m", components=(TEXT_ENCODER, STAGE_1, FINISH))
+    found = locate("if-m", components=(TEXT_ENCODER, STAGE_1, POSTPROCESS))
     assert found.folder(STAGE_1) == snapshot
     assert "vae" in refused("if-m", CheckpointError)
 

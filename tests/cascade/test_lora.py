@@ -22,7 +22,7 @@ from lowmem_if.cascade.lora_keys import read_pairs
 from lowmem_if.cli.main import main
 from lowmem_if.errors import LoraError, RequestError, RunFolderError
 from lowmem_if.planning.plan import Plan, make_plan
-from lowmem_if.request.request import Request
+from lowmem_if.request.build import make_request
 
 
 @pytest.fixture
@@ -83,16 +83,16 @@ def test_other_components_take_no_lora() -> None:
 
 def test_a_request_takes_texts_paths_and_loras(first: Path, tmp_path: Path) -> None:
     """One or several; each is looked into, and kept with its absolute path and content."""
-    one = Request("x", lora=first).lora  # type: ignore[arg-type]
+    one = make_request("x", lora=first).lora
     digest = hashlib.sha256(first.read_bytes()).hexdigest()
     assert [(lora.path, lora.scale, lora.digest) for lora in one] == [(str(first), 1.0, digest)]
-    assert one == Request("x", lora="first.safetensors").lora  # type: ignore[arg-type]
+    assert one == make_request("x", lora="first.safetensors").lora
     given = ["first.safetensors:2", first, Lora(str(first), -0.5, "stage_1"), one[0]]
-    several = Request("x", lora=given).lora  # type: ignore[arg-type]
+    several = make_request("x", lora=given).lora  # type: ignore[arg-type]
     assert [lora.scale for lora in several] == [2.0, 1.0, -0.5, 1.0]
     assert [lora.stage for lora in several] == [None, None, "stage_1", None]
     assert several[1:2] == several[3:] == one
-    assert Request("x").lora == Request("x", lora=None).lora == ()  # type: ignore[arg-type]
+    assert make_request("x").lora == make_request("x", lora=None).lora == ()
 
 
 def test_a_folder_of_diffusers_is_its_file(first: Path, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_folder_of_diffusers_is_its_file(first: Path, tmp_path: Path) -> None:
     assert loras("trained:0.5")[0].path == str(folder / "pytorch_lora_weights.safetensors")
 
 
-@pytest.mark.parametrize("given", [3, [3], Lora("x", float("nan")), Lora("x", 1.0, "finish")])
+@pytest.mark.parametrize("given", [3, [3], Lora("x", float("nan")), Lora("x", 1.0, "postprocess")])
 def test_what_is_no_lora_at_all_is_told(given: Any) -> None:
     """Of other types, or made by hand with values that no text could have."""
     with pytest.raises(RequestError):
@@ -184,12 +184,12 @@ def test_an_enlarged_picture_goes_through_stage_2_with_its_lora(
 
 def test_weights_that_are_not_here_cannot_be_compared(first: Path) -> None:
     """Of a cascade that is not downloaded the stage must be said, or be the only one."""
-    request = Request(("x",), cascade="if-m", seed=(1,), size=256, lora=first)  # type: ignore[arg-type]
+    request = make_request("x", cascade="if-m", seed=(1,), size=256, lora=first)
     with pytest.raises(LoraError, match=r"not on this disk .* `lowmem-if fetch if-m`"):
         make_plan(CPU, request)
-    said = Request("x", cascade="if-m", seed=(1,), size=256, lora=f"stage_1={first}")  # type: ignore[arg-type]
+    said = make_request("x", cascade="if-m", seed=(1,), size=256, lora=f"stage_1={first}")
     assert len(make_plan(CPU, said).step("stage_1").lora) == 1
-    assert len(make_plan(CPU, replace(request, size=64)).step("stage_1").lora) == 1
+    assert len(make_plan(CPU, request.no_larger_than(64)).step("stage_1").lora) == 1
 
 
 def test_underscores_that_could_be_two_layers_are_told(tmp_path: Path) -> None:
@@ -250,11 +250,11 @@ def test_what_would_fit_instead_is_asked_with_the_lora(tiny: Path, second: Path)
     from lowmem_if.errors import DoesNotFit
 
     machine = replace(CPU, ram_bytes=759 * 10**6)
-    request = Request(("x",), cascade=str(tiny), seed=(1,), size=256)
+    asked: dict[str, Any] = {"cascade": str(tiny), "seed": 1, "size": 256}
     with pytest.raises(DoesNotFit, match="; --size 64 fits; so would it with"):
-        make_plan(machine, request)
+        make_plan(machine, make_request("x", **asked))
     with pytest.raises(DoesNotFit, match=r"; nothing smaller fits either: free .* more RAM"):
-        make_plan(machine, replace(request, lora=second))  # type: ignore[arg-type]
+        make_plan(machine, make_request("x", lora=second, **asked))
 
 
 def test_planning_with_a_lora_imports_no_torch(tiny: Path, first: Path) -> None:
@@ -344,7 +344,7 @@ def test_files_that_cannot_be_used_are_told_in_one_line(
     [
         ("someone/lora-on-the-hub", 1, "`hf download`"),
         ("{first}:nan", 2, "is not a number"),
-        ("finish={first}", 2, "finish takes no LoRA"),
+        ("postprocess={first}", 2, "postprocess takes no LoRA"),
         ("{first}:strong", 1, "is not there"),
         ("x\0y", 1, "is not there"),
         ("~nobody-of-that-name/x", 1, "is not there"),

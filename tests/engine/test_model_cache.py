@@ -10,10 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from runs import kinds, plan_of, results, run_here
+from runs import kinds, plan_of, results, run_here, with_prompt
 from sample_pictures import half, noise
 
-from lowmem_if.cascade.catalog import COMPONENTS, FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
+from lowmem_if.cascade.catalog import (
+    COMPONENTS,
+    POSTPROCESS,
+    STAGE_1,
+    STAGE_2,
+    TEXT_ENCODER,
+    UPSCALER,
+)
 from lowmem_if.cascade.locate import locate
 from lowmem_if.engine.answers import CacheState
 from lowmem_if.engine.events import Event
@@ -112,7 +119,7 @@ def test_a_small_budget_keeps_what_fits_beside_each_step(
     others = sum(rest[name] for name in COMPONENTS if name != UPSCALER)
     small = with_ram(plan, peaks[UPSCALER] + spare + others // 2)
     for name in ("first", "second"):
-        request = replace(small.request, prompts=(name,))
+        request = with_prompt(small.request, name)
         folder = watched.run(replace(small, request=request), tmp_path / name)
         for component in COMPONENTS:
             measured = folder.measured(component) or {}
@@ -129,12 +136,12 @@ def test_with_no_room_to_spare_a_step_is_alone_and_goes_for_the_next(
     """A budget that every step needs all of: the one just used goes before the next comes."""
     plan = plan_of(tiny, RED)
     for number in range(2):
-        request = replace(plan.request, prompts=(f"text {number}",))
+        request = with_prompt(plan.request, f"text {number}")
         watched.run(replace(with_ram(plan, 1), request=request), tmp_path / str(number))
-        first = [FINISH] * number
+        first = [POSTPROCESS] * number
         assert kinds(watched.events, "evicted") == [*first, *COMPONENTS[:-1]]
         assert watched.loaded() == list(COMPONENTS)
-        assert watched.here() == [FINISH]
+        assert watched.here() == [POSTPROCESS]
 
 
 def test_what_leaves_in_its_own_run_is_proved_in_its_folder(
@@ -147,8 +154,8 @@ def test_what_leaves_in_its_own_run_is_proved_in_its_folder(
         assert released is not None
         assert released["alive"] == []
         assert not folder.stays(component)
-    assert folder.released(FINISH) is None
-    assert folder.stays(FINISH)
+    assert folder.released(POSTPROCESS) is None
+    assert folder.stays(POSTPROCESS)
     assert folder.notices == ()
 
 
@@ -196,7 +203,7 @@ def test_weights_that_changed_on_disk_are_loaded_anew(
         ({"pins": ["stage_2=resident:bfloat16"]}, STAGE_2),
         ({"pins": ["stage_1=stream"]}, STAGE_1),
         ({"thresholding": (0.9, 1.5)}, STAGE_1),
-        ({"safety_checker": False}, FINISH),
+        ({"safety_checker": False}, POSTPROCESS),
     ],
 )
 def test_another_form_of_a_component_takes_the_place_of_the_old_one(
@@ -227,7 +234,7 @@ def test_a_turn_that_fails_drops_its_component_and_no_other(
             watched.run(plan, tmp_path / "run")
     assert watched.here() == [TEXT_ENCODER]
     folder = watched.run(plan, tmp_path / "run")
-    assert watched.loaded() == [STAGE_1, FINISH]
+    assert watched.loaded() == [STAGE_1, POSTPROCESS]
     assert len(folder.images) == 1
 
 
@@ -257,8 +264,8 @@ def test_nothing_is_kept_beside_what_must_be_alone(
     watched.run(plan_of(tiny, RED, size=256), tmp_path / "first")
     watched.cache.alone = frozenset({STAGE_2})
     watched.run(plan_of(tiny, BLUE, size=256), tmp_path / "second")
-    assert sorted(kinds(watched.events, "evicted")) == sorted([TEXT_ENCODER, STAGE_1, FINISH])
-    assert watched.here() == [STAGE_2, FINISH]
+    assert sorted(kinds(watched.events, "evicted")) == sorted([TEXT_ENCODER, STAGE_1, POSTPROCESS])
+    assert watched.here() == [STAGE_2, POSTPROCESS]
 
 
 class Heavy:

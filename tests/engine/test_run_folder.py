@@ -42,7 +42,7 @@ def test_the_folder_holds_what_the_design_promises(tiny: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"prompts": "a blue star"}, "prompts"),
+        ({"prompts": "a blue star"}, "prompt"),
         ({"seed": 2}, "seed"),
         ({"steps": 3}, "steps"),
         ({"size": 64}, "size"),

@@ -31,7 +31,7 @@ from lowmem_if.engine.worker_process import WorkerCrashed
 from lowmem_if.errors import DeviceError, LowmemError, OutOfMemory, RunFolderError, WorkerDied
 from lowmem_if.planning.fallback import changed_pixels
 from lowmem_if.planning.plan import make_plan
-from lowmem_if.request.request import Request
+from lowmem_if.request.build import make_request
 
 
 @pytest.mark.worker
@@ -59,7 +59,7 @@ def test_a_smaller_batch_is_tried_before_anything_is_given_up(
 ) -> None:
     """One at a time clearly takes less than four; that is tried twice, and the error says what to do."""
     inject(monkeypatch, "out_of_memory_always", starts)
-    request = Request(tuple("abcd"), cascade=str(tiny), seed=(1,), steps=(2,), size=64)
+    request = make_request(tuple("abcd"), cascade=str(tiny), seed=(1,), steps=(2,), size=64)
     plan = make_plan(CPU, request, prefer="balanced")
     with pytest.raises(OutOfMemory, match=r"ran out in stage 1 .*nothing cheaper.*resume"):
         run(plan, tmp_path / "run")

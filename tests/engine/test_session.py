@@ -13,11 +13,11 @@ from typing import Any
 import psutil
 import pytest
 from faults import inject
-from runs import CPU, kinds, plan_of, results, run_here
+from runs import CPU, kinds, plan_of, results, run_here, with_prompt
 from sample_pictures import noise
 
 import lowmem_if as lm
-from lowmem_if.cascade.catalog import FINISH, STAGE_1, STAGE_2, TEXT_ENCODER
+from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, STAGE_2, TEXT_ENCODER
 from lowmem_if.engine import worker_process
 from lowmem_if.engine.events import Event
 from lowmem_if.engine.run_folder import RunFolder
@@ -25,7 +25,7 @@ from lowmem_if.errors import RequestError, RunFolderError, SessionError
 from lowmem_if.hardware import profiles
 
 RED, BLUE = "a red circle", "a blue star"
-SMALL = (TEXT_ENCODER, STAGE_1, FINISH)
+SMALL = (TEXT_ENCODER, STAGE_1, POSTPROCESS)
 
 
 ANSWERS = """
@@ -89,9 +89,9 @@ def test_calls_draw_as_without_a_session_and_load_only_once(
     ]
     assert not kinds(events, "starting")
     assert sorted({*kinds(events, "loading")}) == warm(session)
-    assert kinds(events, "cache_hit") == [TEXT_ENCODER, STAGE_1, STAGE_2, FINISH]
+    assert kinds(events, "cache_hit") == [TEXT_ENCODER, STAGE_1, STAGE_2, POSTPROCESS]
     for result, plan in zip(told, (first, second), strict=True):
-        alone = run_here(plan, tmp_path / f"alone-{plan.request.mode}")
+        alone = run_here(plan, tmp_path / f"alone-{plan.request.images[0].mode}")
         assert results(result.folder) == results(alone.path)
         assert [step.step for step in result.steps] == list(alone.plan.steps)
 
@@ -118,7 +118,12 @@ def test_every_function_of_the_package_runs_in_the_session(
     plans = [RunFolder.open(result.folder).plan for result in drawn]
     assert {plan.request.cascade for plan in plans} == {str(tiny)}
     assert {plan.machine.ram_bytes for plan in plans} == {8 * 10**9}
-    assert [plan.request.mode for plan in plans[:4]] == ["text", "vary", "inpaint", "upscale"]
+    assert [plan.request.images[0].mode for plan in plans[:4]] == [
+        "text",
+        "vary",
+        "inpaint",
+        "upscale",
+    ]
 
 
 @pytest.mark.worker
@@ -220,7 +225,7 @@ def test_an_interrupted_call_ends_the_worker_and_nothing_else(
     assert len(workers.all()) == len(workers.before) - 1
     session.resume(tmp_path / "run", report=events.append)
     assert kinds(events, "skipped") == [TEXT_ENCODER]
-    assert warm(session) == sorted([STAGE_1, FINISH])
+    assert warm(session) == sorted([STAGE_1, POSTPROCESS])
     assert results(tmp_path / "run") == results(run_here(plan, tmp_path / "alone").path)
 
 
@@ -384,7 +389,7 @@ def test_the_old_name_of_what_is_loaded_still_works(tiny: Path, tmp_path: Path) 
 
 def test_a_session_plans_with_its_own_options() -> None:
     """The profile's machine and pins, the session's pins over them, and a call's options over all."""
-    request = lm.Request((RED,), seed=(1,), size=64)
+    request = lm.make_request((RED,), seed=(1,), size=64)
     with lm.Session(profile="colab-free", pins={"stage_1": "stream"}, ram="9GB") as session:
         plan = session.plan(request)
         assert (plan.machine.name, plan.machine.ram_bytes) == ("colab-free", 9 * 10**9)
@@ -403,7 +408,7 @@ def test_the_planner_of_a_session_can_be_another_one(tmp_path: Path) -> None:
         asked.append(request)
         return lm.make_plan(machine, request, **options)
 
-    request = lm.Request((RED,), seed=(1,), size=64)
+    request = lm.make_request((RED,), seed=(1,), size=64)
     with lm.Session(planner=planner, profile="colab-free") as session:
         assert session.plan(request).machine.name == "colab-free"
     assert asked == [request]
@@ -423,4 +428,4 @@ def test_a_session_that_keeps_nothing_unloads_after_each_step(
 
 
 def replace_prompt(plan: lm.Plan, prompt: str) -> lm.Plan:
-    return replace(plan, request=replace(plan.request, prompts=(prompt,)))
+    return replace(plan, request=with_prompt(plan.request, prompt))

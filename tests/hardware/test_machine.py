@@ -25,7 +25,7 @@ from lowmem_if.hardware.machine import (
 )
 from lowmem_if.planning.memory import headroom
 from lowmem_if.planning.plan import make_plan
-from lowmem_if.request.request import Request
+from lowmem_if.request.build import make_request
 from lowmem_if.system.host import segments_expand
 
 GB = 10**9
@@ -391,7 +391,7 @@ def test_a_machine_is_a_frozen_value(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def plans(machine: Machine) -> bool:
     """Whether the planner answers with a plan or with a refusal in one line."""
     try:
-        make_plan(machine, Request(("a",), cascade="if-m", seed=(1,), size=64))
+        make_plan(machine, make_request(("a",), cascade="if-m", seed=(1,), size=64))
     except DoesNotFit as error:
         return "\n" not in str(error)
     return True
@@ -449,7 +449,9 @@ def test_with_no_vram_at_all_the_cpu_is_proposed(
     """A card that others have filled: the refusal computes that the CPU would do."""
     has(monkeypatch, replace(T4, free_bytes=0))
     with pytest.raises(DoesNotFit, match="--device cpu fits"):
-        make_plan(probe("cuda", root=tmp_path), Request(("a",), cascade="if-m", seed=(1,), size=64))
+        make_plan(
+            probe("cuda", root=tmp_path), make_request(("a",), cascade="if-m", seed=(1,), size=64)
+        )
 
 
 def test_a_disk_that_cannot_be_read_is_full_and_is_told(
@@ -490,7 +492,7 @@ def test_windows_leaves_more_vram_free(monkeypatch: pytest.MonkeyPatch, tmp_path
     machine = probe("cuda", root=tmp_path)
     assert (here.spills_vram, machine.spills_vram) == (False, True)
     assert any("Windows" in note for note in machine.notes)
-    request = Request(("a",), cascade="if-xl", seed=(1,), size=64)
+    request = make_request(("a",), cascade="if-xl", seed=(1,), size=64)
     needed = make_plan(here, request).step("stage_1").estimate.vram_bytes
     tight = needed + headroom("cuda:0")[0]
     plain, windows = (

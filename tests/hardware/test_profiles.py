@@ -22,7 +22,7 @@ from lowmem_if.hardware.profiles import FOLDER, choose_machine, load_profile, pr
 from lowmem_if.hardware.speeds import assumed
 from lowmem_if.hardware.torch_build import TorchFacts, why_unused
 from lowmem_if.planning.plan import make_plan
-from lowmem_if.request.request import Request
+from lowmem_if.request.build import make_request
 from lowmem_if.units import GIB, parse_bytes
 
 SHIPPED = (
@@ -411,7 +411,7 @@ def test_free_colab_runs_the_largest_cascade(vram_share: float, ram_share: float
     """8-bit T5, float16 stages 1 and 2 and the upscaler, one at a time, in 14.7 GiB and 12.7 GB; with
     a tenth less of either, too."""
     machine = mission(vram_share, ram_share)
-    plan = make_plan(machine, Request(("a",), cascade="if-xl", seed=(1,)))
+    plan = make_plan(machine, make_request(("a",), cascade="if-xl", seed=(1,)))
     assert [step.config.storage_dtype for step in plan.steps] == [
         "int8",
         *["float16"] * 3,
@@ -442,7 +442,7 @@ def test_every_profile_cascade_and_size_is_planned_within_the_machine(
 ) -> None:
     """Exact or balanced, there is a plan, and each step of it stays within VRAM and RAM."""
     loaded = load_profile(name)
-    request = Request(("a",), cascade=cascade, seed=(1,), size=size)
+    request = make_request(("a",), cascade=cascade, seed=(1,), size=size)
     try:
         plan = make_plan(loaded.machine, request)
     except DoesNotFit:

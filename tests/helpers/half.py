@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from lowmem_if.cascade.catalog import FINISH
+from lowmem_if.cascade.catalog import POSTPROCESS
 from lowmem_if.planning.plan import Plan
 
 
@@ -15,7 +15,7 @@ def in_float16(plan: Plan, *, only: str = "") -> Plan:
     """The plan with all its steps, or only one component's, in float16; the finish stays as it is."""
     steps = (
         step.with_config(storage_dtype="float16", compute_dtype="float16")
-        if step.component != FINISH and only in ("", step.component)
+        if step.component != POSTPROCESS and only in ("", step.component)
         else step
         for step in plan.steps
     )

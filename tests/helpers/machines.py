@@ -9,11 +9,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from lowmem_if.cascade import catalog
-from lowmem_if.cascade.catalog import FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
+from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
 from lowmem_if.cascade.strategies import FLOATS, PREFERENCES, QUANTISED, RESIDENT, STRATEGIES, Pin
 from lowmem_if.errors import DoesNotFit
 from lowmem_if.hardware.machine import Machine, accelerator_compute_dtype, cpu_compute_dtype
 from lowmem_if.planning.plan import Plan, Step, make_plan
+from lowmem_if.request.build import make_request
 from lowmem_if.request.request import Request
 
 GB = 10**9
@@ -53,7 +54,7 @@ def card(
 
 
 def ask(cascade: str = "if-xl", **values: Any) -> Request:
-    return Request(**{"prompts": ("a",), "seed": (1,), "cascade": cascade} | values)
+    return make_request(**{"prompts": ("a",), "seed": (1,), "cascade": cascade} | values)
 
 
 def step(plan: Plan, component: str) -> Step:
@@ -107,7 +108,9 @@ pins = st.fixed_dictionaries(
         STAGE_1: float_pins,
         STAGE_2: float_pins,
         UPSCALER: float_pins,
-        FINISH: st.builds(Pin, st.just(RESIDENT), st.sampled_from([None, "float32", "float16"])),
+        POSTPROCESS: st.builds(
+            Pin, st.just(RESIDENT), st.sampled_from([None, "float32", "float16"])
+        ),
     },
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from lowmem_if.engine.events import Event, Report, ignore
 from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.planning.plan import Plan, make_plan
+from lowmem_if.request.build import make_request
 from lowmem_if.request.request import Request
 
 CPU = Machine(
@@ -31,7 +33,12 @@ def plan_of(
 ) -> Plan:
     """A plan for two steps a stage on a CPU of the tests' own."""
     options: dict[str, Any] = {"seed": 1, "steps": 2, "cascade": str(cascade)} | request
-    return make_plan(CPU, Request(prompts, **options), pins=parse_pins(pins))
+    return make_plan(CPU, make_request(prompts, **options), pins=parse_pins(pins))
+
+
+def with_prompt(request: Request, prompt: str) -> Request:
+    """The request with another prompt for all its images."""
+    return replace(request, images=tuple(replace(s, prompt=prompt) for s in request.images))
 
 
 def run_here(plan: Plan, path: Path, report: Report = ignore, *, cache: Any = None) -> RunFolder:

@@ -20,7 +20,14 @@ from machines import (
     thorough,
 )
 
-from lowmem_if.cascade.catalog import COMPONENTS, FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
+from lowmem_if.cascade.catalog import (
+    COMPONENTS,
+    POSTPROCESS,
+    STAGE_1,
+    STAGE_2,
+    TEXT_ENCODER,
+    UPSCALER,
+)
 from lowmem_if.cascade.locate import Location, locate
 from lowmem_if.cascade.strategies import (
     BALANCED,
@@ -203,7 +210,7 @@ def test_every_ladder_ends_and_every_step_takes_less(
                 assert lower.instead_of == str(upper.config)
                 if lower.config.device == "cpu":
                     assert "float16" not in (lower.config.storage_dtype, lower.config.compute_dtype)
-            if first.component in plan.pins and first.component != FINISH:
+            if first.component in plan.pins and first.component != POSTPROCESS:
                 assert {step.config.strategy for step in steps} == {first.config.strategy}
 
 

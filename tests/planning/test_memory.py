@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lowmem_if.cascade.catalog import (
     COMPONENTS,
-    FINISH,
+    POSTPROCESS,
     PUBLISHED,
     STAGE_1,
     STAGE_2,
@@ -399,7 +399,7 @@ def test_headroom_is_kept_in_ram_always_and_in_vram_on_a_card() -> None:
 
 def test_the_finish_is_small() -> None:
     """Safety checker and watermark take under 2 GB of RAM on the CPU."""
-    finish = predict(part("if-xl", FINISH), in_float(FINISH, "float32", device="cpu"))
+    finish = predict(part("if-xl", POSTPROCESS), in_float(POSTPROCESS, "float32", device="cpu"))
     assert 1_200 * MB < finish.ram_bytes < 2_000 * MB
 
 

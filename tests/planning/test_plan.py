@@ -40,7 +40,7 @@ from PIL import Image
 
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade import locate as locations
-from lowmem_if.cascade.catalog import FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
+from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
 from lowmem_if.cascade.locate import locate
 from lowmem_if.cascade.strategies import (
     MODEL_OFFLOAD,
@@ -74,7 +74,9 @@ from lowmem_if.planning.memory_table import look_up_step
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.planning.runtime import predict_seconds
 from lowmem_if.planning.workload import Workload, workloads_of
-from lowmem_if.request.request import Request, Sampling
+from lowmem_if.request.build import make_request
+from lowmem_if.request.request import Request
+from lowmem_if.request.sampling import Sampling
 
 pytestmark = pytest.mark.usefixtures("nothing_downloaded")
 
@@ -179,7 +181,7 @@ def test_a_plan_has_a_settled_step_for_each_component(
         assert each.config.compute_dtype not in QUANTISED
         assert each.config.device in (machine.device, "cpu")
         texts = each.component == TEXT_ENCODER  # negative ones, too
-        assert 1 <= each.config.batch <= max(1, len(request.tasks)) + texts
+        assert 1 <= each.config.batch <= max(1, len(request.images)) + texts
         assert each.reason
         assert each.estimate.seconds > 0
         assert each.config.strategy == STREAM or each.config.resident_bytes == 0
@@ -267,7 +269,7 @@ def test_any_request_survives_the_plans_json(
     plan = make_plan(card(80, 80), request)
     read = Plan.from_json(json.loads(json.dumps(plan.to_json(), ensure_ascii=False)))
     assert read == plan
-    assert read.request.prompts == tuple(prompts)
+    assert [spec.prompt for spec in read.request.images] == list(prompts)
 
 
 def test_the_json_holds_what_the_command_line_promises() -> None:
@@ -446,7 +448,7 @@ def test_the_finish_is_always_on_the_cpu(machine: Machine, request: Request, pre
     if plan:
         finish = plan.steps[-1]
         assert (finish.component, finish.config.device, finish.config.strategy) == (
-            FINISH,
+            POSTPROCESS,
             "cpu",
             RESIDENT,
         )
@@ -629,7 +631,7 @@ def test_what_streams_is_the_quickest_way_to_stream_that_fits(
     except (DoesNotFit, DeviceError, RequestError):
         return
     cascade = locate(request.cascade, components=request.components).cascade
-    parts, images = cascade.parts, len(request.tasks)
+    parts, images = cascade.parts, len(request.images)
     for each in plan.steps:
         if each.config.strategy != STREAM:
             continue
@@ -801,7 +803,7 @@ def test_pins_are_kept_or_refused(
         if pin := pins.get(each.component):
             assert each.config.strategy == pin.strategy
             assert each.config.storage_dtype == (pin.storage or each.config.storage_dtype)
-            on_the_cpu = each.component == FINISH or (
+            on_the_cpu = each.component == POSTPROCESS or (
                 machine.kind == "mps" and each.config.storage_dtype in ("int8", "nf4")
             )
             assert each.config.device == ("cpu" if on_the_cpu else machine.device)
@@ -853,15 +855,15 @@ def test_a_pinned_float_is_also_computed_in() -> None:
         ),
         (cpu(64), {STAGE_2: Pin(RESIDENT, "float16")}, DeviceError, "stage_2=resident:bfloat16"),
         (cpu(64), {STAGE_2: Pin(STREAM, "float16")}, DeviceError, "stage_2=stream:bfloat16"),
-        (card(40, 64), {FINISH: Pin(STREAM)}, RequestError, "resident:float32"),
+        (card(40, 64), {POSTPROCESS: Pin(STREAM)}, RequestError, "resident:float32"),
         (
             replace(card(40, 64), capability=(7, 0)),
             {TEXT_ENCODER: Pin(RESIDENT, "int8")},
             DeviceError,
             "resident:nf4",
         ),
-        (card(40, 64), {FINISH: Pin(MODEL_OFFLOAD)}, RequestError, "resident:float32"),
-        (card(40, 64), {FINISH: Pin(RESIDENT, "float16")}, RequestError, "resident:float32"),
+        (card(40, 64), {POSTPROCESS: Pin(MODEL_OFFLOAD)}, RequestError, "resident:float32"),
+        (card(40, 64), {POSTPROCESS: Pin(RESIDENT, "float16")}, RequestError, "resident:float32"),
     ],
 )
 def test_a_pin_that_the_device_cannot_keep_is_refused_with_one_that_it_can(
@@ -921,7 +923,7 @@ def take(
     if found := re.search(r"--cascade ([\w-]+)", nearest):
         request = replace(request, cascade=found[1])
     if found := re.search(r"--size (\d+)", nearest):
-        request = replace(request, size=int(found[1]))
+        request = request.no_larger_than(int(found[1]))
     return request, prefer, {} if "without the pins" in nearest else pins
 
 
@@ -1102,7 +1104,7 @@ def test_sampling_is_settled_by_the_cascade(tiny: Path) -> None:
         STAGE_1: None, STAGE_2: 250, UPSCALER: 100,
     }  # fmt: skip
     demo = make_plan(cpu(8), ask("demo"))
-    assert step(demo, STAGE_1).sampling == demo.request.sampling(
+    assert step(demo, STAGE_1).sampling == demo.request.sampling.in_stage(
         STAGE_1, catalog.DEMO_DEFAULTS[STAGE_1]
     )
 
@@ -1150,7 +1152,7 @@ HEAVY = ("torch", "diffusers", "transformers", "accelerate", "bitsandbytes")
         "import lowmem_if",
         "import lowmem_if.planning.plan",
         "import lowmem_if as lm; lm.make_plan(lm.load_profile('colab-free').machine, "
-        "lm.Request('a', cascade='if-m', seed=1)).to_json()",
+        "lm.make_request('a', cascade='if-m', seed=1)).to_json()",
         "import lowmem_if as lm; lm.probe('cpu')",
     ],
     ids=["the package", "the planner", "planning", "probing the CPU"],
@@ -1168,7 +1170,7 @@ def test_deciding_imports_no_heavy_library(code: str, tmp_path: Path) -> None:
 def test_a_picture_to_enlarge_that_does_not_fit_is_told_in_bytes(tmp_path: Path) -> None:
     """What would fit instead is sought among requests that there are: not every mode has every size."""
     Image.new("RGB", (512, 512)).save(picture := tmp_path / "own.png")
-    request = Request(("",), cascade="if-xl", mode="upscale", image=str(picture), seed=(1,))
+    request = make_request(("",), cascade="if-xl", mode="upscale", image=str(picture), seed=(1,))
     with pytest.raises(DoesNotFit) as caught:
         make_plan(card(1, 1), request)
     assert caught.value.component == UPSCALER
@@ -1184,7 +1186,7 @@ def test_plans_have_room_for_the_allocators_reserve(name: str, fact: str) -> Non
     """On Windows, and wherever segments do not expand, no step holds more than there is."""
     machine = replace(load_profile(name).machine, spills_vram=False)
     machine = replace(machine, **{fact: True})  # type: ignore[arg-type]
-    request = Request(("x",), cascade="if-xl", seed=(1,))
+    request = make_request(("x",), cascade="if-xl", seed=(1,))
     plan = make_plan(machine, request)
     parts = locate("if-xl", components=request.components).cascade.parts
     for each in plan.steps:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowmem_if.cascade.catalog import (
-    FINISH,
+    POSTPROCESS,
     PUBLISHED,
     STAGE_1,
     STAGE_2,
@@ -43,7 +43,8 @@ from lowmem_if.planning.memory import bytes_a_pass
 from lowmem_if.planning.plan import make_plan
 from lowmem_if.planning.runtime import predict_seconds
 from lowmem_if.planning.workload import Workload
-from lowmem_if.request.request import Request, Sampling
+from lowmem_if.request.build import make_request
+from lowmem_if.request.sampling import Sampling
 
 GB = 10**9
 GUIDED = Sampling(50, None, 7.0, None)
@@ -104,7 +105,7 @@ def test_on_a_cpu_casting_takes_from_computing() -> None:
     """There every pass of a stream adds what it casts; what has the right type on file adds nothing."""
     job, on_cpu = (
         Workload(1, 1, GUIDED),
-        {"device": "cpu", "storage": "float32", "compute": "float32"},
+        {"device": "cpu", "storage_dtype": "float32", "compute_dtype": "float32"},
     )
     resident = seconds(setting(STAGE_1, **on_cpu), job)
     streamed = seconds(setting(STAGE_1, STREAM, **on_cpu), job)
@@ -166,7 +167,7 @@ def test_tiles_take_no_other_time() -> None:
 
 def test_the_finish_is_a_look_and_a_file_for_each_picture() -> None:
     """The safety checker's 0.16e12 operations and a PNG."""
-    each = setting(FINISH, storage_dtype="float32", compute_dtype="float32", device="cpu")
+    each = setting(POSTPROCESS, storage_dtype="float32", compute_dtype="float32", device="cpu")
     many, one = (seconds(each, Workload(1, n)) for n in (10, 1))
     assert many - one == pytest.approx(9 * (1.56 + 0.2), abs=0.2)
 
@@ -261,7 +262,7 @@ def test_where_nothing_can_be_pinned_streams_take_the_slow_bus() -> None:
         disk_free_bytes=100 * GB, compute_dtype="float16", compute_dtype_reason="made up",
         rates=replace(ROUND, cached_bytes=1e12, disk_bytes=1e12),
     )  # fmt: skip
-    request = Request(("a",), cascade="if-xl", seed=(1,), size=64)
+    request = make_request(("a",), cascade="if-xl", seed=(1,), size=64)
     free, walled = (
         make_plan(replace(machine, pinned_bytes=limit), request).step(STAGE_1).estimate.seconds
         for limit in (None, 0)
@@ -276,7 +277,7 @@ def test_a_plan_is_made_in_a_fraction_of_a_second() -> None:
         vram_total_bytes=8 * GB, ram_bytes=12 * GB, ram_total_bytes=16 * GB,
         disk_free_bytes=100 * GB, compute_dtype="float16", compute_dtype_reason="made up",
     )  # fmt: skip
-    request = Request(tuple("abcdefgh"), cascade="if-xl", seed=(1,), images=8)
+    request = make_request(tuple("abcdefgh"), cascade="if-xl", seed=(1,), images=8)
     taken = []
     for _ in range(3):
         begun = time.perf_counter()

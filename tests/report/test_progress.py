@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from lowmem_if.cascade.catalog import FINISH, STAGE_1, TEXT_ENCODER
+from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, TEXT_ENCODER
 from lowmem_if.engine.events import (
     Drawing,
     ImageSaved,
@@ -117,10 +117,10 @@ def test_loading_is_told_by_its_bytes(eta: Eta, clock: Clock) -> None:
 
 def test_a_component_without_steps_is_told_by_its_pictures(eta: Eta, clock: Clock) -> None:
     """Finishing saves a picture at a time."""
-    eta(StepStarted(FINISH, 5))
+    eta(StepStarted(POSTPROCESS, 5))
     for number in range(3):
         clock.now += 4
-        eta(ImageSaved(FINISH, number, ""))
+        eta(ImageSaved(POSTPROCESS, number, ""))
     assert eta.left_s == pytest.approx(8)
 
 
@@ -207,7 +207,7 @@ def test_a_notebook_shows_the_pictures_as_they_come(handle: Handle, tmp_path: Pa
     report(ImageSaved(STAGE_1, 1, str(file)))
     report(Notice("<b>5 & 6</b>", STAGE_1))
     report(StepFinished(STAGE_1))
-    report(ImageSaved(FINISH, 0, str(file)))
+    report(ImageSaved(POSTPROCESS, 0, str(file)))
     page = handle.pages[-1]
     assert "unfinished" not in page
     assert page.index("0000 stage 1") < page.index("0000 finished")

@@ -17,16 +17,16 @@ from lowmem_if.request.batch_file import (
     JSON_LINES,
     PLAIN,
     BatchFile,
+    Row,
     parse_batch,
     read_batch,
 )
-from lowmem_if.request.batch_row import BatchRow
 from lowmem_if.request.input_images import look_at
 
 
-def check(line: BatchRow) -> None:
+def check(row: Row) -> None:
     """The tests' own opinion of a line."""
-    if not line.prompt.strip():
+    if not row.get("prompt", "").strip():
         raise RequestError("the prompt is empty")
 
 
@@ -36,7 +36,7 @@ def parsed(content: str | bytes, **options: object) -> BatchFile:
 
 
 def prompts(batch: BatchFile) -> list[str]:
-    return [line.prompt for line in batch.lines]
+    return [row["prompt"] for row in batch.rows]
 
 
 # --- plain prompts
@@ -81,18 +81,16 @@ def test_json_lines_say_what_is_their_own(tmp_path: Path) -> None:
         "mode": "inpaint", "image": "a.png", "mask": "b.png", "strength": 0.5,
     }  # fmt: skip
     text = json.dumps(line) + '\n\n{"prompt": "x", "seed": null}\n"a string"'
-    first, *others = parsed(text, folder=tmp_path).lines
-    assert first.image == look_at(tmp_path / "a.png")
+    first, *others = parsed(text, folder=tmp_path).rows
     pictures = {name: look_at(tmp_path / f"{line[name]}") for name in ("image", "mask")}
-    assert first.prompt == line.pop("prompt")
-    assert first.values() == line | pictures | {"seed": (7,), "strength": (0.5,)}
-    assert others == [BatchRow("x"), BatchRow("a string")]
+    assert first == line | pictures
+    assert others == [{"prompt": "x"}, {"prompt": "a string"}]
 
 
 def test_a_line_may_hold_a_series_of_seeds() -> None:
     """As text, or as a list of numbers."""
     batch = parsed('{"prompt": "x", "seed": "1..3"}\n{"prompt": "x", "seed": [4, 9]}')
-    assert [line.seed for line in batch.lines] == [(1, 2, 3), (4, 9)]
+    assert [row["seed"] for row in batch.rows] == [(1, 2, 3), [4, 9]]
 
 
 @pytest.mark.parametrize(
@@ -125,9 +123,9 @@ def test_csv_has_a_header_row() -> None:
     """Columns in any order; empty cells say nothing; quotes hold commas and line ends."""
     text = 'seed,Prompt,images\n7,"a fox, ""red""\nin snow",\n\n1..2,a star,3\n'
     batch = parsed(text)
-    assert batch.lines == (
-        BatchRow('a fox, "red"\nin snow', seed=(7,)),
-        BatchRow("a star", seed=(1, 2), images=3),
+    assert batch.rows == (
+        {"prompt": 'a fox, "red"\nin snow', "seed": (7,)},
+        {"prompt": "a star", "seed": (1, 2), "images": 3},
     )
 
 
@@ -135,7 +133,7 @@ def test_csv_has_a_header_row() -> None:
 def test_other_marks_between_cells(mark: str) -> None:
     """As spreadsheets of many countries write them."""
     text = f"prompt{mark}size\na fox, red{mark}64\n"
-    assert parsed(text, kind=CSV).lines == (BatchRow("a fox, red", size=64),)
+    assert parsed(text, kind=CSV).rows == ({"prompt": "a fox, red", "size": 64},)
 
 
 def test_one_column_is_csv_by_the_name_of_the_file(tmp_path: Path) -> None:
@@ -194,9 +192,9 @@ def test_pictures_are_looked_for_beside_the_file(tmp_path: Path) -> None:
     Image.new("L", (8, 6)).save(file.parent / "in" / "a.png")
     Image.new("L", (8, 6)).save(tmp_path / "b.png")
     file.write_text(json.dumps({"image": "in/a.png", "mask": str(tmp_path / "b.png")}))
-    (line,) = read_batch(file, lambda _line: None).lines
-    assert line.image == look_at(file.parent / "in/a.png")
-    assert line.mask == look_at(tmp_path / "b.png")
+    (line,) = read_batch(file, lambda _line: None).rows
+    assert line["image"] == look_at(file.parent / "in/a.png")
+    assert line["mask"] == look_at(tmp_path / "b.png")
 
 
 @pytest.mark.parametrize(
@@ -241,5 +239,5 @@ def test_thousands_of_lines_take_a_moment(line: str) -> None:
     content = "prompt,seed\n" + "\n".join(line.format(k) for k in range(20_000))
     began = time.monotonic()
     batch = parsed(content, kind=CSV)
-    assert len(batch.lines) + len(batch.bad_lines) > 5_000
+    assert len(batch.rows) + len(batch.bad_lines) > 5_000
     assert time.monotonic() - began < 10

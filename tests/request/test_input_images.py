@@ -15,9 +15,9 @@ from lowmem_if.cascade.modes import INPAINT, UPSCALE, VARY
 from lowmem_if.cli.main import main
 from lowmem_if.engine.input_copies import IMAGE, MASK, source_bytes
 from lowmem_if.errors import PictureError, RequestError
+from lowmem_if.request.build import make_request
 from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.request.input_images import look_at
-from lowmem_if.request.request import Request
 from lowmem_if.request.tiling import boxes, spans
 
 RED = (220, 40, 30)
@@ -38,7 +38,7 @@ def kept(file: Path, kind: str = IMAGE) -> Image.Image:
 
 def refused(file: Path | str, **request: Any) -> str:
     with pytest.raises(PictureError) as caught:
-        Request("a red circle", seed=1, mode=VARY, image=file, **request)  # type: ignore[arg-type]
+        make_request("a red circle", seed=1, mode=VARY, image=file, **request)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 1
     return str(caught.value)
@@ -133,7 +133,7 @@ def test_a_mask_may_be_turned_otherwise_than_its_image(tmp_path: Path) -> None:
     exif[0x0112] = 6
     image = save(tmp_path / "a.jpg", Image.new("RGB", (40, 24), RED), exif=exif)
     mask = save(tmp_path / "m.png", Image.new("L", (24, 40), 255))
-    Request("x", seed=1, mode=INPAINT, image=image, mask=mask)  # type: ignore[arg-type]
+    make_request("x", seed=1, mode=INPAINT, image=image, mask=mask)  # type: ignore[arg-type]
 
 
 def test_an_image_and_a_mask_of_other_sizes_are_told_with_both(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_an_image_and_a_mask_of_other_sizes_are_told_with_both(tmp_path: Path) -
     image = save(tmp_path / "a.png", Image.new("RGB", (40, 24)))
     mask = save(tmp_path / "m.png", Image.new("L", (24, 40)))
     with pytest.raises(PictureError) as caught:
-        Request("x", seed=1, mode=INPAINT, image=image, mask=mask)  # type: ignore[arg-type]
+        make_request("x", seed=1, mode=INPAINT, image=image, mask=mask)  # type: ignore[arg-type]
     assert "image is 40x24" in str(caught.value)
     assert "mask is 24x40" in str(caught.value)
 
@@ -222,7 +222,7 @@ def test_what_would_become_too_large_is_told_with_its_size(tmp_path: Path) -> No
     """The enlarged picture must be one that Pillow opens again."""
     file = save(tmp_path / "a.png", Image.new("1", (4_000, 3_000)))
     with pytest.raises(PictureError, match="192 million pixels"):
-        Request("", seed=1, mode=UPSCALE, image=file)  # type: ignore[arg-type]
+        make_request("", seed=1, mode=UPSCALE, image=file)  # type: ignore[arg-type]
 
 
 # --- what goes together -----------------------------------------------------------------------------
@@ -258,12 +258,12 @@ def test_values_that_do_not_go_together_are_told(
     own = save(tmp_path / "own.png", Image.new("RGB", (9, 9)))
     given = {name: own if value == "own" else value for name, value in values.items()}
     with pytest.raises(RequestError, match=words):
-        Request(**{"prompts": "a red circle", "seed": 1} | given)
+        make_request(**{"prompts": "a red circle", "seed": 1} | given)
 
 
 def test_an_aspect_is_kept_in_its_smallest_numbers() -> None:
     """6:4 asks for what 3:2 asks for, so a folder begun with one goes on with the other."""
-    assert Request("x", seed=1, aspect="6:4") == Request("x", seed=1, aspect=(3, 2))  # type: ignore[arg-type]
+    assert make_request("x", seed=1, aspect="6:4") == make_request("x", seed=1, aspect=(3, 2))  # type: ignore[arg-type]
 
 
 def test_a_strength_of_less_than_one_step_is_told(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from runs import plan_of
 
 from lowmem_if.errors import RequestError
 from lowmem_if.planning.plan import Plan
-from lowmem_if.request.request import Request
+from lowmem_if.request.build import make_request
 from lowmem_if.request.seeds import MAX_SEED, parse_seeds
 
 
@@ -57,35 +57,35 @@ def test_what_is_no_seed_is_refused_in_one_line(text: str, words: str) -> None:
 
 def test_a_series_gives_each_prompt_a_picture_a_seed() -> None:
     """Several seeds of one prompt are as many pictures; a range serves every prompt."""
-    one = Request(("a",), seed=(3, 7, 12))
-    assert [(task.prompt, task.seed) for task in one.tasks] == [("a", 3), ("a", 7), ("a", 12)]
-    both = Request(("a", "b"), seed=range(1, 3))  # type: ignore[arg-type]
-    assert [(task.prompt, task.seed) for task in both.tasks] == [
+    one = make_request(("a",), seed=(3, 7, 12))
+    assert [(task.prompt, task.seed) for task in one.images] == [("a", 3), ("a", 7), ("a", 12)]
+    both = make_request(("a", "b"), seed=range(1, 3))  # type: ignore[arg-type]
+    assert [(task.prompt, task.seed) for task in both.images] == [
         ("a", 1), ("a", 2), ("b", 1), ("b", 2),
     ]  # fmt: skip
 
 
 def test_a_series_draws_the_pictures_that_images_would() -> None:
     """1..16 is seed 1 with 16 images, task by task."""
-    series = Request(("a",), seed=range(1, 17))  # type: ignore[arg-type]
-    assert series.tasks == Request(("a",), seed=(1,), images=16).tasks
+    series = make_request(("a",), seed=range(1, 17))  # type: ignore[arg-type]
+    assert series.images == make_request(("a",), seed=(1,), images=16).images
 
 
 def test_a_series_and_images_exclude_each_other() -> None:
     """Both say how many pictures there are."""
     with pytest.raises(RequestError, match="leave out images"):
-        Request(("a",), seed=(1, 2), images=2)
+        make_request(("a",), seed=(1, 2), images=2)
 
 
 @pytest.mark.parametrize("length", [10**9, 2**70])
 def test_a_long_range_is_refused_before_it_is_made(length: int) -> None:
     """A billion seeds are no request."""
     with pytest.raises(RequestError, match="too many"):
-        Request(("a",), seed=range(length))  # type: ignore[arg-type]
+        make_request(("a",), seed=range(length))  # type: ignore[arg-type]
 
 
 def test_a_plan_with_a_series_is_read_back(tiny: Path) -> None:
     """What a range became is what is written down."""
     plan = plan_of(tiny, ("a", "b"), seed=range(1, 4))
     assert Plan.from_json(plan.to_json()) == plan
-    assert len(plan.request.tasks) == 6
+    assert len(plan.request.images) == 6

@@ -8,7 +8,7 @@ from lowmem_if.cascade.catalog import STAGE_1
 from lowmem_if.hardware.profiles import load_profile
 from lowmem_if.planning import memory
 from lowmem_if.planning.plan import make_plan
-from lowmem_if.request.request import Request
+from lowmem_if.request.build import make_request
 from lowmem_if.simulate.plans import simulated_plan
 
 
@@ -16,7 +16,7 @@ def test_a_local_cascade_is_simulated_once(monkeypatch: pytest.MonkeyPatch) -> N
     """The plan's figures are the dry run's then; what was simulated is not simulated again."""
     monkeypatch.setattr(memory, "_REMEMBERED", {})
     machine = load_profile("rtx-3060-12gb").machine
-    request = Request(("a red circle",), cascade="demo", size=64, seed=(1,))
+    request = make_request(("a red circle",), cascade="demo", size=64, seed=(1,))
     before = make_plan(machine, request).step(STAGE_1)
     said: list[str] = []
     plan = simulated_plan(machine, request, report=said.append)
@@ -37,7 +37,7 @@ def test_the_cpu_is_not_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its figures are measured ones: heap and oneDNN take more than tensors do."""
     monkeypatch.setattr(memory, "_REMEMBERED", {})
     machine = load_profile("laptop-cpu-16gb").machine
-    request = Request(("a red circle",), cascade="demo", size=64, seed=(1,))
+    request = make_request(("a red circle",), cascade="demo", size=64, seed=(1,))
     said: list[str] = []
     assert simulated_plan(machine, request, report=said.append) == make_plan(machine, request)
     assert said == []

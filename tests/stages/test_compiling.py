@@ -23,7 +23,7 @@ from lowmem_if.planning.fallback import RAM, VRAM, Findings, changed_pixels, che
 from lowmem_if.planning.memory import COMPILER_RAM_BYTES
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.planning.workload import Workload
-from lowmem_if.request.request import Request
+from lowmem_if.request.build import make_request
 from lowmem_if.stages import compiling
 
 GB = 10**9
@@ -35,7 +35,7 @@ LARGE = replace(T4, vram_bytes=40 * GB, vram_total_bytes=48 * GB, capability=(8,
 
 
 def plan(machine: Machine = T4, *pins: str, **values: Any) -> Plan:
-    request = Request(
+    request = make_request(
         **{"prompts": "a fox", "cascade": "if-xl", "seed": 1, "compile": True} | values
     )
     return make_plan(machine, request, pins=parse_pins(pins))

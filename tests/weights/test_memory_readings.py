@@ -16,13 +16,13 @@ from runs import CPU, plan_of, run_here
 from transformers import T5Config, T5EncoderModel
 
 from lowmem_if.api.run import run
-from lowmem_if.cascade.catalog import COMPONENTS, FINISH, STAGE_1, TEXT_ENCODER
+from lowmem_if.cascade.catalog import COMPONENTS, POSTPROCESS, STAGE_1, TEXT_ENCODER
 from lowmem_if.engine.events import ignore
 from lowmem_if.engine.model_cache import left_behind
 from lowmem_if.engine.recorder import Recorder
 from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.planning.plan import make_plan
-from lowmem_if.request.request import Request
+from lowmem_if.request.build import make_request
 from lowmem_if.weights.memory_readings import MemoryReading, Watch, prove_release, use_once, wake
 
 MB = 10**6
@@ -67,7 +67,7 @@ def test_components_that_worked_are_gone_with_their_memory(
         sample = json.loads(line)
         first.setdefault(sample["step"], sample["ram_anon"])
         peak[sample["step"]] = max(peak.get(sample["step"], 0), sample["ram_anon"])
-    for component, follower in ((TEXT_ENCODER, STAGE_1), (STAGE_1, FINISH)):
+    for component, follower in ((TEXT_ENCODER, STAGE_1), (STAGE_1, POSTPROCESS)):
         released = folder.released(component)
         assert released is not None
         assert released["alive"] == []
@@ -187,7 +187,7 @@ def test_vram_is_measured_as_it_was_predicted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts_reserve: bool, peak: int
 ) -> None:
     """Where the plan counts what torch's allocator holds, so does what is shown beside it."""
-    plan = make_plan(CPU, Request(("x",), cascade="if-m", size=64))
+    plan = make_plan(CPU, make_request(("x",), cascade="if-m", size=64))
     step = plan.steps[0].with_config(device="cuda:0")
     reading = MemoryReading(0, 0, vram_allocated=1, vram_reserved=2)
     monkeypatch.setattr("lowmem_if.engine.recorder.read_memory", lambda _device: reading)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from runs import plan_of, run_here
 
-from lowmem_if.cascade.catalog import FINISH, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
+from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
 from lowmem_if.cascade.locate import locate
 from lowmem_if.engine.steps.step_run import weights_identity
 from lowmem_if.errors import CheckpointError, RunFolderError
@@ -176,13 +176,13 @@ def test_an_empty_preprocessor_configuration_is_told(cascade: Path) -> None:
 def test_both_spellings_of_the_crop_are_understood(cascade: Path, crop: object) -> None:
     """Older files give one number."""
     change(cascade / "stage_1/feature_extractor/preprocessor_config.json", crop_size=crop)
-    assert locate(str(cascade), components=[FINISH])
+    assert locate(str(cascade), components=[POSTPROCESS])
 
 
 def test_what_runs_alone_is_compared_with_nothing(cascade: Path) -> None:
     """Stage 2 of other texts is no matter to a picture that needs no stage 2."""
     change(cascade / "stage_2/unet/config.json", encoder_hid_dim=8)
-    locate(str(cascade), components=[TEXT_ENCODER, STAGE_1, FINISH])
+    locate(str(cascade), components=[TEXT_ENCODER, STAGE_1, POSTPROCESS])
     locate(str(cascade), components=[STAGE_2])
 
 
@@ -326,7 +326,7 @@ def identities(cascade: Path) -> dict[str, str]:
         ("upscaler/model_index.json", {"max_noise_level": 200}, UPSCALER),
         ("upscaler/tokenizer/vocab.json", {"new": 514}, UPSCALER),
         ("upscaler/low_res_scheduler/scheduler_config.json", {"beta_end": 0.1}, UPSCALER),
-        ("stage_1/feature_extractor/preprocessor_config.json", {"resample": 0}, FINISH),
+        ("stage_1/feature_extractor/preprocessor_config.json", {"resample": 0}, POSTPROCESS),
     ],
 )
 def test_another_configuration_is_another_component(

@@ -15,7 +15,7 @@ from lowmem_if.cascade.strategies import parse_pins
 from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.hardware.machine import probe
 from lowmem_if.planning.plan import Plan, make_plan
-from lowmem_if.request.request import Request
+from lowmem_if.request.build import make_request
 from lowmem_if.weights.files.checkpoint import Checkpoint
 from lowmem_if.weights.files.staging import Staging
 from lowmem_if.weights.files.tensor_reader import Reader
@@ -24,7 +24,9 @@ pytestmark = pytest.mark.cuda
 
 
 def plan_here(cascade: Path, *pins: str, size: int = 1024) -> Plan:
-    request = Request(("a red circle",), cascade=str(cascade), seed=(1,), steps=(2,), size=size)
+    request = make_request(
+        ("a red circle",), cascade=str(cascade), seed=(1,), steps=(2,), size=size
+    )
     return make_plan(probe("cuda"), request, pins=parse_pins(pins))
 
 

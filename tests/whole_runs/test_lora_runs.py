@@ -195,7 +195,7 @@ def test_a_streamed_run_draws_what_a_resident_one_does(
     assert plan.step("stage_1").config.strategy == plan.step("stage_2").config.strategy == STREAM
     streamed = run_here(plan, tmp_path / "streamed")
     for number in (1, 2):
-        for image in range(len(resident.plan.request.tasks)):
+        for image in range(len(resident.plan.request.images)):
             assert torch.equal(stage(streamed, number, image), stage(resident, number, image))
 
 

@@ -37,7 +37,7 @@ from lowmem_if.engine.events import Event
 from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.planning.fallback import RAM, Findings, changed_pixels, cheaper
 from lowmem_if.planning.plan import Plan, Step, make_plan
-from lowmem_if.request.request import Request
+from lowmem_if.request.build import make_request
 from lowmem_if.stages.stage import StageConfig
 from lowmem_if.stages.stage_2 import Stage2
 from lowmem_if.stages.upscaler import blended
@@ -187,7 +187,7 @@ def test_a_small_picture_goes_through_stage_2_and_the_upscaler(
     image = noise(tmp_path / "own.png", side, side)
     plan = plan_of(tiny, PROMPT, seed=SEED, **of_mode(UPSCALE, {"image": image}))
     assert [step.component for step in plan.steps] == [
-        catalog.TEXT_ENCODER, catalog.STAGE_2, catalog.UPSCALER, catalog.FINISH,
+        catalog.TEXT_ENCODER, catalog.STAGE_2, catalog.UPSCALER, catalog.POSTPROCESS,
     ]  # fmt: skip
     folder = run_here(plan, tmp_path / "run")
     middle = load(IFSuperResolutionPipeline, tiny / "stage_2")(
@@ -205,7 +205,7 @@ def test_a_larger_picture_goes_through_the_upscaler_alone(
     """Whole where that fits, and then as the plain pipeline has it; no T5 is needed."""
     image = noise(tmp_path / "own.png", width, height)
     plan = plan_of(tiny, PROMPT, seed=SEED, pins=pins, **of_mode(UPSCALE, {"image": image}))
-    assert [step.component for step in plan.steps] == [catalog.UPSCALER, catalog.FINISH]
+    assert [step.component for step in plan.steps] == [catalog.UPSCALER, catalog.POSTPROCESS]
     folder = run_here(plan, tmp_path / "run")
     assert_same(folder, {"stage_3": upscaled(tiny, Image.open(image))})
     assert Image.open(folder.images[0]).size == (4 * width, 4 * height)
@@ -254,7 +254,9 @@ def test_a_picture_that_does_not_fit_whole_is_cut_no_smaller_than_it_must(
 ) -> None:
     """The largest tiles with room are planned, and the reason says so; short of RAM they get smaller."""
     image = noise(tmp_path / "own.png", 800, 600)
-    request = Request((PROMPT,), cascade="if-m", seed=(1,), **of_mode(UPSCALE, {"image": image}))
+    request = make_request(
+        (PROMPT,), cascade="if-m", seed=(1,), **of_mode(UPSCALE, {"image": image})
+    )
     machine = replace(CPU, ram_bytes=24 * 10**9)
     large = make_plan(machine, request).step(catalog.UPSCALER)
     assert large.config.tile == 256
@@ -312,7 +314,7 @@ def test_pictures_drawn_together_share_mode_and_shape(
 ) -> None:
     """A balanced run draws the images of a prompt in one batch, each from its own seed."""
     own = of_mode(VARY, sources)
-    request = Request(
+    request = make_request(
         (PROMPT,), cascade=str(tiny), seed=(SEED,), images=2, size=64, steps=(4,), **own
     )
     plan = make_plan(CPU, request, prefer="balanced")
@@ -525,5 +527,5 @@ def test_the_calls_of_the_package_are_the_modes(
         lm.upscale(image, out=tmp_path / "c", **options),
     )
     requests = [RunFolder.open(run.folder).plan.request for run in runs]
-    assert [request.mode for request in requests] == [VARY, INPAINT, UPSCALE]
+    assert [request.images[0].mode for request in requests] == [VARY, INPAINT, UPSCALE]
     assert all(len(run.images) == 1 for run in runs)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.planning.plan import make_plan
-from lowmem_if.request.request import Request
+from lowmem_if.request.build import make_request
 
 PROMPTS = ("a red circle on white", "A Blue star, 50% <b>off</b>", "green square in the center")
 SEEDS = (3, 14, 15)
@@ -97,7 +97,7 @@ def test_pictures_drawn_together_are_decoded_one_by_one(
         return real(self, z, **options)
 
     monkeypatch.setattr(AutoencoderKL, "_decode", count)
-    request = Request(PROMPTS[:2], cascade=str(tiny), seed=SEEDS[:2], steps=(1,))
+    request = make_request(PROMPTS[:2], cascade=str(tiny), seed=SEEDS[:2], steps=(1,))
     plan = make_plan(CPU, request, prefer="balanced")
     assert plan.step("upscaler").config.batch == 2
     run_here(plan, tmp_path / "run")
@@ -106,4 +106,4 @@ def test_pictures_drawn_together_are_decoded_one_by_one(
 
 def test_a_request_with_one_seed_draws_each_prompt_with_it() -> None:
     """One seed serves every prompt, so a picture can be had again alone."""
-    assert [task.seed for task in Request(PROMPTS, seed=(7,)).tasks] == [7, 7, 7]
+    assert [task.seed for task in make_request(PROMPTS, seed=(7,)).images] == [7, 7, 7]

@@ -20,7 +20,7 @@ from lowmem_if.errors import RequestError
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.planning.memory import in_place_bytes, predict, resident_choices
 from lowmem_if.planning.plan import Plan, make_plan
-from lowmem_if.request.request import Request
+from lowmem_if.request.build import make_request
 from lowmem_if.weights.files.checkpoint import Checkpoint
 from lowmem_if.weights.files.stored import Stored
 
@@ -33,7 +33,7 @@ CARD = replace(
 
 
 def xl(machine: Machine, *pins: str, size: int = 1024, **options: Any) -> Plan:
-    request = Request(("a red circle",), cascade="if-xl", size=size, seed=(1,))
+    request = make_request("a red circle", cascade="if-xl", size=size, seed=1)
     return make_plan(machine, request, pins=parse_pins(pins), **options)
 
 

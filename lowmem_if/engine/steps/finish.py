@@ -14,8 +14,8 @@ from lowmem_if.stages.components import in_unit_range
 def finish_images(run: StepRun) -> None:
     """Check, mark and write the images that are not finished in the folder yet."""
     folder, request = run.folder, run.folder.plan.request
-    undone = [task for task in request.tasks if not is_whole_png(folder.image_file(task))]
-    run.report_resumed(len(request.tasks) - len(undone), len(request.tasks))
+    undone = [task for task in request.images if not is_whole_png(folder.image_file(task))]
+    run.report_resumed(len(request.images) - len(undone), len(request.images))
     if not undone:
         return
     materials = FolderMaterials(folder)
@@ -29,4 +29,4 @@ def finish_images(run: StepRun) -> None:
             file = folder.image_file(task)
             folder.write(file, png_bytes(finished.image, describe(folder, task)))
             folder.in_making_file(task).unlink(missing_ok=True)
-            run.report(ImageSaved(catalog.FINISH, task.number, str(file)))
+            run.report(ImageSaved(catalog.POSTPROCESS, task.number, str(file)))

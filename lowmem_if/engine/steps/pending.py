@@ -15,10 +15,10 @@ def pending_components(folder: RunFolder) -> set[str]:
     """The components whose step must run: not done, or done and then lost while still needed."""
     request = folder.plan.request
     pending = {component for component in request.components if not folder.is_done(component)}
-    if len(folder.images) < len(request.tasks):
-        pending.add(catalog.FINISH)
+    if len(folder.images) < len(request.images):
+        pending.add(catalog.POSTPROCESS)
     for stage in reversed(catalog.IMAGE_STAGES):
-        tasks = [task for task in request.tasks if stage in task.stages]
+        tasks = [task for task in request.images if stage in task.stages]
         needed = [task for task in tasks if stage_after(stage, task) in pending]
         if not all(is_sound(folder.tensor_file(stage, task)) for task in needed):
             pending.add(stage)
@@ -31,7 +31,7 @@ def pending_components(folder: RunFolder) -> set[str]:
 def texts_of(folder: RunFolder) -> list[str]:
     """Every text that a stage of the run needs an embedding of, once; negative ones are last."""
     positive, negative = [], []
-    for task in folder.plan.request.tasks:
+    for task in folder.plan.request.images:
         steps = [folder.plan.step(stage) for stage in task.stages if stage in READ_T5]
         if steps:
             positive += [task.words, task.style_prompt] if task.is_styled else [task.words]

@@ -13,7 +13,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from lowmem_if.engine.input_copies import KINDS
 from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.planning.plan_json import flat_step
 from lowmem_if.request.image_spec import ImageSpec
+from lowmem_if.request.request_json import request_to_json
 
 
 def png_bytes(image: Image.Image, description: Mapping[str, object] | None = None) -> bytes:
@@ -33,10 +35,10 @@ def describe(folder: RunFolder, task: ImageSpec) -> dict[str, object]:
     It is the same when a run is resumed. Of paths it has the names alone.
     """
     whole = folder.plan.request
-    request = asdict(whole.of_task(task))
+    request = request_to_json(whole.alone(task))
     for source in filter(None, (request[kind] for kind in KINDS)):
         source["path"] = Path(source["path"]).name
-    steps = [asdict(step) for step in folder.plan.steps]
+    steps = [flat_step(asdict(step)) for step in folder.plan.steps]
     for lora in (one for user in (request, *steps) for one in user["lora"]):
         lora["path"] = Path(lora["path"]).name
     return {

@@ -47,7 +47,7 @@ class StepRun:
         self.folder, self.step, self.report = folder, step, report
         self._cache = cache
         request = folder.plan.request
-        self.tasks = [task for task in request.tasks if step.component in task.stages]
+        self.tasks = [task for task in request.images if step.component in task.stages]
         self.root = root_of(location, step)
         self._part = location.cascade.parts[step.component]
         self.recorder = Recorder(

@@ -159,7 +159,7 @@ def streamed_networks(location: Location) -> dict[str, Path]:
     """
     found = {}
     for component in catalog.IMAGE_STAGES:
-        root = catalog.FOLDERS[component][0]
+        root = catalog.COMPONENT[component].root
         part = location.cascade.parts.get(component)
         if root in location.folders:
             found[component] = location.folders[root] / "unet"

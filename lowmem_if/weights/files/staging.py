@@ -11,12 +11,10 @@ from typing import Any
 
 import torch
 
+from lowmem_if.cascade.transfer_sizes import STAGING_BUFFERS, STAGING_BYTES
 from lowmem_if.weights.files.stored import Stored
 from lowmem_if.weights.files.tensor_reader import Reader
 from lowmem_if.weights.out_of_memory import is_shortage
-
-STAGING_BYTES = 32 * 2**20
-"""The size of each buffer: a power of two, to which pinned memory is rounded."""
 
 
 class Staging:
@@ -30,7 +28,9 @@ class Staging:
         self.reader = reader
         self._device = device
         self.stream: Any = copy_stream(device)
-        self._buffers = [_host_buffer(pinned=self.stream is not None) for _ in range(2)]
+        self._buffers = [
+            _host_buffer(pinned=self.stream is not None) for _ in range(STAGING_BUFFERS)
+        ]
         self._sent: list[Any] = [None, None]
         self._turn = 0
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from lowmem_if.cascade.transfer_sizes import LOADER_THREADS
 from lowmem_if.system.host import usable_cpus
 from lowmem_if.weights.files.checkpoint import Checkpoint
 from lowmem_if.weights.files.staging import Staging
@@ -21,9 +22,6 @@ from lowmem_if.weights.files.tensor_reader import BLOCK
 from lowmem_if.weights.modules.lora_merge import NOTHING, Merges, reader_of
 from lowmem_if.weights.modules.meta_init import Slot, owner_of, place
 from lowmem_if.weights.modules.quantization import Maker, quantised_maker
-
-_MOST_THREADS = 4
-"""More read no faster: the page cache gives 5 GB/s to one thread, fresh memory about 1 GB/s to each."""
 
 
 def fill(
@@ -71,7 +69,7 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def _threads(most: int | None) -> int:
-    return min(most or _MOST_THREADS, usable_cpus())
+    return min(most or LOADER_THREADS, usable_cpus())
 
 
 def _in_parallel(act: Callable[[Slot], None], todo: list[Slot], threads: int) -> None:

@@ -18,6 +18,7 @@ import psutil
 import torch
 
 from lowmem_if.cascade.lora import Lora
+from lowmem_if.cascade.transfer_sizes import LEAST_WINDOW_BYTES, WINDOW_UNITS
 from lowmem_if.hardware.cgroups import tightest_group
 from lowmem_if.weights.files.checkpoint import Checkpoint
 from lowmem_if.weights.modules.lora_merge import NOTHING, Merges
@@ -40,11 +41,6 @@ from lowmem_if.weights.streaming.transports import (
     StreamSettings,
     Transport,
 )
-
-WINDOW_UNITS = 2
-"""The window holds this many of the largest group: one computes while the next one is loaded."""
-
-LEAST_WINDOW_BYTES = 64 * 2**20
 
 _CACHE_RESERVE_BYTES = 700_000_000
 """Available memory that is left to everything else when deciding how much of a file stays cached."""

@@ -56,7 +56,7 @@ def networks(cascade: str) -> dict[str, tuple[Network, ...]]:
             Network("upscaler/text_encoder", transformers.CLIPTextModel, _X4_TEXT),
             Network("upscaler/vae", diffusers.AutoencoderKL, _X4_VAE),
         ),
-        catalog.FINISH: (
+        catalog.POSTPROCESS: (
             Network("stage_1/safety_checker", IFSafetyChecker, _SAFETY),
             Network("stage_1/watermarker", IFWatermarker, {}),
         ),

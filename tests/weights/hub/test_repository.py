@@ -195,7 +195,7 @@ T5_FP16 = (
     "text_encoder/model.safetensors.index.fp16.json",
 )
 STAGE_1 = ("unet/config.json", UNET, "scheduler/scheduler_config.json")
-FINISH = (
+POSTPROCESS = (
     "safety_checker/config.json",
     "safety_checker/model.fp16.safetensors",
     "watermarker/config.json",
@@ -232,14 +232,14 @@ UPSCALER = (
             expected(XL, MODEL_INDEX, *T5_AROUND, "text_encoder/model.8bit.safetensors"),
         ),
         (
-            ["text_encoder", "stage_1", "finish"],
+            ["text_encoder", "stage_1", "postprocess"],
             False,
-            expected(XL, MODEL_INDEX, *T5_FP16, *STAGE_1, *FINISH),
+            expected(XL, MODEL_INDEX, *T5_FP16, *STAGE_1, *POSTPROCESS),
         ),
         (
             EVERYTHING,
             False,
-            expected(XL, MODEL_INDEX, *T5_FP16, *STAGE_1, *FINISH)
+            expected(XL, MODEL_INDEX, *T5_FP16, *STAGE_1, *POSTPROCESS)
             | expected(L, MODEL_INDEX, *STAGE_2)
             | expected(X4, MODEL_INDEX, *UPSCALER),
         ),
@@ -330,7 +330,7 @@ def test_only_bin(hub: HubStandIn, client: Client) -> None:
     """A module that is published as .bin only is refused before anything is downloaded."""
     (hub.tree / XL / "watermarker/diffusion_pytorch_model.safetensors").unlink()
 
-    said = client.refusal(["finish"])
+    said = client.refusal(["postprocess"])
 
     assert "watermarker/*.safetensors (there are only .bin files)" in said
     assert "choose another revision" in said

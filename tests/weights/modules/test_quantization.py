@@ -16,7 +16,7 @@ from lowmem_if.errors import MissingPackage
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.hardware.profiles import load_profile
 from lowmem_if.planning.plan import Plan, make_plan
-from lowmem_if.request.request import Request
+from lowmem_if.request.build import make_request
 from lowmem_if.weights import loading
 
 COMMAND = r"pip install --no-deps bitsandbytes"
@@ -27,7 +27,7 @@ def without(machine: Machine) -> Machine:
 
 
 def real_plan(machine: Machine, *pins: str, prefer: str = BALANCED) -> Plan:
-    request = Request(("a fox",), cascade="if-xl", seed=(1,))
+    request = make_request(("a fox",), cascade="if-xl", seed=(1,))
     return make_plan(machine, request, prefer=prefer, pins=parse_pins(pins))
 
 

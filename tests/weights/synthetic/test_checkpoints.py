@@ -155,7 +155,7 @@ def test_noise_is_written_a_block_at_a_time(tmp_path: Path) -> None:
         (["if-xxl", "out"], 1, "no published sizes"),
         (["if-m", "out", "--fill", "ones"], 2, "noise or zeros"),
         (["if-m", "out", "--only", "stage_9"], 2, "unknown component"),
-        (["if-m", "/dev/null/x", "--only", "finish"], 1, "cannot be written"),
+        (["if-m", "/dev/null/x", "--only", "postprocess"], 1, "cannot be written"),
     ],
 )
 def test_what_cannot_be_made_is_told_in_a_line(

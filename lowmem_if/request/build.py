@@ -1,0 +1,209 @@
+"""The door: from what a user asks for, prompts or rows, to a `Request` with every image spelled out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from lowmem_if.cascade import catalog
+from lowmem_if.cascade.locate import existing_folder
+from lowmem_if.cascade.lora import Lora, loras
+from lowmem_if.cascade.modes import TEXT
+from lowmem_if.errors import RequestError
+from lowmem_if.request.checks import (
+    as_tuple,
+    check_kinds,
+    check_texts,
+    checked_aspect,
+    checked_sampling,
+    checked_seeds,
+    checked_size,
+    checked_strength,
+    whole,
+)
+from lowmem_if.request.image_spec import ImageSpec
+from lowmem_if.request.input_images import Picture, look_at
+from lowmem_if.request.noise_scheduler import DDPM
+from lowmem_if.request.request import Request, components_of
+from lowmem_if.request.seeds import MOST
+
+_OWN = tuple(
+    field.name for field in fields(ImageSpec) if field.name not in ("number", "prompt", "seed")
+)
+ROW_NAMES = ("prompt", "negative_prompt", "seed", "images", *_OWN[1:])
+"""What a row of a batch may say of itself: everything of an image, and how many images it stands for."""
+
+
+def make_request(
+    prompts: str | Iterable[str] = (),
+    *,
+    lines: Iterable[Mapping[str, Any]] = (),
+    seed: int | Iterable[int] | None = None,
+    images: int = 1,
+    size: int = 1024,
+    negative_prompt: str = "",
+    mode: str = TEXT,
+    image: str | Path | Picture | None = None,
+    mask: str | Path | Picture | None = None,
+    strength: float | Iterable[float] | None = None,
+    style_prompt: str = "",
+    aspect: str | Iterable[int] | None = None,
+    cascade: str | Path = catalog.DEMO,
+    revision: str = "main",
+    steps: int | Iterable[int] | None = None,
+    timesteps: str | None = None,
+    guidance_scale: float | Iterable[float] | None = None,
+    noise_level: int | None = None,
+    scheduler: str = DDPM,
+    thresholding: float | Iterable[float] | None = None,
+    lora: str | Path | Lora | Iterable[str | Path | Lora] | None = (),
+    watermark: bool = True,
+    safety_checker: bool = True,
+    compile: bool = False,
+) -> Request:
+    """Check what a user asks for and spell out every image of it.
+
+    Args:
+        prompts: one or more texts.
+        lines: instead of `prompts`: rows of a batch, each a mapping of what is its own (`ROW_NAMES`);
+            the other arguments hold for rows that do not say it themselves.
+        seed: one number for each prompt; image k of a prompt gets seed + k. One number serves every
+            prompt, None draws one. A series has as many numbers for each prompt, in the prompts' order,
+            one image each; a `range` serves every prompt.
+        images: images per prompt.
+        size: side of the finished images in pixels: 64, 256 or 1024.
+        mode: `text`, `vary` (redraw an image), `inpaint` (redraw a part of one) or `upscale`.
+        image, mask: the image to start from, and white where `inpaint` repaints; paths of files.
+        strength: how much of `image` is replaced by noise, above 0 up to 1: one number for stages 1 and
+            2 or one for each; None: the mode's default.
+        style_prompt: for `vary`: the style, where the prompt says the content; that may be empty then.
+        aspect: width and height, like (3, 2), of images from text alone; `size` is the shorter side.
+        cascade: a name of the catalogue or a folder.
+        steps: denoising steps, one number for every stage or one for each; None: the cascade's own.
+        timesteps: one of diffusers' named lists, which replaces `steps` in stages 1 and 2.
+        guidance_scale: one number for every stage or one for each; 1 or less disables guidance.
+        noise_level: of stage 2, 0 to 999: how much of stage 1's detail it may replace.
+        scheduler: of stages 1 and 2: `ddpm` or `dpmsolver++`.
+        thresholding: of stages 1 and 2: the ratio of dynamic thresholding, above 0 up to 1, and the
+            largest value that it scales down from; None: the cascade's own.
+        lora: LoRAs for stages 1 and 2, which add up: texts like `FILE:SCALE`, paths or `Lora`.
+        watermark, safety_checker: whether finished images get IF's mark and check.
+        compile: whether UNets may be compiled (`torch.compile`); images then differ by rounding.
+
+    Raises:
+        RequestError: a value that no cascade can run.
+        PictureError: an input image that cannot be used.
+        LoraError, CheckpointError: a LoRA that cannot be used.
+    """
+    texts, rows = as_tuple(prompts), tuple(lines)
+    cascade = str(cascade) if isinstance(cascade, Path) else cascade
+    _check_given(texts, rows)
+    check_kinds({"cascade": cascade, "revision": revision}, str)
+    flags = {"watermark": watermark, "safety_checker": safety_checker, "compile": compile}
+    check_kinds(flags, bool)
+    common = _checked({
+        "negative_prompt": negative_prompt, "style_prompt": style_prompt, "size": size,
+        "images": images, "mode": mode, "image": image, "mask": mask, "strength": strength,
+        "aspect": aspect,
+    })  # fmt: skip
+    common["seed"] = checked_seeds(seed, common["images"], len(texts) or 1)
+    expanded = _of_rows(rows, common) if rows else _numbered(texts, common)
+    specs = tuple(expanded)
+    return Request(
+        specs,
+        _cascade_name(cascade),
+        revision,
+        checked_sampling(
+            components_of(specs), steps=steps, timesteps=timesteps, guidance_scale=guidance_scale,
+            noise_level=noise_level, scheduler=scheduler, thresholding=thresholding,
+        ),
+        loras(lora),
+        **flags,
+        gallery=bool(rows),
+        seed=common["seed"][0],
+    )  # fmt: skip
+
+
+def _check_given(texts: tuple[Any, ...], rows: tuple[Any, ...]) -> None:
+    check_texts(texts)
+    if not texts and not rows:
+        raise RequestError("the prompt is empty: say what the picture should show")
+    if texts and rows:
+        raise RequestError("prompts and lines exclude each other: give one of them")
+    for row in rows:
+        if not isinstance(row, Mapping):
+            raise RequestError(f"a line must be a table like {{'prompt': 'a fox'}}, not {row!r}")
+        check_names(row)
+
+
+def check_names(row: Mapping[str, Any]) -> None:
+    """Raise `RequestError` if a row says something that no row may say."""
+    if unknown := [str(name) for name in row if name not in ROW_NAMES]:
+        raise RequestError(f"it says {', '.join(map(repr, unknown))}: use {', '.join(ROW_NAMES)}")
+
+
+def _cascade_name(cascade: str) -> str:
+    """A name of the catalogue, or the absolute path of a folder: runs may be resumed from elsewhere."""
+    if cascade not in catalog.CASCADES and (folder := existing_folder(cascade)):
+        return str(folder)
+    return cascade
+
+
+def _text(value: Any) -> Any:
+    check_texts((value,))
+    return value
+
+
+def _picture(value: Any) -> Any:
+    return look_at(value) if isinstance(value, str | Path) else value
+
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "prompt": _text,
+    "negative_prompt": _text,
+    "style_prompt": _text,
+    "size": checked_size,
+    "images": lambda value: whole("images", value, 1, MOST),
+    "image": _picture,
+    "mask": _picture,
+    "strength": checked_strength,
+    "aspect": checked_aspect,
+}
+"""The other values are checked by `ImageSpec`, or with the number of prompts."""
+
+
+def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _CHECKS[name](value) if name in _CHECKS else value for name, value in values.items()
+    }
+
+
+def _of_rows(rows: Iterable[Mapping[str, Any]], common: Mapping[str, Any]) -> Iterator[ImageSpec]:
+    first = 0
+    for row in rows:
+        own = _checked({name: value for name, value in row.items() if value is not None})
+        values = {**common, **own}
+        values["seed"] = checked_seeds(values["seed"], values["images"], 1)
+        specs = _numbered((values.get("prompt", ""),), values, first)
+        yield from specs
+        first += len(specs)
+
+
+def _numbered(
+    prompts: tuple[str, ...], values: Mapping[str, Any], first: int = 0
+) -> tuple[ImageSpec, ...]:
+    """The images of prompts with their seeds, prompt by prompt."""
+    seeds, images = values["seed"], values["images"]
+    if first + len(seeds) * images > MOST:
+        raise RequestError(f"{MOST} pictures are the most in one run: make several of it")
+    own = {name: values[name] for name in _OWN}
+    series = len(seeds) // len(prompts)
+    pairs = [
+        (prompts[n // series], seed + k) for n, seed in enumerate(seeds) for k in range(images)
+    ]
+    return tuple(
+        ImageSpec(number, prompt, seed, **own)
+        for number, (prompt, seed) in enumerate(pairs, start=first)
+    )

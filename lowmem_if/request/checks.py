@@ -1,0 +1,199 @@
+"""Checks of single values that a user gives; each raises a `RequestError` that names the value."""
+
+from __future__ import annotations
+
+import math
+import operator
+import secrets
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lowmem_if.cascade import catalog
+from lowmem_if.errors import RequestError
+from lowmem_if.request.noise_scheduler import SCHEDULERS
+from lowmem_if.request.sampling import SamplingOptions
+from lowmem_if.request.seeds import MAX_SEED, check_series
+
+_MAX_STEPS = {catalog.STAGE_1: 1000, catalog.STAGE_2: 1000, catalog.UPSCALER: 999}
+"""The schedulers have 1000 training timesteps; the upscaler's begins one later (`steps_offset`)."""
+
+_KIND_NAMES = {str: "text", bool: "True or False"}
+
+
+def as_tuple(value: Any) -> tuple[Any, ...]:
+    """Several values as they are, one value as a tuple of one."""
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        return tuple(value)
+    return (value,)
+
+
+def check_kinds(values: Mapping[str, Any], kind: type) -> None:
+    """Check that each value, by its name, is of a kind."""
+    for name, value in values.items():
+        if not isinstance(value, kind):
+            raise RequestError(f"{name} must be {_KIND_NAMES[kind]}, not {value!r}")
+
+
+def check_texts(texts: Iterable[Any]) -> None:
+    """Check that prompts are texts which can be written as UTF-8."""
+    for text in texts:
+        if not isinstance(text, str):
+            raise RequestError(f"a prompt must be text, not {type(text).__name__}")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise RequestError("a prompt is not valid Unicode: type it again") from None
+
+
+def whole(name: str, value: Any, low: int, high: int) -> int:
+    """The value as an int, whichever library's whole number it is."""
+    number = index(value)
+    if number is None or not low <= number <= high:
+        raise RequestError(f"{name} {value!r} is not a whole number from {low} to {high}")
+    return number
+
+
+def index(value: Any) -> int | None:
+    """A whole number as an int; None of anything else."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def checked_size(size: Any) -> int:
+    """64, 256 or 1024."""
+    number = index(size)
+    if number not in catalog.SIZES:
+        raise RequestError(f"size {size!r} is not one of 64, 256 and 1024")
+    assert number is not None
+    return number
+
+
+def checked_seeds(given: Any, images: int, prompts: int) -> tuple[int, ...]:
+    """Seeds for `prompts` prompts: one each, or a series for each, in the prompts' order.
+
+    None draws one for all.
+    """
+    if isinstance(given, range):
+        given = check_series(given) * prompts
+    seeds = as_tuple(secrets.randbelow(2**31) if given is None else given)
+    seeds = tuple(whole("seed", seed, 0, MAX_SEED - images) for seed in seeds)
+    if len(seeds) == 1:
+        return seeds * prompts
+    if not seeds or len(seeds) % prompts:
+        raise RequestError(
+            f"{len(seeds)} seeds for {prompts} prompts: give one, one for each, "
+            "or a series for all, like 1..4"
+        )
+    if len(seeds) > prompts and images > 1:
+        raise RequestError(
+            f"a series of seeds gives one picture each: leave out images ({images}), or give one seed"
+        )
+    return seeds
+
+
+def checked_strength(strength: Any) -> tuple[float, ...] | None:
+    """One number above 0 up to 1 for both stages, or one for each."""
+    if strength is None:
+        return None
+    values = as_tuple(strength)
+    if len(values) not in (1, 2):
+        raise RequestError(
+            f"{len(values)} values for strength: give one, or one for stage 1 and one for stage 2"
+        )
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+            raise RequestError(f"strength {value!r} is not a number above 0 and up to 1")
+    return float(values[0]), float(values[-1])
+
+
+def checked_aspect(value: Any) -> tuple[int, int] | None:
+    """Width and height without common factors, of a pair or a text like `3:2`."""
+    if value is None:
+        return None
+    parts = value.split(":") if isinstance(value, str) else as_tuple(value)
+    try:
+        width, height = (int(p) if isinstance(p, str) else operator.index(p) for p in parts)
+    except (ValueError, TypeError):
+        raise RequestError(f"aspect {value!r} is not like 3:2") from None
+    if not (0 < width < 10_000 and 0 < height < 10_000):
+        raise RequestError(f"aspect {value!r} is not like 3:2")
+    shared = math.gcd(width, height)
+    return width // shared, height // shared
+
+
+def checked_sampling(
+    components: Iterable[str],
+    *,
+    steps: Any,
+    timesteps: Any,
+    guidance_scale: Any,
+    noise_level: Any,
+    scheduler: Any,
+    thresholding: Any,
+) -> SamplingOptions:
+    """Sampling options for a run of these components."""
+    if timesteps is not None and timesteps not in catalog.TIMESTEP_LISTS:
+        known = ", ".join(catalog.TIMESTEP_LISTS)
+        raise RequestError(f"unknown timesteps {timesteps!r}: use one of {known}")
+    if scheduler not in SCHEDULERS:
+        raise RequestError(f"unknown scheduler {scheduler!r}: use one of {', '.join(SCHEDULERS)}")
+    return SamplingOptions(
+        _checked_steps(steps, timesteps, {*components}),
+        timesteps,
+        _checked_guidance(guidance_scale),
+        None if noise_level is None else whole("noise level", noise_level, 0, 999),
+        scheduler,
+        _checked_thresholding(thresholding),
+    )
+
+
+def _checked_steps(
+    given: Any, timesteps: str | None, components: set[str]
+) -> tuple[int, ...] | None:
+    values = _per_stage("steps", given)
+    if values is None:
+        return None
+    steps = tuple(
+        whole("steps", count, 1, _MAX_STEPS[stage] if stage in components else 1000)
+        for stage, count in zip(catalog.IMAGE_STAGES, values, strict=True)
+    )
+    if timesteps and (len(set(steps)) > 1 or catalog.UPSCALER not in components):
+        raise RequestError(
+            f"{timesteps} decides the steps of stages 1 and 2: leave out steps, or give one "
+            "number, the upscaler's"
+        )
+    return steps
+
+
+def _checked_guidance(given: Any) -> tuple[float, ...] | None:
+    scales = _per_stage("guidance_scale", given)
+    for scale in scales or ():
+        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale < 1e3:
+            raise RequestError(f"guidance scale {scale!r} is not a number from 0 to 1000")
+    return scales
+
+
+def _checked_thresholding(given: Any) -> tuple[float, ...] | None:
+    if given is None:
+        return None
+    values = as_tuple(given)
+    real = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    # diffusers scales down from the ratio's quantile, at least 1 and at most the largest value.
+    if not real or len(values) not in (1, 2) or not (0 < values[0] <= 1 <= (*values, 1)[1]):
+        raise RequestError(
+            f"thresholding {given!r} is not a ratio above 0 up to 1, like 0.95, "
+            "or that and the largest value, like 0.95,1.5"
+        )
+    return tuple(map(float, values))
+
+
+def _per_stage(name: str, value: Any) -> tuple[Any, ...] | None:
+    if value is None:
+        return None
+    values = as_tuple(value)
+    count = len(catalog.IMAGE_STAGES)
+    if len(values) not in (1, count):
+        raise RequestError(f"{len(values)} values for {name}: give one, or one for each stage")
+    return values * count if len(values) == 1 else values

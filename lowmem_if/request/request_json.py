@@ -1,0 +1,102 @@
+"""Request <-> JSON as run folders and plans hold it: prompts with their seeds, or a line per image.
+
+The keys are those of version 0.1, whose requests were kept as they were typed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from itertools import groupby
+from typing import Any
+
+from pydantic import TypeAdapter
+from pydantic_core import to_jsonable_python
+
+from lowmem_if.cascade.lora import Lora
+from lowmem_if.cascade.modes import TEXT
+from lowmem_if.request.build import ROW_NAMES, make_request
+from lowmem_if.request.image_spec import ImageSpec
+from lowmem_if.request.input_images import Picture
+from lowmem_if.request.request import Request
+
+_PICTURE = TypeAdapter(Picture)
+_LORA = TypeAdapter(tuple[Lora, ...])
+_SHARED = [f.name for f in fields(ImageSpec) if f.name not in ("number", "prompt", "seed")]
+_RUN_WIDE = ("cascade", "revision", "watermark", "safety_checker", "compile")
+_EMPTY: dict[str, Any] = {
+    "negative_prompt": "", "mode": TEXT, "image": None, "mask": None, "strength": None,
+    "style_prompt": "", "aspect": None,
+}  # fmt: skip
+"""What is said of all images where each says its own."""
+
+
+def request_to_json(request: Request) -> dict[str, Any]:
+    """The request as plain JSON data."""
+    run_wide = {name: getattr(request, name) for name in _RUN_WIDE}
+    images = _lines(request) if request.gallery else _prompts(request)
+    sampling = asdict(request.sampling)
+    data = images | run_wide | sampling | {"lora": [asdict(one) for one in request.lora]}
+    found: dict[str, Any] = to_jsonable_python(data)
+    return found
+
+
+def request_from_json(data: Mapping[str, Any]) -> Request:
+    """The request that `request_to_json` or version 0.1 wrote.
+
+    Raises:
+        RequestError, pydantic.ValidationError, TypeError, LookupError: it is not such a request.
+    """
+    lines = [
+        {name: value for name, value in _pictures(line).items() if value is not None}
+        for line in data.get("lines", ())
+    ]
+    known = {name: value for name, value in data.items() if name in _KNOWN}
+    lora = _LORA.validate_python(data.get("lora", ()))
+    return make_request(**{**_pictures(known), "lines": lines, "lora": lora})
+
+
+_KNOWN = {*ROW_NAMES, *_RUN_WIDE, "prompts", "steps", "timesteps", "guidance_scale", "noise_level",
+          "scheduler", "thresholding"} - {"prompt"}  # fmt: skip
+
+
+def _pictures(values: Mapping[str, Any]) -> dict[str, Any]:
+    found = {name: values[name] for name in ("image", "mask") if values.get(name) is not None}
+    return {**values, **{name: _PICTURE.validate_python(v) for name, v in found.items()}}
+
+
+def _own(spec: ImageSpec) -> dict[str, Any]:
+    values = asdict(spec)
+    return {name: values[name] for name in _SHARED}
+
+
+def _prompts(request: Request) -> dict[str, Any]:
+    """Images that differ by prompt and seed only."""
+    groups = [
+        (prompt, [spec.seed for spec in specs])
+        for prompt, specs in groupby(request.images, key=lambda spec: spec.prompt)
+    ]
+    counts, first = {len(seeds) for _, seeds in groups}, request.images[0]
+    count = max(counts)
+    if len(counts) > 1:
+        prompts, seeds, images = [s.prompt for s in request.images], _seeds(request), 1
+    elif all(seeds == [*range(seeds[0], seeds[0] + count)] for _, seeds in groups):
+        prompts, seeds, images = [p for p, _ in groups], [own[0] for _, own in groups], count
+    else:
+        prompts, seeds, images = [p for p, _ in groups], _seeds(request), 1
+    return {"prompts": prompts, "seed": seeds, "images": images, "lines": [], **_own(first)}
+
+
+def _seeds(request: Request) -> list[int]:
+    return [spec.seed for spec in request.images]
+
+
+def _lines(request: Request) -> dict[str, Any]:
+    lines = [
+        {"prompt": spec.prompt, "seed": [spec.seed], "images": 1, **_own(spec)}
+        for spec in request.images
+    ]
+    return {
+        "prompts": [], "seed": [request.seed], "images": 1, "size": request.size, **_EMPTY,
+        "lines": lines,
+    }  # fmt: skip
