@@ -27,7 +27,7 @@ from bench.__main__ import OUT, RESULTS, ROOT, cpu_name, versions
 from lowmem_if.cascade.locate import locate
 from lowmem_if.cascade.strategies import BALANCED, EXACT, parse_pins
 from lowmem_if.engine.run_folder import RunFolder
-from lowmem_if.engine.worker_environment import worker_environment
+from lowmem_if.engine.worker.environment import worker_environment
 from lowmem_if.hardware.machine import Machine, probe
 from lowmem_if.planning.memory import predict
 from lowmem_if.planning.plan import Plan, make_plan

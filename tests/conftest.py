@@ -24,7 +24,7 @@ from lowmem_if.cascade import locate as locations  # noqa: E402
 
 @pytest.fixture(scope="session", autouse=True)
 def _remove_home() -> Iterator[None]:
-    import lowmem_if.engine.worker  # noqa: F401  the heavy imports, once
+    import lowmem_if.engine.worker.command_loop  # noqa: F401  the heavy imports, once
 
     gc.freeze()  # as the worker does, and for the same reason
     forked_workers.install()

@@ -66,7 +66,7 @@ def _uses(device: str) -> dict[str, Callable[[], object]]:
     """Name -> a first use; each is as small as it can be."""
 
     def libraries() -> None:
-        from lowmem_if.engine.worker import quiet_libraries
+        from lowmem_if.engine.worker.command_loop import quiet_libraries
 
         quiet_libraries()
 

@@ -22,10 +22,10 @@ from safetensors.torch import load_file
 import lowmem_if as lm
 from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
 from lowmem_if.cli.main import main
-from lowmem_if.engine import executor
 from lowmem_if.engine.events import Event
 from lowmem_if.engine.run_folder import RunFolder
-from lowmem_if.engine.steps import step_run
+from lowmem_if.engine.worker import executor
+from lowmem_if.engine.worker.steps import step_run
 from lowmem_if.errors import BatchError, RequestError, RunFolderError
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.request.batch_request import request_of

@@ -9,9 +9,9 @@ from other_systems import On, linux
 from runs import plan_of
 
 from lowmem_if.api.run import run
-from lowmem_if.engine import worker_environment as environment
 from lowmem_if.engine import worker_process
-from lowmem_if.engine.worker_environment import worker_environment
+from lowmem_if.engine.worker import environment
+from lowmem_if.engine.worker.environment import worker_environment
 from lowmem_if.system import exit_codes
 
 

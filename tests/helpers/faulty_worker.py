@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from lowmem_if.engine import executor, worker
+from lowmem_if.engine.worker import command_loop, executor
 from lowmem_if.stages.stage_1 import Stage1
 from lowmem_if.stages.stage_2 import Stage2
 from lowmem_if.stages.upscaler import Upscaler
@@ -155,4 +155,4 @@ if __name__ == "__main__":
     with counter.open("a") as stream:
         stream.write("x")
     globals()[fault]()
-    worker.main()
+    command_loop.main()

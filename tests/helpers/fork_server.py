@@ -55,7 +55,7 @@ def _import_everything() -> None:
     import diffusers
     import transformers
 
-    import lowmem_if.engine.worker  # noqa: F401
+    import lowmem_if.engine.worker.command_loop  # noqa: F401
 
     for name in (
         "AutoencoderKL DDPMScheduler DPMSolverMultistepScheduler IFPipeline IFSuperResolutionPipeline"

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from lowmem_if.engine import worker_process
-from lowmem_if.engine.worker_environment import worker_environment
+from lowmem_if.engine.worker.environment import worker_environment
 from lowmem_if.engine.worker_process import WORKER
 
 SCRIPTS = tuple(str(Path(__file__).with_name(name)) for name in ("faulty_worker.py", "killable.py"))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from forked_workers import start
 
-from lowmem_if.engine.worker_environment import worker_environment
+from lowmem_if.engine.worker.environment import worker_environment
 
 KILLABLE = Path(__file__).with_name("killable.py")
 NEVER = 10**6

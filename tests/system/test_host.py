@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from other_systems import On, linux
 
-from lowmem_if.engine.worker_environment import worker_environment
+from lowmem_if.engine.worker.environment import worker_environment
 from lowmem_if.system import host
 
 NVIDIA = "dev/nvidiactl"

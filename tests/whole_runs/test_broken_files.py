@@ -18,7 +18,7 @@ from runs import plan_of, run_here
 
 from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
 from lowmem_if.cascade.locate import locate
-from lowmem_if.engine.steps.step_run import weights_identity
+from lowmem_if.engine.worker.steps.step_run import weights_identity
 from lowmem_if.errors import CheckpointError, RunFolderError
 from lowmem_if.stages.text_encoder import TextCleaner
 from lowmem_if.weights.loading import load_text_encoder

@@ -24,8 +24,8 @@ from lowmem_if.cascade.catalog import (
 from lowmem_if.cascade.locate import locate
 from lowmem_if.engine.answers import CacheState
 from lowmem_if.engine.events import Event
-from lowmem_if.engine.model_cache import ModelCache
 from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.worker.model_cache import ModelCache
 from lowmem_if.errors import RunFolderError
 from lowmem_if.planning.memory import at_rest, headroom
 from lowmem_if.planning.plan import Plan

@@ -7,7 +7,7 @@ import json
 
 from PIL import Image
 
-from lowmem_if.engine.steps.png import png_bytes
+from lowmem_if.engine.worker.steps.png import png_bytes
 
 
 def test_a_description_is_read_back_from_the_file() -> None:
