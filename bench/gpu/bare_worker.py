@@ -8,7 +8,7 @@ from typing import Any
 from bench.gpu.ballast import Ballast, holding
 from bench.gpu.rows import Row, figure, first_line, row
 from bench.gpu.setup import Setup
-from lowmem_if.planning.memory import (
+from lowmem_if.planning.estimates.memory import (
     ACCELERATOR_RAM_BYTES,
     PROCESS_RAM_BYTES,
     VRAM_WORKSPACE_BYTES,

@@ -42,8 +42,9 @@ from lowmem_if.errors import DeviceError, DoesNotFit, RequestError
 from lowmem_if.hardware.dtypes import wider
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.hardware.profiles import load_profile, profile_names
+from lowmem_if.planning.estimates.execution import Estimate
+from lowmem_if.planning.estimates.workload import workloads_of
 from lowmem_if.planning.evaluate import evaluate
-from lowmem_if.planning.execution import Estimate
 from lowmem_if.planning.fallback import (
     RAM,
     SLOWER,
@@ -55,7 +56,6 @@ from lowmem_if.planning.fallback import (
     more_exact,
 )
 from lowmem_if.planning.plan import Plan, Step, make_plan
-from lowmem_if.planning.workload import workloads_of
 from lowmem_if.request.request import Request
 
 pytestmark = pytest.mark.usefixtures("nothing_downloaded")

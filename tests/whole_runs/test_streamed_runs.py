@@ -18,7 +18,7 @@ from lowmem_if.cascade.strategies import STREAM, parse_pins
 from lowmem_if.engine.events import Event
 from lowmem_if.errors import RequestError
 from lowmem_if.hardware.machine import Machine
-from lowmem_if.planning.memory import in_place_bytes, predict, resident_choices
+from lowmem_if.planning.estimates.memory import in_place_bytes, predict, resident_choices
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.request.build import make_request
 from lowmem_if.weights.files.checkpoint import Checkpoint
@@ -96,7 +96,7 @@ def test_more_prompts_than_wait_together_take_several_passes(
     plan = plan_of(tiny, texts, size=64, pins=["text_encoder=stream"])
     once = run_here(plan, tmp_path / "once")
     (tmp_path / "cache").rename(tmp_path / "cache-of-before")
-    monkeypatch.setattr("lowmem_if.planning.memory.TEXTS_A_PASS", 2)
+    monkeypatch.setattr("lowmem_if.planning.estimates.memory.TEXTS_A_PASS", 2)
     plan = plan_of(tiny, texts, size=64, pins=["text_encoder=stream"])
     events: list[Event] = []
     thrice = run_here(plan, tmp_path / "thrice", events.append)

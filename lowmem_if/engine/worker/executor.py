@@ -26,7 +26,7 @@ from lowmem_if.engine.worker.steps.step_run import StepRun
 from lowmem_if.engine.worker.steps.texts import encode_texts
 from lowmem_if.errors import DeviceError, NotFinite, RunFolderError
 from lowmem_if.hardware.dtypes import likely_cause
-from lowmem_if.planning.memory import VRAM_WORKSPACE_BYTES
+from lowmem_if.planning.estimates.memory import VRAM_WORKSPACE_BYTES
 from lowmem_if.planning.plan import Step
 from lowmem_if.weights.allocator import limit, try_segments
 from lowmem_if.weights.memory_readings import wake

@@ -13,9 +13,9 @@ from transformers import T5PreTrainedModel
 from lowmem_if.cascade.catalog import PUBLISHED, STAGE_1, TEXT_ENCODER, UPSCALER, Module, Weights
 from lowmem_if.cascade.strategies import RESIDENT, SEQUENTIAL_OFFLOAD
 from lowmem_if.errors import CheckpointError
-from lowmem_if.planning.execution import ExecutionConfig
-from lowmem_if.planning.memory import predict
-from lowmem_if.planning.memory_table import (
+from lowmem_if.planning.estimates.execution import ExecutionConfig
+from lowmem_if.planning.estimates.memory import predict
+from lowmem_if.planning.estimates.memory_table import (
     FUSED,
     MATH,
     look_up,
@@ -51,7 +51,7 @@ def test_the_table_names_the_libraries_that_it_saw() -> None:
 def test_reading_it_imports_no_torch() -> None:
     """Planning starts in well under a second."""
     code = (
-        "import sys; from lowmem_if.planning.memory_table import read_table; read_table();"
+        "import sys; from lowmem_if.planning.estimates.memory_table import read_table; read_table();"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
