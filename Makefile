@@ -12,12 +12,16 @@ BENCH ?=
 OUT := $(OUT)
 
 BIN := .venv/bin
+# Two at a time, each with one thread: faster on two cores than one with two.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+# Options and files for it; left out: everything.
+TESTS ?=
 READY := .venv/.ready
 
 # Which lists of tests/environments to check: ENVIRONMENTS="kaggle-2026-05 newest"; left out: CI's.
 ENVIRONMENTS ?=
 
-.PHONY: demo test test-environments check docs format bench bench-batch bench-predictions gpu-check gpu-pack footprints notebooks pictures train-demo clean
+.PHONY: demo test quick coverage test-environments check docs format bench bench-batch bench-predictions gpu-check gpu-pack footprints notebooks pictures train-demo clean
 
 demo: $(READY) ## draw PROMPT with the bundled cascade and its 8-bit text encoder
 	@$(BIN)/lowmem-if generate "$$PROMPT" --cascade demo --seed $(SEED) --out "$(OUT)" \
@@ -25,8 +29,17 @@ demo: $(READY) ## draw PROMPT with the bundled cascade and its 8-bit text encode
 	@$(BIN)/lowmem-if show "$(OUT)"
 	@echo "The picture is $(OUT)/0000.png"
 
-test: $(READY) ## all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+test: $(READY) ## all tests (TESTS="tests/planning -k ladder": some)
+	$(PYTEST) $(TESTS)
+
+quick: $(READY) ## the tests that start no worker process, in a minute or so
+	$(PYTEST) -m "not worker" $(TESTS)
+
+coverage: $(READY) ## which lines of the package the tests run, workers' lines too
+	rm -f .coverage*
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -q $(TESTS)
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report
 
 test-environments: $(READY) ## install the wheel where other libraries are, as on Colab, and test it there
 	$(BIN)/python tests/environments/check.py $(ENVIRONMENTS)
@@ -37,6 +50,7 @@ check: $(READY) ## style, types, floors, spelling, fresh documents, and the docu
 	$(BIN)/mypy
 	$(BIN)/mypy --platform win32
 	$(BIN)/mypy --platform darwin
+	$(BIN)/mypy --config-file tests/mypy.ini
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/codespell
 	$(BIN)/python docs/blocks.py --check

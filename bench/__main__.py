@@ -34,7 +34,7 @@ from bench.cases import (
     missing_components,
     unknown,
 )
-from lowmem_if.engine.worker_environment import worker_environment
+from lowmem_if.engine.worker.environment import worker_environment
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "build" / "bench"

@@ -27,7 +27,7 @@ import torch
 from bench.cases import Case
 from bench.networks import steps
 from bench.ways import BY_NAME, PIECE_BYTES, read_piece, weight_bytes, weight_files
-from lowmem_if.engine.worker import quiet_libraries
+from lowmem_if.engine.worker.command_loop import quiet_libraries
 from lowmem_if.weights.memory_readings import MemoryReading, Sampler, read_memory, wake
 from lowmem_if.weights.out_of_memory import is_shortage
 

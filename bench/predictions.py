@@ -27,12 +27,12 @@ from bench.__main__ import OUT, RESULTS, ROOT, cpu_name, versions
 from lowmem_if.cascade.locate import locate
 from lowmem_if.cascade.strategies import BALANCED, EXACT, parse_pins
 from lowmem_if.engine.run_folder import RunFolder
-from lowmem_if.engine.worker_environment import worker_environment
+from lowmem_if.engine.worker.environment import worker_environment
 from lowmem_if.hardware.machine import Machine, probe
-from lowmem_if.planning.memory import predict
+from lowmem_if.planning.estimates.memory import predict
+from lowmem_if.planning.estimates.runtime import predict_seconds
+from lowmem_if.planning.estimates.workload import workloads_of
 from lowmem_if.planning.plan import Plan, make_plan
-from lowmem_if.planning.runtime import predict_seconds
-from lowmem_if.planning.workload import workloads_of
 from lowmem_if.request.build import make_request
 
 CHILD = (sys.executable, "-m", "bench.turns")

@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 
 from lowmem_if.engine.events import Event
-from lowmem_if.engine.executor import work
 from lowmem_if.engine.run_folder import RunFolder
-from lowmem_if.engine.worker import quiet_libraries
+from lowmem_if.engine.worker.command_loop import quiet_libraries
+from lowmem_if.engine.worker.executor import work
 
 
 def main() -> None:

@@ -8,13 +8,15 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 # Before anything imports huggingface_hub, which reads these once.
 _HOME = Path(tempfile.mkdtemp(prefix="lowmem-if-tests-"))
 os.environ |= {"HF_HOME": str(_HOME / "hf"), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
+import forked_workers  # noqa: E402
 import pytest  # noqa: E402
-from killing import Killable, killable_workers  # noqa: E402
+from other_systems import On  # noqa: E402
 from tiny_cascade import make_tiny_cascade  # noqa: E402
 
 from lowmem_if.cascade import locate as locations  # noqa: E402
@@ -22,10 +24,12 @@ from lowmem_if.cascade import locate as locations  # noqa: E402
 
 @pytest.fixture(scope="session", autouse=True)
 def _remove_home() -> Iterator[None]:
-    import lowmem_if.engine.worker  # noqa: F401  the heavy imports, once
+    import lowmem_if.engine.worker.command_loop  # noqa: F401  the heavy imports, once
 
     gc.freeze()  # as the worker does, and for the same reason
+    forked_workers.install()
     yield
+    forked_workers.end_server()
     shutil.rmtree(_HOME, ignore_errors=True)
 
 
@@ -35,6 +39,12 @@ def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOWMEM_IF_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before any fixture: may this test start worker processes?"""
+    forked_workers.begin_test(item)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -71,7 +81,11 @@ def starts(tmp_path: Path) -> Path:
     return tmp_path / "starts"
 
 
-@pytest.fixture(scope="session")
-def killable() -> Iterator[Killable]:
-    with killable_workers() as workers:
-        yield workers
+@pytest.fixture
+def on(monkeypatch: pytest.MonkeyPatch) -> On:
+    """Let one module take the way of another system."""
+
+    def pretend(platform: str, module: ModuleType) -> None:
+        monkeypatch.setattr(module, "sys", SimpleNamespace(platform=platform))
+
+    return pretend

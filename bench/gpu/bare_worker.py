@@ -8,7 +8,7 @@ from typing import Any
 from bench.gpu.ballast import Ballast, holding
 from bench.gpu.rows import Row, figure, first_line, row
 from bench.gpu.setup import Setup
-from lowmem_if.planning.memory import (
+from lowmem_if.planning.estimates.memory import (
     ACCELERATOR_RAM_BYTES,
     PROCESS_RAM_BYTES,
     VRAM_WORKSPACE_BYTES,
@@ -66,7 +66,7 @@ def _uses(device: str) -> dict[str, Callable[[], object]]:
     """Name -> a first use; each is as small as it can be."""
 
     def libraries() -> None:
-        from lowmem_if.engine.worker import quiet_libraries
+        from lowmem_if.engine.worker.command_loop import quiet_libraries
 
         quiet_libraries()
 

@@ -15,7 +15,7 @@ from bench.gpu.rows import SECONDS, Row, figure, first_line, row
 from bench.gpu.setup import Setup, real_cascade
 from lowmem_if.cascade.catalog import UPSCALER, Module
 from lowmem_if.cascade.locate import locate
-from lowmem_if.planning.memory_table import PassProfile, look_up
+from lowmem_if.planning.estimates.memory_table import PassProfile, look_up
 from lowmem_if.weights.loading import load_diffusers_model
 from lowmem_if.weights.memory_readings import release_memory
 

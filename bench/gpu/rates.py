@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from bench.gpu.rows import COUNT, RATE, SECONDS, Row, figure, row
 from bench.gpu.setup import Setup
 from lowmem_if.calibrate.measure import measure
-from lowmem_if.engine.worker import quiet_libraries
+from lowmem_if.engine.worker.command_loop import quiet_libraries
 from lowmem_if.hardware.machine import Machine, probe
 from lowmem_if.hardware.speeds import Speeds, assumed
 

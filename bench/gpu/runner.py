@@ -17,7 +17,7 @@ from typing import Any
 from bench.gpu.parts import Part
 from bench.gpu.rows import Row, latest
 from bench.gpu.setup import ROOT, Setup
-from lowmem_if.engine.worker_environment import worker_environment
+from lowmem_if.engine.worker.environment import worker_environment
 from lowmem_if.weights.files.atomic import write_bytes
 
 DONE, FAILED, TIMED_OUT = "done", "failed", "timed out"

@@ -59,7 +59,7 @@ def tiny_cascade(setup: Setup) -> Path:
     """The tests' tiny cascade with random weights, made once."""
     folder = setup.out / "weights" / "tiny"
     if not (folder / "upscaler" / "model_index.json").is_file():  # what is written last
-        script = ROOT / "tests" / "tiny_cascade.py"
+        script = ROOT / "tests" / "helpers" / "tiny_cascade.py"
         subprocess.run([sys.executable, str(script), str(folder)], check=True)
     return folder
 

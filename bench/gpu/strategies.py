@@ -22,7 +22,7 @@ from lowmem_if.cascade.strategies import (
     Pin,
     parse_pins,
 )
-from lowmem_if.engine.worker import quiet_libraries
+from lowmem_if.engine.worker.command_loop import quiet_libraries
 from lowmem_if.errors import LowmemError
 from lowmem_if.hardware.machine import Machine, probe
 from lowmem_if.hardware.speeds import Speeds

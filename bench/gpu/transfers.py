@@ -14,7 +14,7 @@ from bench.case import measure as measure_case
 from bench.cases import Case
 from bench.gpu.rows import COUNT, RATE, SECONDS, Row, figure, row
 from bench.gpu.setup import Setup, real_cascade, tiny_cascade
-from lowmem_if.engine.worker import quiet_libraries
+from lowmem_if.engine.worker.command_loop import quiet_libraries
 from lowmem_if.hardware.machine import probe
 from lowmem_if.weights.files.checkpoint import Checkpoint
 from lowmem_if.weights.files.staging import Staging

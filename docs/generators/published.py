@@ -11,7 +11,7 @@ from lowmem_if.cascade.catalog import (
     Part,
 )
 from lowmem_if.cascade.strategies import MODEL_OFFLOAD, RESIDENT, SEQUENTIAL_OFFLOAD
-from lowmem_if.planning.memory_table import FUSED, StepProfile, look_up_step
+from lowmem_if.planning.estimates.memory_table import FUSED, StepProfile, look_up_step
 
 
 def published() -> str:

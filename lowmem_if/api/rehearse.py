@@ -29,12 +29,12 @@ from lowmem_if.errors import CascadeError
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.hardware.speeds import ACCELERATOR, CPU, Speeds, Throughput
 from lowmem_if.hardware.weights_disk import scratch_folder
-from lowmem_if.planning.flops import pass_flops
-from lowmem_if.planning.memory import bytes_a_pass
+from lowmem_if.planning.estimates.flops import pass_flops
+from lowmem_if.planning.estimates.memory import bytes_a_pass
+from lowmem_if.planning.estimates.runtime import cast_bytes_per_s
+from lowmem_if.planning.estimates.workload import Workload
 from lowmem_if.planning.plan import Plan, Step, make_plan
 from lowmem_if.planning.plan_json import flat_step
-from lowmem_if.planning.runtime import cast_bytes_per_s
-from lowmem_if.planning.workload import Workload
 from lowmem_if.request.request import Request
 from lowmem_if.weights.synthetic.checkpoints import NOISE, synthesize
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from lowmem_if.cascade.catalog import Part
 from lowmem_if.cascade.locate import Location
 from lowmem_if.hardware.machine import Machine
-from lowmem_if.planning.execution import Estimate, ExecutionConfig
-from lowmem_if.planning.memory import headroom, predict
-from lowmem_if.planning.runtime import predict_seconds
-from lowmem_if.planning.workload import Workload, workloads_of
+from lowmem_if.planning.estimates.execution import Estimate, ExecutionConfig
+from lowmem_if.planning.estimates.memory import headroom, predict
+from lowmem_if.planning.estimates.runtime import predict_seconds
+from lowmem_if.planning.estimates.workload import Workload, workloads_of
 from lowmem_if.request.request import Request
 
 SPILL_BYTES = 400_000_000

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lowmem_if.cascade.catalog import TEXT_ENCODER
+from lowmem_if.planning.estimates.execution import Estimate
 from lowmem_if.planning.evaluate import shortage
-from lowmem_if.planning.execution import Estimate
 from lowmem_if.planning.plan import Plan, Step
 
 

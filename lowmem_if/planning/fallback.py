@@ -16,8 +16,8 @@ from lowmem_if.cascade.strategies import EXACT, QUANTISED, Pin, parse_pin
 from lowmem_if.hardware.dtypes import wider
 from lowmem_if.hardware.machine import Machine, cpu_compute_dtype
 from lowmem_if.planning.candidates import configs_for
+from lowmem_if.planning.estimates.execution import Estimate, ExecutionConfig
 from lowmem_if.planning.evaluate import Evaluation, evaluated
-from lowmem_if.planning.execution import Estimate, ExecutionConfig
 from lowmem_if.planning.plan import Plan, Step, cuts
 
 RAM, VRAM = "RAM", "VRAM"

@@ -35,11 +35,11 @@ from lowmem_if.errors import (
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.planning.alternatives import nearest
 from lowmem_if.planning.candidates import configs_for
+from lowmem_if.planning.estimates.execution import Estimate, ExecutionConfig
+from lowmem_if.planning.estimates.workload import samplings_of
 from lowmem_if.planning.evaluate import Evaluation, deficit, evaluated
-from lowmem_if.planning.execution import Estimate, ExecutionConfig
 from lowmem_if.planning.plan_json import flat_step, nested_step
 from lowmem_if.planning.reasons import reason, runner_up
-from lowmem_if.planning.workload import samplings_of
 from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.request.request import Request
 from lowmem_if.request.request_json import request_from_json, request_to_json

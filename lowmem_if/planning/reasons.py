@@ -17,9 +17,9 @@ from lowmem_if.cascade.strategies import (
 from lowmem_if.hardware.dtypes import doubt
 from lowmem_if.hardware.machine import INSTALL_BITSANDBYTES, Machine
 from lowmem_if.planning.candidates import compute_dtype
-from lowmem_if.planning.compile_time import speedup
+from lowmem_if.planning.estimates.compile_time import speedup
+from lowmem_if.planning.estimates.execution import ExecutionConfig
 from lowmem_if.planning.evaluate import Evaluation
-from lowmem_if.planning.execution import ExecutionConfig
 from lowmem_if.request.request import Request
 from lowmem_if.units import format_bytes, format_seconds
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from lowmem_if.planning.memory_table import MATH
+from lowmem_if.planning.estimates.memory_table import MATH
 
 _FLASH_HEAD, _FLASH_TYPES = 256, (torch.float16, torch.bfloat16)
 _MASK_GRAIN = 8

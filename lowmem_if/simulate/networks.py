@@ -1,7 +1,7 @@
 """One pass of a network of its real size on fake tensors: its activations' memory and its operations.
 
 Inputs are those of the pipelines: a guided image is a pair, T5 and CLIP read one text, the decoder
-makes one image. All weights have one type; `planning/memory.py` adds T5's float32 exceptions.
+makes one image. All weights have one type; `planning/estimates/memory.py` adds T5's float32 exceptions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lowmem_if.cascade import catalog
 from lowmem_if.cascade.configs import read_config
 from lowmem_if.cascade.locate import DEMO_FOLDER
 from lowmem_if.cascade.transfer_sizes import GUIDED_IMAGES
-from lowmem_if.planning.memory_table import FUSED
+from lowmem_if.planning.estimates.memory_table import FUSED
 from lowmem_if.simulate.fake_device import DEVICE, dry_run
 from lowmem_if.simulate.tracing import Trace
 from lowmem_if.weights.modules.meta_init import owner_of, place

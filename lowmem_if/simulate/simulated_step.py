@@ -14,7 +14,7 @@ from PIL import Image
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.configs import read_config
 from lowmem_if.errors import SimulationError
-from lowmem_if.planning.memory_table import FUSED
+from lowmem_if.planning.estimates.memory_table import FUSED
 from lowmem_if.planning.plan import Step
 from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.simulate.dry_source import dry_source

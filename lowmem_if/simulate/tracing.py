@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from lowmem_if.planning.memory_table import FUSED
+from lowmem_if.planning.estimates.memory_table import FUSED
 from lowmem_if.simulate.assumed_values import AssumedValues
 from lowmem_if.simulate.fake_streams import COMPUTING, HOST, Timeline
 from lowmem_if.simulate.memory_tracker import MemoryTracker

@@ -15,8 +15,8 @@ from lowmem_if.cascade import catalog
 from lowmem_if.cascade.catalog import Part
 from lowmem_if.cascade.modes import TEXT
 from lowmem_if.cascade.strategies import FLOATS, QUANTISED, RESIDENT, STRATEGIES
-from lowmem_if.planning.execution import Estimate, ExecutionConfig
-from lowmem_if.planning.memory_table import (
+from lowmem_if.planning.estimates.execution import Estimate, ExecutionConfig
+from lowmem_if.planning.estimates.memory_table import (
     ATTENTION,
     FILE,
     FUSED,

@@ -30,6 +30,7 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.worker
 def test_a_rehearsal_measures_every_component_and_its_constants_serve_later_plans(
     tiny: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,6 +58,7 @@ def test_a_rehearsal_measures_every_component_and_its_constants_serve_later_plan
     assert {"stage_1", "stage_2", "upscaler", "vae"} <= measured
 
 
+@pytest.mark.worker
 def test_the_real_plan_is_rehearsed_with_few_steps(tiny: Path, weights: Path) -> None:
     """Pins and preferences are those of the real thing; the prediction is of all its steps."""
     machine = replace(probe("cpu"), ram_bytes=4 * 10**9)
@@ -97,6 +99,7 @@ def test_a_disk_without_room_is_told(
     assert list(weights.iterdir()) == []
 
 
+@pytest.mark.worker
 def test_json_holds_the_plan_and_what_was_measured(
     tiny: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -57,6 +57,7 @@ def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "out"
 
 
+@pytest.mark.worker
 def test_a_row_is_measured_in_a_child_and_written(tiny: Path, out: Path, tmp_path: Path) -> None:
     """With the machine's and the libraries' names; nothing else is left behind."""
     only = ["--only", "stage_1/resident", "--threads", "1"]
@@ -72,6 +73,7 @@ def test_a_row_is_measured_in_a_child_and_written(tiny: Path, out: Path, tmp_pat
     assert sorted(path.name for path in out.iterdir()) == ["errors.log", "if-m.jsonl"]
 
 
+@pytest.mark.worker
 def test_rows_stay_beside_new_ones_only_if_nothing_else_changed(
     tiny: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,6 +99,7 @@ def test_rows_stay_beside_new_ones_only_if_nothing_else_changed(
     assert len((out / "if-m.jsonl").read_text().splitlines()) == 7
 
 
+@pytest.mark.worker
 def test_networks_may_differ_in_their_number_of_steps(
     tiny: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +130,7 @@ def test_networks_may_differ_in_their_number_of_steps(
         ("import time; time.sleep(60)", "failed: not done after 0.7 s"),
     ],
 )
+@pytest.mark.worker
 def test_a_child_that_dies_is_a_row_and_the_others_follow(
     tiny: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, child: str, told: str
 ) -> None:

@@ -30,7 +30,7 @@ MADE_UP: Any = SimpleNamespace(name="made_up", title="Made up", limit_s=30, modu
 
 @pytest.fixture(autouse=True)
 def _parts_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests/helpers'}")
 
 
 def setup_for(tmp_path: Path, kind: str) -> Setup:

@@ -75,7 +75,7 @@ def test_a_pack_that_is_too_large_is_an_error(
     out = tmp_path / "pack"
     assert pack.main(["--out", str(out)]) == 0
     assert "bench.gpu" in (out / "run.sh").read_text()
-    assert (out / "checkout" / "tests" / "test_cuda.py").is_file()
+    assert (out / "checkout" / "tests" / "whole_runs" / "test_cuda.py").is_file()
     assert not list(out.rglob("__pycache__"))
     monkeypatch.setattr(pack, "MOST_BYTES", 1000)
     assert pack.main(["--out", str(out)]) == 1

@@ -103,6 +103,7 @@ def test_other_bits_and_other_codes_are_failures(
     assert figures(int8)["loads with other codes"]["measured"] == 1
 
 
+@pytest.mark.worker
 def test_a_round_compares_every_component(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     """RAM and seconds beside the prediction, paces for the cost model; done rounds are left out."""
     rounds = (strategies.Round(15e9, "stream"), strategies.Round(6e9))
@@ -199,6 +200,7 @@ def test_words_that_nobody_knows_are_a_failure(
     assert row["text"].startswith("ended with code 1")
 
 
+@pytest.mark.worker
 def test_a_run_short_of_memory_tells_how_it_went_on(
     setup: Setup, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +225,7 @@ def test_decoding_is_timed_with_both_sets_of_kernels(setup: Setup) -> None:
     assert torch.backends.cuda.flash_sdp_enabled() == before
 
 
+@pytest.mark.worker
 def test_a_session_is_released_with_proof(setup: Setup) -> None:
     """Two calls, what stays loaded, one proof per component."""
     rows = {row["name"]: row for row in sessions.rows(setup)}

@@ -409,7 +409,9 @@ def test_a_folder_that_was_trained_as_the_demo_is_sampled_like_it(cascade: Path)
     (cascade / "stage_1" / "tokenizer" / catalog.KNOWN_WORDS).write_text("{}")
     found = locate(str(cascade)).cascade
     assert found.defaults == catalog.DEMO_DEFAULTS
-    assert defaults_for(found, VARY, STAGE_2).guidance_scale == 1.0
+    defaults = defaults_for(found, VARY, STAGE_2)
+    assert defaults is not None
+    assert defaults.guidance_scale == 1.0
 
 
 def test_the_demo_is_looked_for_inside_the_package() -> None:

@@ -83,16 +83,16 @@ def test_other_components_take_no_lora() -> None:
 
 def test_a_request_takes_texts_paths_and_loras(first: Path, tmp_path: Path) -> None:
     """One or several; each is looked into, and kept with its absolute path and content."""
-    one = make_request("x", lora=first).lora  # type: ignore[arg-type]
+    one = make_request("x", lora=first).lora
     digest = hashlib.sha256(first.read_bytes()).hexdigest()
     assert [(lora.path, lora.scale, lora.digest) for lora in one] == [(str(first), 1.0, digest)]
-    assert one == make_request("x", lora="first.safetensors").lora  # type: ignore[arg-type]
+    assert one == make_request("x", lora="first.safetensors").lora
     given = ["first.safetensors:2", first, Lora(str(first), -0.5, "stage_1"), one[0]]
     several = make_request("x", lora=given).lora  # type: ignore[arg-type]
     assert [lora.scale for lora in several] == [2.0, 1.0, -0.5, 1.0]
     assert [lora.stage for lora in several] == [None, None, "stage_1", None]
     assert several[1:2] == several[3:] == one
-    assert make_request("x").lora == make_request("x", lora=None).lora == ()  # type: ignore[arg-type]
+    assert make_request("x").lora == make_request("x", lora=None).lora == ()
 
 
 def test_a_folder_of_diffusers_is_its_file(first: Path, tmp_path: Path) -> None:
@@ -184,10 +184,10 @@ def test_an_enlarged_picture_goes_through_stage_2_with_its_lora(
 
 def test_weights_that_are_not_here_cannot_be_compared(first: Path) -> None:
     """Of a cascade that is not downloaded the stage must be said, or be the only one."""
-    request = make_request("x", cascade="if-m", seed=(1,), size=256, lora=first)  # type: ignore[arg-type]
+    request = make_request("x", cascade="if-m", seed=(1,), size=256, lora=first)
     with pytest.raises(LoraError, match=r"not on this disk .* `lowmem-if fetch if-m`"):
         make_plan(CPU, request)
-    said = make_request("x", cascade="if-m", seed=(1,), size=256, lora=f"stage_1={first}")  # type: ignore[arg-type]
+    said = make_request("x", cascade="if-m", seed=(1,), size=256, lora=f"stage_1={first}")
     assert len(make_plan(CPU, said).step("stage_1").lora) == 1
     assert len(make_plan(CPU, request.no_larger_than(64)).step("stage_1").lora) == 1
 

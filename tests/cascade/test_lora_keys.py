@@ -107,7 +107,7 @@ def test_what_is_not_understood_is_refused(
     tmp_path: Path, changes: Mapping[str, torch.Tensor | None], words: str
 ) -> None:
     """Nothing in a file is passed over: one line names the first key and says what is wrong with it."""
-    tensors = {name: t for name, t in (peft(PAIR) | changes).items() if t is not None}
+    tensors = {name: t for name, t in {**peft(PAIR), **changes}.items() if t is not None}
     file = write(tmp_path / "a.safetensors", tensors)
     with pytest.raises(LoraError, match=words) as caught:
         read_pairs(file)

@@ -216,6 +216,7 @@ def test_importing_the_package_imports_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.worker
 def test_generate_prints_the_pictures_and_keeps_progress_apart(
     tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,7 +229,7 @@ def test_generate_prints_the_pictures_and_keeps_progress_apart(
     assert images == [path / "0000.png", path / "0001.png"]
     with Image.open(images[1]) as image:
         image.load()
-        assert image.text["prompt"] == STRANGE
+        assert image.info["prompt"] == STRANGE
     assert "stage 1: done in" in captured.err
     assert main([*arguments, "--images", "2", "--out", str(path)]) == 0, "the drawn seed is kept"
     assert main(["show", str(path)]) == 0
@@ -241,6 +242,7 @@ def test_generate_prints_the_pictures_and_keeps_progress_apart(
     assert set(result["steps"][1]["measured"]) == {"vram_bytes", "ram_bytes", "seconds"}
 
 
+@pytest.mark.worker
 def test_switching_the_check_or_the_mark_off_is_noted(
     tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -254,6 +256,7 @@ def test_switching_the_check_or_the_mark_off_is_noted(
     assert "Watermark off: please disclose" in told
 
 
+@pytest.mark.worker
 def test_broken_weights_end_with_exit_1(
     tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

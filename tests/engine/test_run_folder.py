@@ -186,7 +186,7 @@ def test_the_picture_knows_how_it_was_made(tiny: Path, tmp_path: Path) -> None:
     folder = run_here(plan_of(tiny, STRANGE, seed=7, negative_prompt="بلا 🟦"), tmp_path / "run")
     with Image.open(folder.images[0]) as image:
         image.load()
-        text = image.text
+        text = image.info
     assert text["prompt"] == STRANGE
     assert text["seed"] == "7"
     assert text["cascade"] == str(tiny)

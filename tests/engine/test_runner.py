@@ -19,14 +19,14 @@ from runs import CPU, kinds, plan_of, run_here
 from safetensors.torch import load_file
 
 from lowmem_if.api.run import run
-from lowmem_if.engine import worker_environment as environment
 from lowmem_if.engine import worker_process
 from lowmem_if.engine.answers import CommandFailed
 from lowmem_if.engine.commands import Command, CommandChannel
 from lowmem_if.engine.events import Event
 from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.engine.session import Session
-from lowmem_if.engine.worker_environment import worker_environment
+from lowmem_if.engine.worker import environment
+from lowmem_if.engine.worker.environment import worker_environment
 from lowmem_if.engine.worker_process import WorkerCrashed
 from lowmem_if.errors import DeviceError, LowmemError, OutOfMemory, RunFolderError, WorkerDied
 from lowmem_if.planning.fallback import changed_pixels
@@ -34,6 +34,7 @@ from lowmem_if.planning.plan import make_plan
 from lowmem_if.request.build import make_request
 
 
+@pytest.mark.worker
 def test_out_of_memory_in_the_upscaler_goes_on_with_a_tiled_vae(
     tiny: Path, tmp_path: Path, starts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -52,6 +53,7 @@ def test_out_of_memory_in_the_upscaler_goes_on_with_a_tiled_vae(
     assert [step.component for step in folder.plan.steps if step.config.vae_tiling] == ["upscaler"]
 
 
+@pytest.mark.worker
 def test_a_smaller_batch_is_tried_before_anything_is_given_up(
     tiny: Path, tmp_path: Path, starts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,6 +67,7 @@ def test_a_smaller_batch_is_tried_before_anything_is_given_up(
     assert len(RunFolder.open(tmp_path / "run").log) == 2
 
 
+@pytest.mark.worker
 def test_a_pinned_component_is_not_moved_when_memory_runs_out(
     tiny: Path, tmp_path: Path, starts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +92,7 @@ def test_a_file_system_without_locks_is_no_reason_not_to_run(
         pass
 
 
+@pytest.mark.worker
 def test_a_worker_that_the_system_kills_is_a_known_event(
     tiny: Path, tmp_path: Path, starts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,12 +107,13 @@ def test_a_worker_that_the_system_kills_is_a_known_event(
     assert len(run_here(plan, tmp_path / "run").images) == 1
 
 
+@pytest.mark.worker
 def test_the_cheapest_step_is_tried_again_once(
     tiny: Path, tmp_path: Path, starts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RAM belongs to all processes: what was killed at first may find room a moment later."""
     inject(monkeypatch, "killed_in_stage_1_at_first", starts)
-    plan, events = plan_of(tiny, size=64), []
+    plan, events = plan_of(tiny, size=64), list[Event]()
     result = run(plan, tmp_path / "run", report=events.append)
     assert starts.read_text() == "xx"
     (retry,) = [event for event in events if event.kind == "retry"]
@@ -119,6 +124,7 @@ def test_the_cheapest_step_is_tried_again_once(
     assert folder.notices == ()
 
 
+@pytest.mark.worker
 def test_a_worker_that_is_killed_while_it_starts_is_started_again_once(
     tiny: Path, tmp_path: Path, starts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +138,7 @@ def test_a_worker_that_is_killed_while_it_starts_is_started_again_once(
     assert starts.read_text() == "xxxx"
 
 
+@pytest.mark.worker
 def test_a_worker_that_bitsandbytes_ends_is_a_shortage(
     tiny: Path, tmp_path: Path, starts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +148,7 @@ def test_a_worker_that_bitsandbytes_ends_is_a_shortage(
     assert starts.read_text() == "xx"
 
 
+@pytest.mark.worker
 def test_a_file_lost_under_a_mapping_is_told_and_not_retried(
     tiny: Path, tmp_path: Path, starts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +161,7 @@ def test_a_file_lost_under_a_mapping_is_told_and_not_retried(
     assert starts.read_text() == "x"
 
 
+@pytest.mark.worker
 def test_a_bug_is_never_retried(
     tiny: Path, tmp_path: Path, starts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +172,7 @@ def test_a_bug_is_never_retried(
     assert starts.read_text() == "x"
 
 
+@pytest.mark.worker
 def test_a_known_error_of_the_worker_is_the_callers_own(
     tiny: Path, tmp_path: Path, starts: Path
 ) -> None:
@@ -183,6 +193,7 @@ def test_two_runs_in_one_folder_are_refused(tiny: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("when", ["in a step", "while the worker starts"])
+@pytest.mark.worker(start="python")
 def test_ctrl_c_ends_with_130_and_takes_the_worker_along(
     tiny: Path, tmp_path: Path, starts: Path, when: str
 ) -> None:
@@ -212,6 +223,7 @@ def test_ctrl_c_ends_with_130_and_takes_the_worker_along(
         pass  # which the worker would still hold
 
 
+@pytest.mark.worker(start="python")
 def test_a_worker_leaves_with_its_parent(tiny: Path, tmp_path: Path) -> None:
     """A worker whose standard input closes ends at once, and holds its folder until then."""
     folder = RunFolder.for_plan(tmp_path / "run", plan_of(tiny, steps=500))
@@ -234,6 +246,7 @@ def test_a_worker_leaves_with_its_parent(tiny: Path, tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.worker(start="python")
 def test_the_worker_draws_the_pixels_of_this_process(tiny: Path, tmp_path: Path) -> None:
     """Running in a process of its own changes no bit."""
     plan = plan_of(tiny)
@@ -290,13 +303,14 @@ def test_a_cheaper_step_that_moves_pixels_says_so(
     assert bool(told) == bool(changed_pixels(config, replace(config, **change)))
 
 
+@pytest.mark.worker
 def test_without_expandable_segments_the_worker_is_started_once_more(
     tiny: Path, tmp_path: Path, starts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the driver refuses them the run goes on without, under the same plan, and says so."""
     inject(monkeypatch, "segments_fail", starts)
     monkeypatch.setattr(environment, "segments_expand", lambda _root: True)
-    plan, events = plan_of(tiny, size=64), []
+    plan, events = plan_of(tiny, size=64), list[Event]()
     with Session(keep_loaded=False, report=events.append) as session:
         results = [session.run(plan, tmp_path / name) for name in "ab"]
     assert starts.read_text() == "xx"  # the second run goes on with the second worker
@@ -309,6 +323,7 @@ def test_without_expandable_segments_the_worker_is_started_once_more(
     assert results[1].notices == ()
 
 
+@pytest.mark.worker
 def test_the_users_own_expandable_segments_are_the_users_to_take_out(
     tiny: Path, tmp_path: Path, starts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

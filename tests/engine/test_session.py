@@ -74,6 +74,7 @@ def workers() -> Workers:
     return Workers()
 
 
+@pytest.mark.worker
 def test_calls_draw_as_without_a_session_and_load_only_once(
     session: lm.Session, tiny: Path, tmp_path: Path, events: list[Event]
 ) -> None:
@@ -95,6 +96,7 @@ def test_calls_draw_as_without_a_session_and_load_only_once(
         assert [step.step for step in result.steps] == list(alone.plan.steps)
 
 
+@pytest.mark.worker
 def test_every_function_of_the_package_runs_in_the_session(
     session: lm.Session, tiny: Path, tmp_path: Path, events: list[Event]
 ) -> None:
@@ -124,6 +126,7 @@ def test_every_function_of_the_package_runs_in_the_session(
     ]
 
 
+@pytest.mark.worker
 def test_a_run_begun_outside_is_resumed_inside_from_wherever_one_stands(
     session: lm.Session, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +144,7 @@ def test_a_run_begun_outside_is_resumed_inside_from_wherever_one_stands(
     assert kinds(events, "skipped") == [TEXT_ENCODER]
 
 
+@pytest.mark.worker
 def test_a_known_error_is_the_callers_own_and_leaves_the_session_as_it_was(
     session: lm.Session, tiny: Path, tmp_path: Path, events: list[Event]
 ) -> None:
@@ -161,6 +165,7 @@ def test_a_known_error_is_the_callers_own_and_leaves_the_session_as_it_was(
         pass  # nobody holds what is not worked on any more
 
 
+@pytest.mark.worker
 def test_released_components_are_gone_and_the_session_goes_on(
     session: lm.Session, tiny: Path, tmp_path: Path, events: list[Event]
 ) -> None:
@@ -179,6 +184,7 @@ def test_released_components_are_gone_and_the_session_goes_on(
     assert list(dict.fromkeys(kinds(events, "loading"))) == list(SMALL)
 
 
+@pytest.mark.worker
 def test_one_call_at_a_time(session: lm.Session, tiny: Path, tmp_path: Path) -> None:
     """A call from another thread, or from a report, while one is going on is refused."""
     refused: list[str] = []
@@ -202,6 +208,7 @@ def test_one_call_at_a_time(session: lm.Session, tiny: Path, tmp_path: Path) -> 
     assert len(result.images) == 1
 
 
+@pytest.mark.worker
 def test_an_interrupted_call_ends_the_worker_and_nothing_else(
     session: lm.Session, tiny: Path, tmp_path: Path, events: list[Event], workers: Workers
 ) -> None:
@@ -222,6 +229,7 @@ def test_an_interrupted_call_ends_the_worker_and_nothing_else(
     assert results(tmp_path / "run") == results(run_here(plan, tmp_path / "alone").path)
 
 
+@pytest.mark.worker
 def test_memory_that_runs_out_beside_others_is_tried_again_without_them(
     tiny: Path, tmp_path: Path, starts: Path, monkeypatch: pytest.MonkeyPatch, events: list[Event]
 ) -> None:
@@ -246,6 +254,7 @@ def test_memory_that_runs_out_beside_others_is_tried_again_without_them(
         assert starts.read_text() == "xx"
 
 
+@pytest.mark.worker
 def test_a_worker_that_the_system_kills_costs_a_step_and_not_the_call(
     tiny: Path,
     tmp_path: Path,
@@ -405,6 +414,7 @@ def test_the_planner_of_a_session_can_be_another_one(tmp_path: Path) -> None:
     assert asked == [request]
 
 
+@pytest.mark.worker
 def test_a_session_that_keeps_nothing_unloads_after_each_step(
     tiny: Path, tmp_path: Path, events: list[Event]
 ) -> None:

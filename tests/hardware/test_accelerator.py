@@ -65,8 +65,10 @@ def torch_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Install:
     """Let the child import a stand-in for torch."""
 
     def install(**facts: object) -> None:
-        without = {"version": "2.13.0+cpu", "cuda": None, "hip": None, "kind": "", "cards": [],
-                   "arches": [], "broken": False, "last": ""}  # fmt: skip
+        without: dict[str, object] = {
+            "version": "2.13.0+cpu", "cuda": None, "hip": None, "kind": "", "cards": [],
+            "arches": [], "broken": False, "last": "",
+        }  # fmt: skip
         (tmp_path / "path").mkdir(exist_ok=True)
         (tmp_path / "path/torch.py").write_text(TORCH.format(**without | facts))
         monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"), prepend=os.pathsep)

@@ -23,7 +23,7 @@ from lowmem_if.hardware.machine import (
     probe,
     with_budget,
 )
-from lowmem_if.planning.memory import headroom
+from lowmem_if.planning.estimates.memory import headroom
 from lowmem_if.planning.plan import make_plan
 from lowmem_if.request.build import make_request
 from lowmem_if.system.host import segments_expand

@@ -7,6 +7,7 @@ import re
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -359,7 +360,7 @@ def test_without_a_profile_the_machine_is_measured(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("budget", [{"ram": "lots"}, {"vram": "0"}, {"ram": "-1GB"}])
-def test_a_budget_that_is_no_size_is_refused(file: Path, budget: dict[str, str]) -> None:
+def test_a_budget_that_is_no_size_is_refused(file: Path, budget: dict[str, Any]) -> None:
     """Budgets are sizes as people write them."""
     with pytest.raises(RequestError, match="not a memory size"):
         choose_machine(str(file), **budget)

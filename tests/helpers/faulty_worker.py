@@ -9,28 +9,35 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lowmem_if.engine import executor, worker
+from lowmem_if.engine.worker import command_loop, executor
 from lowmem_if.stages.stage_1 import Stage1
 from lowmem_if.stages.stage_2 import Stage2
 from lowmem_if.stages.upscaler import Upscaler
 from lowmem_if.weights.allocator import SegmentsFail
 
 
+def put(cls: type, method: str, by: Callable[..., Any]) -> None:
+    """Replace a method that is there."""
+    assert callable(getattr(cls, method))
+    setattr(cls, method, by)
+
+
 def out_of_memory_unless_tiled() -> None:
     """The upscaler runs out of memory until its VAE is tiled."""
-    run = Upscaler.run
+    draw = Upscaler.run
 
     def limited(self: Any, *args: Any) -> torch.Tensor:
         if not self._pipeline.vae.use_tiling:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB.")
-        return run(self, *args)
+        return draw(self, *args)
 
-    Upscaler.run = limited
+    put(Upscaler, "run", limited)
 
 
 def out_of_memory_always() -> None:
@@ -39,12 +46,12 @@ def out_of_memory_always() -> None:
     def fail(self: Any, *args: Any) -> torch.Tensor:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes")
 
-    Stage1.run = fail
+    put(Stage1, "run", fail)
 
 
 def out_of_memory_beside_stage_1() -> None:
     """Stage 2 runs out of memory while stage 1 is loaded."""
-    run, loaded, close = Stage2.run, Stage1.__init__, Stage1.close
+    draw, loaded, close = Stage2.run, Stage1.__init__, Stage1.close
     here = set()
 
     def load(self: Any, *args: Any) -> None:
@@ -58,29 +65,31 @@ def out_of_memory_beside_stage_1() -> None:
     def limited(self: Any, *args: Any) -> torch.Tensor:
         if here:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB.")
-        return run(self, *args)
+        return draw(self, *args)
 
-    Stage1.__init__, Stage1.close, Stage2.run = load, leave, limited
+    put(Stage1, "__init__", load)
+    put(Stage1, "close", leave)
+    put(Stage2, "run", limited)
 
 
 def killed_in_the_second_run() -> None:
     """The kernel kills the first process when it draws in stage 1 once more."""
     if Path(sys.argv[2]).stat().st_size > 1:
         return
-    run, runs = Stage1.run, []
+    draw, runs = Stage1.run, []
 
     def limited(self: Any, *args: Any) -> torch.Tensor:
         runs.append(1)
         if len(runs) > 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return run(self, *args)
+        return draw(self, *args)
 
-    Stage1.run = limited
+    put(Stage1, "run", limited)
 
 
 def killed_in_stage_1() -> None:
     """The kernel kills the process in stage 1."""
-    Stage1.run = lambda self, *args: os.kill(os.getpid(), signal.SIGKILL)
+    put(Stage1, "run", lambda self, *args: os.kill(os.getpid(), signal.SIGKILL))
 
 
 def killed_in_stage_1_at_first() -> None:
@@ -109,13 +118,13 @@ def bitsandbytes_exits_at_first() -> None:
         os.write(2, b"Error out of memory at line 341 in file /src/csrc/ops.cu\n")
         os._exit(1)
 
-    Stage1.run = end
+    put(Stage1, "run", end)
 
 
 def segments_fail() -> None:
     """The driver refuses torch's expandable segments, if they are set."""
 
-    def refused(_device: str) -> None:
+    def refused(device: str, environment: Mapping[str, str] = os.environ) -> None:
         if "expandable_segments:True" in os.environ.get("PYTORCH_ALLOC_CONF", ""):
             raise SegmentsFail("CUDA driver error: unknown error")
 
@@ -124,7 +133,7 @@ def segments_fail() -> None:
 
 def touches_a_lost_page() -> None:
     """A mapped file has become shorter, and stage 1 reads where it ended."""
-    Stage1.run = lambda self, *args: os.kill(os.getpid(), signal.SIGBUS)
+    put(Stage1, "run", lambda self, *args: os.kill(os.getpid(), signal.SIGBUS))
 
 
 def bug() -> None:
@@ -133,12 +142,12 @@ def bug() -> None:
     def fail(self: Any, *args: Any) -> torch.Tensor:
         raise ZeroDivisionError("a fault made for a test")
 
-    Stage1.run = fail
+    put(Stage1, "run", fail)
 
 
 def waits() -> None:
     """Stage 1 never ends."""
-    Stage1.run = lambda self, *args: time.sleep(600)
+    put(Stage1, "run", lambda self, *args: time.sleep(600))
 
 
 if __name__ == "__main__":
@@ -146,4 +155,4 @@ if __name__ == "__main__":
     with counter.open("a") as stream:
         stream.write("x")
     globals()[fault]()
-    worker.main()
+    command_loop.main()

@@ -13,12 +13,14 @@ import struct
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socket import SO_LINGER, SOL_SOCKET
 from types import TracebackType
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from lowmem_if.cascade.catalog import PUBLISHED
@@ -392,7 +394,7 @@ _SCHEDULER = {"_class_name": "DDPMScheduler"}
 _DRAWING = {"sample_size": 64, "cross_attention_dim": 8, "block_out_channels": [8]}
 _ENLARGING = {**_DRAWING, "in_channels": 6, "class_embed_type": "timestep"}
 _CLIP_TOKENIZER = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}
-_SAYS: dict[str, dict[str, object]] = (
+_SAYS: dict[str, Any] = (
     {
         "v1.0/text_encoder/config.json": {"d_model": 8},
         "upscaler/text_encoder/config.json": {"hidden_size": 8},
@@ -425,7 +427,9 @@ def write_repositories(tree: Path, cascade: str = "if-xl") -> None:
 
 def _content(path: str) -> bytes:
     if path.endswith(".json"):
-        says = next((says for end, says in _SAYS.items() if path.endswith(end)), {})
+        says: Mapping[str, object] = next(
+            (says for end, says in _SAYS.items() if path.endswith(end)), {}
+        )
         return json.dumps({"made_up": path, **says}).encode()
     unlike_others = hashlib.sha512(path.encode()).digest() * 8
     if not path.endswith(".safetensors"):

@@ -29,7 +29,7 @@ CPU = Machine(
 
 
 def plan_of(
-    cascade: Path, prompts: Any = "a red circle", *, pins: Any = (), **request: Any
+    cascade: Path | str, prompts: Any = "a red circle", *, pins: Any = (), **request: Any
 ) -> Plan:
     """A plan for two steps a stage on a CPU of the tests' own."""
     options: dict[str, Any] = {"seed": 1, "steps": 2, "cascade": str(cascade)} | request
@@ -43,7 +43,7 @@ def with_prompt(request: Request, prompt: str) -> Request:
 
 def run_here(plan: Plan, path: Path, report: Report = ignore, *, cache: Any = None) -> RunFolder:
     """The plan, done in this process, for speed; the folder as it is then on disk."""
-    from lowmem_if.engine.executor import work
+    from lowmem_if.engine.worker.executor import work
 
     work(RunFolder.for_plan(path, plan), report, cache=cache)
     return RunFolder.open(path)

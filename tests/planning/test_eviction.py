@@ -17,8 +17,8 @@ from lowmem_if.cascade.catalog import (
     TEXT_ENCODER,
     UPSCALER,
 )
+from lowmem_if.planning.estimates.memory import headroom
 from lowmem_if.planning.eviction import CacheEntry, eviction_order, to_evict
-from lowmem_if.planning.memory import headroom
 from lowmem_if.planning.plan import Plan, Step
 
 MB = 10**6

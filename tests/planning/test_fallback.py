@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -41,8 +42,9 @@ from lowmem_if.errors import DeviceError, DoesNotFit, RequestError
 from lowmem_if.hardware.dtypes import wider
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.hardware.profiles import load_profile, profile_names
+from lowmem_if.planning.estimates.execution import Estimate
+from lowmem_if.planning.estimates.workload import workloads_of
 from lowmem_if.planning.evaluate import evaluate
-from lowmem_if.planning.execution import Estimate
 from lowmem_if.planning.fallback import (
     RAM,
     SLOWER,
@@ -54,7 +56,6 @@ from lowmem_if.planning.fallback import (
     more_exact,
 )
 from lowmem_if.planning.plan import Plan, Step, make_plan
-from lowmem_if.planning.workload import workloads_of
 from lowmem_if.request.request import Request
 
 pytestmark = pytest.mark.usefixtures("nothing_downloaded")
@@ -95,6 +96,7 @@ def taken(machine: Machine, short_of: str, peaks: Estimate) -> int:
     return peaks.ram_bytes + (peaks.vram_bytes if machine.unified else 0)
 
 
+@cache
 def profile_plans(size: int = 1024) -> list[Plan]:
     """A plan for every profile, balanced where an exact one does not fit."""
     plans = []
@@ -220,6 +222,7 @@ def test_what_ran_out_once_is_not_tried_again_after_the_other_memory_ran_out() -
     assert lower is not None
     limit = findings.ram_bytes
     while lower is not None:
+        assert limit is not None
         assert lower.estimate.ram_bytes < limit
         plan = replace(
             plan, steps=tuple(lower if s.component == STAGE_1 else s for s in plan.steps)

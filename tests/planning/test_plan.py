@@ -64,16 +64,16 @@ from lowmem_if.errors import (
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.hardware.profiles import load_profile, profile_names
 from lowmem_if.hardware.speeds import ANY, Throughput, assumed
-from lowmem_if.planning.execution import ExecutionConfig
-from lowmem_if.planning.memory import (
+from lowmem_if.planning.estimates.execution import ExecutionConfig
+from lowmem_if.planning.estimates.memory import (
     headroom,
     predict,
     resident_choices,
 )
-from lowmem_if.planning.memory_table import look_up_step
+from lowmem_if.planning.estimates.memory_table import look_up_step
+from lowmem_if.planning.estimates.runtime import predict_seconds
+from lowmem_if.planning.estimates.workload import Workload, workloads_of
 from lowmem_if.planning.plan import Plan, make_plan
-from lowmem_if.planning.runtime import predict_seconds
-from lowmem_if.planning.workload import Workload, workloads_of
 from lowmem_if.request.build import make_request
 from lowmem_if.request.request import Request
 from lowmem_if.request.sampling import Sampling

@@ -80,6 +80,7 @@ def test_only_the_public_interface_is_used(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.worker
 def test_a_fresh_run_gives_what_is_committed(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

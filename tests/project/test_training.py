@@ -266,6 +266,7 @@ def test_the_bundled_vocabulary_and_encoder_unpack_too(unpacked: Path) -> None:
     assert states.shape == (1, 77, architectures.TEXT_WIDTH)
 
 
+@pytest.mark.worker
 def test_the_one_command_trains_every_part_and_exports_a_cascade_that_runs(tmp_path: Path) -> None:
     """A step each is enough to see that the parts fit together."""
     command = [sys.executable, "-m", "training", "--folder", str(tmp_path / "parts")]

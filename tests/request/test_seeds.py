@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from runs import plan_of
 
@@ -82,7 +84,7 @@ def test_a_long_range_is_refused_before_it_is_made(length: int) -> None:
         make_request(("a",), seed=range(length))  # type: ignore[arg-type]
 
 
-def test_a_plan_with_a_series_is_read_back(tiny) -> None:  # type: ignore[no-untyped-def]
+def test_a_plan_with_a_series_is_read_back(tiny: Path) -> None:
     """What a range became is what is written down."""
     plan = plan_of(tiny, ("a", "b"), seed=range(1, 4))
     assert Plan.from_json(plan.to_json()) == plan

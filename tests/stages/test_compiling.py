@@ -18,11 +18,11 @@ from lowmem_if.cascade.strategies import STREAM, parse_pins
 from lowmem_if.engine.events import Event
 from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.hardware.machine import Machine
-from lowmem_if.planning.compile_time import COMPILE_S, compile_seconds, speedup
+from lowmem_if.planning.estimates.compile_time import COMPILE_S, compile_seconds, speedup
+from lowmem_if.planning.estimates.memory import COMPILER_RAM_BYTES
+from lowmem_if.planning.estimates.workload import Workload
 from lowmem_if.planning.fallback import RAM, VRAM, Findings, changed_pixels, cheaper
-from lowmem_if.planning.memory import COMPILER_RAM_BYTES
 from lowmem_if.planning.plan import Plan, make_plan
-from lowmem_if.planning.workload import Workload
 from lowmem_if.request.build import make_request
 from lowmem_if.stages import compiling
 

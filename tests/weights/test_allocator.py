@@ -11,8 +11,8 @@ import pytest
 import torch
 from runs import CPU
 
-from lowmem_if.engine import executor
-from lowmem_if.planning.memory import VRAM_WORKSPACE_BYTES
+from lowmem_if.engine.worker import executor
+from lowmem_if.planning.estimates.memory import VRAM_WORKSPACE_BYTES
 from lowmem_if.weights import allocator, library_differences
 from lowmem_if.weights.allocator import SegmentsFail, empty_caches, limit, try_segments
 

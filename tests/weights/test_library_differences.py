@@ -18,6 +18,7 @@ from transformers.masking_utils import create_bidirectional_mask
 
 from lowmem_if.errors import CheckpointError, DeviceError
 from lowmem_if.planning.plan import Step
+from lowmem_if.stages.stage import StageConfig, TextInputs
 from lowmem_if.stages.stage_1 import Stage1
 from lowmem_if.stages.text_encoder import TextCleaner, TextEncoder
 from lowmem_if.weights.library_differences import t5_block
@@ -65,8 +66,9 @@ def published_8bit(tiny: Path, tmp_path: Path) -> Path:
 
 
 def embed(cascade: Path, *pins: str, prompt: str = "a red circle on white") -> torch.Tensor:
-    encoder = TextEncoder(cascade / "stage_1", step(cascade, "text_encoder", *pins))
-    return next(encoder.encode([prompt], 1, lambda _done, _total: None))
+    config = StageConfig(cascade / "stage_1", step(cascade, "text_encoder", *pins))
+    encoder = TextEncoder.load(config)
+    return next(encoder.run(TextInputs([prompt], 1), lambda _done, _total: None))
 
 
 def relative_error(ours: torch.Tensor, exact: torch.Tensor) -> float:
@@ -207,7 +209,7 @@ def test_the_documented_device_map_is_still_refused(tiny: Path) -> None:
 
 def test_the_unet_keeps_its_fused_attention(tiny: Path) -> None:
     """No stage ever switches to sliced attention, which replaces the fused kernels."""
-    stage = Stage1(tiny / "stage_1", step(tiny, "stage_1"))
+    stage = Stage1.load(StageConfig(tiny / "stage_1", step(tiny, "stage_1")))
     processors = stage.modules[0].attn_processors.values()
     assert processors
     assert not any(isinstance(p, SlicedAttnAddedKVProcessor) for p in processors)

@@ -18,9 +18,9 @@ from transformers import T5Config, T5EncoderModel
 from lowmem_if.api.run import run
 from lowmem_if.cascade.catalog import COMPONENTS, POSTPROCESS, STAGE_1, TEXT_ENCODER
 from lowmem_if.engine.events import ignore
-from lowmem_if.engine.model_cache import left_behind
-from lowmem_if.engine.recorder import Recorder
 from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.worker.model_cache import left_behind
+from lowmem_if.engine.worker.recorder import Recorder
 from lowmem_if.planning.plan import make_plan
 from lowmem_if.request.build import make_request
 from lowmem_if.weights.memory_readings import MemoryReading, Watch, prove_release, use_once, wake
@@ -61,7 +61,7 @@ def test_components_that_worked_are_gone_with_their_memory(
 ) -> None:
     """In the worker: nothing is alive, memory is back within 5 % or 64 MB, and it had been there."""
     folder = RunFolder.open(run(plan_of(heavy, pins=pins, size=64), tmp_path / "run").folder)
-    first = {}
+    first: dict[str, Any] = {}
     peak: dict[str, int] = {}
     for line in folder.memory_file.read_text().splitlines():
         sample = json.loads(line)
@@ -190,7 +190,7 @@ def test_vram_is_measured_as_it_was_predicted(
     plan = make_plan(CPU, make_request(("x",), cascade="if-m", size=64))
     step = plan.steps[0].with_config(device="cuda:0")
     reading = MemoryReading(0, 0, vram_allocated=1, vram_reserved=2)
-    monkeypatch.setattr("lowmem_if.engine.recorder.read_memory", lambda _device: reading)
+    monkeypatch.setattr("lowmem_if.engine.worker.recorder.read_memory", lambda _device: reading)
     monkeypatch.setattr("lowmem_if.weights.memory_readings.read_memory", lambda _device: reading)
     for name, value in (("allocated", 5), ("reserved", 8)):
         monkeypatch.setattr(torch.accelerator, f"max_memory_{name}", lambda _d, v=value: v)

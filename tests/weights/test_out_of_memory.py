@@ -9,11 +9,13 @@ import pytest
 import torch
 from runs import kinds, plan_of
 
-from lowmem_if.engine import executor, worker, worker_process
+from lowmem_if.engine import worker_process
+from lowmem_if.engine.answers import MemoryRanOut
 from lowmem_if.engine.commands import Command
 from lowmem_if.engine.events import Event, ignore
-from lowmem_if.engine.model_cache import ModelCache
 from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.worker import command_loop, executor
+from lowmem_if.engine.worker.model_cache import ModelCache
 from lowmem_if.planning.fallback import RAM, VRAM
 from lowmem_if.weights.out_of_memory import (
     WORDINGS,
@@ -141,9 +143,9 @@ def test_what_ran_out_follows_from_the_steps_device(
     def fail(*_args: object, **_options: object) -> None:
         raise error
 
-    monkeypatch.setattr(worker, "work", fail)
-    monkeypatch.setattr(worker, "_log_into", lambda _folder: None)
-    answer = worker._answer(Command(str(folder.path)), None, ModelCache(), ignore)
+    monkeypatch.setattr(command_loop, "work", fail)
+    monkeypatch.setattr(command_loop, "_log_into", lambda _folder: None)
+    answer = command_loop._answer(Command(str(folder.path)), None, ModelCache(), ignore)
     assert answer.kind == "out_of_memory"
     on_card = VRAM if error in DEVICE else RAM
     assert worker_process._resource(folder, "stage_1", answer) == on_card
@@ -194,7 +196,7 @@ def test_a_worker_that_ends_for_want_of_memory_is_no_bug(
 ) -> None:
     """bitsandbytes calls exit(1) from C++, other libraries abort, systems kill."""
     answer = ended(folder, code, said)
-    assert answer.kind == "out_of_memory"
+    assert isinstance(answer, MemoryRanOut)
     assert worker_process._resource(folder, "stage_1", answer) == resource
 
 

@@ -18,7 +18,7 @@ from runs import plan_of, run_here
 
 from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
 from lowmem_if.cascade.locate import locate
-from lowmem_if.engine.steps.step_run import weights_identity
+from lowmem_if.engine.worker.steps.step_run import weights_identity
 from lowmem_if.errors import CheckpointError, RunFolderError
 from lowmem_if.stages.text_encoder import TextCleaner
 from lowmem_if.weights.loading import load_text_encoder
@@ -93,7 +93,7 @@ def test_only_the_text_encoder_can_be_had_in_8_bits_alone(cascade: Path) -> None
 
 # --- configurations that are not the right ones -------------------------------------------------
 
-WRONG = {
+WRONG: dict[str, Any] = {
     "width that is text": ("stage_1/text_encoder/config.json", {"d_model": "x"}, "d_model is 'x'"),
     "width of another encoder": (
         "stage_1/text_encoder/config.json", {"d_model": 32}, "text_width is 64, but d_model",
@@ -217,7 +217,7 @@ def test_a_broken_vocabulary_is_told_as_that(cascade: Path, keep: float) -> None
 def test_a_configuration_that_the_library_refuses_is_told(cascade: Path) -> None:
     """Values nobody here knows of end in one line, whatever exception they end in there."""
     change(cascade / "stage_1/text_encoder/config.json", num_heads="many", d_kv=None)
-    options = {"storage": "float32", "compute": "float32", "device": "cpu"}
+    options: dict[str, Any] = {"storage": "float32", "compute": "float32", "device": "cpu"}
     assert "text_encoder: cannot be loaded" in refused(
         lambda: load_text_encoder(cascade / "stage_1", **options)
     )

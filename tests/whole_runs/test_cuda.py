@@ -72,6 +72,7 @@ def test_offload_changes_no_pixel(tiny: Path, tmp_path: Path, pins: tuple[str, .
 
 
 @pytest.mark.parametrize("storage", ["int8", "nf4", "float16"])
+@pytest.mark.worker
 def test_every_text_storage_runs_and_leaves(tiny: Path, tmp_path: Path, storage: str) -> None:
     """The quantised encoders run on the accelerator, and every component gives its VRAM back."""
     plan = plan_here(tiny, f"text_encoder=resident:{storage}")

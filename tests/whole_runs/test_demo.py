@@ -20,6 +20,8 @@ from training.judge import mark
 from training.pictures import read_picture
 from training.scenes import Scene, known_words, plain_caption, random_caption, random_scene
 
+pytestmark = pytest.mark.worker
+
 PICTURES = 8
 
 

@@ -28,9 +28,9 @@ from lowmem_if.cascade.strategies import STREAM
 from lowmem_if.cli.main import main
 from lowmem_if.engine.continuation import continued
 from lowmem_if.engine.events import Event
-from lowmem_if.engine.executor import work
 from lowmem_if.engine.run_folder import RunFolder
-from lowmem_if.engine.steps.step_run import weights_identity
+from lowmem_if.engine.worker.executor import work
+from lowmem_if.engine.worker.steps.step_run import weights_identity
 from lowmem_if.errors import LoraError, RunFolderError
 from lowmem_if.weights.loading import load_diffusers_model
 
@@ -331,6 +331,7 @@ def test_chosen_pictures_go_on_with_the_loras_of_their_run(
     assert torch.equal(stage(ended, 2), stage(whole, 2))
 
 
+@pytest.mark.worker
 def test_a_batch_has_its_loras_for_all_lines(
     tiny: Path, tmp_path: Path, first: LoraOf, capsys: pytest.CaptureFixture[str]
 ) -> None:

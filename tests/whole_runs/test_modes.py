@@ -23,7 +23,7 @@ from diffusers import (
     StableDiffusionUpscalePipeline,
 )
 from diffusers.pipelines.deepfloyd_if import IFSafetyChecker, fast27_timesteps
-from killing import Killable
+from killing import work_until
 from PIL import Image
 from runs import CPU, plan_of, results, run_here
 from safetensors.torch import load_file
@@ -36,7 +36,7 @@ from lowmem_if.cascade.modes import INPAINT, UPSCALE, VARY
 from lowmem_if.engine.events import Event
 from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.planning.fallback import RAM, Findings, changed_pixels, cheaper
-from lowmem_if.planning.plan import Plan, make_plan
+from lowmem_if.planning.plan import Plan, Step, make_plan
 from lowmem_if.request.build import make_request
 from lowmem_if.stages.stage import StageConfig
 from lowmem_if.stages.stage_2 import Stage2
@@ -265,7 +265,8 @@ def test_a_picture_that_does_not_fit_whole_is_cut_no_smaller_than_it_must(
     assert 0 < small.config.tile < 256
     assert small.estimate.ram_bytes < 4 * 10**9
     plan, location, findings = make_plan(machine, request), locate("if-m"), Findings()
-    step, tiles = large, []
+    step: Step | None = large
+    tiles = []
     while step is not None:
         tiles.append(step.config.tile)
         plan = replace(
@@ -285,7 +286,7 @@ def test_a_finished_picture_does_not_tell_where_its_source_lay(
     """Its metadata names the file, not the folders of whoever drew it."""
     folder = run_here(plan_of(tiny, PROMPT, size=64, steps=4, **of_mode(INPAINT, sources)),
                       tmp_path / "run")  # fmt: skip
-    request = json.loads(Image.open(folder.images[0]).text["request"])
+    request = json.loads(Image.open(folder.images[0]).info["request"])
     assert [request[kind]["path"] for kind in ("image", "mask")] == ["own.png", "mask.png"]
 
 
@@ -457,11 +458,11 @@ def test_every_component_of_a_mode_leaves_with_its_memory(
 
 
 @pytest.mark.parametrize("mode", [INPAINT, UPSCALE])
+@pytest.mark.worker
 def test_a_killed_run_needs_nothing_but_its_folder(
     tiny: Path,
     tmp_path: Path,
     sources: dict[str, Path],
-    killable: Killable,
     mode: str,
 ) -> None:
     """SIGKILL at any event and the user's pictures gone or changed: the same bytes as unbroken."""
@@ -469,7 +470,7 @@ def test_a_killed_run_needs_nothing_but_its_folder(
                    **of_mode(mode, sources))  # fmt: skip
     whole, count = tmp_path / "whole", 0
     RunFolder.for_plan(whole, plan)
-    code, events = killable.work(whole)
+    code, events = work_until(whole)
     assert code == 0
     cuts = list(range(2, len(events), max(1, len(events) // 5)))
     paths = [tmp_path / f"killed-{last}" for last in cuts]
@@ -478,9 +479,9 @@ def test_a_killed_run_needs_nothing_but_its_folder(
     sources["image"].unlink()
     sources["mask"].write_bytes(b"something else")
     for path, last in zip(paths, cuts, strict=True):
-        code, _ = killable.work(path, last)
+        code, _ = work_until(path, last)
         assert code == -signal.SIGKILL
-        code, _ = killable.work(path)
+        code, _ = work_until(path)
         assert code == 0
         assert results(path) == results(whole)
         count += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -49,6 +50,7 @@ def mask(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.mark.worker
 def test_a_low_strength_keeps_the_ground_and_a_high_one_takes_the_prompts(
     own: Path, tmp_path: Path
 ) -> None:
@@ -68,6 +70,7 @@ def test_a_low_strength_keeps_the_ground_and_a_high_one_takes_the_prompts(
     assert all(mark(picture, OTHER).colour for picture in high)
 
 
+@pytest.mark.worker
 def test_inpainting_puts_the_colour_inside_the_mask_and_leaves_the_outside(
     own: Path, mask: Path, tmp_path: Path
 ) -> None:
@@ -85,11 +88,12 @@ def test_inpainting_puts_the_colour_inside_the_mask_and_leaves_the_outside(
     assert gap.max() <= 1
 
 
+@pytest.mark.worker
 def test_the_outside_at_1024_is_no_further_from_the_input_than_the_round_trip(
     own: Path, mask: Path, tmp_path: Path
 ) -> None:
     """What the upscaler makes of the input alone is the plain pipelines' own round trip."""
-    options = {"seed": 1, "steps": (8, 6, 4), "watermark": False}
+    options: dict[str, Any] = {"seed": 1, "steps": (8, 6, 4), "watermark": False}
     caption = plain_caption(INSIDE)
     inpainted = lm.inpaint(own, mask, caption, out=tmp_path / "inpainted", **options).images[0]
     round_trip = lm.upscale(own, caption, out=tmp_path / "trip", **options).images[0]
@@ -104,6 +108,7 @@ def test_the_outside_at_1024_is_no_further_from_the_input_than_the_round_trip(
     assert gaps[0] <= 1.05 * gaps[1]
 
 
+@pytest.mark.worker
 def test_upscaling_a_picture_made_smaller_beats_bicubic(tmp_path: Path) -> None:
     """A quarter of 1024 pixels comes back nearer to the truth than by interpolation."""
     truth = render([OTHER], 1024)[0]
@@ -131,6 +136,7 @@ def documented_commands() -> list[list[str]]:
     return [shlex.split(line) for line in lines if line.startswith(("vary", "inpaint", "upscale"))]
 
 
+@pytest.mark.worker
 @pytest.mark.parametrize("command", documented_commands(), ids=lambda command: command[0])
 def test_the_documented_commands_draw_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from killing import Killable
+from killing import work_until
 from runs import plan_of, results, run_here
 
 from lowmem_if.api.run import resume
@@ -21,7 +21,7 @@ from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.errors import RunFolderError
 from lowmem_if.planning.plan import Plan
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
+pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills processes")
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +30,18 @@ def plan(tiny: Path) -> Plan:
 
 
 @pytest.fixture(scope="module")
-def unbroken(plan: Plan, killable: Killable, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def unbroken(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """An unbroken run's events and results."""
     path = tmp_path_factory.mktemp("unbroken") / "run"
     RunFolder.for_plan(path, plan)
-    code, events = killable.work(path)
+    code, events = work_until(path)
     assert code == 0
     return events, results(path)
 
 
+@pytest.mark.worker
 def test_a_run_killed_at_any_event_ends_as_if_it_had_not_been(
-    plan: Plan, killable: Killable, unbroken: Any, tmp_path: Path
+    plan: Plan, unbroken: Any, tmp_path: Path
 ) -> None:
     """SIGKILL at every event, step boundaries and middles: same bytes, no finished step done again."""
     events, expected = unbroken
@@ -50,11 +51,11 @@ def test_a_run_killed_at_any_event_ends_as_if_it_had_not_been(
     for last in sorted({*boundaries, *middles[::3]}):
         path = tmp_path / f"killed-{last}"
         RunFolder.for_plan(path, plan)
-        code, before = killable.work(path, last)
+        code, before = work_until(path, last)
         assert code == -signal.SIGKILL, last
         done = {component for kind, component in before if kind == "finished"}
         saved_before = before.count(("saved", "stage_1"))
-        code, after = killable.work(path)
+        code, after = work_until(path)
         assert code == 0, last
         assert results(path) == expected, last
         assert not any(component in done for kind, component in after if kind != "skipped"), last
@@ -63,14 +64,15 @@ def test_a_run_killed_at_any_event_ends_as_if_it_had_not_been(
         shutil.rmtree(path)
 
 
+@pytest.mark.worker
 def test_a_run_killed_again_and_again_still_arrives(
-    plan: Plan, killable: Killable, unbroken: Any, tmp_path: Path
+    plan: Plan, unbroken: Any, tmp_path: Path
 ) -> None:
     """A worker that dies after every eighth event makes progress each time."""
     path = tmp_path / "run"
     RunFolder.for_plan(path, plan)
     for _ in range(40):
-        code, _events = killable.work(path, last=8)
+        code, _events = work_until(path, last=8)
         if code == 0:
             break
     assert results(path) == unbroken[1]
@@ -119,6 +121,7 @@ def test_a_finished_run_is_read_back_without_a_worker(tiny: Path, tmp_path: Path
     assert not events
 
 
+@pytest.mark.worker
 def test_the_command_line_killed_in_the_middle_is_resumed(tiny: Path, tmp_path: Path) -> None:
     """SIGKILL to `lowmem-if generate` ends its worker too, and `resume` ends with the same picture."""
     command = [sys.executable, "-m", "lowmem_if"]

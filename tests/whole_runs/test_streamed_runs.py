@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.locate import locate
 from lowmem_if.cascade.strategies import STREAM, parse_pins
+from lowmem_if.engine.events import Event
 from lowmem_if.errors import RequestError
 from lowmem_if.hardware.machine import Machine
-from lowmem_if.planning.memory import in_place_bytes, predict, resident_choices
+from lowmem_if.planning.estimates.memory import in_place_bytes, predict, resident_choices
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.request.build import make_request
 from lowmem_if.weights.files.checkpoint import Checkpoint
@@ -80,7 +81,7 @@ def test_streaming_t5_reads_its_file_once_whatever_the_number_of_prompts(
 
 def test_progress_of_streaming_t5_counts_blocks(tiny: Path, tmp_path: Path) -> None:
     """Prompts come out together, so what is told meanwhile are blocks."""
-    events = []
+    events: list[Event] = []
     plan = plan_of(tiny, size=64, pins=["text_encoder=stream"])
     run_here(plan, tmp_path / "run", events.append)
     told = [e for e in events if e.kind == "drawing" and e.component == catalog.TEXT_ENCODER]
@@ -95,9 +96,9 @@ def test_more_prompts_than_wait_together_take_several_passes(
     plan = plan_of(tiny, texts, size=64, pins=["text_encoder=stream"])
     once = run_here(plan, tmp_path / "once")
     (tmp_path / "cache").rename(tmp_path / "cache-of-before")
-    monkeypatch.setattr("lowmem_if.planning.memory.TEXTS_A_PASS", 2)
+    monkeypatch.setattr("lowmem_if.planning.estimates.memory.TEXTS_A_PASS", 2)
     plan = plan_of(tiny, texts, size=64, pins=["text_encoder=stream"])
-    events = []
+    events: list[Event] = []
     thrice = run_here(plan, tmp_path / "thrice", events.append)
     for text in texts:
         left, right = once.embedding_file(text), thrice.embedding_file(text)

@@ -8,9 +8,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -361,7 +361,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
     unet: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In one line that says how much is missing, and where else it could go."""
-    usage = namedtuple("usage", "total used free")(10, 10, 7)
+    usage = SimpleNamespace(total=10, used=10, free=7)
     with monkeypatch.context() as patch:
         patch.setattr(safetensors_writer.shutil, "disk_usage", lambda _path: usage)
         with pytest.raises(CascadeError, match=r"kB are needed and 7 B are free.*LOWMEM_IF_CACHE"):

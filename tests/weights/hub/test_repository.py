@@ -95,9 +95,13 @@ class Client:
             "hasty": False,
         }
         command = [sys.executable, "-c", CLIENT, json.dumps(standard | order)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(
-            command, env=self.environment, text=True, preexec_fn=self.before, **pipes
+            command,
+            env=self.environment,
+            text=True,
+            preexec_fn=self.before,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
 
     def run(self, components: list[str], **order: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -264,7 +264,7 @@ def layers(count: int, rows: int, width: int) -> Any:
     net = torch.nn.Module()
     for number in range(count):
         net.add_module(f"layer_{number}", torch.nn.Linear(width, rows, bias=False, device="meta"))
-    net._fix_state_dict_keys_on_load = lambda _table: None  # type: ignore[assignment]
+    net._fix_state_dict_keys_on_load = lambda _table: None
     return net
 
 
@@ -313,7 +313,7 @@ def test_merging_holds_what_is_planned_for_it_and_no_more(
 
 
 @pytest.fixture
-def open_files() -> Iterator[Callable[[Path], list[str]]]:
+def open_files() -> Callable[[Path], list[str]]:
     def those_in(folder: Path) -> list[str]:
         handles = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
         return [handle for handle in handles if handle.startswith(str(folder))]

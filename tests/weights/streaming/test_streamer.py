@@ -185,7 +185,7 @@ def test_memory_stays_at_the_window(tmp_path: Path) -> None:
     save_file(
         {name: torch.zeros(p.shape, dtype=torch.half) for name, p in net.named_parameters()}, file
     )
-    before, readings = release_memory(), []
+    before, readings = release_memory(), list[Any]()
     sampler = Sampler("cpu", readings.append, 0.002)
     sampler.start()
     with torch.no_grad(), Streamed(net, Checkpoint((file,)), torch.float32, "cpu") as streamed:
@@ -218,7 +218,7 @@ def test_a_bfloat16_copy_is_streamed_in_place_of_the_files(tiny: Path) -> None:
     folder, call = tiny / "stage_1/unet", COMPONENTS["stage_1/unet"][1]
     convert(folder)
     whole = resident(folder, "bfloat16")
-    options = {"dtype": "bfloat16", "device": "cpu"}
+    options: dict[str, Any] = {"dtype": "bfloat16", "device": "cpu"}
     with (
         torch.no_grad(),
         stream_diffusers_model(folder, UNet2DConditionModel, **options) as streamed,
@@ -358,7 +358,7 @@ def test_a_file_that_changes_under_a_pass_is_told_and_leaves_nothing(
     folder = copy(stored)
     (file,) = folder.glob("*.safetensors")
     call = COMPONENTS["stage_1/unet"][1]
-    harmed = []
+    harmed: list[Any] = []
 
     def once(*_: Any) -> None:
         if not harmed:
@@ -396,7 +396,7 @@ def test_weights_that_are_not_the_networks_close_the_files(copy: Callable[[str],
 
 def test_an_arena_gives_what_is_free_and_nothing_twice() -> None:
     """Over a thousand random takings and returns no two parts overlap, and all fits again in the end."""
-    chance, arena, parts = random.Random(1), Arena(256 * 100), {}
+    chance, arena, parts = random.Random(1), Arena(256 * 100), dict[Any, Any]()
     for _ in range(1000):
         size = chance.randint(1, 256 * 30)
         offset = arena.take(size)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections import namedtuple
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -70,7 +71,7 @@ def small_networks() -> dict[str, tuple[Network, ...]]:
         "num_heads": 4,
         "d_kv": 16,
     }
-    narrow = {"block_out_channels": [32, 64, 64, 64], "layers_per_block": [1] * 4}
+    narrow: dict[str, Any] = {"block_out_channels": [32, 64, 64, 64], "layers_per_block": [1] * 4}
     narrow |= {"cross_attention_dim": 64, "encoder_hid_dim": 64, "attention_head_dim": 32}
     small_vae = vae.config | {"block_out_channels": [32, 32, 32], "layers_per_block": 1}
     return {
@@ -172,7 +173,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And zeros, which take none of it, are offered."""
-    usage = namedtuple("usage", "total used free")(10, 10, 0)
+    usage = SimpleNamespace(total=10, used=10, free=0)
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _path: usage)
     with pytest.raises(CascadeError, match=r"743\.3 MB are needed and 0 B are free.*--fill zeros"):
         synthesize("if-m", tmp_path / "out", components=("stage_1",))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from lowmem_if.cascade import catalog
 from lowmem_if.engine.events import ImageSaved
 from lowmem_if.engine.run_folder import is_whole_png
-from lowmem_if.engine.steps.materials import FolderMaterials
-from lowmem_if.engine.steps.png import describe, png_bytes
-from lowmem_if.engine.steps.step_run import StepRun
+from lowmem_if.engine.worker.steps.materials import FolderMaterials
+from lowmem_if.engine.worker.steps.png import describe, png_bytes
+from lowmem_if.engine.worker.steps.step_run import StepRun
 from lowmem_if.stages.components import in_unit_range
 
 

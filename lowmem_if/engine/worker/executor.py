@@ -17,16 +17,16 @@ from lowmem_if.cascade import catalog
 from lowmem_if.cascade.locate import locate
 from lowmem_if.cascade.lora import file_digest
 from lowmem_if.engine.events import Report, StepFinished, StepSkipped, StepStarted
-from lowmem_if.engine.model_cache import ModelCache, left_behind
 from lowmem_if.engine.run_folder import RunFolder
-from lowmem_if.engine.steps.finish import finish_images
-from lowmem_if.engine.steps.images import draw_images
-from lowmem_if.engine.steps.pending import pending_components
-from lowmem_if.engine.steps.step_run import StepRun
-from lowmem_if.engine.steps.texts import encode_texts
+from lowmem_if.engine.worker.model_cache import ModelCache, left_behind
+from lowmem_if.engine.worker.steps.finish import finish_images
+from lowmem_if.engine.worker.steps.images import draw_images
+from lowmem_if.engine.worker.steps.pending import pending_components
+from lowmem_if.engine.worker.steps.step_run import StepRun
+from lowmem_if.engine.worker.steps.texts import encode_texts
 from lowmem_if.errors import DeviceError, NotFinite, RunFolderError
 from lowmem_if.hardware.dtypes import likely_cause
-from lowmem_if.planning.memory import VRAM_WORKSPACE_BYTES
+from lowmem_if.planning.estimates.memory import VRAM_WORKSPACE_BYTES
 from lowmem_if.planning.plan import Step
 from lowmem_if.weights.allocator import limit, try_segments
 from lowmem_if.weights.memory_readings import wake

@@ -24,10 +24,10 @@ from lowmem_if.cascade.catalog import (
 from lowmem_if.cascade.locate import locate
 from lowmem_if.engine.answers import CacheState
 from lowmem_if.engine.events import Event
-from lowmem_if.engine.model_cache import ModelCache
 from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.worker.model_cache import ModelCache
 from lowmem_if.errors import RunFolderError
-from lowmem_if.planning.memory import at_rest, headroom
+from lowmem_if.planning.estimates.memory import at_rest, headroom
 from lowmem_if.planning.plan import Plan
 from lowmem_if.report.memory_chart import _mark
 from lowmem_if.report.tables import console, print_run
@@ -229,7 +229,7 @@ def test_a_turn_that_fails_drops_its_component_and_no_other(
 
     plan = plan_of(tiny, RED, size=64)
     with monkeypatch.context() as patched:
-        patched.setattr(Stage1, "draw", full)
+        patched.setattr(Stage1, "run", full)
         with pytest.raises(RunFolderError):
             watched.run(plan, tmp_path / "run")
     assert watched.here() == [TEXT_ENCODER]
@@ -272,7 +272,14 @@ class Heavy:
     """A component of so many bytes."""
 
     def __init__(self, size: int) -> None:
-        self.modules = [torch.nn.Linear(size // 4, 1, bias=False)]
+        self.modules: list[torch.nn.Module] = [torch.nn.Linear(size // 4, 1, bias=False)]
+
+    @classmethod
+    def load(cls, config: Any) -> Any:
+        raise NotImplementedError
+
+    def run(self, inputs: Any, on_step: Any) -> Any:
+        raise NotImplementedError
 
     def close(self) -> None:
         self.modules = []

@@ -28,8 +28,8 @@ from lowmem_if.cascade.strategies import (
     STRATEGIES,
     STREAM,
 )
-from lowmem_if.planning.execution import ExecutionConfig
-from lowmem_if.planning.memory import (
+from lowmem_if.planning.estimates.execution import ExecutionConfig
+from lowmem_if.planning.estimates.memory import (
     PROCESS_RAM_BYTES,
     TEXTS_A_PASS,
     headroom,
@@ -38,7 +38,7 @@ from lowmem_if.planning.memory import (
     resident_choices,
     stored_bytes,
 )
-from lowmem_if.planning.memory_table import look_up, look_up_step, read_table
+from lowmem_if.planning.estimates.memory_table import look_up, look_up_step, read_table
 
 MB = 10**6
 

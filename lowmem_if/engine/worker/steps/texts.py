@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from lowmem_if.cascade import catalog
-from lowmem_if.engine.embedding_cache import EmbeddingCache
 from lowmem_if.engine.events import Drawing
-from lowmem_if.engine.steps.pending import texts_of
-from lowmem_if.engine.steps.step_run import StepRun
+from lowmem_if.engine.worker.embedding_cache import EmbeddingCache
+from lowmem_if.engine.worker.steps.pending import texts_of
+from lowmem_if.engine.worker.steps.step_run import StepRun
 from lowmem_if.stages.finite import check_finite
 from lowmem_if.stages.stage import TextInputs
 from lowmem_if.stages.text_encoder import CleanedText, TextCleaner

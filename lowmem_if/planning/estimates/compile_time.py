@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from lowmem_if.cascade.catalog import STAGE_1, STAGE_2, UPSCALER
 from lowmem_if.hardware.machine import Machine
-from lowmem_if.planning.workload import Workload
+from lowmem_if.planning.estimates.workload import Workload
 
 TURING = (7, 5)
 _SPEEDUPS = {

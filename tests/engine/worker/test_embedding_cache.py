@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from runs import kinds, plan_of, run_here
 
 from lowmem_if.cascade.catalog import TEXT_ENCODER
-from lowmem_if.engine import embedding_cache
-from lowmem_if.engine.embedding_cache import EmbeddingCache
 from lowmem_if.engine.events import Event
+from lowmem_if.engine.worker import embedding_cache
+from lowmem_if.engine.worker.embedding_cache import EmbeddingCache
 from lowmem_if.planning.plan import Plan
 
 FILES = "cache/embeds"
@@ -75,7 +76,7 @@ def test_another_tokenizer_is_encoded_anew(tiny: Path, tmp_path: Path) -> None:
     spiece.write_bytes(spiece.read_bytes() + b"\n\x00")
     step = plan_of(cascade).steps[0]
     from lowmem_if.cascade.locate import locate
-    from lowmem_if.engine.steps.step_run import weights_identity
+    from lowmem_if.engine.worker.steps.step_run import weights_identity
 
     before = weights_identity(locate(str(tiny)), step)
     assert weights_identity(locate(str(cascade)), step) != before
@@ -98,7 +99,7 @@ def test_a_damaged_entry_is_made_again(tiny: Path, tmp_path: Path, damage: bytes
     ],
 )  # fmt: skip
 def test_every_part_of_the_setting_is_in_the_key(
-    tiny: Path, tmp_path: Path, change: dict[str, object]
+    tiny: Path, tmp_path: Path, change: dict[str, Any]
 ) -> None:
     """Strategy, storage, compute type and kind of device each make another entry."""
     step = plan_of(tiny).steps[0]

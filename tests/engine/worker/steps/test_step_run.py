@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from lowmem_if.engine import worker
 from lowmem_if.engine.answers import read_event
 from lowmem_if.engine.commands import Command
 from lowmem_if.engine.events import ignore
-from lowmem_if.engine.model_cache import ModelCache
-from lowmem_if.engine.steps import step_run
-from lowmem_if.engine.steps.step_run import StepRun
+from lowmem_if.engine.worker import command_loop
+from lowmem_if.engine.worker.model_cache import ModelCache
+from lowmem_if.engine.worker.steps import step_run
+from lowmem_if.engine.worker.steps.step_run import StepRun
 from lowmem_if.engine.worker_process import WorkerProcess
 from lowmem_if.weights.memory_readings import VramTaken, free_vram
 
@@ -103,8 +103,8 @@ def test_the_scheduler_hears_how_much_is_free(
     def fail(*_given: object) -> None:
         raise VramTaken(4 * GB, 5 * GB)
 
-    monkeypatch.setattr(worker, "_handle", fail)
-    answer = worker._answer(Command(str(tmp_path)), None, ModelCache(), ignore)
+    monkeypatch.setattr(command_loop, "_handle", fail)
+    answer = command_loop._answer(Command(str(tmp_path)), None, ModelCache(), ignore)
     assert (answer.kind, answer.total, answer.name) == ("out_of_memory", 4 * GB, "")
     shop = WorkerProcess()
     monkeypatch.setattr(shop, "_ensure_started", lambda _folder, _report: True)

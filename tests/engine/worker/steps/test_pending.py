@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lowmem_if.engine.steps.pending import micro_batches
+from lowmem_if.engine.worker.steps.pending import micro_batches
 from lowmem_if.request.image_spec import ImageSpec
 
 

@@ -9,10 +9,10 @@ import torch
 
 from lowmem_if.cascade import catalog
 from lowmem_if.engine.events import Drawing, ImageSaved, Preview
-from lowmem_if.engine.steps.materials import FolderMaterials
-from lowmem_if.engine.steps.pending import micro_batches
-from lowmem_if.engine.steps.png import png_bytes
-from lowmem_if.engine.steps.step_run import StepRun
+from lowmem_if.engine.worker.steps.materials import FolderMaterials
+from lowmem_if.engine.worker.steps.pending import micro_batches
+from lowmem_if.engine.worker.steps.png import png_bytes
+from lowmem_if.engine.worker.steps.step_run import StepRun
 from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.stages.components import image_inputs, in_unit_range
 from lowmem_if.stages.finite import check_finite

@@ -37,12 +37,12 @@ from lowmem_if.hardware.speeds import (
     accelerator_paces,
     assumed,
 )
-from lowmem_if.planning.execution import ExecutionConfig
-from lowmem_if.planning.flops import pass_flops
-from lowmem_if.planning.memory import bytes_a_pass
+from lowmem_if.planning.estimates.execution import ExecutionConfig
+from lowmem_if.planning.estimates.flops import pass_flops
+from lowmem_if.planning.estimates.memory import bytes_a_pass
+from lowmem_if.planning.estimates.runtime import predict_seconds
+from lowmem_if.planning.estimates.workload import Workload
 from lowmem_if.planning.plan import make_plan
-from lowmem_if.planning.runtime import predict_seconds
-from lowmem_if.planning.workload import Workload
 from lowmem_if.request.build import make_request
 from lowmem_if.request.sampling import Sampling
 

@@ -27,8 +27,8 @@ from lowmem_if.cascade.transfer_sizes import (
     STAGING_BYTES,
     WINDOW_UNITS,
 )
-from lowmem_if.planning.execution import Estimate, ExecutionConfig
-from lowmem_if.planning.memory_table import (
+from lowmem_if.planning.estimates.execution import Estimate, ExecutionConfig
+from lowmem_if.planning.estimates.memory_table import (
     FUSED,
     MATH,
     PassProfile,

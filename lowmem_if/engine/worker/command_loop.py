@@ -28,9 +28,9 @@ from lowmem_if.engine.answers import (
 )
 from lowmem_if.engine.commands import Command, read_commands
 from lowmem_if.engine.events import Event, Notice, Report
-from lowmem_if.engine.executor import work
-from lowmem_if.engine.model_cache import ModelCache, left_behind
 from lowmem_if.engine.run_folder import RunFolder, writing
+from lowmem_if.engine.worker.executor import work
+from lowmem_if.engine.worker.model_cache import ModelCache, left_behind
 from lowmem_if.errors import LowmemError
 from lowmem_if.planning.fallback import RAM
 from lowmem_if.system.channel import take_input
@@ -124,7 +124,3 @@ def _read_commands(descriptor: int, commands: Commands) -> NoReturn:
     for command in read_commands(descriptor):
         commands.put(command)
     os._exit(LowmemError.exit_code)
-
-
-if __name__ == "__main__":
-    main()

@@ -10,8 +10,8 @@ from typing import Any
 
 from lowmem_if.engine.answers import CacheState, LoadedComponent
 from lowmem_if.engine.events import Evicted, ReleaseProof, Report, ignore
+from lowmem_if.planning.estimates.execution import ExecutionConfig
 from lowmem_if.planning.eviction import CacheEntry, to_evict
-from lowmem_if.planning.execution import ExecutionConfig
 from lowmem_if.planning.plan import Plan, Step
 from lowmem_if.stages.lifetime import Lifetime
 from lowmem_if.stages.pipelines import baked_in

@@ -10,7 +10,7 @@ from __future__ import annotations
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.catalog import Module
 from lowmem_if.cascade.transfer_sizes import GUIDED_IMAGES
-from lowmem_if.planning.memory_table import look_up
+from lowmem_if.planning.estimates.memory_table import look_up
 
 _FACTORS = {catalog.STAGE_1: 1460.0, catalog.STAGE_2: 1710.0, catalog.UPSCALER: 1054.0}
 _VAE_FACTOR, _VAE_SIDE = 1104.0, 1024

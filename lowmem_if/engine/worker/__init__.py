@@ -1,0 +1,1 @@
+"""The worker process: reads commands, runs one component after the other, sends events."""

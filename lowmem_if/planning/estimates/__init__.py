@@ -1,0 +1,1 @@
+"""What a step takes: memory, operations, seconds, predicted from tables and headers."""
