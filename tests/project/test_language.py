@@ -29,7 +29,6 @@ lowmem_if/planning/estimates/compile_time.py
 lowmem_if/planning/eviction.py
 lowmem_if/planning/fallback.py
 lowmem_if/planning/estimates/flops.py
-lowmem_if/planning/estimates/memory.py
 lowmem_if/planning/estimates/memory_table.py
 lowmem_if/planning/plan.py
 lowmem_if/planning/estimates/runtime.py
