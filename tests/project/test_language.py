@@ -22,7 +22,6 @@ lowmem_if/cascade/lora_fit.py
 lowmem_if/cascade/lora_keys.py
 lowmem_if/cascade/safetensors_header.py
 lowmem_if/cascade/variants.py
-lowmem_if/engine/run_folder.py
 lowmem_if/planning/alternatives.py
 lowmem_if/planning/candidates.py
 lowmem_if/planning/estimates/compile_time.py
