@@ -179,7 +179,7 @@ def test_what_was_beside_a_step_is_not_put_down_to_it(
     line = next(line for line in told.splitlines() if line.startswith("stage 1"))
     assert "400.0 MB" in line
     assert line.endswith("kept loaded")
-    assert "kept loaded from before: during stage 1: 300.0 MB of RAM, finish: " in told
+    assert "kept loaded from before: during stage 1: 300.0 MB of RAM, postprocess: " in told
     assert _mark(folder, step, "ram") == pytest.approx(step.estimate.ram_bytes / 1e9 + 0.3)
 
 
