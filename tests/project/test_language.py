@@ -28,16 +28,12 @@ lowmem_if/planning/estimates/compile_time.py
 lowmem_if/planning/eviction.py
 lowmem_if/planning/fallback.py
 lowmem_if/planning/estimates/flops.py
-lowmem_if/planning/estimates/memory.py
 lowmem_if/planning/estimates/memory_table.py
 lowmem_if/planning/plan.py
 lowmem_if/planning/estimates/runtime.py
-lowmem_if/request/batch_file.py
 lowmem_if/request/batch_request.py
-lowmem_if/request/batch_row.py
 lowmem_if/request/image_spec.py
 lowmem_if/request/input_images.py
-lowmem_if/request/request.py
 lowmem_if/request/tiling.py
 lowmem_if/weights/modules/materialize.py
 """.split()

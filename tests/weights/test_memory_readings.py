@@ -56,6 +56,7 @@ def save(model: torch.nn.Module, folder: Path) -> None:
         ("text_encoder=resident:int8", "stage_1=resident:bfloat16"),
     ],
 )
+@pytest.mark.worker
 def test_components_that_worked_are_gone_with_their_memory(
     heavy: Path, tmp_path: Path, pins: tuple[str, ...]
 ) -> None:

@@ -36,8 +36,8 @@ embedding and the next layer. Other networks have a window for two of their larg
 def stored_bytes(weights: Weights, storage: str, compute: str) -> int:
     """What a module's weights take in memory, by number type.
 
-    transformers keeps T5's `wo` in float32 beside float16 and int8 (`_keep_in_fp32_modules`), but not
-    beside bfloat16. int8 adds one float32 scale a row, nf4 one float32 scale for 64 numbers.
+    transformers keeps T5's `wo` in float32 with float16 and int8 (`_keep_in_fp32_modules`), but not with
+    bfloat16. int8 adds one float32 scale a row, nf4 one float32 scale for 64 numbers.
     """
     rest = ITEM_BYTES[compute if storage in QUANTISED else storage]
     kept = 2 if "bfloat16" in (storage, compute) and storage != "float32" else 4
