@@ -32,10 +32,10 @@ from lowmem_if.cli.shared_options import (
     prompts,
     run_folder,
 )
-from lowmem_if.engine.gallery import write_gallery
-from lowmem_if.engine.library_versions import PACKAGE, installed_versions
 from lowmem_if.engine.options import PlanOptions, RequestOptions, part_of
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
+from lowmem_if.engine.run_folder.gallery import write_gallery
+from lowmem_if.engine.run_folder.library_versions import PACKAGE, installed_versions
 from lowmem_if.engine.session import Session
 from lowmem_if.errors import DoesNotFit
 from lowmem_if.report.memory_chart import write_chart

@@ -13,7 +13,7 @@ import click
 from lowmem_if.cli import draw_commands, inspect_commands, weight_commands
 from lowmem_if.cli.command import CommandGroup
 from lowmem_if.cli.output import say
-from lowmem_if.engine.library_versions import PACKAGE, installed_versions
+from lowmem_if.engine.run_folder.library_versions import PACKAGE, installed_versions
 from lowmem_if.errors import LowmemError
 from lowmem_if.system.channel import says_closed
 

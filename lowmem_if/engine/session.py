@@ -30,8 +30,8 @@ from lowmem_if.engine.options import (
     checked_pins,
     part_of,
 )
-from lowmem_if.engine.out_folder import new_folder, with_begun_seeds
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
+from lowmem_if.engine.run_folder.out_folder import new_folder, with_begun_seeds
 from lowmem_if.engine.runner import RunResult, continue_run
 from lowmem_if.engine.worker_process import WorkerProcess
 from lowmem_if.errors import SessionError

@@ -23,7 +23,7 @@ import lowmem_if as lm
 from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
 from lowmem_if.cli.main import main
 from lowmem_if.engine.events import Event
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.worker import executor
 from lowmem_if.engine.worker.steps import step_run
 from lowmem_if.errors import BatchError, RequestError, RunFolderError
