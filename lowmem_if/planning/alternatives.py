@@ -1,4 +1,4 @@
-"""What would fit instead of what does not: found by planning it, each way out with what it changes."""
+"""Find requests that fit in place of one that does not; each alternative is planned."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lowmem_if.units import GB
 Fits = Callable[[Machine, Request, str, Mapping[str, Pin]], bool]
 
 _GRAIN_BYTES = 10**8
-"""More memory is told in tenths of a GB."""
+"""The search for more memory uses steps of a tenth of a GB."""
 _MOST_BYTES = 64 * GB
 
 
