@@ -30,8 +30,8 @@ from lowmem_if.hardware.machine import Machine
 from lowmem_if.hardware.speeds import ACCELERATOR, CPU, Speeds, Throughput
 from lowmem_if.hardware.weights_disk import scratch_folder
 from lowmem_if.planning.estimates.flops import pass_flops
-from lowmem_if.planning.estimates.memory import bytes_a_pass
 from lowmem_if.planning.estimates.runtime import cast_bytes_per_s
+from lowmem_if.planning.estimates.weight_bytes import bytes_a_pass
 from lowmem_if.planning.estimates.workload import Workload
 from lowmem_if.planning.plan import Plan, Step, make_plan
 from lowmem_if.planning.plan_json import flat_step

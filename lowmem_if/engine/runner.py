@@ -180,7 +180,7 @@ class _Recovery:
 
 def _reason(short: MemoryShortage) -> str:
     """What else held memory when a step ran out of it."""
-    others = _words(" and ".join(short.others))
+    others = " and ".join(map(label, short.others))
     if others:
         return f"next to {others}, which remained loaded"
     return "in a worker that had drawn before"

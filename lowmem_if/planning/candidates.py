@@ -22,13 +22,10 @@ from lowmem_if.cascade.strategies import (
 )
 from lowmem_if.errors import CheckpointError, DeviceError, MissingPackage, RequestError
 from lowmem_if.hardware.machine import INSTALL_BITSANDBYTES, Machine
+from lowmem_if.planning.estimates.activations import texts_together
 from lowmem_if.planning.estimates.compile_time import speedup
 from lowmem_if.planning.estimates.execution import ExecutionConfig
-from lowmem_if.planning.estimates.memory import (
-    bytes_a_pass,
-    resident_choices,
-    texts_together,
-)
+from lowmem_if.planning.estimates.weight_bytes import bytes_a_pass, resident_choices
 from lowmem_if.planning.estimates.workload import images_of, workloads_of
 from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.request.request import Request

@@ -18,7 +18,7 @@ from lowmem_if.cascade.catalog import (
     UPSCALER,
     Module,
 )
-from lowmem_if.planning.estimates.memory import stored_bytes
+from lowmem_if.planning.estimates.weight_bytes import stored_bytes
 from lowmem_if.request.sampling import Sampling
 
 GB = 1e9

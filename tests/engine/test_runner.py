@@ -117,7 +117,7 @@ def test_the_cheapest_step_is_tried_again_once(
     result = run(plan, tmp_path / "run", report=events.append)
     assert starts.read_text() == "xx"
     (retry,) = [event for event in events if event.kind == "retry"]
-    assert "nothing takes less of it; now the same" in retry.text
+    assert "nothing takes less of it; trying the same" in retry.text
     folder = RunFolder.open(result.folder)
     assert folder.plan == plan
     assert folder.log == ("stage_1: RAM ran out and nothing takes less of it",)

@@ -65,13 +65,10 @@ from lowmem_if.hardware.machine import Machine
 from lowmem_if.hardware.profiles import load_profile, profile_names
 from lowmem_if.hardware.speeds import ANY, Throughput, assumed
 from lowmem_if.planning.estimates.execution import ExecutionConfig
-from lowmem_if.planning.estimates.memory import (
-    headroom,
-    predict,
-    resident_choices,
-)
+from lowmem_if.planning.estimates.memory import headroom, predict
 from lowmem_if.planning.estimates.memory_table import look_up_step
 from lowmem_if.planning.estimates.runtime import predict_seconds
+from lowmem_if.planning.estimates.weight_bytes import resident_choices
 from lowmem_if.planning.estimates.workload import Workload, workloads_of
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.request.build import make_request

@@ -18,7 +18,8 @@ from lowmem_if.cascade.strategies import STREAM, parse_pins
 from lowmem_if.engine.events import Event
 from lowmem_if.errors import RequestError
 from lowmem_if.hardware.machine import Machine
-from lowmem_if.planning.estimates.memory import in_place_bytes, predict, resident_choices
+from lowmem_if.planning.estimates.memory import predict
+from lowmem_if.planning.estimates.weight_bytes import in_place_bytes, resident_choices
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.request.build import make_request
 from lowmem_if.weights.files.checkpoint import Checkpoint

@@ -96,7 +96,7 @@ class StepProfile(BaseModel):
 class MemoryTable(BaseModel):
     """The whole table, with the versions of the libraries that the dry runs used.
 
-    The rows hold for the other versions, too: `tests/planning/estimates/test_memory_table.py` states how closely.
+    The rows hold for the other versions, too: `test_memory_table.py` states how closely.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")

@@ -25,7 +25,7 @@ from lowmem_if.hardware.speeds import ACCELERATOR, CPU, Speeds
 from lowmem_if.planning.estimates.compile_time import compile_seconds
 from lowmem_if.planning.estimates.execution import ExecutionConfig
 from lowmem_if.planning.estimates.flops import pass_flops
-from lowmem_if.planning.estimates.memory import bytes_a_pass, stored_bytes
+from lowmem_if.planning.estimates.weight_bytes import bytes_a_pass, stored_bytes
 from lowmem_if.planning.estimates.workload import Workload
 
 _BUILD_S = 0.5

@@ -27,7 +27,8 @@ from lowmem_if.engine.events import Event
 from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.engine.worker.model_cache import ModelCache
 from lowmem_if.errors import RunFolderError
-from lowmem_if.planning.estimates.memory import at_rest, headroom
+from lowmem_if.planning.estimates.memory import headroom
+from lowmem_if.planning.estimates.weight_bytes import at_rest
 from lowmem_if.planning.plan import Plan
 from lowmem_if.report.memory_chart import _mark
 from lowmem_if.report.tables import console, print_run

@@ -28,17 +28,11 @@ from lowmem_if.cascade.strategies import (
     STRATEGIES,
     STREAM,
 )
+from lowmem_if.planning.estimates.activations import TEXTS_A_PASS
 from lowmem_if.planning.estimates.execution import ExecutionConfig
-from lowmem_if.planning.estimates.memory import (
-    PROCESS_RAM_BYTES,
-    TEXTS_A_PASS,
-    headroom,
-    in_place_bytes,
-    predict,
-    resident_choices,
-    stored_bytes,
-)
+from lowmem_if.planning.estimates.memory import PROCESS_RAM_BYTES, headroom, predict
 from lowmem_if.planning.estimates.memory_table import look_up, look_up_step, read_table
+from lowmem_if.planning.estimates.weight_bytes import in_place_bytes, resident_choices, stored_bytes
 
 MB = 10**6
 

@@ -39,8 +39,8 @@ from lowmem_if.hardware.speeds import (
 )
 from lowmem_if.planning.estimates.execution import ExecutionConfig
 from lowmem_if.planning.estimates.flops import pass_flops
-from lowmem_if.planning.estimates.memory import bytes_a_pass
 from lowmem_if.planning.estimates.runtime import predict_seconds
+from lowmem_if.planning.estimates.weight_bytes import bytes_a_pass
 from lowmem_if.planning.estimates.workload import Workload
 from lowmem_if.planning.plan import make_plan
 from lowmem_if.request.build import make_request

@@ -16,7 +16,7 @@ from lowmem_if.engine.run_folder import RunFolder
 from lowmem_if.engine.worker.model_cache import CacheKey, ModelCache, closed_on_error, left_behind
 from lowmem_if.engine.worker.recorder import Recorder
 from lowmem_if.errors import CascadeError
-from lowmem_if.planning.estimates.memory import at_rest, in_place_bytes
+from lowmem_if.planning.estimates.weight_bytes import at_rest, in_place_bytes
 from lowmem_if.planning.eviction import CacheEntry
 from lowmem_if.planning.plan import Step
 from lowmem_if.stages.compiling import why_not

@@ -1,0 +1,110 @@
+"""Bytes that a component needs in addition to its weights while it computes.
+
+Published networks are in the memory table. The activations of another network are assumed to grow with
+width x pixels x number size x batch, like those of its largest published relative. On a CPU measured
+factors apply, since the heap and oneDNN hold more than tensors do.
+"""
+
+from __future__ import annotations
+
+from lowmem_if.cascade import catalog
+from lowmem_if.cascade.catalog import Module
+from lowmem_if.cascade.strategies import STREAM
+from lowmem_if.planning.estimates.execution import ExecutionConfig
+from lowmem_if.planning.estimates.memory_table import MATH
+from lowmem_if.planning.estimates.passes import ITEM_BYTES, attention_of, pass_of
+from lowmem_if.planning.estimates.weight_bytes import layer_bytes, streams
+
+TEXTS_A_PASS = 256
+"""How many prompts a streaming text encoder processes per pass over its weights, at most."""
+
+_TEXT_ACTIVATION_BYTES = 25_000_000
+"""One prompt of 77 tokens through T5-XXL."""
+
+_TEXT_NUMBERS = 77 * 4096
+"""Numbers in the hidden states of one prompt of T5-XXL."""
+
+_STATE_BYTES = {"float16": 4, "bfloat16": 2, "float32": 4}
+"""Bytes per number of these states: beside float16 weights transformers computes them in float32."""
+
+_SMALL_ACTIVATION_BYTES = 50_000_000
+"""The safety checker and the image that it examines."""
+
+_RESULT_BYTES = 3 * 3 * 4 * 1024**2
+"""Three copies of a square image's float32 numbers."""
+
+_HEAP_SLACK, _CPU_VAE_SLACK = 1.15, 1.3
+"""Anonymous memory of a CPU run over its activations. Freed memory remains in the heap for a while,
+unless weights stream; oneDNN's convolutions of 1024 pixels have scratch memory of their own."""
+
+_CPU_LAYERS, _CPU_STREAMED_LAYERS = 2.6, 1.75
+"""How many of a UNet's largest layers a CPU holds twice, since oneDNN reorders weights at every call.
+Where weights stream, the heap returns freed memory. With these factors I-M, I-L, I-XL, II-M, II-L and x4
+are predicted at 0.94 to 1.09 times what was measured (bench/RESULTS.md)."""
+
+_UNET_FACTOR = {catalog.STAGE_1: 30.2, catalog.STAGE_2: 28.1, catalog.UPSCALER: 30.6}
+"""From a guided image in the dry runs of I-XL (173,918,976 bytes in 16 bits), II-L (587,612,800) and the
+x4 UNet (1,023,419,392)."""
+
+_VAE_FACTOR, _VAE_SIDE = 6.0, 1024
+_VAE_TILED_SIDE = 256
+"""diffusers decodes an image of any size in tiles of 64 latents, which is 256 pixels."""
+
+
+def texts_together(texts: int) -> int:
+    """How many of `texts` prompts a streaming encoder processes per pass over its weights."""
+    return max(1, min(texts, TEXTS_A_PASS))
+
+
+def activation_bytes(module: Module, config: ExecutionConfig) -> int:
+    """Peak bytes of one network in addition to its weights."""
+    row = pass_of(module, config)
+    if row is not None:
+        return int(row.activations(config.at_once) * _growth(module, config))
+    item = ITEM_BYTES[config.compute_dtype]
+    if module.folder == "vae":
+        side = _VAE_TILED_SIDE if config.vae_tiling else _VAE_SIDE
+        area = 1.0 if config.vae_tiling else config.drawn_area
+        return int(_VAE_FACTOR * module.channels * side**2 * area * ITEM_BYTES["float32"])
+    if module.folder == "unet":
+        side = catalog.COMPONENT[config.component].side
+        factor = _UNET_FACTOR[config.component]
+        return int(factor * module.channels * side**2 * config.drawn_area * item * config.batch)
+    if config.component == catalog.TEXT_ENCODER:
+        return _TEXT_ACTIVATION_BYTES
+    return _SMALL_ACTIVATION_BYTES
+
+
+def cpu_working_bytes(module: Module, config: ExecutionConfig) -> int:
+    """What a CPU takes for one network in addition to its weights."""
+    activations = activation_bytes(module, config)
+    if module.folder == "vae":
+        return int(_CPU_VAE_SLACK * activations)
+    layers, slack = (
+        (_CPU_STREAMED_LAYERS, 1.0) if streams(module, config) else (_CPU_LAYERS, _HEAP_SLACK)
+    )
+    reordered = int(layers * layer_bytes(module, config)) if module.folder == "unet" else 0
+    return int(slack * activations) + reordered
+
+
+def waiting_bytes(config: ExecutionConfig) -> int:
+    """Hidden states of all prompts that a streaming text encoder holds between its blocks."""
+    together = config.component == catalog.TEXT_ENCODER and config.strategy == STREAM
+    return config.batch * _TEXT_NUMBERS * _STATE_BYTES[config.compute_dtype] if together else 0
+
+
+def result_bytes(config: ExecutionConfig) -> int:
+    """Copies of a finished image that is larger than 1024 x 1024, needed to write it."""
+    large = config.component in (catalog.UPSCALER, catalog.POSTPROCESS)
+    return int(_RESULT_BYTES * max(0.0, config.area - 1)) if large else 0
+
+
+def _growth(module: Module, config: ExecutionConfig) -> float:
+    """How many times the activations of the table's square image a network needs for this image.
+
+    They grow with the pixels; attention that holds the whole score matrix grows with their square.
+    """
+    if module.folder not in ("unet", "vae") or (module.folder == "vae" and config.vae_tiling):
+        return 1.0
+    area = config.drawn_area
+    return area**2 if attention_of(config.device) == MATH and area > 1 else area

@@ -1,0 +1,140 @@
+"""Bytes of a component's weights: stored, in place under a strategy, and while it is idle."""
+
+from __future__ import annotations
+
+from lowmem_if.cascade import catalog
+from lowmem_if.cascade.catalog import Module, Part, Weights
+from lowmem_if.cascade.strategies import MODEL_OFFLOAD, QUANTISED, RESIDENT, STREAM
+from lowmem_if.cascade.transfer_sizes import (
+    LEAST_WINDOW_BYTES,
+    STAGING_BUFFERS,
+    STAGING_BYTES,
+    WINDOW_UNITS,
+)
+from lowmem_if.planning.estimates.execution import ExecutionConfig
+from lowmem_if.planning.estimates.passes import ITEM_BYTES, pass_of
+
+ALLOCATOR_ROUNDING = 1.015
+"""torch's allocator counts the remainders of blocks that it does not split: up to 1.2 % in dry runs."""
+
+RESIDENT_GRAIN_BYTES = 10**8
+"""The resident share of a streaming network is reported to a tenth of a GB and chosen no finer."""
+
+STAGING_RAM_BYTES = STAGING_BUFFERS * STAGING_BYTES
+"""The pinned buffers through which one network loads to an accelerator (`files/staging.py`)."""
+
+_RESIDENT_SHARES = tuple(eighths / 8 for eighths in range(8))
+
+_LARGEST_LAYER = 0.04
+"""Share of a network's bytes in its largest layer, if the table lacks it (I-XL 3.3 %, T5-XXL 2.8 %)."""
+
+_BLOCK_WINDOW, _CLIP_WINDOW = 0.082, 0.31
+"""Window of a streaming text encoder over its bytes: two of T5-XXL's 24 blocks, or the upscaler's CLIP
+embedding and the next layer. Other networks have a window for two of their largest layers."""
+
+
+def stored_bytes(weights: Weights, storage: str, compute: str) -> int:
+    """What a module's weights take in memory, by number type.
+
+    transformers keeps T5's `wo` in float32 beside float16 and int8 (`_keep_in_fp32_modules`), but not
+    beside bfloat16. int8 adds one float32 scale a row, nf4 one float32 scale for 64 numbers.
+    """
+    rest = ITEM_BYTES[compute if storage in QUANTISED else storage]
+    kept = 2 if "bfloat16" in (storage, compute) and storage != "float32" else 4
+    linear = {
+        "int8": weights.linear + 4 * weights.linear_rows,
+        "nf4": weights.linear // 2 + 4 * weights.linear // 64,
+    }.get(storage, rest * weights.linear)
+    return linear + kept * weights.kept + rest * weights.other
+
+
+def module_bytes(module: Module, config: ExecutionConfig) -> int:
+    """What one network's weights take in memory under a config, all of them together."""
+    return stored_bytes(module.weights, config.storage_dtype, config.compute_dtype)
+
+
+def in_place_bytes(part: Part, config: ExecutionConfig) -> int:
+    """What a component's weights take once it is loaded; for a streaming one, its resident part."""
+    sizes = {module.folder: module_bytes(module, config) for module in part.modules}
+    if config.strategy != STREAM:
+        return sum(sizes.values())
+    windows = {module.folder: _window_bytes(module, config) for module in part.modules}
+    large = max(sizes, key=lambda name: sizes[name])
+    return sum(windows.values()) + min(sizes[large] - windows[large], config.resident_bytes)
+
+
+def at_rest(part: Part, config: ExecutionConfig) -> tuple[int, int]:
+    """(VRAM, RAM) that a loaded component takes while it is idle."""
+    weights = in_place_bytes(part, config)
+    if config.storage_dtype == "bfloat16":
+        weights += upcast_bytes(part, config)  # for good; from float16 only while it decodes
+    if config.device == "cpu":
+        return 0, weights
+    if config.strategy in (RESIDENT, STREAM):
+        pinned = pinned_bytes(part) if config.strategy == STREAM else 0
+        return int(ALLOCATOR_ROUNDING * weights), pinned
+    # A pipeline offloads its networks to RAM when it ends, but a text encoder works without one.
+    on_device = config.strategy == MODEL_OFFLOAD and config.component == catalog.TEXT_ENCODER
+    return weights if on_device else 0, weights
+
+
+def upcast_bytes(part: Part, config: ExecutionConfig) -> int:
+    """Extra bytes of the VAE's 16-bit weights, since it always decodes in float32."""
+    vae = next((module for module in part.modules if module.folder == "vae"), None)
+    if config.strategy == STREAM:
+        return 0  # its layers are upcast as they load
+    return 2 * vae.weights.parameters if vae and ITEM_BYTES[config.storage_dtype] == 2 else 0
+
+
+def pinned_bytes(part: Part) -> int:
+    """Pinned RAM of a streaming component: staging buffers for each of its networks."""
+    return len(part.modules) * STAGING_RAM_BYTES
+
+
+def layer_bytes(module: Module, config: ExecutionConfig) -> int:
+    """What the largest layer of a network takes."""
+    row = pass_of(module, config)
+    if row is not None:
+        return row.largest_layer_bytes
+    return int(_LARGEST_LAYER * module_bytes(module, config))
+
+
+def streams(module: Module, config: ExecutionConfig) -> bool:
+    """Whether a network is larger than its window, so that its weights really stream."""
+    return config.strategy == STREAM and _window_bytes(module, config) < module_bytes(
+        module, config
+    )
+
+
+def bytes_a_pass(part: Part, config: ExecutionConfig) -> float:
+    """File bytes that a streaming component reads again in each of its passes."""
+    large = _largest(part)
+    whole = module_bytes(large, config)
+    return (1 - min(config.resident_bytes, whole) / whole) * large.file_bytes
+
+
+def resident_choices(part: Part, config: ExecutionConfig) -> list[int]:
+    """How many bytes of a streaming component may be resident, most first.
+
+    Only 0 for the text encoder, which needs each of its weights once.
+    """
+    if config.component == catalog.TEXT_ENCODER:
+        return [0]
+    whole = module_bytes(_largest(part), config)
+    grains = {int(share * whole) // RESIDENT_GRAIN_BYTES for share in _RESIDENT_SHARES}
+    return [grain * RESIDENT_GRAIN_BYTES for grain in sorted(grains, reverse=True)]
+
+
+def _largest(part: Part) -> Module:
+    return max(part.modules, key=lambda module: module.file_bytes)
+
+
+def _window_bytes(module: Module, config: ExecutionConfig) -> int:
+    """Room for the layers of a network that are on the device at a time; all of a small network."""
+    size = module_bytes(module, config)
+    if module.folder == "text_encoder":
+        share = _CLIP_WINDOW if config.component == catalog.UPSCALER else _BLOCK_WINDOW
+        window = int(share * size)
+    else:
+        window = WINDOW_UNITS * layer_bytes(module, config)
+    return min(size, max(window, LEAST_WINDOW_BYTES))
