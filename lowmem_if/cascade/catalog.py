@@ -102,6 +102,16 @@ class Part:
     extras: tuple[str, ...] = ()
     eight_bit_file_bytes: int = 0
 
+    @property
+    def largest(self) -> Module:
+        """The network with the most bytes in its files."""
+        return max(self.modules, key=lambda module: module.file_bytes)
+
+    def read_bytes(self, storage: str) -> int:
+        """Bytes of the weight files that are read for a storage dtype."""
+        eight_bit = self.eight_bit_file_bytes if storage == "int8" else 0
+        return eight_bit or sum(module.file_bytes for module in self.modules)
+
 
 @dataclass(frozen=True, slots=True)
 class StageDefaults:

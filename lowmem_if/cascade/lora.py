@@ -139,7 +139,7 @@ def _look_at(given: Any) -> Lora:
 
 
 def _numbers_held(pair: Pair) -> int:
-    """Numbers that a merging thread holds: both matrices, one block of the weight and one of its change."""
+    """Numbers that a merging thread holds: both matrices, a block of the weight and of its change."""
     return pair.numbers + 2 * min(BLOCK, math.prod(pair.shape))
 
 

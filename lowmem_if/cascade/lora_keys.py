@@ -118,8 +118,8 @@ def _parsed(file: Path, key: str) -> tuple[str, bool, str]:
     layer: str = match["layer"]
     kind = "alpha"
     if matrix:
-        name: str = matrix["peft"] or matrix["kohya"] or matrix["diffusers"]
-        kind = _KINDS.get(name, name)
+        spelled: str = matrix["peft"] or matrix["kohya"] or matrix["diffusers"]
+        kind = _KINDS.get(spelled, spelled)
     if layer.startswith(_KOHYA):
         return layer.removeprefix(_KOHYA), True, kind
     # In diffusers, `to_out` is a list, and its first entry is the layer.

@@ -14,7 +14,7 @@ SEQUENTIAL_OFFLOAD = "sequential_offload"
 STREAM = "stream"
 
 STRATEGIES = (RESIDENT, MODEL_OFFLOAD, SEQUENTIAL_OFFLOAD, STREAM)
-"""Weights are kept on the device; in RAM, moved by module; in RAM, moved by leaf; in the file, by layer."""
+"""Weights are kept on the device; in RAM, by module; in RAM, by leaf; or in the file, by layer."""
 
 FLOATS = ("float16", "bfloat16", "float32")
 QUANTISED = ("int8", "nf4")
@@ -28,7 +28,7 @@ PREFERENCES = (EXACT, BALANCED)
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """A choice of the user for one component, never overridden; without `storage` the planner chooses it."""
+    """A user's choice for one component, never overridden; without `storage` the planner chooses."""
 
     strategy: str
     storage: str | None = None

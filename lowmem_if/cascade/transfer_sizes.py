@@ -1,4 +1,4 @@
-"""Sizes of buffers and windows while weights load and stream, shared by planning, loading and simulation."""
+"""Sizes of buffers and windows for loading and streaming, shared by planning, loading and simulation."""
 
 from __future__ import annotations
 

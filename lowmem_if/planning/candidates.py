@@ -1,4 +1,4 @@
-"""List the configs that a component could run under, fastest and simplest first, whether they fit or not."""
+"""List the configs that a component could run under, fastest and simplest first; they may not fit."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def compute_dtype(machine: Machine, part: Part) -> tuple[str, bool]:
 
 
 def _compute_for(storage: str, compute: str) -> str:
-    """The compute dtype for a storage dtype: the same for floats, the machine's for quantised weights."""
+    """The compute dtype for a storage dtype: floats keep theirs, quantised weights use the machine's."""
     return storage if storage in FLOATS else compute
 
 
@@ -224,7 +224,8 @@ def _pinned_pairs(
         raise _lacks_bitsandbytes(f"{component}={pin} is pinned")
     if pin.storage == "int8" and machine.kind != "mps" and not machine.multiplies_int8:
         raise DeviceError(
-            f"{machine.device_name} cannot multiply int8: pin {component}=resident:nf4, or remove the pin"
+            f"{machine.device_name} cannot multiply int8: "
+            f"pin {component}=resident:nf4, or remove the pin"
         )
     return [(pin.strategy, pin.storage or compute)]
 

@@ -23,7 +23,7 @@ from lowmem_if.planning.plan import Plan, Step, cuts
 RAM, VRAM = "RAM", "VRAM"
 
 SLOWER = 2.5
-"""A candidate that draws the same pixels may take up to this multiple of the fastest candidate's time."""
+"""A candidate that draws the same pixels may take up to this multiple of the fastest one's time."""
 
 _CLEARLY_LESS, _CLEARLY_LESS_AGAIN = 0.95, 0.7
 """A candidate that needs more than this share of the memory that ran out is tried last. The error of the

@@ -1,8 +1,8 @@
 """Machine + request -> plan: for each component where its weights are kept, in which type, and why.
 
 The planner lists every config of a component, the simpler ones first, and estimates its peaks and
-seconds. It drops configs that do not fit and chooses the fastest of the others; of equally fast ones, the
-simplest. A user's pins are never overridden.
+seconds. It drops configs that do not fit and chooses the fastest of the others; of equally fast ones,
+the simplest. A user's pins are never overridden.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Plan:
         return next(step for step in self.steps if step.component == component)
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as plain JSON data; `fits` is true, because a plan that does not fit is never made."""
+        """The plan as plain JSON data; `fits` is true, since a plan that does not fit is never made."""
         data: dict[str, Any] = TypeAdapter(Plan).dump_python(self, mode="json")
         steps = [flat_step(step) for step in data["steps"]]
         return {"fits": True, **data, "request": request_to_json(self.request), "steps": steps}

@@ -82,8 +82,8 @@ def unusable(bad_lines: Sequence[BadLine]) -> BatchError:
     """The error at the end of a batch whose other lines are all drawn."""
     numbers = ", ".join(str(line.number) for line in bad_lines[:_LISTED])
     others = ", ..." if bad_lines[_LISTED:] else ""
-    count = f"{len(bad_lines)} invalid line" + ("s" if bad_lines[1:] else "")
+    noun = "lines" if bad_lines[1:] else "line"
     return BatchError(
-        f"skipped {count} ({numbers}{others}); all others are done: "
+        f"skipped {len(bad_lines)} invalid {noun} ({numbers}{others}); all others are done: "
         "fix skipped lines and run them as a new batch"
     )

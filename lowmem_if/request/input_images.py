@@ -92,7 +92,9 @@ def _reported(path: str | Path) -> Iterator[None]:
     except IsADirectoryError:
         raise PictureError(f"{path} is a folder: give the path of an image") from None
     except UnidentifiedImageError:
-        raise PictureError(f"{path} is not an image that Pillow can read: use PNG or JPEG") from None
+        raise PictureError(
+            f"{path} is not an image that Pillow can read: use PNG or JPEG"
+        ) from None
     except Image.DecompressionBombError:
         raise PictureError(
             f"{path} has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} million pixels, "

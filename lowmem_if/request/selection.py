@@ -52,6 +52,6 @@ def _check_larger(spec: ImageSpec, size: int) -> None:
     larger = replace(spec, size=size)
     if larger.stages[: len(spec.stages)] != spec.stages:
         raise RequestError(
-            f"image {spec.number} was drawn by {spec.mode} at {spec.size} pixels and cannot be continued "
-            f"to {size}: use upscale with its file"
+            f"image {spec.number} was drawn by {spec.mode} at {spec.size} pixels and cannot be "
+            f"continued to {size}: use upscale with its file"
         )

@@ -16,7 +16,7 @@ WHOLE_AREA = 2.0
 attention grows with the square of the area."""
 
 ALIGNMENT = 4
-"""The upscaler's VAE needs sides that are multiples of 4; an image is padded to them and cropped again."""
+"""The upscaler's VAE needs sides that are multiples of 4; images are padded to them, then cropped."""
 
 _OVERLAP = 4
 """Side of a tile divided by its smallest overlap with a neighbour."""
@@ -35,8 +35,8 @@ class Box:
 def boxes(width: int, height: int, tile: int) -> list[Box]:
     """The tiles of an image, row by row; if `tile` is 0, one tile that covers the whole image.
 
-    Sides are multiples of `ALIGNMENT`, so the last tile of a row may extend beyond the image by less than
-    that. Tiles are spread evenly and overlap by at least a quarter of their side.
+    Sides are multiples of `ALIGNMENT`, so the last tile of a row may extend beyond the image by less
+    than that. Tiles are spread evenly and overlap by at least a quarter of their side.
     """
     columns, rows = (spans(aligned(length), tile) for length in (width, height))
     return [Box(left, upper, right, lower) for upper, lower in rows for left, right in columns]

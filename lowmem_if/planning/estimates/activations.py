@@ -25,7 +25,7 @@ _TEXT_NUMBERS = 77 * 4096
 """Numbers in the hidden states of one prompt of T5-XXL."""
 
 _STATE_BYTES = {"float16": 4, "bfloat16": 2, "float32": 4}
-"""Bytes per number of these states: beside float16 weights transformers computes them in float32."""
+"""Bytes per number of these states: with float16 weights, transformers computes them in float32."""
 
 _SMALL_ACTIVATION_BYTES = 50_000_000
 """The safety checker and the image that it examines."""
