@@ -134,5 +134,5 @@ class DoesNotFit(LowmemError):
         self.nearest = nearest
         super().__init__(
             f"{component.replace('_', ' ')} does not fit: it needs {needed_bytes / 1e9:.1f} GB of "
-            f"{resource} and {available_bytes / 1e9:.1f} GB are available; {nearest}"
+            f"{resource} and {available_bytes / 1e9:.1f} GB are available. {nearest}"
         )

@@ -238,7 +238,7 @@ def _paces(each: Rehearsed, part: Part, rates: Speeds) -> Iterator[Throughput]:
     """The throughput that a component's times show; nothing where moving weights hides it."""
     config = each.step.config
     place = CPU if config.device == "cpu" else ACCELERATOR
-    large = max(part.modules, key=lambda module: module.file_bytes)
+    large = part.largest
     vae = next((module for module in part.modules if module.folder == "vae"), None)
     if each.step_s and config.component != catalog.POSTPROCESS:
         flops = pass_flops(config.component, large) * Workload(1, 1, each.step.sampling).guided

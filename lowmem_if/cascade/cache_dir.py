@@ -1,4 +1,4 @@
-"""Where this package keeps what it can make again: embeddings, converted weights, calibrations."""
+"""The folder for files that this package can make again: embeddings, converted weights, calibrations."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ VARIABLE = "LOWMEM_IF_CACHE"
 
 
 def cache_folder(kind: str) -> Path:
-    """The folder for one `kind` of things in LOWMEM_IF_CACHE, else in the user's cache folder.
+    """The folder for one `kind` of files, in LOWMEM_IF_CACHE or else in the user's cache folder.
 
     Raises:
-        CacheError: there is neither, as for a user without a home folder in some containers.
+        CacheError: neither exists; some containers have users without a home folder.
     """
     if own := os.environ.get(VARIABLE):
         return Path(own) / kind
     system = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
     if system.startswith("~"):  # pathlib would raise
         raise CacheError(
-            f"there is no home folder to keep files for later runs in ({kind}): "
-            f"set {VARIABLE} to a folder of yours"
+            f"this user has no home folder for cached files ({kind}): "
+            f"set {VARIABLE} to a folder that you may write to"
         )
     return Path(system) / "lowmem-if" / kind

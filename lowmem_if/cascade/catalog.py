@@ -1,9 +1,9 @@
 """What IF is made of: the cascades, their components, repositories, sizes and defaults.
 
-Figures come from published configurations and file listings where those could be read; the
-parameter counts of I-L and II-M follow from configurations inferred from the others (their published
-rounded sizes agree). Pipeline defaults are diffusers' own; the upscaler's noise level of 100 is what
-IF's documentation passes.
+The figures are from published configurations and file listings where those could be read. The
+configurations of I-L and II-M are inferred from the others; their published rounded sizes agree with
+the resulting parameter counts. Pipeline defaults are diffusers' own. IF's documentation passes 100 as
+the upscaler's noise level.
 """
 
 from __future__ import annotations
@@ -14,43 +14,44 @@ TEXT_ENCODER, STAGE_1, STAGE_2 = "text_encoder", "stage_1", "stage_2"
 UPSCALER, POSTPROCESS = "upscaler", "postprocess"
 
 COMPONENTS = (TEXT_ENCODER, STAGE_1, STAGE_2, UPSCALER, POSTPROCESS)
-"""In the order in which they run."""
+"""The components, in the order in which they run."""
 
 _OLD_NAMES = {"finish": POSTPROCESS}
-"""Names of version 0.1, as they are in its run folders, plans and pins."""
+"""Names that version 0.1 wrote into run folders, plans and pins."""
 
 
 def component_name(name: str) -> str:
-    """The name of a component as it is now, whichever version wrote it."""
+    """The current name of a component, whichever version wrote it."""
     return _OLD_NAMES.get(name, name)
 
 
 IMAGE_STAGES = (STAGE_1, STAGE_2, UPSCALER)
-"""The components that draw, in order; a request's size decides how many of them run."""
+"""The image stages, in order; a request's size decides how many of them run."""
 
 SIZES = {64: (STAGE_1,), 256: (STAGE_1, STAGE_2), 1024: IMAGE_STAGES}
-"""Image side in pixels -> the stages that lead there."""
+"""Image side in pixels -> the stages that an image of this size runs through."""
 
 TIMESTEP_LISTS = (
     "fast27", "smart27", "smart50", "smart100", "smart185", "super27", "super40", "super100",
 )  # fmt: skip
-"""Names of the denoising schedules in `diffusers.pipelines.deepfloyd_if`; for stages 1 and 2."""
+"""Names of the timestep lists in `diffusers.pipelines.deepfloyd_if`, for stages 1 and 2."""
 
 MAX_TOKENS = 77
-"""Prompt tokens that IF was trained with; T5 could read more, IF has never seen more."""
+"""Prompt tokens that IF was trained with. T5 can read more, but IF never saw more."""
 
 IF_LICENCE_PAGE = "https://huggingface.co/DeepFloyd/IF-I-XL-v1.0"
-"""Accepting the licence on this page opens the other IF repositories too."""
+"""A user who accepts the licence on this page may also read the other IF repositories."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """How many numbers a module stores, by what a storage type does with them.
+    """How many parameters a module has, grouped by what a storage dtype does with them.
 
     Attributes:
-        linear: in the layers that bitsandbytes quantises.
-        kept: in layers that transformers keeps in float32 beside float16 or int8 (T5's `wo`).
-        other: everything else: embeddings, convolutions, norms.
+        linear: parameters in the layers that bitsandbytes quantises.
+        kept: parameters that transformers keeps in float32 while the rest is float16 or int8 (T5's
+            `wo`).
+        other: all other parameters: embeddings, convolutions, norms.
         linear_rows: output rows of the quantised layers; int8 stores one float32 scale for each.
     """
 
@@ -70,10 +71,10 @@ class Module:
 
     Attributes:
         folder: its folder in the repository.
-        weights: what it stores.
+        weights: its parameter counts.
         channels: width of its first block (UNets and VAEs); activations grow with it.
-        file_bytes: bytes of the files it is loaded from (the fp16 variant).
-        is_bfloat16: whether those files hold bfloat16 already.
+        file_bytes: bytes of the files that it is loaded from (the fp16 variant).
+        is_bfloat16: whether those files already contain bfloat16.
     """
 
     folder: str
@@ -88,10 +89,11 @@ class Part:
     """What one component loads: a repository (or a folder of a local cascade) and its modules.
 
     Attributes:
-        root: the folder in a local cascade, `stage_1`, `stage_2` or `upscaler`.
-        repository: the Hub repository, None for a local cascade.
-        modules: the networks; `extras`: the small folders beside them (tokenizer, schedulers).
-        eight_bit_file_bytes: size of a published 8-bit file, 0 if there is none.
+        root: the folder in a local cascade: `stage_1`, `stage_2` or `upscaler`.
+        repository: the Hub repository; None for a local cascade.
+        modules: the networks.
+        extras: the small folders without weights (tokenizer, schedulers).
+        eight_bit_file_bytes: size of a published 8-bit file; 0 if there is none.
     """
 
     root: str
@@ -100,10 +102,20 @@ class Part:
     extras: tuple[str, ...] = ()
     eight_bit_file_bytes: int = 0
 
+    @property
+    def largest(self) -> Module:
+        """The network with the most bytes in its files."""
+        return max(self.modules, key=lambda module: module.file_bytes)
+
+    def read_bytes(self, storage: str) -> int:
+        """Bytes of the weight files that are read for a storage dtype."""
+        eight_bit = self.eight_bit_file_bytes if storage == "int8" else 0
+        return eight_bit or sum(module.file_bytes for module in self.modules)
+
 
 @dataclass(frozen=True, slots=True)
 class StageDefaults:
-    """How a drawing stage is sampled when the request says nothing."""
+    """How an image stage samples where the request sets nothing."""
 
     steps: int
     guidance_scale: float
@@ -113,7 +125,7 @@ class StageDefaults:
 
 @dataclass(frozen=True, slots=True)
 class Cascade:
-    """A whole cascade: what each component loads, and how each stage is sampled by default."""
+    """A cascade: what each component loads, and how each stage samples by default."""
 
     name: str
     parts: dict[str, Part]
@@ -136,22 +148,23 @@ DEMO_DEFAULTS = {
     STAGE_2: StageDefaults(20, 1.0, noise_level=20),
     UPSCALER: StageDefaults(10, 1.0, noise_level=30),
 }
-"""What suited the bundled cascade best, on scenes that its figures are not taken from."""
+"""The values that suited the bundled cascade best, chosen on scenes outside its published figures."""
 
 KNOWN_WORDS = "known_words.json"
-"""Beside the vocabulary of a cascade trained as the bundled one was: kind of word -> its words."""
+"""A file in the tokenizer folder of cascades trained like the bundled one: kind of word -> words."""
 
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """What is fixed about a component, whichever cascade it belongs to.
+    """The facts about a component that are the same in every cascade.
 
     Attributes:
         label: its name in sentences and tables.
         root: its folder in a local cascade.
-        networks: folders with weights in there; `extras`: the small folders beside them.
-        side: pixels (or latents) of the square that its UNet was trained on; 0 without a UNet.
-        output_folder: the folder of its results in a run folder; empty if it has none of its own.
+        networks: the folders with weights in this root.
+        extras: the small folders without weights.
+        side: side of the square that its UNet was trained on, in pixels or latents; 0 without a UNet.
+        output_folder: the folder of its results in a run folder; empty if it has none.
     """
 
     label: str
@@ -179,7 +192,7 @@ COMPONENT: dict[str, Component] = {
 
 
 def label(component: str) -> str:
-    """The name of a component in sentences and tables; of anything else the name itself."""
+    """The name of a component in sentences and tables; any other name is returned unchanged."""
     return COMPONENT[component].label if component in COMPONENT else component
 
 
@@ -249,4 +262,4 @@ DEMO = "demo"
 """The bundled cascade."""
 
 CASCADES = (*PUBLISHED, DEMO)
-"""Every name that `--cascade` knows; it also takes a folder."""
+"""Every name that `--cascade` accepts; it also accepts a folder."""

@@ -1,8 +1,8 @@
-"""What a cascade's JSON files must say, each for itself and one beside the other.
+"""What a cascade's JSON files must contain, and which of their values must agree.
 
-Declared is what would otherwise fail only while drawing, hours later. IF's own sizes are not demanded,
-and what the libraries check while they load is left to them. A key that may be absent has the
-libraries' own default.
+The models declare what would otherwise fail only while a stage draws, hours later. They do not demand
+IF's own sizes, and they leave to the libraries what these check while loading. A key that may be absent
+has the libraries' own default.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from lowmem_if.errors import CheckpointError
 T = TypeVar("T")
 
 _CLIP_TOKENS = 77
-"""Positions of every CLIP text encoder."""
+"""Token positions of every CLIP text encoder."""
 
 
 class _File(BaseModel):
-    """The keys that are read here; the others are the libraries' business."""
+    """The keys that are checked here; the libraries check the others."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -56,19 +56,19 @@ class _UNet(_File):
         return self.encoder_hid_dim or self.cross_attention_dim
 
 
-class _DrawingUNet(_UNet):
+class _Stage1UNet(_UNet):
     sample_size: PositiveInt
     in_channels: Literal[3]
     class_embed_type: None = None
 
 
-class _EnlargingUNet(_UNet):
+class _Stage2UNet(_UNet):
     sample_size: PositiveInt
     in_channels: Literal[6]
     class_embed_type: Literal["timestep"]
 
 
-class _LatentUNet(_UNet):
+class _UpscalerUNet(_UNet):
     in_channels: PositiveInt
 
 
@@ -117,7 +117,7 @@ class _Crop(_File):
 
 
 def _square(size: object) -> object:
-    """Older files give the side alone."""
+    """A crop size as an object; older files contain only the side."""
     return {"height": size} if isinstance(size, int) else size
 
 
@@ -136,17 +136,17 @@ _FILES: dict[str, dict[str, type[_File]]] = {
         "tokenizer/tokenizer_config.json": _T5Tokenizer,
     },
     STAGE_1: {
-        "unet/config.json": _DrawingUNet,
+        "unet/config.json": _Stage1UNet,
         f"scheduler/{_SCHEDULER}": _Scheduler,
     },
     STAGE_2: {
-        "unet/config.json": _EnlargingUNet,
+        "unet/config.json": _Stage2UNet,
         f"scheduler/{_SCHEDULER}": _Scheduler,
         f"image_noising_scheduler/{_SCHEDULER}": _Scheduler,
     },
     UPSCALER: {
         "model_index.json": UpscalerIndex,
-        "unet/config.json": _LatentUNet,
+        "unet/config.json": _UpscalerUNet,
         "vae/config.json": _VAE,
         "text_encoder/config.json": _CLIP,
         "tokenizer/tokenizer_config.json": _CLIPTokenizer,
@@ -159,7 +159,7 @@ _FILES: dict[str, dict[str, type[_File]]] = {
         "feature_extractor/preprocessor_config.json": _FeatureExtractor,
     },
 }
-"""Component -> file in its root -> what it must say."""
+"""Component -> file in its root -> what the file must contain."""
 
 
 class _Number(NamedTuple):
@@ -187,24 +187,32 @@ _SAME = (
         _Number(POSTPROCESS, "feature_extractor/preprocessor_config.json", "crop_size"),
     ),
 )
-"""Pairs that are equal wherever the files belong together."""
+"""Pairs of numbers that are equal if the files belong together."""
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """A JSON configuration file; a missing or broken one is a `CheckpointError`."""
+    """The content of a JSON configuration file.
+
+    Raises:
+        CheckpointError: the file is missing or broken.
+    """
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise unreadable(file, error) from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: no valid JSON ({error}); fetch it again") from error
+        raise CheckpointError(f"{file}: not valid JSON ({error}); fetch it again") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{file}: not a JSON object; fetch it again")
     return config
 
 
 def read_as(file: Path, kind: type[T]) -> T:
-    """A JSON configuration file as a value of `kind`; one that is none is a `CheckpointError`."""
+    """The content of a JSON configuration file as a value of `kind`.
+
+    Raises:
+        CheckpointError: the file is missing, broken, or does not describe such a value.
+    """
     try:
         return TypeAdapter(kind).validate_python(read_config(file))
     except ValidationError as error:
@@ -212,7 +220,7 @@ def read_as(file: Path, kind: type[T]) -> T:
 
 
 def configuration_files(component: str, part: Part) -> Iterator[str]:
-    """The configurations that a component reads, as paths in its root."""
+    """The configuration files that a component reads, as paths in its root."""
     folders = {".", *part.extras, *(module.folder for module in part.modules)}
     for name in _FILES[component]:
         if str(Path(name).parent) in folders:
@@ -223,7 +231,7 @@ def check_configurations(roots: Mapping[str, Path], parts: Mapping[str, Part]) -
     """Read every configuration of the components in `parts`.
 
     Raises:
-        CheckpointError: one is missing, broken or of another network, or two contradict each other.
+        CheckpointError: a file is missing, broken or for another network, or two files disagree.
     """
     read: dict[tuple[str, str], tuple[Path, _File]] = {}
     for component, part in parts.items():
@@ -238,17 +246,17 @@ def check_configurations(roots: Mapping[str, Path], parts: Mapping[str, Part]) -
 def _compare(
     one: Path, its_content: _File, its_name: str, other: Path, content: _File, name: str
 ) -> None:
-    """Raise `CheckpointError` unless a number in `other` is the one in `one`."""
+    """Raise `CheckpointError` unless a number in `other` equals the one in `one`."""
     expected, found = getattr(its_content, its_name), getattr(content, name)
     if expected != found:
         raise CheckpointError(
             f"{other}: {name} is {found}, but {its_name} in {one} is {expected}: "
-            "they are of different networks; fetch or copy both folders again"
+            "they belong to different networks; fetch or copy both folders again"
         )
 
 
 def _first(error: ValidationError) -> str:
-    """The first thing wrong with a file: its key, and what about it."""
+    """The first error in a file: the key, and what is wrong with its value."""
     problem = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "missing":

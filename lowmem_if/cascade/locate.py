@@ -1,8 +1,8 @@
-"""Where a cascade's files lie on this disk, and what their headers say.
+"""Find a cascade's files on this disk, and read their headers.
 
-A name of the catalogue is looked up in the Hugging Face cache, `demo` in the package itself, anything
-else is a folder with `stage_1/`, `stage_2/` and `upscaler/` in diffusers layout. Nothing is downloaded
-and no tensor is read here.
+A name in the catalogue is looked up in the Hugging Face cache, and `demo` in the package itself. Any
+other name is a folder with `stage_1/`, `stage_2/` and `upscaler/` in diffusers' layout. This module
+downloads nothing and reads no tensor.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from lowmem_if.cascade.variants import lacks_vocabulary
 from lowmem_if.errors import CascadeError, CheckpointError
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
-"""The cascade that is bundled with the package."""
+"""The folder of the bundled cascade."""
 
 _ROOTS = tuple(dict.fromkeys(facts.root for facts in catalog.COMPONENT.values()))
 
@@ -41,13 +41,13 @@ _QUANTISED = (".q.weight", ".k.weight", ".v.weight", ".o.weight", ".wi_0.weight"
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A cascade and, for each root (`stage_1`, `stage_2`, `upscaler`), its folder if it is here."""
+    """A cascade and, for each root (`stage_1`, `stage_2`, `upscaler`), its folder if it exists."""
 
     cascade: Cascade
     folders: dict[str, Path]
 
     def folder(self, component: str, *, storage: str = "float16") -> Path | None:
-        """The folder that holds what `component` needs for `storage`; None if it is not here."""
+        """The folder with all that `component` needs for `storage`; None if anything is missing."""
         part = self.cascade.parts.get(component)
         folder = self.folders.get(part.root) if part else None
         if part is None or folder is None:
@@ -55,7 +55,7 @@ class Location:
         return folder if is_whole(folder, component, part, eight_bit=storage == "int8") else None
 
     def files(self, component: str, *, storage: str = "float16") -> tuple[Path, ...]:
-        """Every file of this disk that `component` reads for `storage`, as paths in its root."""
+        """Every file on this disk that `component` reads for `storage`, as paths in its root."""
         part = self.cascade.parts[component]
         return files_in(self.folders[part.root], component, part, eight_bit=storage == "int8")
 
@@ -66,17 +66,17 @@ def locate(
     components: Collection[str] = catalog.COMPONENTS,
     revision: str = "main",
 ) -> Location:
-    """Find a cascade by its name or folder; sizes are read from the files that are here.
+    """Find a cascade by its name or folder; sizes are read from the files on this disk.
 
     Args:
-        name: a name of the catalogue or a folder.
-        components: those that will be used; the others are not looked at.
-        revision: of the Hub repositories, a branch, tag or commit.
+        name: a name in the catalogue, or a folder.
+        components: the components that will be used; the others are not examined.
+        revision: a branch, tag or commit of the Hub repositories.
 
     Raises:
-        CascadeError: no cascade of that name, or the folder holds none.
-        CheckpointError: a weight file or configuration that is here is broken or cannot be read, or
-            a local cascade lacks one.
+        CascadeError: no cascade has this name, or the folder contains none.
+        CheckpointError: a weight file or configuration is broken or cannot be read, or a local cascade
+            lacks one.
     """
     if name == catalog.DEMO:
         return _local_cascade(catalog.DEMO, DEMO_FOLDER, components)
@@ -89,7 +89,7 @@ def locate(
 
 
 def existing_folder(name: str) -> Path | None:
-    """The folder that a user's text names, absolute; None if it names none."""
+    """The absolute path of the folder that a user's text names; None if there is no such folder."""
     try:
         folder = Path(name).expanduser()
         return folder.resolve() if folder.is_dir() else None
@@ -98,21 +98,21 @@ def existing_folder(name: str) -> Path | None:
 
 
 def snapshot_folder(repository: str, revision: str = "main") -> Path | None:
-    """The folder of a downloaded repository in the Hugging Face cache, None if it is not there."""
+    """The folder of a downloaded repository in the Hugging Face cache; None if it is not there."""
     root = storage_folder(repository)
     commit = _commit(root / "refs" / revision) or revision
     return root / "snapshots" / commit if commit in folder_names(root / "snapshots") else None
 
 
 def storage_folder(repository: str) -> Path:
-    """Where the Hugging Face cache keeps all revisions of a repository, if it has any."""
+    """The folder in which the Hugging Face cache keeps all revisions of a repository."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
 
 
 def _commit(reference: Path) -> str:
-    """The commit that a branch or tag of the cache means; empty if that is not known."""
+    """The commit of a branch or tag in the cache; empty if the cache does not know it."""
     try:
         return reference.read_text(encoding="ascii").strip()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
@@ -126,7 +126,7 @@ def _local_cascade(name: str, folder: Path, components: Collection[str]) -> Loca
     roots = {root: folder / root for root in _ROOTS if root in present}
     if "stage_1" not in roots:
         raise CascadeError(
-            f"{folder} is no cascade: it has no stage_1/ folder; "
+            f"{folder} is not a cascade: it has no stage_1/ folder; "
             "--cascade takes a name or a folder with stage_1/, stage_2/ and upscaler/"
         )
     parts = {}
@@ -152,7 +152,7 @@ def _check_extras(root: Path, extras: tuple[str, ...]) -> None:
     for extra in extras:
         if extra not in folder_names(root):
             raise CheckpointError(
-                f"{root / extra}: this folder is missing; copy it from where the cascade is from"
+                f"{root / extra}: this folder is missing; copy it from the source of the cascade"
             )
         if lacks_vocabulary(extra, file_names(root / extra)):
             raise CheckpointError(
@@ -162,7 +162,7 @@ def _check_extras(root: Path, extras: tuple[str, ...]) -> None:
 
 
 def _check_contents(roots: Mapping[str, Path], parts: Mapping[str, Part]) -> None:
-    """Raise `CheckpointError` if a JSON file that a component reads is broken, or of another network."""
+    """Raise `CheckpointError` if a component's JSON file is broken or belongs to another network."""
     check_configurations(roots, parts)
     for part in parts.values():
         for folder in (roots[part.root] / extra for extra in part.extras):
@@ -199,7 +199,7 @@ def _published_cascade(cascade: Cascade, revision: str, components: Collection[s
 
 
 def _measure_if_here(root: Path | None, module: Module, component: str) -> Module:
-    """A module as its files describe it, as the catalogue does while one is missing."""
+    """A module as its files describe it; as the catalogue describes it while a file is missing."""
     eight_bit = component == catalog.TEXT_ENCODER
     if root is None or not usable_variant(root / module.folder, eight_bit=eight_bit):
         return module
@@ -207,7 +207,7 @@ def _measure_if_here(root: Path | None, module: Module, component: str) -> Modul
 
 
 def _measure(folder: Path, *, eight_bit: bool) -> Module:
-    """A module as its own files describe it, the 8-bit one only if `eight_bit` and no other is whole."""
+    """A module as its files describe it; the 8-bit file is used only if no other set is complete."""
     eight_bit = eight_bit and not usable_variant(folder, eight_bit=False)
     variant = weight_variant(folder, eight_bit=eight_bit)
     files = [folder / name for name in variant.files]
@@ -216,7 +216,9 @@ def _measure(folder: Path, *, eight_bit: bool) -> Module:
     config = read_config(folder / "config.json")
     blocks = config.get("block_out_channels", [0])
     if not isinstance(blocks, list) or not isinstance(next(iter(blocks), None), int):
-        raise CheckpointError(f"{folder / 'config.json'}: block_out_channels is no list of numbers")
+        raise CheckpointError(
+            f"{folder / 'config.json'}: block_out_channels is not a list of numbers"
+        )
     tensors = read_headers(files)
     return Module(
         folder.name,
@@ -228,10 +230,10 @@ def _measure(folder: Path, *, eight_bit: bool) -> Module:
 
 
 def summarise(tensors: dict[str, TensorHeader]) -> Weights:
-    """Sort a module's tensors by what a storage type does with them.
+    """Count a module's parameters by what a storage dtype does with them.
 
-    Only the text encoder is ever quantised, so only its layer names count as `linear` and `kept`;
-    an embedding that a file holds under two names is one (T5 ties `shared` and `embed_tokens`).
+    Only the text encoder is ever quantised, so only its layer names count as `linear` and `kept`. An
+    embedding with two names in a file is counted once (T5 ties `shared` and `embed_tokens`).
     """
     linear = kept = other = rows = 0
     for name, tensor in tensors.items():

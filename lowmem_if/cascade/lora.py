@@ -1,4 +1,4 @@
-"""LoRAs that a user brings: found, looked into, and told apart by content; not loaded here."""
+"""LoRA files that a user gives: find them, read their headers, and identify them by content."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ STAGES = (STAGE_1, STAGE_2)
 """The components that a LoRA may be for."""
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
-"""What diffusers calls it in a folder of its own."""
+"""The name that diffusers gives a LoRA file in a folder."""
 
 _PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 _ZIP = b"PK\x03\x04"
-"""How the pickles begin that torch writes today."""
+"""The first bytes of the pickles that torch writes today."""
 
 BLOCK = 2**20
-"""Numbers of a weight that are merged at once."""
+"""How many numbers of a weight are merged at once."""
 
 _ITEM = 4
-"""Bytes of a number while it is merged."""
+"""Bytes per number while it is merged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +38,11 @@ class Lora:
     """A LoRA file of the user.
 
     Attributes:
-        path: the file, absolute; a begun run needs it until the stage has drawn.
-        scale: how often what it adds counts, beside its own alpha; 0: not at all.
-        stage: `stage_1` or `stage_2`; None until a plan has told by its shapes.
+        path: absolute path of the file; a run needs the file until the stage has drawn.
+        scale: multiplier of what it adds, applied in addition to its own alpha; 0 disables it.
+        stage: `stage_1` or `stage_2`; None until a plan has compared its shapes.
         digest: SHA-256 of the file.
-        merge_bytes: of memory while it is merged into a network.
+        merge_bytes: RAM needed while it is merged into a network.
     """
 
     path: str
@@ -56,35 +56,35 @@ class Lora:
 
 
 def loras(given: Any) -> tuple[Lora, ...]:
-    """One LoRA or several, as paths, `[STAGE=]FILE[:SCALE]` or `Lora`, each looked into.
+    """One LoRA or several, as paths, `[STAGE=]FILE[:SCALE]` or `Lora`; each file's header is read.
 
     Raises:
-        RequestError: a stage that takes none, or a scale that is no number.
-        LoraError, CheckpointError: a file that is not there, is no LoRA, or is broken.
+        RequestError: a stage takes no LoRA, or a scale is not a number.
+        LoraError, CheckpointError: a file is missing, broken, or not a LoRA.
     """
     if given is None:
         return ()
     several = [given] if isinstance(given, str | os.PathLike | Lora) else given
     if not isinstance(several, Iterable):
-        raise RequestError(f"lora {given!r} is not like FILE:SCALE, or several of it")
+        raise RequestError(f"lora {given!r} is not like FILE:SCALE, or a list of these")
     return tuple(one if isinstance(one, Lora) and one.digest else _look_at(one) for one in several)
 
 
 def of_stage(lora: Iterable[Lora], component: str) -> tuple[Lora, ...]:
-    """Those of a request that a component takes."""
+    """The LoRAs among `lora` that are for a component."""
     return tuple(one for one in lora if one.stage == component)
 
 
 def merge_bytes_of(lora: Iterable[Lora]) -> int:
-    """Of RAM for all LoRAs of a step: what they add to one weight is held together."""
+    """Bytes of RAM for all LoRAs of a step: all of them are merged into one weight at the same time."""
     return sum(one.merge_bytes for one in lora if one.scale)
 
 
 def parse_lora(text: str) -> tuple[str | None, str, float]:
-    """(stage, path, scale) of `[STAGE=]FILE[:SCALE]`; a path may hold colons, as on Windows.
+    """(stage, path, scale) from `[STAGE=]FILE[:SCALE]`; a path may contain colons, as on Windows.
 
     Raises:
-        RequestError: a stage that takes none, or a scale that is no number.
+        RequestError: the stage takes no LoRA, or the scale is not a number.
     """
     stage, equals, path = text.partition("=")
     stage = component_name(stage)
@@ -103,11 +103,11 @@ def parse_lora(text: str) -> tuple[str | None, str, float]:
 
 
 def file_digest(path: str | Path) -> str:
-    """SHA-256 of a LoRA file as it is now.
+    """SHA-256 of a LoRA file's current content.
 
     Raises:
-        LoraError: it is not there.
-        CheckpointError: it cannot be read.
+        LoraError: the file is missing.
+        CheckpointError: the file cannot be read.
     """
     file = Path(path)
     try:
@@ -115,14 +115,14 @@ def file_digest(path: str | Path) -> str:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except FileNotFoundError:
         raise LoraError(
-            f"the LoRA {file} is not there any more: put it back, or start again without it"
+            f"the LoRA {file} no longer exists: put it back, or start again without it"
         ) from None
     except OSError as error:
         raise unreadable(file, error) from error
 
 
 def _look_at(given: Any) -> Lora:
-    """A LoRA with its stage, if one is said, its content and what merging it takes."""
+    """A LoRA with its stage if one is given, its digest, and the memory that merging it takes."""
     if isinstance(given, Lora):
         stage, path, scale = given.stage, given.path, _checked_scale(given.scale)
         if stage not in (None, *STAGES):
@@ -139,7 +139,7 @@ def _look_at(given: Any) -> Lora:
 
 
 def _numbers_held(pair: Pair) -> int:
-    """By a thread that merges: both matrices, and a block of the weight and of what is added to it."""
+    """Numbers that a merging thread holds: both matrices, a block of the weight and of its change."""
     return pair.numbers + 2 * min(BLOCK, math.prod(pair.shape))
 
 
@@ -151,19 +151,19 @@ def _checked_scale(scale: Any) -> float:
 
 
 def _file(path: str) -> Path:
-    """The safetensors file that a path means: itself, or the one in a folder."""
+    """The safetensors file that a path names: the path itself, or the file in this folder."""
     if not _is_there(path):
         raise LoraError(
-            f"{path} is not there: give a safetensors file, or a folder with {FILE_NAME}; "
-            "what is on the Hub is fetched by `hf download`"
+            f"{path} does not exist: give a safetensors file, or a folder with {FILE_NAME}; "
+            "`hf download` fetches files from the Hub"
         )
-    # Not resolved: in the Hub's cache a file's own name is that of a link.
+    # The path is not resolved: in the Hub's cache, the name of the link is the name of the file.
     file = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100
     if file.is_dir():
         others = sorted(name.name for name in file.glob("pytorch_lora_weights.*"))
         if FILE_NAME not in others:
             _refuse_pickle(file / others[0] if others else file)
-            raise LoraError(f"{file} holds no {FILE_NAME}: give the file itself")
+            raise LoraError(f"{file} does not contain {FILE_NAME}: give the path of the file")
         file /= FILE_NAME
     _refuse_pickle(file)
     return file
@@ -174,10 +174,10 @@ def _refuse_pickle(file: Path) -> None:
         with file.open("rb") as stream:
             is_pickle = file.suffix in _PICKLES or stream.read(len(_ZIP)) == _ZIP
     except OSError:
-        return  # whoever reads it says why it cannot be read
+        return  # reading the header raises the error with its reason
     if is_pickle:
         raise LoraError(
-            f"{file} is a pickle, which could run any code when it is opened: save it as safetensors"
+            f"{file} is a pickle, and opening a pickle can run any code: save it as safetensors"
         )
 
 

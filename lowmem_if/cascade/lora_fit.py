@@ -1,4 +1,4 @@
-"""Which UNet a LoRA is for: the one whose layers have its names and shapes."""
+"""Find the UNet that a LoRA is for: the one whose layers have the LoRA's names and shapes."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from lowmem_if.cascade.safetensors_header import read_headers
 from lowmem_if.errors import LoraError
 
 Shapes = Mapping[str, tuple[int, ...]]
-"""The weights of a network by name."""
+"""Name of a network's weight -> its shape."""
 
 _WEIGHT = ".weight"
 
 
 class Misfit(Exception):
-    """A LoRA is of another network; its text says which layer showed it."""
+    """A LoRA is for another network; the message names the layer that does not fit."""
 
 
 def fitted(pairs: Iterable[Pair], shapes: Shapes) -> dict[str, Pair]:
-    """The weights that a LoRA changes, by name, with what changes them.
+    """The weights that a LoRA changes: name of the weight -> the pair for it.
 
     Raises:
-        Misfit: a pair has no place in the network.
+        Misfit: the network has no layer for a pair.
     """
     layers = {name.removesuffix(_WEIGHT) for name in shapes if name.endswith(_WEIGHT)}
     spelled: dict[str, list[str]] = {}
@@ -44,8 +44,8 @@ def fitted(pairs: Iterable[Pair], shapes: Shapes) -> dict[str, Pair]:
             raise Misfit(f"there is no layer for {pair.down!r}")
         if plain_shape(shapes[name]) != pair.shape:
             raise Misfit(
-                f"{pair.down!r} is for a weight of {_sides(pair.shape)}, "
-                f"there it is {_sides(shapes[name])}"
+                f"{pair.down!r} is for a weight of shape {_sides(pair.shape)}, "
+                f"but this weight is {_sides(shapes[name])}"
             )
         if name in found:
             raise Misfit(f"{found[name].down!r} and {pair.down!r} are for the same layer")
@@ -53,32 +53,32 @@ def fitted(pairs: Iterable[Pair], shapes: Shapes) -> dict[str, Pair]:
     return found
 
 
-def settled(
+def assign_stages(
     loras: Iterable[Lora], location: Location, components: Collection[str]
 ) -> tuple[Lora, ...]:
-    """The LoRAs of a request with the stages that they are for, of those in `components`.
+    """The LoRAs of a request, each with the stage that it is for; only `components` count.
 
-    Of a stage whose weights are not on this disk nothing can be compared: it is taken for the right one
-    if it is said to be, or is the only one that runs.
+    A stage whose weights are not on this disk cannot be compared. It is accepted if the user named it,
+    or if it is the only stage that runs.
 
     Raises:
-        LoraError: one fits none of the stages, or both.
+        LoraError: a LoRA fits no stage, or both.
     """
     loras = tuple(loras)
     running = [stage for stage in STAGES if stage in components] if loras else []
     shapes = {stage: _shapes(location, stage) for stage in running}
-    return tuple(_settled(lora, shapes, location.cascade.name) for lora in loras)
+    return tuple(_assigned(lora, shapes, location.cascade.name) for lora in loras)
 
 
-def _settled(lora: Lora, networks: Mapping[str, Shapes | None], cascade: str) -> Lora:
+def _assigned(lora: Lora, networks: Mapping[str, Shapes | None], cascade: str) -> Lora:
     if not networks or (lora.stage and lora.stage not in networks):
-        what = _spoken(lora.stage) if lora.stage else "neither stage 1 nor stage 2"
+        what = label(lora.stage) if lora.stage else "neither stage 1 nor stage 2"
         runs = "does not run" if lora.stage else "runs"
         raise LoraError(f"{lora.path}: {what} {runs} for this request: leave the LoRA out")
     if len(networks) > 1 and lora.stage is None and None in networks.values():
         raise LoraError(
-            f"{lora.path}: the UNets of {cascade} are not on this disk to compare it with: "
-            f"`lowmem-if fetch {cascade}`, or say which it is for, like stage_1={Path(lora.path).name}"
+            f"{lora.path} cannot be compared with the UNets of {cascade}, which are not on this disk: "
+            f"run `lowmem-if fetch {cascade}`, or name the stage, like stage_1={Path(lora.path).name}"
         )
     pairs = read_pairs(Path(lora.path))
     right, wrong = [], []
@@ -89,30 +89,26 @@ def _settled(lora: Lora, networks: Mapping[str, Shapes | None], cascade: str) ->
                 fitted(pairs, shapes)
             right.append(stage)
         except Misfit as why:
-            wrong.append(f"in {_spoken(stage)} {why}")
+            wrong.append(f"in {label(stage)} {why}")
     if not right:
         raise LoraError(f"{lora.path} fits no UNet that runs: {'; '.join(wrong)}")
     if len(right) > 1:
         name = Path(lora.path).name
         raise LoraError(
-            f"{lora.path} fits {' and '.join(map(_spoken, right))}: say which, like "
+            f"{lora.path} fits {' and '.join(map(label, right))}: name the stage, like "
             f"{right[0]}={name} or {right[1]}={name}"
         )
     return replace(lora, stage=right[0])
 
 
 def _shapes(location: Location, stage: str) -> Shapes | None:
-    """Of a stage's UNet, by its files' headers; None if they are not here."""
+    """The shapes of a stage's UNet, from its files' headers; None if the files are not on this disk."""
     root = location.folder(stage)
     if root is None:
         return None
     folder = root / "unet"
     headers = read_headers(folder / name for name in weight_variant(folder).files)
     return {name: header.shape for name, header in headers.items()}
-
-
-def _spoken(stage: str) -> str:
-    return label(stage)
 
 
 def _sides(shape: tuple[int, ...]) -> str:

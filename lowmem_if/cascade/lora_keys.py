@@ -1,13 +1,13 @@
-"""What a LoRA file holds, read from its header: pairs of small matrices, each for one layer.
+"""Read a LoRA file's header: pairs of small matrices, each for one layer.
 
-Understood are, with and without `unet.` before them:
+The reader accepts these keys, with or without the prefix `unet.`:
 - peft's keys, which diffusers writes today: `LAYER.lora_A.weight` (down), `LAYER.lora_B.weight` (up);
-- older diffusers': `LAYER.lora.down.weight`, and of attention processors
-  `ATTENTION.processor.to_q_lora.down.weight`, `add_k_proj_lora` and `to_out_lora` among them;
-- kohya's: `lora_unet_LAYER.lora_down.weight`, with underscores for the dots of LAYER.
+- older diffusers keys: `LAYER.lora.down.weight`, and for attention processors
+  `ATTENTION.processor.to_q_lora.down.weight`, also with `add_k_proj_lora` and `to_out_lora`;
+- kohya's keys: `lora_unet_LAYER.lora_down.weight`, with underscores for the dots of LAYER.
 
-How much a product counts is `LAYER.alpha` over its rank, or what diffusers keeps in the file's metadata
-(peft's configuration); without either it counts once.
+A product is multiplied by `LAYER.alpha` over its rank, or by the factor in the file's metadata, where
+diffusers keeps peft's configuration. Without either, the factor is 1.
 
 Sources: diffusers 0.42, `utils/state_dict_utils.py` (`UNET_TO_DIFFUSERS`), `loaders/peft.py`,
 `loaders/lora_conversion_utils.py`; peft 0.21, `tuners/lora/layer.py` (`update_layer`,
@@ -42,10 +42,10 @@ _ALPHA = re.compile(r"(?P<layer>.+?)(?:\.lora|_lora)?\.alpha")
 _KINDS = {"A": "down", "B": "up"}
 
 _METADATA = "lora_adapter_metadata"
-"""Where diffusers keeps peft's configuration (`loaders/lora_base.py`)."""
+"""The metadata key of peft's configuration (`loaders/lora_base.py` in diffusers)."""
 
 _LEAVE_WEIGHTS_ALONE = ("gaussian", "eva", "orthogonal")
-"""Of the beginnings that peft can give a LoRA by name those that don't change the network's weights."""
+"""The named initialisations of peft that do not change the network's weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +53,10 @@ class Pair:
     """Two small matrices, down (rank, in) and up (out, rank); their product is added to a weight.
 
     Attributes:
-        layer: what it changes, by the name in the network; with underscores for dots if `underscored`.
-        down, up, alpha: the keys in the file; alpha None: the product counts `factor` times.
-        shape: of the weight, (out, in) or (out, in, height, width).
-        numbers: of both matrices.
+        layer: name of the layer that it changes; with underscores for dots if `underscored`.
+        down, up, alpha: the keys in the file; without an alpha, `factor` multiplies the product.
+        shape: shape of the weight, (out, in) or (out, in, height, width).
+        numbers: how many numbers both matrices have.
     """
 
     layer: str
@@ -71,11 +71,11 @@ class Pair:
 
 
 def read_pairs(file: Path) -> tuple[Pair, ...]:
-    """The pairs of a LoRA file, in its order; every tensor of it belongs to one.
+    """The pairs of a LoRA file, in its order; every tensor in the file belongs to one.
 
     Raises:
-        LoraError: it holds something else, or a pair that is none.
-        CheckpointError: it is missing or no sound safetensors file.
+        LoraError: the file contains something else, or a pair that is not valid.
+        CheckpointError: the file is missing or not a valid safetensors file.
     """
     headers, metadata = read_header_and_metadata(file)
     found: dict[tuple[str, bool], dict[str, str]] = {}
@@ -86,7 +86,7 @@ def read_pairs(file: Path) -> tuple[Pair, ...]:
             raise LoraError(f"{file}: {keys[kind]!r} and {key!r} are for the same layer: keep one")
         keys[kind] = key
     if not found:
-        raise LoraError(f"{file} holds no tensors: give a file with a LoRA")
+        raise LoraError(f"{file} contains no tensors: give a file with a LoRA")
     factor_of = _factors(file, metadata)
     return tuple(
         _pair(file, layer, underscored, keys, headers, factor_of)
@@ -95,7 +95,7 @@ def read_pairs(file: Path) -> tuple[Pair, ...]:
 
 
 def plain_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A weight's shape without sides of one pixel: those of a linear layer and of a 1x1 convolution."""
+    """A weight's shape without trailing ones: linear layers and 1x1 convolutions then look alike."""
     return shape[:2] if set(shape[2:]) <= {1} else shape
 
 
@@ -103,26 +103,26 @@ def _parsed(file: Path, key: str) -> tuple[str, bool, str]:
     """(layer, whether its dots are underscores, `down`, `up` or `alpha`)."""
     if key.startswith(_OF_TEXT_ENCODERS):
         raise LoraError(
-            f"{file} is for a text encoder, too ({key!r}), which no LoRA is merged into: "
-            "save the UNet's part alone"
+            f"{file} also changes a text encoder ({key!r}), but LoRAs are merged into UNets only: "
+            "save the UNet's part as a file of its own"
         )
-    # As diffusers does it (KEYS_TO_ALWAYS_REPLACE).
+    # diffusers does the same (KEYS_TO_ALWAYS_REPLACE).
     name = key.removeprefix(_UNET).replace(".processor.", ".")
     matrix, alpha = _MATRIX.fullmatch(name), _ALPHA.fullmatch(name)
     match = matrix or alpha
     if match is None:
         raise LoraError(
-            f"{file}: {key!r} is no part of a LoRA of two matrices a layer; "
-            "other kinds (DoRA, LoHa, LoKr, biases, whole weights) are not merged"
+            f"{file}: {key!r} does not belong to a LoRA with two matrices per layer; "
+            "other kinds (DoRA, LoHa, LoKr, biases, whole weights) are not supported"
         )
     layer: str = match["layer"]
     kind = "alpha"
     if matrix:
-        said: str = matrix["peft"] or matrix["kohya"] or matrix["diffusers"]
-        kind = _KINDS.get(said, said)
+        spelled: str = matrix["peft"] or matrix["kohya"] or matrix["diffusers"]
+        kind = _KINDS.get(spelled, spelled)
     if layer.startswith(_KOHYA):
         return layer.removeprefix(_KOHYA), True, kind
-    # diffusers' attention has a list there, whose first entry is the layer.
+    # In diffusers, `to_out` is a list, and its first entry is the layer.
     return re.sub(r"(?:^|(?<=\.))to_out$", "to_out.0", layer), False, kind
 
 
@@ -137,7 +137,7 @@ def _pair(
     for kind, other in (("down", "up"), ("up", "down")):
         if kind not in keys:
             there = keys.get(other) or keys["alpha"]
-            raise LoraError(f"{file}: {there!r} has no {kind!r} beside it: copy the file again")
+            raise LoraError(f"{file}: {there!r} has no matching {kind!r}: copy the file again")
     down, up = headers[keys["down"]], headers[keys["up"]]
     rank = down.shape[0] if down.shape else 0
     if (
@@ -147,14 +147,14 @@ def _pair(
         or not (down.is_floating and up.is_floating)
     ):
         raise LoraError(
-            f"{file}: {keys['down']!r} {_told(down)} and {keys['up']!r} {_told(up)} are no pair of "
-            "matrices with one rank"
+            f"{file}: {keys['down']!r} {_described(down)} and {keys['up']!r} {_described(up)} are not "
+            "two matrices of the same rank"
         )
     alpha = keys.get("alpha")
     if alpha is not None and headers[alpha].numbers != 1:
-        raise LoraError(f"{file}: {alpha!r} is no number but {_told(headers[alpha])}")
+        raise LoraError(f"{file}: {alpha!r} is not a number but {_described(headers[alpha])}")
     if alpha is not None and factor_of is not None:
-        raise LoraError(f"{file} says twice how much it counts, by {alpha!r} and by its metadata")
+        raise LoraError(f"{file} sets its factor twice: by {alpha!r} and in its metadata")
     return Pair(
         layer,
         underscored,
@@ -168,12 +168,12 @@ def _pair(
     )
 
 
-def _told(header: TensorHeader) -> str:
+def _described(header: TensorHeader) -> str:
     return f"({header.dtype} {'x'.join(map(str, header.shape))})"
 
 
 class _Configuration(BaseModel):
-    """What of peft's `LoraConfig` decides what is added to a weight."""
+    """The fields of peft's `LoraConfig` that decide what is added to a weight."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -187,35 +187,35 @@ class _Configuration(BaseModel):
 
 
 def _factors(file: Path, metadata: Mapping[str, str]) -> Callable[[str, int], float] | None:
-    """How often a layer's product counts, by its name and rank; None if the metadata says nothing."""
+    """The factor of a layer's product, from its name and rank; None without such metadata."""
     if _METADATA not in metadata:
         return None
     try:
-        said: Any = json.loads(metadata[_METADATA])
-        settings = _Configuration(**{key.removeprefix(_UNET): said[key] for key in said})
-        patterns = [*settings.rank_pattern, *settings.alpha_pattern]
+        content: Any = json.loads(metadata[_METADATA])
+        config = _Configuration(**{key.removeprefix(_UNET): content[key] for key in content})
+        patterns = [*config.rank_pattern, *config.alpha_pattern]
         for pattern in patterns:
             re.compile(pattern)
     except (ValueError, TypeError, AttributeError, ValidationError, re.error) as error:
         line = str(error).splitlines()[0]
-        raise LoraError(f"{file}: its {_METADATA} makes no sense ({line})") from error
-    begun = settings.init_lora_weights
-    if settings.use_dora or (isinstance(begun, str) and begun not in _LEAVE_WEIGHTS_ALONE):
-        what = "DoRA" if settings.use_dora else f"a LoRA that began as {begun}"
-        raise LoraError(f"{file} is {what}, which is not merged: convert it to a plain LoRA")
+        raise LoraError(f"{file}: its {_METADATA} is not valid ({line})") from error
+    initial = config.init_lora_weights
+    if config.use_dora or (isinstance(initial, str) and initial not in _LEAVE_WEIGHTS_ALONE):
+        what = "DoRA" if config.use_dora else f"a LoRA initialised by {initial}"
+        raise LoraError(f"{file} is {what}, which is not supported: convert it to a plain LoRA")
 
     def factor(layer: str, rank: int) -> float:
-        expected = _by_pattern(settings.rank_pattern, layer, settings.r)
+        expected = _by_pattern(config.rank_pattern, layer, config.r)
         if rank != expected:
             raise LoraError(f"{file}: {layer} has rank {rank}, its metadata says {expected}")
-        alpha: float = _by_pattern(settings.alpha_pattern, layer, settings.lora_alpha)
-        return alpha / (math.sqrt(rank) if settings.use_rslora else rank)
+        alpha: float = _by_pattern(config.alpha_pattern, layer, config.lora_alpha)
+        return alpha / (math.sqrt(rank) if config.use_rslora else rank)
 
     return factor
 
 
 def _by_pattern(patterns: Mapping[str, Any], layer: str, otherwise: Any) -> Any:
-    """The value of the first pattern that is the layer's name or the end of it, as peft finds it."""
+    """The value of the first pattern that matches the layer's name or its end, as in peft."""
     for pattern, value in patterns.items():
         if re.match(rf"(.*\.)?({pattern})$", layer):
             return value

@@ -1,4 +1,4 @@
-"""The ways of using IF, and how each samples where the request says nothing."""
+"""The modes of IF, and how each samples where the request sets nothing."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from lowmem_if.cascade.catalog import STAGE_1, STAGE_2, Cascade, StageDefaults
 TEXT, VARY, INPAINT, UPSCALE = "text", "vary", "inpaint", "upscale"
 
 MODES = (TEXT, VARY, INPAINT, UPSCALE)
-"""From a text alone; a picture drawn again by a text; a part of one; a picture enlarged."""
+"""Draw from text only, redraw an image, redraw a part of an image, enlarge an image."""
 
 REDRAWN = (VARY, INPAINT)
-"""Modes that begin with a picture and noise it again, by a strength."""
+"""Modes that add noise to an input image and redraw it, with a strength."""
 
 _IF_DEFAULTS = {
     VARY: {
@@ -23,7 +23,7 @@ _IF_DEFAULTS = {
         STAGE_2: StageDefaults(100, 4.0, noise_level=0, strength=0.8),
     },
 }
-"""Those of diffusers' pipelines for each mode."""
+"""The defaults of diffusers' pipelines for each mode."""
 
 _DEMO_DEFAULTS = {
     mode: {
@@ -32,10 +32,10 @@ _DEMO_DEFAULTS = {
     }
     for mode, strength in ((VARY, 0.7), (INPAINT, 1.0))
 }
-"""The demo's own steps, guidance and noise; strengths are those of diffusers' pipelines."""
+"""Steps, guidance and noise are the demo's own; the strengths are those of diffusers' pipelines."""
 
 
 def defaults_for(cascade: Cascade, mode: str, component: str) -> StageDefaults | None:
-    """How a component of a cascade samples in a mode; None for one that draws nothing."""
+    """How a component of a cascade samples in a mode; None for a component that samples nothing."""
     own = _DEMO_DEFAULTS if cascade.defaults == catalog.DEMO_DEFAULTS else _IF_DEFAULTS
     return own.get(mode, {}).get(component, cascade.defaults.get(component))

@@ -1,4 +1,4 @@
-"""Which files a component reads, and whether they are here; names alone, no content."""
+"""Which files a component reads, and whether they exist; only names are compared, not content."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lowmem_if.errors import CheckpointError
 
 
 def file_names(folder: Path) -> set[str]:
-    """The files of a folder; none if there is no such folder. A link to nothing is no file."""
+    """Names of the files in a folder; empty if it does not exist. Dangling links are ignored."""
     return _names(folder, os.DirEntry.is_file)
 
 
 def folder_names(folder: Path) -> set[str]:
-    """The folders in a folder."""
+    """Names of the folders in a folder; empty if it does not exist."""
     return _names(folder, os.DirEntry.is_dir)
 
 
@@ -37,7 +37,7 @@ def weight_variant(folder: Path, *, eight_bit: bool = False) -> Variant:
     """The weight files to load from one module folder.
 
     Raises:
-        CheckpointError: there are none, or a shard is missing.
+        CheckpointError: there are no weight files, or a shard or the index is missing.
     """
     variant = choose_variant(file_names(folder), eight_bit=eight_bit)
     if variant is None:
@@ -52,7 +52,7 @@ def weight_variant(folder: Path, *, eight_bit: bool = False) -> Variant:
 
 
 def usable_variant(folder: Path, *, eight_bit: bool) -> Variant | None:
-    """The complete set of files that a module would be loaded from; None while one is missing."""
+    """The complete set of files that a module is loaded from; None while a file is missing."""
     names = file_names(folder)
     variant = choose_variant(names, eight_bit=eight_bit)
     if variant is None or variant.missing or "config.json" not in names:
@@ -61,7 +61,7 @@ def usable_variant(folder: Path, *, eight_bit: bool) -> Variant | None:
 
 
 def files_in(root: Path, component: str, part: Part, *, eight_bit: bool) -> tuple[Path, ...]:
-    """Those files of a root that a component reads: weights, configurations, vocabularies."""
+    """The files in a root that a component reads: weights, configurations, vocabularies."""
     files = {root / name for name in configuration_files(component, part)}
     for folder in (root / module.folder for module in part.modules):
         variant = choose_variant(file_names(folder), eight_bit=eight_bit)
@@ -78,7 +78,7 @@ def _is_here(file: Path) -> bool:
 
 
 def is_whole(root: Path, component: str, part: Part, *, eight_bit: bool) -> bool:
-    """Whether nothing is missing of what a component reads."""
+    """Whether all files exist that a component reads."""
     weights = all(
         usable_variant(root / module.folder, eight_bit=eight_bit) for module in part.modules
     )

@@ -1,4 +1,4 @@
-"""What safetensors files hold, read from their headers alone: no torch, no tensor bytes.
+"""Read the headers of safetensors files, without torch and without reading tensor bytes.
 
 Format (huggingface/safetensors README): 8 bytes little-endian header length, a JSON object
 name -> {dtype, shape, data_offsets}, then the tensor bytes without gaps.
@@ -27,7 +27,7 @@ _MAX_HEADER_BYTES = 100_000_000
 
 @dataclass(frozen=True, slots=True)
 class TensorHeader:
-    """One tensor of a file: `dtype` in safetensors' spelling, `shape`, and where its bytes lie."""
+    """One tensor of a file: `dtype` in safetensors' spelling, `shape`, and where its bytes are."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -44,10 +44,10 @@ class TensorHeader:
 
 
 def read_headers(files: Iterable[Path]) -> dict[str, TensorHeader]:
-    """The tensors of several files together (the shards of one module), by name.
+    """The tensors of several files (the shards of one module), by name.
 
     Raises:
-        CheckpointError: a file is missing, empty, truncated or its header does not make sense.
+        CheckpointError: a file is missing, empty or truncated, or its header is not valid.
     """
     tensors: dict[str, TensorHeader] = {}
     for file in files:
@@ -56,17 +56,17 @@ def read_headers(files: Iterable[Path]) -> dict[str, TensorHeader]:
 
 
 def are_bfloat16(tensors: Iterable[TensorHeader]) -> bool:
-    """Whether every number that could be bfloat16 is."""
+    """Whether every tensor of floating-point numbers is bfloat16."""
     return all(tensor.dtype == "BF16" for tensor in tensors if tensor.is_floating)
 
 
 def read_header(file: Path) -> dict[str, TensorHeader]:
-    """The tensors of one safetensors file, by name; the file's length is checked against them."""
+    """The tensors of one safetensors file, by name; the file must be as long as they need."""
     return read_header_and_metadata(file)[0]
 
 
 def read_header_and_metadata(file: Path) -> tuple[dict[str, TensorHeader], dict[str, str]]:
-    """The same, and what the file says of itself beside them."""
+    """The tensors of one safetensors file, by name, and the metadata in its header."""
     try:
         with file.open("rb") as stream:
             size = file.stat().st_size
@@ -77,7 +77,7 @@ def read_header_and_metadata(file: Path) -> tuple[dict[str, TensorHeader], dict[
     except OSError as error:
         raise unreadable(file, error) from error
     except (ValueError, RecursionError) as error:
-        raise _broken(file, f"its header is no JSON ({error})") from error
+        raise _broken(file, f"its header is not valid JSON ({error})") from error
     if not isinstance(header, dict):
         raise _broken(file, "its header is not a table of tensors")
     metadata = header.pop("__metadata__", None) or {}
@@ -100,11 +100,13 @@ def _checked(
             expected = tensor.numbers * ITEM_BYTES[tensor.dtype]
             sane = start >= 0 and all(side >= 0 for side in tensor.shape)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise _broken(file, f"the header entry of {name!r} makes no sense") from error
+            raise _broken(file, f"the header entry of {name!r} is not valid") from error
         if tensor.size_bytes != expected or not sane:
             raise _broken(file, f"{name!r} has {tensor.size_bytes} bytes instead of {expected}")
         if end > data_bytes:
-            raise _broken(file, f"it is truncated: {name!r} ends {end - data_bytes} bytes past it")
+            raise _broken(
+                file, f"it is truncated: {name!r} ends {end - data_bytes} bytes after its end"
+            )
         spans.append((start, end))
         tensors[name] = tensor
     _check_gapless(file, sorted(spans), data_bytes)
@@ -112,14 +114,14 @@ def _checked(
 
 
 def _check_gapless(file: Path, spans: list[tuple[int, int]], data_bytes: int) -> None:
-    """The format lets tensors neither overlap nor leave bytes between them."""
+    """Check that tensors neither overlap nor leave gaps, which the format forbids."""
     reached = 0
     for start, end in spans:
         if start != reached:
-            raise _broken(file, f"a tensor begins at byte {start} where {reached} is due")
+            raise _broken(file, f"a tensor begins at byte {start} instead of {reached}")
         reached = end
     if reached != data_bytes:
-        raise _broken(file, f"its tensors take {reached} bytes and it holds {data_bytes}")
+        raise _broken(file, f"its tensors need {reached} bytes, and it has {data_bytes}")
 
 
 def unreadable(path: Path, error: OSError) -> CheckpointError:

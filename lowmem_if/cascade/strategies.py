@@ -1,4 +1,4 @@
-"""The words for how a component's weights live while it works, and pins: the user's own choices."""
+"""Strategies: where a component's weights are kept while it computes. Pins: the user's own choices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SEQUENTIAL_OFFLOAD = "sequential_offload"
 STREAM = "stream"
 
 STRATEGIES = (RESIDENT, MODEL_OFFLOAD, SEQUENTIAL_OFFLOAD, STREAM)
-"""On the device; in RAM, whole modules move; in RAM, leaves move; in the file, layers come and go."""
+"""Weights are kept on the device; in RAM, by module; in RAM, by leaf; or in the file, by layer."""
 
 FLOATS = ("float16", "bfloat16", "float32")
 QUANTISED = ("int8", "nf4")
@@ -23,12 +23,12 @@ _SHORT = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 EXACT, BALANCED = "exact", "balanced"
 PREFERENCES = (EXACT, BALANCED)
-"""`exact` changes no pixel beyond the storage asked for; `balanced` may quantise and batch."""
+"""`exact` changes no pixel beyond the requested storage dtype; `balanced` may quantise and batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """A choice of the user for one component, never overridden; `storage` None leaves it open."""
+    """A user's choice for one component, never overridden; without `storage` the planner chooses."""
 
     strategy: str
     storage: str | None = None
@@ -38,23 +38,23 @@ class Pin:
 
 
 def parse_pins(texts: Iterable[str]) -> dict[str, Pin]:
-    """`COMPONENT=STRATEGY[:DTYPE]`, as given with `--pin`.
+    """The pins in texts like `COMPONENT=STRATEGY[:DTYPE]`, the form of `--pin`.
 
     Raises:
-        RequestError: an unknown component, strategy or number type, or a component pinned twice.
+        RequestError: a component, strategy or number type is unknown, or a component is pinned twice.
     """
     pins: dict[str, Pin] = {}
     for text in texts:
         name, _, choice = text.partition("=")
         component = component_name(name)
         if component in pins:
-            raise RequestError(f"{component} is pinned twice: give one --pin for it")
+            raise RequestError(f"{component} is pinned twice: give only one --pin for it")
         pins[component] = parse_pin(component, choice)
     return pins
 
 
 def parse_pin(component: str, choice: str) -> Pin:
-    """One pin: `STRATEGY[:DTYPE]` for `component`."""
+    """The pin in a text like `STRATEGY[:DTYPE]`, for `component`."""
     component = component_name(component)
     strategy, colon, storage = choice.partition(":")
     storage = _SHORT.get(storage, storage)
@@ -63,14 +63,18 @@ def parse_pin(component: str, choice: str) -> Pin:
     if colon:
         _check("number type", storage, STORAGES)
     if storage in QUANTISED and component != TEXT_ENCODER:
-        raise RequestError(f"{storage} is for the text encoder; pin {component} to a float type")
+        raise RequestError(
+            f"only the text encoder can be {storage}: pin {component} to a float type"
+        )
     if storage in QUANTISED and strategy != RESIDENT:
-        raise RequestError(f"{storage} weights do not move: pin {component}=resident:{storage}")
+        raise RequestError(
+            f"{storage} weights cannot be offloaded: pin {component}=resident:{storage}"
+        )
     return Pin(strategy, storage or None)
 
 
 def pin_texts(pins: Mapping[str, Pin]) -> dict[str, str]:
-    """Pins as they are written into plans and profiles."""
+    """Pins in the form that plans and profiles contain."""
     return {component: str(pin) for component, pin in pins.items()}
 
 

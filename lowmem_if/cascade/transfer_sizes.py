@@ -1,21 +1,21 @@
-"""Sizes of what is in flight while weights load and stream: predicted, used and simulated from here."""
+"""Sizes of buffers and windows for loading and streaming, shared by planning, loading and simulation."""
 
 from __future__ import annotations
 
 WINDOW_UNITS = 2
-"""Offload groups of a streaming network that are on the device at a time: one computes, one loads."""
+"""Offload groups of a streaming network on the device at the same time: one computes, one loads."""
 
 LEAST_WINDOW_BYTES = 64 * 2**20
-"""Smallest window of a streaming network; small layers are prefetched further ahead."""
+"""Smallest window of a streaming network; more small layers are prefetched into it."""
 
 STAGING_BYTES = 32 * 2**20
-"""Each of the staging buffers: a power of two, which is what pinned memory is rounded to."""
+"""Size of each staging buffer: a power of two, because pinned memory is rounded up to one."""
 
 STAGING_BUFFERS = 2
 
 LOADER_THREADS = 4
-"""Most threads that load one network. More read no faster: the page cache gives 5 GB/s to one thread,
-fresh memory about 1 GB/s to each."""
+"""Most threads that load one network; more threads are not faster. One thread reads 5 GB/s from the
+page cache, and each thread writes about 1 GB/s into fresh memory."""
 
 GUIDED_IMAGES = 2
-"""Images that a guided image takes through a UNet: one with its prompt, one with the negative prompt."""
+"""UNet inputs per guided image: one with the prompt, one with the negative prompt."""

@@ -1,7 +1,7 @@
-"""Which of a module folder's files a run loads: the 8-bit file, the fp16 shards, the plain ones.
+"""Choose the files of a module folder that a run loads: 8-bit, fp16 or plain.
 
-The Hub repositories hold the same weights several times (float32 and fp16, `.bin` and safetensors,
-an 8-bit text encoder, the original format in the root). Exactly one set is ever read or downloaded.
+The Hub repositories contain the same weights several times: float32 and fp16, `.bin` and safetensors,
+an 8-bit text encoder, the original format in the root. Only one set is read or downloaded.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _INDEX = re.compile(
     r"(?:model|diffusion_pytorch_model)\.safetensors\.index(?:\.(?P<variant>[a-z0-9_]+))?\.json"
 )
 PREFERENCE = ("fp16", "bf16", None)
-"""The smallest 16-bit files first; the plain (usually float32) ones when there is nothing else."""
+"""Variants in order of preference; the plain files are usually float32, so they are the last."""
 
 _VOCABULARIES = ({"spiece.model"}, {"vocab.json", "merges.txt"}, {"tokenizer.json"})
 SMALL_FILES = (".json", ".txt", ".model")
-"""What is read, and downloaded, of the small folders beside the weights."""
+"""Endings of the files that are read and downloaded from the small folders without weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,10 @@ class Variant:
     """One set of weight files of a module folder.
 
     Attributes:
-        name: what diffusers calls the variant, None for the plain files.
-        files: safetensors file names, in shard order, all that belong to the set.
-        index: the shard index file, None for a single file.
-        missing: shard names that the numbering promises and that are not there.
+        name: diffusers' name of the variant; None for the plain files.
+        files: names of all safetensors files of the set, in shard order.
+        index: the shard index file; None for a single file.
+        missing: names of the shards that the numbering implies but that do not exist.
     """
 
     name: str | None
@@ -49,7 +49,7 @@ class Variant:
 
 
 def find_variants(names: Iterable[str]) -> dict[str | None, Variant]:
-    """Every complete or incomplete set among the file names of one folder, by variant name."""
+    """Every set among the file names of one folder, complete or not, by variant name."""
     names = sorted(names)
     found: dict[str | None, list[re.Match[str]]] = {}
     for match in filter(None, map(_FILE.fullmatch, names)):
@@ -59,9 +59,9 @@ def find_variants(names: Iterable[str]) -> dict[str | None, Variant]:
 
 
 def choose_variant(names: Iterable[str], *, eight_bit: bool = False) -> Variant | None:
-    """The set to load: the published 8-bit file if `eight_bit` and it is there, else the 16-bit one.
+    """The set to load: the published 8-bit file if it exists and `eight_bit` is set, else a 16-bit one.
 
-    None if the folder holds no safetensors weights at all.
+    None: the folder contains no safetensors weights.
     """
     variants = find_variants(names)
     order = ("8bit", *PREFERENCE) if eight_bit else PREFERENCE
@@ -69,7 +69,7 @@ def choose_variant(names: Iterable[str], *, eight_bit: bool = False) -> Variant 
 
 
 def lacks_vocabulary(folder: str, names: Iterable[str]) -> bool:
-    """Whether a folder of these files is a tokenizer's without a vocabulary."""
+    """Whether a folder with these files is a tokenizer folder without a vocabulary."""
     return folder == "tokenizer" and not any(needed <= {*names} for needed in _VOCABULARIES)
 
 

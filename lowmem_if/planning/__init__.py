@@ -1,1 +1,1 @@
-"""Decides where each component lives: pure functions over frozen values. Imports no torch."""
+"""Decides where each component is kept: pure functions over frozen values. Imports no torch."""

@@ -1,4 +1,4 @@
-"""What would fit instead of what does not: found by planning it, each way out with what it changes."""
+"""Find requests that fit in place of one that does not; each alternative is planned."""
 
 from __future__ import annotations
 
@@ -16,27 +16,28 @@ from lowmem_if.units import GB
 Fits = Callable[[Machine, Request, str, Mapping[str, Pin]], bool]
 
 _GRAIN_BYTES = 10**8
-"""More memory is told in tenths of a GB."""
+"""The search for more memory uses steps of a tenth of a GB."""
 _MOST_BYTES = 64 * GB
 
 
-def nearest(
+def closest_alternatives(
     machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pin], fits: Fits
 ) -> str:
-    """The ways out in words, nearest first: what keeps the cascade and the size, what gives one up, more
-    memory, another device. Each has been planned.
+    """The closest request that fits, and how much more memory the unchanged request needs, in words.
+
+    A request with the same cascade and size is preferred to a smaller one, and this to another device.
     """
     changed = next(_changed(machine, request, prefer, pins, fits), None)
     more = _more_memory(machine, request, prefer, pins, fits)
     if changed is None:
-        return f"nothing smaller fits either: free {more or 'memory'}, or raise --ram or --vram"
-    return f"{changed}; so would it with {more}" if more else changed
+        return f"No smaller request fits. Free {more or 'more memory'}, or raise --ram or --vram."
+    return f"Try {changed}, or free {more}." if more else f"Try {changed}."
 
 
 def _changed(
     machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pin], fits: Fits
 ) -> Iterator[str]:
-    """Requests that fit, in words: every other preference before every smaller picture or cascade."""
+    """Requests that fit, in words: other preferences before smaller images and cascades."""
     for other in (request, *_smaller(request)):
         for own_pins in (pins, {}) if pins else ({},):
             for preference in (prefer, BALANCED) if prefer == EXACT else (prefer,):
@@ -46,11 +47,11 @@ def _changed(
                     yield _words(request, other, prefer, preference, dropped=pins != own_pins)
     on_cpu = _on_the_cpu(machine)
     if on_cpu and fits(on_cpu, request, prefer, pins):
-        yield "--device cpu fits"
+        yield "--device cpu"
 
 
 def _smaller(request: Request) -> Iterator[Request]:
-    """The request with smaller pictures, then with smaller cascades, where it may be asked so at all."""
+    """The request with smaller images, then with smaller cascades, if its modes exist there."""
     names = list(catalog.CASCADES)
     cascades = names[names.index(request.cascade) + 1 :] if request.cascade in names else []
     sizes = [size for size in sorted(catalog.SIZES, reverse=True) if size < request.size]
@@ -62,7 +63,7 @@ def _smaller(request: Request) -> Iterator[Request]:
 
 
 def _without_upscaler(request: Request) -> Request:
-    """The request without steps where a named list decides them: they were the upscaler's."""
+    """The request without steps if a named list sets them: `steps` were only for the upscaler."""
     if not request.sampling.timesteps:
         return request
     return replace(request, sampling=replace(request.sampling, steps=None))
@@ -72,12 +73,13 @@ def _words(request: Request, other: Request, prefer: str, preference: str, *, dr
     words = [f"--cascade {other.cascade}"] if other.cascade != request.cascade else []
     words += [f"--size {other.size}"] if other.size != request.size else []
     words += [f"--prefer {preference}"] if preference != prefer else []
-    words = words or ["it"]
-    return " ".join(words) + " fits" + (" without the pins" if dropped else "")
+    if dropped and not words:
+        return "it without the pins"
+    return " ".join(words) + (" without the pins" if dropped else "")
 
 
 def _on_the_cpu(machine: Machine) -> Machine | None:
-    """The machine without its accelerator; only a measured one has a --device to choose."""
+    """The machine without its accelerator; None for profiles, which have no choice of --device."""
     if machine.kind == "cpu" or machine.name != "this machine":
         return None
     dtype, reason = cpu_compute_dtype(frozenset())
@@ -90,14 +92,14 @@ def _on_the_cpu(machine: Machine) -> Machine | None:
 def _more_memory(
     machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pin], fits: Fits
 ) -> str:
-    """The least more of one memory with which the request fits unchanged: RAM, else VRAM, else both."""
+    """The smallest addition of memory that makes the request fit: RAM, else VRAM, else both."""
     if machine.unified:
-        ways = [(1, 1)]
+        additions = [(1, 1)]
     elif machine.kind == "cpu":
-        ways = [(1, 0)]
+        additions = [(1, 0)]
     else:
-        ways = [(1, 0), (0, 1), (1, 1)]
-    for ram, vram in ways:
+        additions = [(1, 0), (0, 1), (1, 1)]
+    for ram, vram in additions:
 
         def with_more(size: int, ram: int = ram, vram: int = vram) -> Machine:
             return replace(
@@ -115,7 +117,7 @@ def _more_memory(
 
 
 def _least(enough: Callable[[int], bool]) -> int:
-    """The least number of bytes, in grains, that is enough; 0 if none is. More is never worse."""
+    """The smallest number of bytes that is enough, in grains; 0 if none is. More is never worse."""
     low, high = 0, _MOST_BYTES // _GRAIN_BYTES
     if not enough(high * _GRAIN_BYTES):
         return 0

@@ -1,4 +1,4 @@
-"""The configs a component could run under, fastest and simplest first; what fits is asked later."""
+"""List the configs that a component could run under, fastest and simplest first; they may not fit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from lowmem_if.request.request import Request
 from lowmem_if.request.tiling import TILES, UPSCALER_SIDE, WHOLE_AREA, aligned
 
 SMALL_BYTES = 500_000_000
-"""A component whose float32 weights are smaller than this is run in float32: exactness is cheap."""
+"""A component with smaller float32 weights than this runs in float32: exactness is cheap there."""
 
 _MAX_BATCH = 8
 
@@ -45,26 +45,26 @@ def configs_for(
     prefer: str,
     pin: Pin | None,
 ) -> list[ExecutionConfig]:
-    """Every config of a component to weigh, best first, for what the request has to do with it.
+    """Every config of a component to evaluate for a request, best first.
 
     Raises:
-        RequestError, DeviceError: the pin asks for what nobody or what this device cannot do.
-        MissingPackage: the pin, or the only files there are, need bitsandbytes and it is not installed.
-        CheckpointError: the pin asks for weights that a local cascade does not hold.
+        RequestError, DeviceError: the component or this device does not support the pin.
+        MissingPackage: the pin or the only files need bitsandbytes, and it is not installed.
+        CheckpointError: the pin asks for weights that a local cascade does not contain.
     """
     specs = images_of(request, component)
-    configs = _ways_to_live(machine, location, component, prefer=prefer, pin=pin, images=len(specs))
+    configs = _placements(machine, location, component, prefer=prefer, pin=pin, images=len(specs))
     if component == catalog.TEXT_ENCODER:
         (workload,) = workloads_of(request, location.cascade, component)
-        return _together(configs, workload.texts)
-    configs = _in_shape(configs, component, specs)
+        return _batched(configs, workload.texts)
+    configs = _sized(configs, component, specs)
     merging = merge_bytes_of(of_stage(request.lora, component))
     configs = [replace(config, merge_bytes=merging) for config in configs]
     return configs + (_compiled(machine, configs) if request.compile else [])
 
 
 def _compiled(machine: Machine, configs: list[ExecutionConfig]) -> list[ExecutionConfig]:
-    """The configs whose UNet can be compiled, compiled: weights must stay where they are."""
+    """The configs with a resident UNet, with compiling: weights must not move for that."""
     gains = {component: speedup(machine, component) for component in catalog.IMAGE_STAGES}
     return [
         replace(config, speedup=gains[config.component])
@@ -73,31 +73,31 @@ def _compiled(machine: Machine, configs: list[ExecutionConfig]) -> list[Executio
     ]
 
 
-def _together(configs: list[ExecutionConfig], texts: int) -> list[ExecutionConfig]:
-    """Where an encoder streams, as many texts as may wait for each other share each pass."""
+def _batched(configs: list[ExecutionConfig], texts: int) -> list[ExecutionConfig]:
+    """The configs with the number of prompts that a streaming encoder processes per pass."""
     return [
         replace(config, batch=texts_together(texts) if config.strategy == STREAM else 1)
         for config in configs
     ]
 
 
-def _in_shape(
+def _sized(
     configs: list[ExecutionConfig], component: str, specs: list[ImageSpec]
 ) -> list[ExecutionConfig]:
-    """The configs with the area of the largest picture, and tiles for the user's own."""
+    """The configs with the area of the largest image, and tiles for the user's own images."""
     area = max((spec.area_in(component) for spec in specs), default=1.0)
     configs = [replace(config, area=area) for config in configs]
     own = [spec for spec in specs if spec.is_enlarged_as_it_is]
     if component != catalog.UPSCALER or not own:
         return configs
     others = max((spec.area for spec in specs if not spec.is_enlarged_as_it_is), default=0.0)
-    least = ceil(UPSCALER_SIDE * others**0.5)  # what is never cut must have room too
+    least = ceil(UPSCALER_SIDE * others**0.5)  # memory must suffice for images that are never tiled
     sides = [side for side in TILES if side >= least] or [aligned(least)]
     sides = [0, *sides] if area <= WHOLE_AREA else sides
     return [replace(config, tile=side) for side in sides for config in configs]
 
 
-def _ways_to_live(
+def _placements(
     machine: Machine,
     location: Location,
     component: str,
@@ -106,12 +106,12 @@ def _ways_to_live(
     pin: Pin | None,
     images: int,
 ) -> list[ExecutionConfig]:
-    """Where its weights could live, in which types, whatever there is to do; never empty."""
+    """Where its weights could be kept and in which types, for any request; never empty."""
     if component == catalog.POSTPROCESS:
         return _postprocess_configs(component, pin)
     part = location.cascade.parts[component]
     compute, small = compute_dtype(machine, part)
-    ways = _pinned_ways(machine, component, compute, pin) or _ways(
+    pairs = _pinned_pairs(machine, component, compute, pin) or _pairs(
         machine, component, compute, prefer, small=small
     )
     configs = [
@@ -124,7 +124,7 @@ def _ways_to_live(
             machine.device,
             tiled,
         )
-        for strategy, storage in ways
+        for strategy, storage in pairs
         for tiled in _tilings(component, prefer)
         for batch in _batches(component, prefer, images)
     ]
@@ -132,27 +132,27 @@ def _ways_to_live(
     configs = [config for config in configs if config.strategy != STREAM]
     configs += _with_residents(streams, part, images)
     if machine.kind == "mps" and pin and pin.storage in QUANTISED:
-        # bitsandbytes' int8 does not run on Apple GPUs; memory is one there, so the CPU does.
-        configs = [replace(s, device="cpu", compute_dtype="float32") for s in configs]
+        # bitsandbytes' int8 does not run on Apple GPUs; their memory is unified, so the CPU computes.
+        configs = [replace(c, device="cpu", compute_dtype="float32") for c in configs]
     if component == catalog.TEXT_ENCODER and machine.kind != "cpu" and not pin:
-        # One pass in RAM takes seconds; it lets a card in that is too small for the encoder.
+        # One pass on the CPU takes seconds; cards that are too small for the encoder then suffice.
         if machine.has_bitsandbytes:
             configs.append(ExecutionConfig(component, RESIDENT, "int8", "float32", 1, "cpu"))
         configs.append(ExecutionConfig(component, STREAM, "float32", "float32", 1, "cpu"))
-    return _that_files_allow(configs, location, pin, has_bitsandbytes=machine.has_bitsandbytes)
+    return _allowed_by_files(configs, location, pin, has_bitsandbytes=machine.has_bitsandbytes)
 
 
 def _with_residents(
     streams: list[ExecutionConfig], part: Part, images: int
 ) -> list[ExecutionConfig]:
-    """Streaming configs, each with what could stay in place; whose weights travel least come first.
+    """Streaming configs with every resident share, sorted by the bytes that they transfer.
 
-    Tiles come after all that does without. A larger batch saves passes, a larger resident part saves
-    bytes of each, and both take the same memory: neither alone is a measure of speed. How much of the
-    file can stay cached is not known here.
+    Configs with a tiled VAE are the last. A larger batch saves passes and a larger resident share saves
+    bytes per pass. Both need the same memory, so neither alone measures speed. How much of the file
+    remains in the page cache is not known here.
     """
 
-    def travel(config: ExecutionConfig) -> tuple[bool, float]:
+    def transferred(config: ExecutionConfig) -> tuple[bool, float]:
         return config.vae_tiling, -(-images // config.batch) * bytes_a_pass(part, config)
 
     return sorted(
@@ -161,22 +161,22 @@ def _with_residents(
             for config in streams
             for resident in resident_choices(part, config)
         ),
-        key=travel,
+        key=transferred,
     )
 
 
-def _that_files_allow(
+def _allowed_by_files(
     configs: list[ExecutionConfig], location: Location, pin: Pin | None, *, has_bitsandbytes: bool
 ) -> list[ExecutionConfig]:
-    """A local cascade may hold the 8-bit text encoder only; it cannot be had in another type."""
+    """The configs that a local cascade has files for; it may contain only an 8-bit text encoder."""
     first = configs[0]
     published = location.cascade.parts[first.component].repository is not None
     if published or first.component != catalog.TEXT_ENCODER:
         return configs
-    allowed = [s for s in configs if location.folder(first.component, storage=s.storage_dtype)]
+    allowed = [c for c in configs if location.folder(first.component, storage=c.storage_dtype)]
     if allowed or pin in (None, Pin(RESIDENT)):
         if not allowed and not has_bitsandbytes:
-            raise _lacks_bitsandbytes(f"{location.cascade.name} has 8-bit weights only")
+            raise _lacks_bitsandbytes(f"{location.cascade.name} has only 8-bit weights")
         return allowed or [replace(first, storage_dtype="int8", strategy=RESIDENT)]
     raise CheckpointError(
         f"{location.cascade.name} has no {first.component} files for {first.storage_dtype}, "
@@ -185,45 +185,47 @@ def _that_files_allow(
 
 
 def _postprocess_configs(component: str, pin: Pin | None) -> list[ExecutionConfig]:
-    """The safety checker and the mark run on the CPU: they are small, and the pictures are there."""
+    """The safety checker and the watermark run on the CPU: they are small, and the images are there."""
     if pin and (pin.strategy != RESIDENT or pin.storage not in (None, "float32")):
         raise RequestError(
-            "postprocess runs on the CPU: pin it to resident:float32 or leave it open"
+            "postprocess runs on the CPU: pin it to resident:float32, or remove the pin"
         )
     return [ExecutionConfig(component, RESIDENT, "float32", "float32", 1, "cpu")]
 
 
 def compute_dtype(machine: Machine, part: Part) -> tuple[str, bool]:
-    """What a component computes in, and whether that is float32 only because it is small."""
+    """The compute dtype of a component, and whether it is float32 because the component is small."""
     small = sum(4 * module.weights.parameters for module in part.modules) < SMALL_BYTES
     return ("float32" if small else machine.compute_dtype), small
 
 
 def _compute_for(storage: str, compute: str) -> str:
-    """Float weights are computed in as they are stored, quantised ones in the machine's type."""
+    """The compute dtype for a storage dtype: floats keep theirs, quantised weights use the machine's."""
     return storage if storage in FLOATS else compute
 
 
-def _pinned_ways(
+def _pinned_pairs(
     machine: Machine, component: str, compute: str, pin: Pin | None
 ) -> list[tuple[str, str]]:
+    """The (strategy, storage dtype) of a pin; empty without a pin."""
     if pin is None:
         return []
     if machine.kind == "cpu" and pin.strategy not in (RESIDENT, STREAM):
         raise DeviceError(
-            f"{pin.strategy} moves weights to an accelerator and there is none: "
-            f"pin {component}=resident or {component}=stream, or leave it open"
+            f"{pin.strategy} moves weights to an accelerator, and this machine has none: "
+            f"pin {component}=resident or {component}=stream, or remove the pin"
         )
     if machine.kind == "cpu" and pin.storage == "float16":
         raise DeviceError(
-            f"float16 is some 400 times slower than bfloat16 on a CPU: "
+            "float16 is about 400 times slower than bfloat16 on a CPU: "
             f"pin {component}={pin.strategy}:bfloat16 or :float32"
         )
     if pin.storage in QUANTISED and not machine.has_bitsandbytes:
         raise _lacks_bitsandbytes(f"{component}={pin} is pinned")
     if pin.storage == "int8" and machine.kind != "mps" and not machine.multiplies_int8:
         raise DeviceError(
-            f"{machine.device_name} cannot multiply int8: pin {component}=resident:nf4, or leave it open"
+            f"{machine.device_name} cannot multiply int8: "
+            f"pin {component}=resident:nf4, or remove the pin"
         )
     return [(pin.strategy, pin.storage or compute)]
 
@@ -231,41 +233,41 @@ def _pinned_ways(
 def _lacks_bitsandbytes(what: str) -> MissingPackage:
     return MissingPackage(
         f"{what}, and 8-bit and 4-bit weights need bitsandbytes, which is not installed: "
-        f"`{INSTALL_BITSANDBYTES}`"
+        f"run `{INSTALL_BITSANDBYTES}`"
     )
 
 
-def _ways(
+def _pairs(
     machine: Machine, component: str, compute: str, prefer: str, *, small: bool
 ) -> list[tuple[str, str]]:
-    """(strategy, storage) in order: exact and fast first, then what saves memory."""
-    ways = [(RESIDENT, compute)]
+    """(strategy, storage dtype) in order: first the exact and fast ones, then those that save memory."""
+    pairs = [(RESIDENT, compute)]
     offloads = machine.kind in ("cuda", "xpu")
     if component == catalog.TEXT_ENCODER and not small:
         eight_bit = [(RESIDENT, "int8")] if machine.multiplies_int8 else []
         four_bit = machine.kind != "mps" and machine.has_bitsandbytes
         quantised = [*eight_bit, (RESIDENT, "nf4")] if four_bit else []
         if offloads:
-            # The 8-bit encoder is what IF's low-memory recipe has always used on a GPU.
-            ways = [*(quantised if prefer == BALANCED else eight_bit), *ways]
+            # IF's low-memory recipe has always used the 8-bit encoder on a GPU.
+            pairs = [*(quantised if prefer == BALANCED else eight_bit), *pairs]
         elif prefer == BALANCED:
-            ways += quantised
+            pairs += quantised
     if offloads and component == catalog.UPSCALER:
-        ways.append((MODEL_OFFLOAD, compute))
+        pairs.append((MODEL_OFFLOAD, compute))
     if offloads:
-        ways.append((SEQUENTIAL_OFFLOAD, compute))
-    return [*ways, (STREAM, compute)]
+        pairs.append((SEQUENTIAL_OFFLOAD, compute))
+    return [*pairs, (STREAM, compute)]
 
 
 def _tilings(component: str, prefer: str) -> tuple[bool, ...]:
-    """Tiles meet in seams that are blended, so they change pixels; they save what most VAEs need."""
+    """Whether the VAE may decode in tiles: that saves memory, but blended seams change pixels."""
     return (False, True) if component == catalog.UPSCALER and prefer == BALANCED else (False,)
 
 
 def _batches(component: str, prefer: str, images: int) -> list[int]:
-    """One image at a time is exact; together they share the weights' way but not every last bit.
+    """Batch sizes to try: one image at a time is exact; larger batches save passes but change rounding.
 
-    Prompts always go one by one: the encoder runs once for each, and one embedding serves all runs.
+    Prompts are always encoded one at a time, so that every run can reuse an embedding.
     """
     if prefer == EXACT or component == catalog.TEXT_ENCODER:
         return [1]

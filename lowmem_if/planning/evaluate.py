@@ -1,4 +1,4 @@
-"""Evaluates a config: bytes, seconds, and which resource of the machine is too small for it."""
+"""Evaluate a config: its bytes, its seconds, and the machine's resource that is too small for it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from lowmem_if.planning.estimates.workload import Workload, workloads_of
 from lowmem_if.request.request import Request
 
 SPILL_BYTES = 400_000_000
-"""More VRAM to leave free where the driver would lend RAM instead of failing (ComfyUI keeps 600 MB free
-on Windows for it)."""
+"""VRAM to leave free in addition if the driver uses RAM instead of failing (ComfyUI leaves 600 MB free
+on Windows for this reason)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """A config with what it takes, and whether the machine has it.
+    """A config with its estimate, and whether it fits the machine.
 
     Attributes:
-        short: (resource, needed bytes, available bytes) of what is missing most; None if it fits.
+        short: the largest shortage, as (resource, needed bytes, available bytes); None if it fits.
     """
 
     config: ExecutionConfig
@@ -39,7 +39,7 @@ class Evaluation:
 def evaluated(
     machine: Machine, request: Request, location: Location, configs: Iterable[ExecutionConfig]
 ) -> Iterator[Evaluation]:
-    """Each config of one component, evaluated for all the work that the request gives it."""
+    """Each config of one component, evaluated for all its workloads in the request."""
     workloads: tuple[Workload, ...] = ()
     for config in configs:
         workloads = workloads or workloads_of(request, location.cascade, config.component)
@@ -49,7 +49,7 @@ def evaluated(
 def evaluate(
     machine: Machine, part: Part, config: ExecutionConfig, workloads: Sequence[Workload]
 ) -> Evaluation:
-    """What a component takes under a config; `workloads` are all that it has to do."""
+    """Evaluate a config of a component for all its workloads."""
     memory = predict(part, config, reserve=machine.counts_reserve)
     left = machine.ram_bytes - memory.ram_bytes
     left -= memory.vram_bytes if machine.unified else 0
@@ -62,7 +62,7 @@ def evaluate(
 def shortage(
     machine: Machine, config: ExecutionConfig, estimate: Estimate
 ) -> tuple[str, int, int] | None:
-    """(resource, needed, available) of what is missing most, headroom included; None if it fits."""
+    """The largest shortage, as (resource, needed, available) with headroom; None if it fits."""
     vram_spare, ram_spare = headroom(config.device)
     vram_spare += SPILL_BYTES if machine.spills_vram else 0
     needs = [("RAM", estimate.ram_bytes + ram_spare, machine.ram_bytes)]
@@ -77,6 +77,6 @@ def shortage(
 
 
 def deficit(candidate: Evaluation) -> int:
-    """Bytes that a candidate which does not fit lacks."""
+    """Bytes that are missing for a candidate that does not fit."""
     assert candidate.short is not None
     return candidate.short[1] - candidate.short[2]

@@ -1,7 +1,7 @@
-"""What stays loaded from one run to the next: what the steps leave room for; and who goes first.
+"""Decide which cached components are evicted before a step, and in which order.
 
-Every step keeps the strategy that its plan gave it with the whole budget. What its predicted peak leaves
-over is filled with components that were loaded before it.
+Every step keeps the strategy that its plan chose with the whole budget. Components from earlier steps
+remain loaded in the memory that the step's predicted peak leaves free.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lowmem_if.planning.plan import Plan, Step
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
-    """A component that is loaded and does nothing: its bytes, and what reading it again takes."""
+    """A loaded component that is not in use: its memory, and the bytes to read if it is loaded again."""
 
     component: str
     vram_bytes: int
@@ -26,52 +26,52 @@ class CacheEntry:
 
 
 def to_evict(others: Sequence[CacheEntry], step: Step, plan: Plan) -> list[CacheEntry]:
-    """Those that a step has no room beside, in the order in which they should go.
+    """The cache entries to evict before a step, in this order.
 
-    Only what is in the memory that is short goes; where no more of it can, the step has all there is.
+    Only entries in the memory that is short are evicted. The step may still be short when none is left.
     """
-    staying = eviction_order(others, step.component, plan.request.components)
-    going: list[CacheEntry] = []
-    while short := shortage(plan.machine, step.config, _beside(step, staying)):
+    kept = eviction_order(others, step.component, plan.request.components)
+    evicted: list[CacheEntry] = []
+    while short := shortage(plan.machine, step.config, _with_cached(step, kept)):
         resource = short[0]
-        first = next((one for one in staying if _takes(one, resource)), None)
+        first = next((entry for entry in kept if _uses(entry, resource)), None)
         if first is None:
             break
-        staying.remove(first)
-        going.append(first)
-    return going
+        kept.remove(first)
+        evicted.append(first)
+    return evicted
 
 
 def eviction_order(
-    others: Sequence[CacheEntry], turn: str, components: Sequence[str]
+    others: Sequence[CacheEntry], current: str, components: Sequence[str]
 ) -> list[CacheEntry]:
-    """Components by when they are needed again, at the turn of one of them; the last one first.
+    """Cache entries in eviction order, for the step of the component `current`.
 
-    Runs of a session are taken to repeat, so turns go round in a circle, and what is needed the last is
-    what had its turn just before (Belady's rule). Before all of these goes the text encoder, whose
-    embeddings are kept on disk: only new texts need it; then what this run does without, the one that is
-    quickest to read first.
+    The text encoder is the first to evict: its embeddings are cached on disk, so only new texts need it.
+    Then follow components that this run does not use, cheapest to reload first. The others follow by
+    next use, latest first (Belady's rule). The runs of a session are assumed to repeat, so the component
+    of the previous step has the latest next use.
     """
 
-    def rank(one: CacheEntry) -> tuple[int, int]:
-        if one.component == TEXT_ENCODER:
+    def rank(entry: CacheEntry) -> tuple[int, int]:
+        if entry.component == TEXT_ENCODER:
             return 0, 0
-        if one.component not in components:
-            return 1, one.read_bytes
-        ahead = components.index(one.component) - components.index(turn)
+        if entry.component not in components:
+            return 1, entry.read_bytes
+        ahead = components.index(entry.component) - components.index(current)
         return 2, -(ahead % len(components))
 
     return sorted(others, key=rank)
 
 
-def _beside(step: Step, staying: Sequence[CacheEntry]) -> Estimate:
-    """The step's peaks on top of what stays."""
+def _with_cached(step: Step, kept: Sequence[CacheEntry]) -> Estimate:
+    """The estimate of a step plus the memory of the cached components."""
     return replace(
         step.estimate,
-        vram_bytes=step.estimate.vram_bytes + sum(one.vram_bytes for one in staying),
-        ram_bytes=step.estimate.ram_bytes + sum(one.ram_bytes for one in staying),
+        vram_bytes=step.estimate.vram_bytes + sum(entry.vram_bytes for entry in kept),
+        ram_bytes=step.estimate.ram_bytes + sum(entry.ram_bytes for entry in kept),
     )
 
 
-def _takes(one: CacheEntry, resource: str) -> bool:
-    return bool({"RAM": one.ram_bytes, "VRAM": one.vram_bytes}.get(resource, 1))
+def _uses(entry: CacheEntry, resource: str) -> bool:
+    return bool({"RAM": entry.ram_bytes, "VRAM": entry.vram_bytes}.get(resource, 1))

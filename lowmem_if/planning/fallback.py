@@ -1,8 +1,8 @@
-"""What to try after memory ran out, or after numbers overflowed: the planner's choice, made again.
+"""Choose the next step after memory ran out or numbers overflowed: the planner chooses again.
 
-Every candidate is evaluated again, under what the run has found out: it must take less of the memory
-that ran out than the step that failed was predicted to take. The quickest of those that fit is taken, or
-one nearly as quick that draws the same pixels.
+Every candidate is evaluated again with the run's findings. It must need less of the memory that ran out
+than the estimate of the step that failed. The fastest candidate that fits is chosen, or one that is
+nearly as fast and draws the same pixels.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from lowmem_if.planning.plan import Plan, Step, cuts
 RAM, VRAM = "RAM", "VRAM"
 
 SLOWER = 2.5
-"""A candidate that draws the same pixels may take so many times as long as the quickest one."""
+"""A candidate that draws the same pixels may take up to this multiple of the fastest one's time."""
 
-_CLEARLY, _CLEARLY_AGAIN = 0.95, 0.7
-"""A candidate that takes more than this share of what ran out is only tried if no other is left: how far
-a prediction was wrong is not known, and every try loads the component again."""
+_CLEARLY_LESS, _CLEARLY_LESS_AGAIN = 0.95, 0.7
+"""A candidate that needs more than this share of the memory that ran out is tried last. The error of the
+estimate is not known, and every attempt loads the component again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What a run has found out about one component.
+    """What a run has observed about one component.
 
     Attributes:
-        vram_bytes, ram_bytes: the least that a step was predicted to take which then ran out of it; on a
-            machine with unified memory `ram_bytes` counts both. None: it did not run out.
+        vram_bytes, ram_bytes: the smallest estimate of a step that ran out of this memory; None: it did
+            not run out. With unified memory, `ram_bytes` counts both.
         overflowing: number types that gave NaN or infinite numbers.
         shortages: how often memory ran out.
     """
@@ -49,10 +49,10 @@ class Findings:
     def ran_out(
         self, step: Step, machine: Machine, short_of: str, vram_available: int = 0
     ) -> Findings:
-        """These findings, and that a step ran out of `RAM` or `VRAM`.
+        """These findings and a new one: a step ran out of `RAM` or `VRAM`.
 
         Args:
-            vram_available: bytes of VRAM that were seen to be free then; 0: not known.
+            vram_available: bytes of VRAM that were free at that moment; 0: not known.
         """
         peaks, count = step.estimate, self.shortages + 1
         taken = _taken(machine, short_of, peaks.vram_bytes, peaks.ram_bytes)
@@ -62,11 +62,11 @@ class Findings:
         return replace(self, ram_bytes=min(taken, self.ram_bytes or taken), shortages=count)
 
     def overflowed(self, step: Step) -> Findings:
-        """These findings, and that a step gave numbers that are not finite."""
+        """These findings and a new one: a step gave NaN or infinite numbers."""
         return replace(self, overflowing=self.overflowing | {step.config.compute_dtype})
 
     def allow(self, machine: Machine, estimate: Estimate, share: float = 1.0) -> bool:
-        """Whether a estimate takes less than `share` of whatever ran out."""
+        """Whether an estimate needs less than `share` of all memory that ran out."""
         limits = {VRAM: self.vram_bytes, RAM: self.ram_bytes}
         return all(
             _taken(machine, resource, estimate.vram_bytes, estimate.ram_bytes) < share * limit
@@ -78,12 +78,12 @@ class Findings:
 def cheaper(
     plan: Plan, location: Location, component: str, findings: Findings, *, short_of: str
 ) -> Step | None:
-    """The step to go on with after memory ran out; None if no candidate takes less of it.
+    """The step to continue with after memory ran out; None if no candidate needs less of it.
 
     Args:
-        location: where the cascade is; of files that are on the disk others are not fetched.
-        findings: with what ran out just now.
-        short_of: that, `RAM` or `VRAM`, for the reason.
+        location: where the cascade is; a component whose files are on disk uses only these files.
+        findings: the findings, including the latest shortage.
+        short_of: the memory that ran out, `RAM` or `VRAM`, for the reason.
     """
     step = plan.step(component)
     chosen = _choose(plan, location, step, findings)
@@ -92,11 +92,11 @@ def cheaper(
 
 
 def more_exact(plan: Plan, location: Location, component: str, findings: Findings) -> Step | None:
-    """The step to go on with after numbers overflowed, in a wider type; None if none fits.
+    """The step to continue with after numbers overflowed, in a wider type; None if none fits.
 
     Args:
         location: as for `cheaper`.
-        findings: with the type that overflowed just now.
+        findings: the findings, including the type that overflowed last.
     """
     step = plan.step(component)
     chosen = _choose(plan, location, step, findings)
@@ -105,7 +105,7 @@ def more_exact(plan: Plan, location: Location, component: str, findings: Finding
 
 
 def changed_pixels(before: ExecutionConfig, after: ExecutionConfig) -> str:
-    """Why another config draws other pixels; empty if only the place of the weights changed."""
+    """Why another config draws other pixels; empty if it only keeps the weights elsewhere."""
     if after.speedup != before.speedup:
         return "it is now compiled" if after.speedup > 1 else "it is no longer compiled"
     if after.vae_tiling and not before.vae_tiling:
@@ -122,13 +122,13 @@ def changed_pixels(before: ExecutionConfig, after: ExecutionConfig) -> str:
 
 
 def _choose(plan: Plan, location: Location, step: Step, findings: Findings) -> Evaluation | None:
-    """The best candidate that the findings allow; with headroom and clearly less, if there is one."""
+    """The best candidate that the findings allow, preferably with headroom and clearly less memory."""
     machine = plan.machine
     configs = (c for c in _configs(plan, location, step, findings) if c != step.config)
     candidates = evaluated(machine, plan.request, location, configs)
     less = [c for c in candidates if findings.allow(machine, c.estimate)]
     fitting = [c for c in less if c.short is None]
-    share = _CLEARLY if findings.shortages < 2 else _CLEARLY_AGAIN
+    share = _CLEARLY_LESS if findings.shortages < 2 else _CLEARLY_LESS_AGAIN
     clearly = [c for c in fitting if findings.allow(machine, c.estimate, share)]
     for group in (clearly, fitting, [c for c in less if _just_fits(machine, c)]):
         if group:
@@ -137,9 +137,9 @@ def _choose(plan: Plan, location: Location, step: Step, findings: Findings) -> E
 
 
 def _best(candidates: Sequence[Evaluation], step: Step, *, keep_pixels: bool) -> Evaluation:
-    """Of those that are nearly as quick as the quickest, the one that changes and cuts the least."""
-    quickest = min(candidate.seconds for candidate in candidates)
-    near = [candidate for candidate in candidates if candidate.seconds <= SLOWER * quickest]
+    """The candidate with the fewest changes and tiles, among those nearly as fast as the fastest."""
+    fastest = min(candidate.seconds for candidate in candidates)
+    near = [candidate for candidate in candidates if candidate.seconds <= SLOWER * fastest]
 
     def rank(candidate: Evaluation) -> tuple[bool, float, float]:
         changes = keep_pixels and bool(changed_pixels(step.config, candidate.config))
@@ -151,7 +151,7 @@ def _best(candidates: Sequence[Evaluation], step: Step, *, keep_pixels: bool) ->
 def _configs(
     plan: Plan, location: Location, step: Step, findings: Findings
 ) -> list[ExecutionConfig]:
-    """All that the component could run under, in types that did not overflow, from files at hand."""
+    """All configs of the component in types that did not overflow, for the files on this disk."""
     machine, component = plan.machine, step.component
     pin = parse_pin(component, plan.pins[component]) if component in plan.pins else None
     machines = [machine, *_in_wider_types(machine, findings)]
@@ -161,16 +161,16 @@ def _configs(
     configs = [
         config for one in machines for config in _possible(plan, one, location, component, pin)
     ]
-    configs = [s for s in dict.fromkeys(configs) if not _overflows(s, findings)]
+    configs = [c for c in dict.fromkeys(configs) if not _overflows(c, findings)]
     if location.folder(component, storage=step.config.storage_dtype) is None:
         return configs
-    return [s for s in configs if location.folder(component, storage=s.storage_dtype) is not None]
+    return [c for c in configs if location.folder(component, storage=c.storage_dtype) is not None]
 
 
 def _possible(
     plan: Plan, machine: Machine, location: Location, component: str, pin: Pin | None
 ) -> list[ExecutionConfig]:
-    """What the planner lists, and a VAE in tiles even where the user prefers exact pixels."""
+    """The planner's configs, and those with a tiled VAE even if the user prefers exact pixels."""
     configs = configs_for(machine, plan.request, location, component, plan.prefer, pin)
     if component != catalog.UPSCALER:
         return configs
@@ -178,26 +178,26 @@ def _possible(
 
 
 def _in_wider_types(machine: Machine, findings: Findings) -> Iterable[Machine]:
-    """The machine as if it computed in each type that holds more than those that overflowed."""
+    """The machine with each compute dtype whose range is wider than that of a type that overflowed."""
     types = [dtype for overflowing in findings.overflowing for dtype in wider(machine, overflowing)]
     return [replace(machine, compute_dtype=dtype) for dtype in dict.fromkeys(types)]
 
 
 def _overflows(config: ExecutionConfig, findings: Findings) -> bool:
-    """Whether a config computes in a type that overflowed: 8-bit layers do so in float16, always."""
+    """Whether a config computes in a type that overflowed; 8-bit layers always compute in float16."""
     quantised = bool(findings.overflowing) and config.storage_dtype in QUANTISED
     return quantised or config.compute_dtype in findings.overflowing
 
 
 def _just_fits(machine: Machine, candidate: Evaluation) -> bool:
-    """Whether a candidate fits if nothing is left free."""
+    """Whether a candidate fits without any headroom."""
     estimate = candidate.estimate
     ram = _taken(machine, RAM, estimate.vram_bytes, estimate.ram_bytes)
     return ram <= machine.ram_bytes and estimate.vram_bytes <= machine.vram_bytes
 
 
 def _taken(machine: Machine, resource: str, vram_bytes: int, ram_bytes: int) -> int:
-    """Bytes taken of a resource; where the accelerator computes in RAM, that counts both."""
+    """Bytes needed of a resource; with unified memory, RAM counts both."""
     if resource == VRAM:
         return vram_bytes
     return ram_bytes + (vram_bytes if machine.unified else 0)

@@ -1,8 +1,8 @@
-"""Machine + request -> plan: for each component where its weights live, in which type, and why.
+"""Machine + request -> plan: for each component where its weights are kept, in which type, and why.
 
-For each component every way to run it is listed, the simpler first; its peaks and seconds are predicted,
-what has no room is dropped, and the quickest of the rest is taken, of equally quick ones the simpler.
-Pins of the user are never overridden.
+The planner lists every config of a component, the simpler ones first, and estimates its peaks and
+seconds. It drops configs that do not fit and chooses the fastest of the others; of equally fast ones,
+the simplest. A user's pins are never overridden.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from lowmem_if.cascade.catalog import component_name
 from lowmem_if.cascade.locate import Location, locate
 from lowmem_if.cascade.lora import Lora, of_stage
-from lowmem_if.cascade.lora_fit import settled
+from lowmem_if.cascade.lora_fit import assign_stages
 from lowmem_if.cascade.strategies import (
     EXACT,
     PREFERENCES,
@@ -33,7 +33,7 @@ from lowmem_if.errors import (
     RunFolderError,
 )
 from lowmem_if.hardware.machine import Machine
-from lowmem_if.planning.alternatives import nearest
+from lowmem_if.planning.alternatives import closest_alternatives
 from lowmem_if.planning.candidates import configs_for
 from lowmem_if.planning.estimates.execution import Estimate, ExecutionConfig
 from lowmem_if.planning.estimates.workload import samplings_of
@@ -49,13 +49,13 @@ from lowmem_if.request.tiling import UPSCALER_SIDE
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One component of a plan: how it is executed, how it samples, what it takes, and why.
+    """One component of a plan: how it is executed and samples, its estimate, and the reason.
 
     Attributes:
         samplings: mode -> how the component samples in it; empty if it samples nothing.
         reason: why `config` was chosen.
-        instead_of: the runner-up, or a faster config that lacks memory.
-        lora: LoRAs that are merged into the UNet's weights while these are read.
+        instead_of: the runner-up, or a faster config that needs too much memory.
+        lora: LoRAs that are merged into the UNet's weights while the weights are read.
     """
 
     config: ExecutionConfig
@@ -87,7 +87,10 @@ class Step:
 class Plan:
     """A plan is a value: `Plan.from_json(plan.to_json()) == plan`.
 
-    `download_bytes` is what still has to be fetched; `pins` are the user's own choices as text.
+    Attributes:
+        prefer: the user's preference, `exact` or `balanced`.
+        pins: the user's own choices: component -> text of the pin.
+        download_bytes: bytes that must still be downloaded.
     """
 
     machine: Machine
@@ -99,7 +102,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Of the whole run, the worker's start included."""
+        """Estimated seconds of the whole run, including the worker's start."""
         return self.machine.speeds.start_s + sum(step.estimate.seconds for step in self.steps)
 
     def step(self, component: str) -> Step:
@@ -107,7 +110,7 @@ class Plan:
         return next(step for step in self.steps if step.component == component)
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as plain JSON data, with `fits` true: a plan that does not fit is never made."""
+        """The plan as plain JSON data; `fits` is true, since a plan that does not fit is never made."""
         data: dict[str, Any] = TypeAdapter(Plan).dump_python(self, mode="json")
         steps = [flat_step(step) for step in data["steps"]]
         return {"fits": True, **data, "request": request_to_json(self.request), "steps": steps}
@@ -117,7 +120,7 @@ class Plan:
         """The plan that `to_json` wrote.
 
         Raises:
-            RunFolderError: it is not such a plan.
+            RunFolderError: `data` is not such a plan.
         """
         try:
             steps = [nested_step(step) for step in data["steps"]]
@@ -146,10 +149,10 @@ def make_plan(
     """Choose a strategy for every component of the request.
 
     Raises:
-        DoesNotFit: a component has no strategy with room; says what would fit.
-        CascadeError, CheckpointError: the cascade is not one, or a file of it is broken.
+        DoesNotFit: no strategy of a component fits; the error names requests that fit.
+        CascadeError, CheckpointError: there is no such cascade, or one of its files is broken.
         LoraError: a LoRA fits none of the stages that run, or both.
-        DeviceError, RequestError: a pin asks for what the device cannot do.
+        DeviceError, RequestError: the device or the component does not support a pin.
     """
     if prefer not in PREFERENCES:
         raise RequestError(f"unknown preference {prefer!r}: use exact or balanced")
@@ -160,19 +163,17 @@ def make_plan(
             _choose(machine, request, location, component, prefer, pins.get(component))
             for component in request.components
         )
-    except _NoRoom as short:
-        raise short.told(nearest(machine, request, prefer, pins, _fits)) from None
+    except _NoFit as error:
+        alternatives = closest_alternatives(machine, request, prefer, pins, _fits)
+        raise DoesNotFit(*error.figures, alternatives) from None
     return Plan(machine, request, prefer, pin_texts(pins), steps, _download_bytes(location, steps))
 
 
-class _NoRoom(Exception):
-    """A component has no strategy with room; the one that came nearest."""
+class _NoFit(Exception):
+    """No strategy of a component fits; the figures are those of the smallest shortage."""
 
     def __init__(self, component: str, resource: str, needed: int, available: int) -> None:
         self.figures = (component, resource, needed, available)
-
-    def told(self, nearest: str) -> DoesNotFit:
-        return DoesNotFit(*self.figures, nearest)
 
 
 def _choose(
@@ -188,8 +189,8 @@ def _choose(
     if not fitting:
         closest = min((c for c in candidates if c.short), key=deficit)
         assert closest.short is not None
-        raise _NoRoom(component, *closest.short)
-    # An image is cut no smaller than necessary; among configs that cut it alike the fastest wins.
+        raise _NoFit(component, *closest.short)
+    # Tiles are no smaller than necessary; among configs with equal tiles the fastest wins.
     chosen = min(fitting, key=lambda candidate: (cuts(candidate.config), candidate.seconds))
     return Step(
         chosen.config,
@@ -209,18 +210,18 @@ def _evaluated(
     prefer: str,
     pin: Pin | None,
 ) -> Iterator[Evaluation]:
-    """Every config that the planner considers for a component, best first, with what it takes."""
+    """Every config that the planner considers for a component, best first, with its evaluation."""
     configs = configs_for(machine, request, location, component, prefer, pin)
     return evaluated(machine, request, location, configs)
 
 
 def cuts(config: ExecutionConfig) -> float:
-    """How finely the user's own images are cut into tiles; 0: not at all."""
+    """How finely the user's own images are divided into tiles; 0: no tiles."""
     return UPSCALER_SIDE / config.tile if config.tile else 0.0
 
 
 def _fits(machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pin]) -> bool:
-    """Whether a plan exists; a cascade that cannot be found or used does not fit."""
+    """Whether a plan exists; a cascade that cannot be found or loaded does not fit."""
     try:
         request, location = _located(request)
         return all(
@@ -239,7 +240,8 @@ def _fits(machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pi
 def _located(request: Request) -> tuple[Request, Location]:
     """Where the cascade is, and the request with each LoRA assigned to the stages it fits."""
     location = locate(request.cascade, components=request.components, revision=request.revision)
-    return replace(request, lora=settled(request.lora, location, request.components)), location
+    lora = assign_stages(request.lora, location, request.components)
+    return replace(request, lora=lora), location
 
 
 def _download_bytes(location: Location, steps: tuple[Step, ...]) -> int:

@@ -21,9 +21,9 @@ _LORA = TypeAdapter(tuple[Lora, ...])
 
 
 def flat_step(step: Mapping[str, Any]) -> dict[str, Any]:
-    """A dumped `Step` as plans write it.
+    """A dumped `Step` in the form that plans are written in.
 
-    `merge_bytes` is left out: it follows from `lora`.
+    `merge_bytes` is left out, because `lora` determines it.
     """
     config = step["config"]
     rest = {name: step[name] for name in ("samplings", "reason", "instead_of", "lora")}
@@ -35,10 +35,10 @@ def flat_step(step: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def nested_step(step: Mapping[str, Any]) -> dict[str, Any]:
-    """What `flat_step` wrote, in the form of `Step`.
+    """A step that `flat_step` wrote, in the form of `Step`.
 
     Raises:
-        KeyError, pydantic.ValidationError: it lacks a field, or its LoRAs are damaged.
+        KeyError, pydantic.ValidationError: a field is missing, or the LoRAs are not valid.
     """
     lora = _LORA.validate_python(step.get("lora", ()))
     config = {name: step[name] for name in _REQUIRED}

@@ -1,4 +1,4 @@
-"""Why a step is as it is, in words, and what would have been taken otherwise."""
+"""Describe in words why a config was chosen, and which one was the runner-up."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from lowmem_if.units import format_bytes, format_seconds
 def reason(
     machine: Machine, request: Request, part: Part, chosen: Evaluation, pin: Pin | None
 ) -> str:
-    """Why a config was chosen, and what is special about it."""
+    """Why a config was chosen, and what a reader should know about it."""
     config = chosen.config
     if config.device == "cpu":
         spare, what = machine.ram_bytes - chosen.estimate.ram_bytes, "RAM"
@@ -36,56 +36,58 @@ def reason(
     words = ["pinned"] if pin else []
     words.append(f"{format_bytes(max(0, spare))} of {what} to spare")
     if config.component == catalog.POSTPROCESS:
-        return "on the CPU, where the pictures are"
+        return "on the CPU, where the images are"
     lora = of_stage(request.lora, config.component)
-    words += _cutting(config)
-    words += _moving(part, config, lora)
+    words += _tiles(config)
+    words += _movement(part, config, lora)
     words += _merging(config, lora)
     if config.storage_dtype == "float32" and compute_dtype(machine, part)[1]:
         words.append("small, so float32")
     elif config.storage_dtype in QUANTISED:
         words.append("computes in " + config.compute_dtype)
-    words += _lacking(machine, config)
+    words += _missing_package(machine, config)
     if config.device != "cpu" and (known := doubt(machine, config.compute_dtype)):
         words.append(f"{known}: every step is checked")
     return "; ".join([*words, *_compiling(machine, request, config)])
 
 
-def _lacking(machine: Machine, config: ExecutionConfig) -> list[str]:
-    """What would have been a way to run it if a package were installed."""
+def _missing_package(machine: Machine, config: ExecutionConfig) -> list[str]:
+    """The package that would make 8-bit weights possible, if it is missing."""
     may_quantise = config.component == catalog.TEXT_ENCODER and machine.kind in ("cuda", "xpu")
     if machine.has_bitsandbytes or not may_quantise:
         return []
     return [f"8-bit weights need bitsandbytes: `{INSTALL_BITSANDBYTES}`"]
 
 
-def _cutting(config: ExecutionConfig) -> list[str]:
+def _tiles(config: ExecutionConfig) -> list[str]:
     words = ["VAE in tiles"] if config.vae_tiling else []
     return words + ([f"in tiles of {config.tile} pixels"] if config.tile else [])
 
 
-def _moving(part: Part, config: ExecutionConfig, lora: Sequence[Lora]) -> list[str]:
-    """How weights that do not stay come and go."""
+def _movement(part: Part, config: ExecutionConfig, lora: Sequence[Lora]) -> list[str]:
+    """How weights that are not resident are moved."""
     if config.strategy == SEQUENTIAL_OFFLOAD:
-        return ["leaves move: slow"]
+        return ["weights are moved leaf by leaf: slow"]
     if config.strategy != STREAM:
         return []
-    casts = not lora and _casts_at_every_pass(part, config)
-    again = ["they are cast each time unless `fetch --convert bf16` was run"] if casts else []
-    return [_streaming(config), *again]
+    casts = not lora and _casts_in_every_pass(part, config)
+    advice = (
+        ["weights are cast in every pass unless you run `fetch --convert bf16`"] if casts else []
+    )
+    return [_streaming(config), *advice]
 
 
 def _compiling(machine: Machine, request: Request, config: ExecutionConfig) -> list[str]:
-    """What comes of the wish to compile."""
+    """Whether a UNet is compiled, if the user asked for it, and why not."""
     if not request.compile or config.component not in catalog.IMAGE_STAGES:
         return []
     if config.speedup > 1:
         return [f"compiled: steps are {config.speedup:g} times as fast"]
     if speedup(machine, config.component) == 1:
-        return ["not compiled: it gains nothing here"]
+        return ["not compiled: no gain on this device"]
     if config.strategy != RESIDENT:
-        return ["not compiled: weights must stay for that"]
-    return ["not compiled: that takes longer than it saves, or too much RAM"]
+        return ["not compiled: only resident weights can be"]
+    return ["not compiled: compiling needs more time than it saves, or too much RAM"]
 
 
 def _merging(config: ExecutionConfig, lora: Sequence[Lora]) -> list[str]:
@@ -96,22 +98,23 @@ def _merging(config: ExecutionConfig, lora: Sequence[Lora]) -> list[str]:
 
 
 def _streaming(config: ExecutionConfig) -> str:
-    """What of a streaming component comes from its file, and how often."""
+    """Which layers of a streaming component are read from its file, and how often."""
     if config.component == catalog.TEXT_ENCODER:
-        return "layers come from the file, once"
-    stay = f"{format_bytes(config.resident_bytes)} stay, other " if config.resident_bytes else ""
-    return stay + "layers come from the file at every pass"
+        return "layers are read from the file once"
+    resident = config.resident_bytes
+    others = f"{format_bytes(resident)} resident, other " if resident else ""
+    return others + "layers are read from the file in every pass"
 
 
-def _casts_at_every_pass(part: Part, config: ExecutionConfig) -> bool:
-    """Whether a bfloat16 copy of the UNet would spare a CPU work; if there is one is not looked up."""
+def _casts_in_every_pass(part: Part, config: ExecutionConfig) -> bool:
+    """Whether a bfloat16 copy of the UNet would save a CPU work; existing copies are not considered."""
     unets = [module for module in part.modules if module.folder == "unet"]
     on_cpu = (config.device, config.storage_dtype) == ("cpu", "bfloat16")
     return on_cpu and any(not unet.is_bfloat16 for unet in unets)
 
 
 def runner_up(machine: Machine, candidates: list[Evaluation], chosen: Evaluation) -> str:
-    """What would have been taken with more room, the quickest of it; else the next quickest."""
+    """The fastest config that would be chosen with more memory; else the next fastest that fits."""
     others = [c for c in candidates if str(c.config) != str(chosen.config)]
     before = candidates.index(chosen)
     preferred = [
@@ -130,15 +133,15 @@ def runner_up(machine: Machine, candidates: list[Evaluation], chosen: Evaluation
             f"{format_bytes(needed)} of {resource}, {format_bytes(available)} available"
         )
     fitting = [c for c in others if c.short is None]
-    fitting = [c for c in fitting if _way(c.config) != _way(chosen.config)] or fitting
+    fitting = [c for c in fitting if _placement(c.config) != _placement(chosen.config)] or fitting
     if not fitting:
         return ""
     best = min(fitting, key=lambda c: c.seconds)
-    slower = best.seconds > chosen.seconds
-    return f"{_named(machine, best)}: {format_seconds(best.seconds)}" + ("" if slower else ", too")
+    also = "" if best.seconds > chosen.seconds else "also "
+    return f"{_named(machine, best)}: {also}{format_seconds(best.seconds)}"
 
 
-def _way(config: ExecutionConfig) -> tuple[str, str, str]:
+def _placement(config: ExecutionConfig) -> tuple[str, str, str]:
     return config.strategy, config.storage_dtype, config.device
 
 

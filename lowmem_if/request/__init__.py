@@ -1,1 +1,1 @@
-"""What the user asks for: images, settings, input images, batch files. Imports no torch."""
+"""What the user asks for: images, options, input images, batch files. Imports no torch."""

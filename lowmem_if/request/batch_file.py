@@ -1,7 +1,7 @@
-"""A file of many prompts, a line each: JSON lines, CSV with a header row, or nothing but prompts.
+"""Read a batch file: JSON lines, CSV with a header row, or one prompt per line.
 
-A row says what `ROW_NAMES` lists and nothing else. A row that cannot be used is reported with its number
-and the reason; the other rows are not affected.
+A row may set only the values in `ROW_NAMES`. An invalid row is reported with its line number and the
+reason; the other rows are not affected.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """A line that cannot be used: its number in the file, from 1, and why."""
+    """An invalid line: its number in the file, from 1, and what is wrong with it."""
 
     number: int
     reason: str
@@ -42,30 +42,30 @@ class BadLine:
 
 
 Row = Mapping[str, Any]
-"""What one row says, as keyword arguments of `make_request` with one `prompt`."""
+"""The values of one row, as keyword arguments of `make_request` with one `prompt`."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchFile:
-    """The rows of a file that can be used, in order, and those that cannot."""
+    """The valid rows of a file, in order, and its invalid lines."""
 
     rows: tuple[Row, ...]
     bad_lines: tuple[BadLine, ...]
 
 
 Check = Callable[[Row], object]
-"""Raises a `RequestError` for a row that no cascade can draw."""
+"""A function that raises `RequestError` for a row that no cascade can draw."""
 
 
 _Record = tuple[int, Callable[[], Mapping[str, Any]]]
-"""A line's number, and what reads it or says why it cannot be read."""
+"""A line number, and a function that reads the row or raises the reason why it cannot."""
 
 
 def read_batch(file: Path, check: Check) -> BatchFile:
-    """The lines of a file, JSON lines, CSV or plain prompts by its name, or else by its first line.
+    """Read the rows of a file. Its name decides the format; for other names, its first line does.
 
     Raises:
-        BatchError: the file cannot be read, or its header row makes no sense.
+        BatchError: the file cannot be read, or its header row is not valid.
     """
     try:
         content = file.read_bytes()
@@ -78,32 +78,33 @@ def read_batch(file: Path, check: Check) -> BatchFile:
 def parse_batch(
     content: bytes, check: Check, *, kind: str | None = None, folder: Path | None = None
 ) -> BatchFile:
-    """The lines of a file's content.
+    """Read the rows of a file's content.
 
     Args:
-        check: called with each line.
-        kind: `JSON_LINES`, `CSV` or `PLAIN`; None looks at the first line.
-        folder: where relative names of pictures begin; None: where one stands.
+        check: called with each row.
+        kind: `JSON_LINES`, `CSV` or `PLAIN`; None: the first line decides.
+        folder: folder of relative image paths; None: the working directory.
     """
-    # Bytes that are no UTF-8 come out as what no prompt may hold: their line alone is refused.
+    # Bytes that are not UTF-8 decode to surrogates, which no prompt may contain: only their row fails.
     encoding = "utf-16" if content.startswith(_UTF_16) else "utf-8-sig"
     text = content.decode(encoding, errors="surrogateescape")
     records = {JSON_LINES: _json_lines, CSV: _csv_rows, PLAIN: _prompts}[kind or _kind(text)](text)
-    return _sorted_out(records, check, folder)
+    return _batch(records, check, folder)
 
 
 def parse_records(records: Iterable[str | Mapping[str, Any]], check: Check) -> BatchFile:
-    """Lines that are at hand, numbered from 1: prompts, or what a line of JSON may say."""
+    """Read rows from memory, numbered from 1: prompts, or mappings like a row of JSON lines."""
     numbered = enumerate(records, start=1)
-    return _sorted_out(((n, partial(_as_record, record)) for n, record in numbered), check, None)
+    return _batch(((n, partial(_as_record, record)) for n, record in numbered), check, None)
 
 
-def _sorted_out(records: Iterable[_Record], check: Check, folder: Path | None) -> BatchFile:
+def _batch(records: Iterable[_Record], check: Check, folder: Path | None) -> BatchFile:
+    """The records, divided into valid rows and invalid lines."""
     rows: list[Row] = []
     bad: list[BadLine] = []
-    for number, take in records:
+    for number, read in records:
         try:
-            row = _row(take(), folder)
+            row = _row(read(), folder)
             check(row)
             rows.append(row)
         except (RequestError, PictureError) as error:
@@ -120,7 +121,7 @@ def _kind(text: str) -> str:
 
 
 def _numbered(text: str) -> Iterator[tuple[int, str]]:
-    """Lines with something in them; only what editors end a line with ends one."""
+    """The lines that are not blank; only the line ends of editors count."""
     for number, line in enumerate(io.StringIO(text, newline=None), start=1):
         if line.strip():
             yield number, line.strip()
@@ -144,7 +145,7 @@ def _json_record(line: str) -> Mapping[str, Any]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"it is no JSON ({error})") from error
+        raise RequestError(f"it is not valid JSON ({error})") from error
     return _as_record(record)
 
 
@@ -166,9 +167,9 @@ def _csv_rows(text: str) -> Iterator[_Record]:
 
 
 def _rows(text: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
-    """Rows with something in them, and the number of the line that each begins in.
+    """The rows that are not blank, each with the number of its first line.
 
-    After a row that is no CSV reading goes on at the next line: an open quote takes no others along.
+    After an invalid row, reading continues at the next line, so an open quote affects no other row.
     """
     lines = io.StringIO(text, newline="").readlines()
     delimiter, begin = _delimiter(text), 0
@@ -198,14 +199,15 @@ def _header(first: str) -> list[str]:
 
 def _checked_header(row: list[str] | csv.Error) -> list[str]:
     if isinstance(row, csv.Error):
-        raise BatchError(f"the header row is no CSV ({row}): name the columns, like prompt,seed")
+        raise BatchError(f"the header row is not CSV ({row}): name the columns, like prompt,seed")
     names = [cell.strip().lower() for cell in row]
     if unknown := [name for name in names if name not in ROW_NAMES]:
         raise BatchError(
-            f"the header row names {', '.join(map(repr, unknown))}: use {', '.join(ROW_NAMES)}"
+            f"unknown columns in the header row: {', '.join(map(repr, unknown))}; "
+            f"use {', '.join(ROW_NAMES)}"
         )
     if len(set(names)) < len(names):
-        raise BatchError("the header row names a column twice: leave one out")
+        raise BatchError("the header row names a column twice: remove one")
     if not {"prompt", "image"} & {*names}:
         raise BatchError("the header row has no column 'prompt': add it")
     return names
@@ -213,9 +215,9 @@ def _checked_header(row: list[str] | csv.Error) -> list[str]:
 
 def _csv_record(row: list[str] | csv.Error, names: list[str]) -> Mapping[str, Any]:
     if isinstance(row, csv.Error):
-        raise RequestError(f"it is no CSV ({row})")
+        raise RequestError(f"it is not CSV ({row})")
     if len(row) != len(names):
-        raise RequestError(f"it has {len(row)} cells and the header {len(names)}")
+        raise RequestError(f"it has {len(row)} cells, but the header has {len(names)}")
     record = dict(zip(names, row, strict=True))
     return {
         name: _number(name, cell) if name in _NUMBERS else cell
@@ -235,7 +237,7 @@ def _number(name: str, cell: str) -> Any:
 
 
 def _row(record: Mapping[str, Any], folder: Path | None) -> Row:
-    """What a record says as a row; most values are checked with the request."""
+    """A record as a row; `make_request` checks most of its values."""
     check_names(record)
     values = {name: value for name, value in record.items() if value is not None}
     if isinstance(seed := values.get("seed"), str):
@@ -243,7 +245,7 @@ def _row(record: Mapping[str, Any], folder: Path | None) -> Row:
     for name in ("image", "mask"):
         path = values.get(name)
         if not isinstance(path, str | None):
-            raise RequestError(f"{name} must be the path of a picture, not {path!r}")
+            raise RequestError(f"{name} must be the path of an image, not {path!r}")
         if path is not None:
             whole = path if folder is None else str(folder / os.path.expanduser(path))  # noqa: PTH111  raises nothing
             values[name] = look_at(whole)

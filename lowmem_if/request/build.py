@@ -1,4 +1,4 @@
-"""The door: from what a user asks for, prompts or rows, to a `Request` with every image spelled out."""
+"""Make a `Request` from a user's prompts or rows: check every value, and list every image."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _OWN = tuple(
     field.name for field in fields(ImageSpec) if field.name not in ("number", "prompt", "seed")
 )
 ROW_NAMES = ("prompt", "negative_prompt", "seed", "images", *_OWN[1:])
-"""What a row of a batch may say of itself: everything of an image, and how many images it stands for."""
+"""The values that a row of a batch may set: those of an image, and the number of images."""
 
 
 def make_request(
@@ -63,39 +63,41 @@ def make_request(
     safety_checker: bool = True,
     compile: bool = False,
 ) -> Request:
-    """Check what a user asks for and spell out every image of it.
+    """Check what a user asks for and list every image of it.
 
     Args:
         prompts: one or more texts.
-        lines: instead of `prompts`: rows of a batch, each a mapping of what is its own (`ROW_NAMES`);
-            the other arguments hold for rows that do not say it themselves.
-        seed: one number for each prompt; image k of a prompt gets seed + k. One number serves every
-            prompt, None draws one. A series has as many numbers for each prompt, in the prompts' order,
-            one image each; a `range` serves every prompt.
+        lines: rows of a batch, instead of `prompts`: mappings with names from `ROW_NAMES`. The other
+            arguments apply to rows that do not set the same value.
+        seed: one number for all prompts or one for each; image k of a prompt gets seed + k. None draws
+            a number. A series contains equally many numbers for each prompt, in the prompts' order,
+            and each number gives one image. A `range` is a series for every prompt.
         images: images per prompt.
         size: side of the finished images in pixels: 64, 256 or 1024.
         mode: `text`, `vary` (redraw an image), `inpaint` (redraw a part of one) or `upscale`.
-        image, mask: the image to start from, and white where `inpaint` repaints; paths of files.
-        strength: how much of `image` is replaced by noise, above 0 up to 1: one number for stages 1 and
-            2 or one for each; None: the mode's default.
-        style_prompt: for `vary`: the style, where the prompt says the content; that may be empty then.
-        aspect: width and height, like (3, 2), of images from text alone; `size` is the shorter side.
-        cascade: a name of the catalogue or a folder.
-        steps: denoising steps, one number for every stage or one for each; None: the cascade's own.
+        image: path of the image to start from.
+        mask: path of the mask, white where `inpaint` repaints.
+        strength: share of `image` that noise replaces, above 0 up to 1: one number for stages 1 and 2,
+            or one for each. None: the mode's default.
+        style_prompt: the style, for `vary`; the prompt describes the content and may then be empty.
+        aspect: width and height of images from text, like (3, 2); `size` is the shorter side.
+        cascade: a name in the catalogue, or a folder.
+        steps: denoising steps, one number for every stage or one for each; None: the cascade's default.
         timesteps: one of diffusers' named lists, which replaces `steps` in stages 1 and 2.
         guidance_scale: one number for every stage or one for each; 1 or less disables guidance.
-        noise_level: of stage 2, 0 to 999: how much of stage 1's detail it may replace.
-        scheduler: of stages 1 and 2: `ddpm` or `dpmsolver++`.
-        thresholding: of stages 1 and 2: the ratio of dynamic thresholding, above 0 up to 1, and the
-            largest value that it scales down from; None: the cascade's own.
+        noise_level: noise added before stage 2, 0 to 999; more noise replaces more detail of stage 1.
+        scheduler: noise scheduler of stages 1 and 2: `ddpm` or `dpmsolver++`.
+        thresholding: dynamic thresholding of stages 1 and 2: the ratio, above 0 up to 1, and optionally
+            the largest value that it scales down from. None: the cascade's default.
         lora: LoRAs for stages 1 and 2, which add up: texts like `FILE:SCALE`, paths or `Lora`.
-        watermark, safety_checker: whether finished images get IF's mark and check.
+        watermark: whether finished images get IF's watermark.
+        safety_checker: whether IF's safety checker checks finished images.
         compile: whether UNets may be compiled (`torch.compile`); images then differ by rounding.
 
     Raises:
-        RequestError: a value that no cascade can run.
-        PictureError: an input image that cannot be used.
-        LoraError, CheckpointError: a LoRA that cannot be used.
+        RequestError: no cascade can run one of the values.
+        PictureError: an input image is not valid.
+        LoraError, CheckpointError: a LoRA is not valid.
     """
     texts, rows = as_tuple(prompts), tuple(lines)
     cascade = str(cascade) if isinstance(cascade, Path) else cascade
@@ -129,23 +131,25 @@ def make_request(
 def _check_given(texts: tuple[Any, ...], rows: tuple[Any, ...]) -> None:
     check_texts(texts)
     if not texts and not rows:
-        raise RequestError("the prompt is empty: say what the picture should show")
+        raise RequestError("the prompt is empty: describe the image")
     if texts and rows:
-        raise RequestError("prompts and lines exclude each other: give one of them")
+        raise RequestError("prompts and lines exclude each other: give only one of them")
     for row in rows:
         if not isinstance(row, Mapping):
-            raise RequestError(f"a line must be a table like {{'prompt': 'a fox'}}, not {row!r}")
+            raise RequestError(f"a line must be a mapping like {{'prompt': 'a fox'}}, not {row!r}")
         check_names(row)
 
 
 def check_names(row: Mapping[str, Any]) -> None:
-    """Raise `RequestError` if a row says something that no row may say."""
+    """Raise `RequestError` if a row sets a value that is not in `ROW_NAMES`."""
     if unknown := [str(name) for name in row if name not in ROW_NAMES]:
-        raise RequestError(f"it says {', '.join(map(repr, unknown))}: use {', '.join(ROW_NAMES)}")
+        raise RequestError(
+            f"unknown names {', '.join(map(repr, unknown))}: use {', '.join(ROW_NAMES)}"
+        )
 
 
 def _cascade_name(cascade: str) -> str:
-    """A name of the catalogue, or the absolute path of a folder: runs may be resumed from elsewhere."""
+    """A name in the catalogue, or an absolute path: a run may be resumed from another directory."""
     if cascade not in catalog.CASCADES and (folder := existing_folder(cascade)):
         return str(folder)
     return cascade
@@ -171,7 +175,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "strength": checked_strength,
     "aspect": checked_aspect,
 }
-"""The other values are checked by `ImageSpec`, or with the number of prompts."""
+"""Name of a value -> its check; `ImageSpec` checks the others, and seeds need the number of prompts."""
 
 
 def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,10 +198,10 @@ def _of_rows(rows: Iterable[Mapping[str, Any]], common: Mapping[str, Any]) -> It
 def _numbered(
     prompts: tuple[str, ...], values: Mapping[str, Any], first: int = 0
 ) -> tuple[ImageSpec, ...]:
-    """The images of prompts with their seeds, prompt by prompt."""
+    """The images of the prompts with their seeds, prompt by prompt, numbered from `first`."""
     seeds, images = values["seed"], values["images"]
     if first + len(seeds) * images > MOST:
-        raise RequestError(f"{MOST} pictures are the most in one run: make several of it")
+        raise RequestError(f"one run draws at most {MOST} images: use several runs")
     own = {name: values[name] for name in _OWN}
     series = len(seeds) // len(prompts)
     pairs = [

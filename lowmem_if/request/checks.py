@@ -1,4 +1,4 @@
-"""Checks of single values that a user gives; each raises a `RequestError` that names the value."""
+"""Check single values that a user gives; each check raises a `RequestError` that names the value."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from lowmem_if.request.sampling import SamplingOptions
 from lowmem_if.request.seeds import MAX_SEED, check_series
 
 _MAX_STEPS = {catalog.STAGE_1: 1000, catalog.STAGE_2: 1000, catalog.UPSCALER: 999}
-"""The schedulers have 1000 training timesteps; the upscaler's begins one later (`steps_offset`)."""
+"""The schedulers have 1000 training timesteps; the upscaler's starts one later (`steps_offset`)."""
 
 _KIND_NAMES = {str: "text", bool: "True or False"}
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:
-    """Several values as they are, one value as a tuple of one."""
+    """An iterable as a tuple, and a single value as a tuple of one."""
     if isinstance(value, Iterable) and not isinstance(value, str | bytes):
         return tuple(value)
     return (value,)
 
 
 def check_kinds(values: Mapping[str, Any], kind: type) -> None:
-    """Check that each value, by its name, is of a kind."""
+    """Check that each value has the type `kind`; `values` maps names to values."""
     for name, value in values.items():
         if not isinstance(value, kind):
             raise RequestError(f"{name} must be {_KIND_NAMES[kind]}, not {value!r}")
 
 
 def check_texts(texts: Iterable[Any]) -> None:
-    """Check that prompts are texts which can be written as UTF-8."""
+    """Check that prompts are strings that can be encoded as UTF-8."""
     for text in texts:
         if not isinstance(text, str):
             raise RequestError(f"a prompt must be text, not {type(text).__name__}")
@@ -46,7 +46,7 @@ def check_texts(texts: Iterable[Any]) -> None:
 
 
 def whole(name: str, value: Any, low: int, high: int) -> int:
-    """The value as an int, whichever library's whole number it is."""
+    """The value as an int between `low` and `high`; integers of other libraries are accepted."""
     number = index(value)
     if number is None or not low <= number <= high:
         raise RequestError(f"{name} {value!r} is not a whole number from {low} to {high}")
@@ -54,7 +54,7 @@ def whole(name: str, value: Any, low: int, high: int) -> int:
 
 
 def index(value: Any) -> int | None:
-    """A whole number as an int; None of anything else."""
+    """A whole number as an int; None for any other value."""
     try:
         return None if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -62,7 +62,7 @@ def index(value: Any) -> int | None:
 
 
 def checked_size(size: Any) -> int:
-    """64, 256 or 1024."""
+    """The size as an int: 64, 256 or 1024."""
     number = index(size)
     if number not in catalog.SIZES:
         raise RequestError(f"size {size!r} is not one of 64, 256 and 1024")
@@ -71,9 +71,9 @@ def checked_size(size: Any) -> int:
 
 
 def checked_seeds(given: Any, images: int, prompts: int) -> tuple[int, ...]:
-    """Seeds for `prompts` prompts: one each, or a series for each, in the prompts' order.
+    """Seeds for `prompts` prompts: one for each, or a series for each, in the prompts' order.
 
-    None draws one for all.
+    None draws one seed for all.
     """
     if isinstance(given, range):
         given = check_series(given) * prompts
@@ -83,18 +83,18 @@ def checked_seeds(given: Any, images: int, prompts: int) -> tuple[int, ...]:
         return seeds * prompts
     if not seeds or len(seeds) % prompts:
         raise RequestError(
-            f"{len(seeds)} seeds for {prompts} prompts: give one, one for each, "
+            f"{len(seeds)} seeds for {prompts} prompts: give one seed, one for each prompt, "
             "or a series for all, like 1..4"
         )
     if len(seeds) > prompts and images > 1:
         raise RequestError(
-            f"a series of seeds gives one picture each: leave out images ({images}), or give one seed"
+            f"a series of seeds draws one image per seed: leave out images ({images}), or give one seed"
         )
     return seeds
 
 
 def checked_strength(strength: Any) -> tuple[float, ...] | None:
-    """One number above 0 up to 1 for both stages, or one for each."""
+    """Strengths of stages 1 and 2, above 0 up to 1; one number is used for both."""
     if strength is None:
         return None
     values = as_tuple(strength)
@@ -109,7 +109,7 @@ def checked_strength(strength: Any) -> tuple[float, ...] | None:
 
 
 def checked_aspect(value: Any) -> tuple[int, int] | None:
-    """Width and height without common factors, of a pair or a text like `3:2`."""
+    """Width and height without common factors, from a pair or a text like `3:2`."""
     if value is None:
         return None
     parts = value.split(":") if isinstance(value, str) else as_tuple(value)
@@ -161,8 +161,8 @@ def _checked_steps(
     )
     if timesteps and (len(set(steps)) > 1 or catalog.UPSCALER not in components):
         raise RequestError(
-            f"{timesteps} decides the steps of stages 1 and 2: leave out steps, or give one "
-            "number, the upscaler's"
+            f"{timesteps} sets the steps of stages 1 and 2: leave out steps, or give one "
+            "number for the upscaler"
         )
     return steps
 
@@ -184,7 +184,7 @@ def _checked_thresholding(given: Any) -> tuple[float, ...] | None:
     if not real or len(values) not in (1, 2) or not (0 < values[0] <= 1 <= (*values, 1)[1]):
         raise RequestError(
             f"thresholding {given!r} is not a ratio above 0 up to 1, like 0.95, "
-            "or that and the largest value, like 0.95,1.5"
+            "or a ratio and a largest value, like 0.95,1.5"
         )
     return tuple(map(float, values))
 

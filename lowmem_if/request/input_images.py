@@ -1,4 +1,4 @@
-"""Pictures that a user brings: found, measured upright, and told apart by content; not decoded here."""
+"""Image files that a user gives: find them, measure them, and identify them by content."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Any
 from lowmem_if.errors import PictureError
 
 _ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)
-"""EXIF's tag, and those of its values that swap width and height."""
+"""The EXIF tag of the orientation, and its values that swap width and height."""
 
 _FIRST_IS_WHOLE = ("MPO",)
-"""Formats whose further pictures are previews or other eyes' views of the first."""
+"""Formats whose further images are previews or stereo views of the first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture file of the user.
+    """An image file of the user.
 
     Attributes:
-        path: where it was, as an absolute path; a begun run does not need it any more.
-        width, height: in pixels, as it is looked at (EXIF's rotation done).
+        path: its absolute path; a run keeps a copy and no longer needs the file.
+        width, height: in pixels, after EXIF's rotation.
         digest: SHA-256 of the file.
     """
 
@@ -40,47 +40,47 @@ class Picture:
 
     @property
     def aspect(self) -> float:
-        """Its longer side over its shorter one."""
+        """Ratio of its longer side to its shorter side."""
         return max(self.width, self.height) / min(self.width, self.height)
 
 
 def look_at(path: str | Path) -> Picture:
-    """Measure a picture file; its pixels are decoded only when a run begins.
+    """Measure an image file; its pixels are decoded only when a run begins.
 
     Raises:
-        PictureError: it is not there, is no picture, is an animation, or is too large to open.
+        PictureError: the file is missing, not an image, an animation, or too large to open.
     """
     with opened(path) as image:
         width, height = image.size
-        # A TIFF is turned by Pillow itself.
+        # Pillow rotates a TIFF itself.
         if image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE:
             width, height = height, width
     file = Path(path).expanduser().resolve()
-    with _told(file), file.open("rb") as stream:
+    with _reported(file), file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return Picture(str(file), width, height, digest)
 
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[Any]:
-    """A picture as Pillow opens it, not decoded yet; what goes wrong with it is a `PictureError`."""
+    """An image opened by Pillow but not decoded; its errors become `PictureError`."""
     from PIL import Image
 
-    with _told(path), warnings.catch_warnings():
-        # Between its limit and twice that Pillow only warns; beyond it refuses, and so do we.
+    with _reported(path), warnings.catch_warnings():
+        # Pillow warns above its limit and refuses above twice the limit; only the refusal matters here.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with Image.open(Path(path).expanduser()) as image:
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format not in _FIRST_IS_WHOLE:
                 raise PictureError(
-                    f"{path} holds {frames} pictures: save the one you mean as its own file"
+                    f"{path} contains {frames} images: save the one you want as a file of its own"
                 )
             yield image
 
 
 @contextmanager
-def _told(path: str | Path) -> Iterator[None]:
-    """Whatever Pillow says of a broken file, in one line of ours."""
+def _reported(path: str | Path) -> Iterator[None]:
+    """Turn any error of Pillow into a `PictureError` of one line."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -88,21 +88,23 @@ def _told(path: str | Path) -> Iterator[None]:
     except PictureError:
         raise
     except FileNotFoundError:
-        raise PictureError(f"{path} is not there: give the path of a picture") from None
+        raise PictureError(f"{path} does not exist: give the path of an image") from None
     except IsADirectoryError:
-        raise PictureError(f"{path} is a folder: give the path of a picture") from None
+        raise PictureError(f"{path} is a folder: give the path of an image") from None
     except UnidentifiedImageError:
-        raise PictureError(f"{path} is no picture that Pillow can read: use PNG or JPEG") from None
+        raise PictureError(
+            f"{path} is not an image that Pillow can read: use PNG or JPEG"
+        ) from None
     except Image.DecompressionBombError:
         raise PictureError(
             f"{path} has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} million pixels, "
-            "Pillow's limit: make it smaller first"
+            "Pillow's limit: scale it down first"
         ) from None
     except PermissionError as error:
         raise PictureError(f"{path} cannot be read ({error.strerror})") from error
-    # Decoders raise what they like for broken files (OSError, SyntaxError, EOFError, struct.error ...).
+    # Decoders raise many types for broken files (OSError, SyntaxError, EOFError, struct.error ...).
     except MemoryError:
         raise
     except Exception as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise PictureError(f"{path} is a broken picture ({first}): save it again") from error
+        raise PictureError(f"{path} is a broken image ({first}): save it again") from error

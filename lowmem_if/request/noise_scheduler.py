@@ -1,7 +1,7 @@
-"""The samplers that stages 1 and 2 may draw with.
+"""The noise schedulers that stages 1 and 2 may use.
 
-Their UNets predict six channels, noise and its variance. Of diffusers' schedulers only a few know that;
-others fail in it, or take the variance for noise.
+Their UNets predict six channels: noise and its variance. Only a few of diffusers' schedulers support
+this; others fail, or treat the variance as noise.
 """
 
 from __future__ import annotations
@@ -9,4 +9,4 @@ from __future__ import annotations
 DDPM, DPM_SOLVER = "ddpm", "dpmsolver++"
 
 SCHEDULERS = (DDPM, DPM_SOLVER)
-"""The checkpoint's own; the multistep solver of second order, for few steps."""
+"""The checkpoint's own scheduler, and the second-order multistep solver for few steps."""

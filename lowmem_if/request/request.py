@@ -1,4 +1,4 @@
-"""What a run is asked for: its images, and the settings they share."""
+"""The request for a run: its images, and the options they share."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from lowmem_if.request.sampling import SamplingOptions
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The images of a run and its run-wide settings. `make_request` checks values and makes one.
+    """The images of a run and its run-wide options. `make_request` checks values and makes one.
 
     Attributes:
         images: numbered from 0 in the order of the run folder.
-        cascade: a name of the catalogue, or the absolute path of a folder.
+        cascade: a name in the catalogue, or the absolute path of a folder.
         revision: branch, tag or commit on the Hub.
         lora: LoRAs for stages 1 and 2, which add up.
-        watermark, safety_checker: whether finished images get IF's mark and check.
+        watermark: whether finished images get IF's watermark.
+        safety_checker: whether IF's safety checker checks finished images.
         compile: whether UNets may be compiled where that saves time.
-        gallery: whether the run folder keeps an HTML page of all images, as batches do.
-        seed: the run-wide seed; images without a seed of their own were numbered from it. It is no part
-            of what is compared: the images carry their seeds.
+        gallery: whether the run folder contains an HTML page of all images, as for batches.
+        seed: the run-wide seed; images without their own seed count up from it. Comparisons ignore it,
+            because each image has its seed.
     """
 
     images: tuple[ImageSpec, ...]
@@ -48,21 +49,21 @@ class Request:
         return max(spec.size for spec in self.images)
 
     def alone(self, spec: ImageSpec) -> Request:
-        """The request for one of the images and nothing else."""
+        """The request for only one of the images."""
         one = replace(spec, number=0)
         return replace(self, images=(one,), gallery=False, seed=spec.seed)
 
     def no_larger_than(self, size: int) -> Request:
-        """The same images, those above `size` at that size.
+        """The same images, with larger ones reduced to `size`.
 
         Raises:
-            RequestError, PictureError: an image's mode does not exist at that size.
+            RequestError, PictureError: the mode of an image does not exist at this size.
         """
         images = (replace(spec, size=min(spec.size, size)) for spec in self.images)
         return replace(self, images=tuple(images))
 
     def with_seed(self, seed: int) -> Request:
-        """The same images, those that count up from the run-wide seed counting from another one."""
+        """The same images; seeds that count up from the run-wide seed count up from `seed` instead."""
         shift, last = seed - self.seed, self.seed + len(self.images)
         images = (
             replace(spec, seed=spec.seed + shift) if self.seed <= spec.seed < last else spec

@@ -1,6 +1,6 @@
-"""Request <-> JSON as run folders and plans hold it: prompts with their seeds, or a line per image.
+"""The JSON form of a request in run folders and plans: prompts with seeds, or one row per image.
 
-The keys are those of version 0.1, whose requests were kept as they were typed.
+The keys are those of version 0.1, which kept requests as the user typed them.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from lowmem_if.request.request import Request
 
 _PICTURE = TypeAdapter(Picture)
 _LORA = TypeAdapter(tuple[Lora, ...])
-_SHARED = [f.name for f in fields(ImageSpec) if f.name not in ("number", "prompt", "seed")]
+_PER_IMAGE = [f.name for f in fields(ImageSpec) if f.name not in ("number", "prompt", "seed")]
 _RUN_WIDE = ("cascade", "revision", "watermark", "safety_checker", "compile")
 _EMPTY: dict[str, Any] = {
     "negative_prompt": "", "mode": TEXT, "image": None, "mask": None, "strength": None,
     "style_prompt": "", "aspect": None,
 }  # fmt: skip
-"""What is said of all images where each says its own."""
+"""Run-wide values in a file whose rows set their own."""
 
 
 def request_to_json(request: Request) -> dict[str, Any]:
     """The request as plain JSON data."""
     run_wide = {name: getattr(request, name) for name in _RUN_WIDE}
-    images = _lines(request) if request.gallery else _prompts(request)
+    images = _rows(request) if request.gallery else _prompts(request)
     sampling = asdict(request.sampling)
     data = images | run_wide | sampling | {"lora": [asdict(one) for one in request.lora]}
     found: dict[str, Any] = to_jsonable_python(data)
@@ -45,15 +45,15 @@ def request_from_json(data: Mapping[str, Any]) -> Request:
     """The request that `request_to_json` or version 0.1 wrote.
 
     Raises:
-        RequestError, pydantic.ValidationError, TypeError, LookupError: it is not such a request.
+        RequestError, pydantic.ValidationError, TypeError, LookupError: `data` is not such a request.
     """
-    lines = [
-        {name: value for name, value in _pictures(line).items() if value is not None}
-        for line in data.get("lines", ())
+    rows = [
+        {name: value for name, value in _pictures(row).items() if value is not None}
+        for row in data.get("lines", ())
     ]
     known = {name: value for name, value in data.items() if name in _KNOWN}
     lora = _LORA.validate_python(data.get("lora", ()))
-    return make_request(**{**_pictures(known), "lines": lines, "lora": lora})
+    return make_request(**{**_pictures(known), "lines": rows, "lora": lora})
 
 
 _KNOWN = {*ROW_NAMES, *_RUN_WIDE, "prompts", "steps", "timesteps", "guidance_scale", "noise_level",
@@ -67,11 +67,11 @@ def _pictures(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _own(spec: ImageSpec) -> dict[str, Any]:
     values = asdict(spec)
-    return {name: values[name] for name in _SHARED}
+    return {name: values[name] for name in _PER_IMAGE}
 
 
 def _prompts(request: Request) -> dict[str, Any]:
-    """Images that differ by prompt and seed only."""
+    """The keys for images that differ only in prompt and seed."""
     groups = [
         (prompt, [spec.seed for spec in specs])
         for prompt, specs in groupby(request.images, key=lambda spec: spec.prompt)
@@ -91,12 +91,13 @@ def _seeds(request: Request) -> list[int]:
     return [spec.seed for spec in request.images]
 
 
-def _lines(request: Request) -> dict[str, Any]:
-    lines = [
+def _rows(request: Request) -> dict[str, Any]:
+    """The keys for images that each have a row."""
+    rows = [
         {"prompt": spec.prompt, "seed": [spec.seed], "images": 1, **_own(spec)}
         for spec in request.images
     ]
     return {
         "prompts": [], "seed": [request.seed], "images": 1, "size": request.size, **_EMPTY,
-        "lines": lines,
+        "lines": rows,
     }  # fmt: skip

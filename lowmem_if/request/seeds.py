@@ -1,33 +1,33 @@
-"""Seeds as people write them: `7`, one a prompt `7,8`, a series for every prompt `1..16` or `1..4,9`."""
+"""Parse seeds: `7`, one per prompt `7,8`, or a series for every prompt `1..16` or `1..4,9`."""
 
 from __future__ import annotations
 
 from lowmem_if.errors import RequestError
 
 MAX_SEED = 2**63 - 1
-"""What torch's generator takes."""
+"""The largest seed that torch's generator accepts."""
 
 MOST = 100_000
-"""Pictures that one request may ask for."""
+"""Most images of one request."""
 
 _RANGE = ".."
 
 
 def parse_seeds(text: str, prompts: int) -> tuple[int, ...]:
-    """The seeds that a text names, for `prompts` prompts: as `Request` takes them.
+    """The seeds in a text for `prompts` prompts, as `make_request` accepts them.
 
     Raises:
-        RequestError: it is neither numbers nor series of them, or names too many.
+        RequestError: the text is neither numbers nor series, or names too many.
     """
     seeds = parse_numbers("seed", text)
     return seeds * prompts if _RANGE in text else seeds
 
 
 def parse_numbers(name: str, text: str) -> tuple[int, ...]:
-    """Whole numbers with commas, and series of them: `3,7` or `1..4,9`.
+    """Whole numbers and series, separated by commas: `3,7` or `1..4,9`.
 
     Raises:
-        RequestError: it is something else, or names too many.
+        RequestError: the text is neither numbers nor series, or names too many.
     """
     series = [_series(name, part, text) for part in text.split(",")]
     count = sum(map(len, series))
@@ -37,7 +37,11 @@ def parse_numbers(name: str, text: str) -> tuple[int, ...]:
 
 
 def check_series(series: range) -> tuple[int, ...]:
-    """The numbers of a series, if it is no longer than a request may be."""
+    """The numbers of a series.
+
+    Raises:
+        RequestError: it has more numbers than a request may have images.
+    """
     try:
         count = len(series)
     except OverflowError:
@@ -54,14 +58,14 @@ def _series(name: str, part: str, text: str) -> range:
         end = int(last) if dots else begin
     except ValueError:
         raise RequestError(
-            f"{name} {text!r} is not a whole number, several with commas, or a series like 1..16"
+            f"{name} {text!r} is not a whole number, a list like 3,7, or a series like 1..16"
         ) from None
     if dots and not 0 <= begin <= end <= MAX_SEED:
         raise RequestError(
-            f"{name} {part.strip()!r}: a series goes up, from 0 to {MAX_SEED} at most"
+            f"{name} {part.strip()!r} is not a rising series between 0 and {MAX_SEED}"
         )
     return range(begin, end + 1)
 
 
 def _too_many(name: str, count: int) -> RequestError:
-    return RequestError(f"{count} {name}s are too many: {MOST} pictures are the most in one run")
+    return RequestError(f"{count} {name}s are too many: one run draws at most {MOST} images")

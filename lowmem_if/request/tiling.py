@@ -1,30 +1,30 @@
-"""How a picture is cut into overlapping tiles that are drawn one by one and blended."""
+"""Divide an image into overlapping tiles, which are drawn one by one and blended."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 UPSCALER_SIDE = 256
-"""Of the square that the upscaler makes 1024 pixels of in a cascade."""
+"""Side of the square that the upscaler enlarges to 1024 pixels in a cascade."""
 
 TILES = (256, 128, 64)
-"""Sides that a tile may have, in pixels of the picture that is enlarged: what the upscaler was made for,
-then what takes less."""
+"""Sides that a tile may have, in pixels of the input image. The upscaler was trained on the first; the
+others need less memory."""
 
 WHOLE_AREA = 2.0
-"""A picture of up to so many squares of 256 pixels is enlarged whole where memory allows: attention over
-more takes time by its square."""
+"""Largest area that is enlarged without tiles if memory allows, in squares of 256 pixels. The time of
+attention grows with the square of the area."""
 
 ALIGNMENT = 4
-"""The upscaler's VAE wants whole fours of pixels; a picture is filled up to them, and cropped again."""
+"""The upscaler's VAE needs sides that are multiples of 4; images are padded to them, then cropped."""
 
 _OVERLAP = 4
-"""Of a tile's side, the part that it shares with its neighbour: one in so many pixels."""
+"""Side of a tile divided by its smallest overlap with a neighbour."""
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A part of a picture, in pixels, as Pillow's `crop` wants it."""
+    """A part of an image, in pixels, in the form that Pillow's `crop` takes."""
 
     left: int
     upper: int
@@ -33,22 +33,22 @@ class Box:
 
 
 def boxes(width: int, height: int, tile: int) -> list[Box]:
-    """The tiles of a picture, row by row; one that is the whole picture if `tile` is 0.
+    """The tiles of an image, row by row; if `tile` is 0, one tile that covers the whole image.
 
-    Sides are whole multiples of `ALIGNMENT`, the last of a row may reach beyond the picture by less than
-    that. Tiles are spread evenly and overlap by at least a quarter of their side.
+    Sides are multiples of `ALIGNMENT`, so the last tile of a row may extend beyond the image by less
+    than that. Tiles are spread evenly and overlap by at least a quarter of their side.
     """
     columns, rows = (spans(aligned(length), tile) for length in (width, height))
     return [Box(left, upper, right, lower) for upper, lower in rows for left, right in columns]
 
 
 def aligned(length: int) -> int:
-    """The next whole multiple of `ALIGNMENT`."""
+    """`length`, rounded up to a multiple of `ALIGNMENT`."""
     return -(-length // ALIGNMENT) * ALIGNMENT
 
 
 def spans(length: int, tile: int) -> list[tuple[int, int]]:
-    """Where tiles begin and end along one side of a picture."""
+    """(begin, end) of the tiles along one side of an image, in pixels."""
     if not tile or length <= tile:
         return [(0, length)]
     step = tile - tile // _OVERLAP

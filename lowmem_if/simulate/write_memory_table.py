@@ -24,6 +24,7 @@ from lowmem_if.planning.estimates.memory_table import (
     MemoryTable,
     PassProfile,
     StepProfile,
+    part_key,
     read_table,
 )
 from lowmem_if.planning.plan import Step
@@ -125,11 +126,6 @@ class Case:
     storage: str
     attention: str = FUSED
     tiled: bool = False
-
-
-def part_key(part: Part) -> frozenset[tuple[str, int]]:
-    """The identity of a component: the folders of its networks, and their parameters."""
-    return frozenset((module.folder, module.weights.parameters) for module in part.modules)
 
 
 def key_of(row: StepProfile) -> tuple[frozenset[tuple[str, int]], Case]:

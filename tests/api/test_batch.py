@@ -183,7 +183,7 @@ def test_a_bad_line_stops_no_other_and_the_end_says_so(
     captured = capsys.readouterr()
     lines = captured.err.splitlines()
     assert lines[0].startswith("note: line 2: the prompt is empty")
-    assert lines[-1].startswith("error: 1 line(s) could not be used (2), all others are drawn")
+    assert lines[-1].startswith("error: skipped 1 invalid line (2); all others are done")
     told = json.loads(captured.out)
     assert [Path(image).name for image in told["images"]] == ["0000.png", "0001.png"]
     assert told["complete"]

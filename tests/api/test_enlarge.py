@@ -155,7 +155,7 @@ def test_lost_pictures_of_stage_1_are_drawn_again(source: RunFolder, large: Path
     [
         ([4], 256, "there is no picture 4: pick from 0 to 3"),
         ([-1], 256, "there is no picture -1"),
-        ([], 256, "no picture is picked"),
+        ([], 256, "no image is picked"),
         ([0], 64, "has 64 pixels: give --size more"),
         ([0], 65, "not one of 64, 256 and 1024"),
     ],
@@ -187,6 +187,10 @@ def test_the_command_tells_what_it_was_given_wrong(
     source: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One line and a known exit code."""
-    for pick, words in (("x", "picture 'x' is not"), ("9", "no picture 9"), ("3..1", "goes up")):
+    for pick, words in (
+        ("x", "picture 'x' is not"),
+        ("9", "no image 9"),
+        ("3..1", "not a rising series"),
+    ):
         assert main(["continue", str(source.path), "--pick", pick]) == 2
         assert words in capsys.readouterr().err

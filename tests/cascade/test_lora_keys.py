@@ -79,28 +79,31 @@ ONE = torch.ones(8, 2)
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"text_encoder.layer.lora_A.weight": ONE}, "is for a text encoder"),
-        ({"text_encoder_2.layer.lora_A.weight": ONE}, "is for a text encoder"),
-        ({"lora_te_text_model_layers_0.lora_down.weight": ONE}, "is for a text encoder"),
-        ({"lora_te1_text_model_layers_0.lora_down.weight": ONE}, "is for a text encoder"),
-        ({f"unet.{LAYER}.lora_magnitude_vector": ONE}, "no part of a LoRA of two matrices"),
-        ({f"unet.{LAYER}.lora_B.bias": ONE}, "no part of a LoRA of two matrices"),
-        ({f"unet.{LAYER}.dora_scale": ONE}, "no part of a LoRA of two matrices"),
-        ({"lora_unet_conv_in.hada_w1_a": ONE}, "no part of a LoRA of two matrices"),
-        ({"lora_unet_conv_in.lokr_w1": ONE}, "no part of a LoRA of two matrices"),
-        ({"lora_unet_conv_in.lora_mid.weight": ONE}, "no part of a LoRA of two matrices"),
-        ({"conv_in.weight": ONE}, "no part of a LoRA of two matrices"),
-        ({A: None}, "lora_B.weight' has no 'down' beside it"),
-        ({B: None}, "lora_A.weight' has no 'up' beside it"),
-        ({A: None, B: None, f"unet.{LAYER}.alpha": torch.ones(1)}, "alpha' has no 'down'"),
-        ({A: None, B: None}, "holds no tensors"),
+        ({"text_encoder.layer.lora_A.weight": ONE}, "also changes a text encoder"),
+        ({"text_encoder_2.layer.lora_A.weight": ONE}, "also changes a text encoder"),
+        ({"lora_te_text_model_layers_0.lora_down.weight": ONE}, "also changes a text encoder"),
+        ({"lora_te1_text_model_layers_0.lora_down.weight": ONE}, "also changes a text encoder"),
+        (
+            {f"unet.{LAYER}.lora_magnitude_vector": ONE},
+            "does not belong to a LoRA with two matrices",
+        ),
+        ({f"unet.{LAYER}.lora_B.bias": ONE}, "does not belong to a LoRA with two matrices"),
+        ({f"unet.{LAYER}.dora_scale": ONE}, "does not belong to a LoRA with two matrices"),
+        ({"lora_unet_conv_in.hada_w1_a": ONE}, "does not belong to a LoRA with two matrices"),
+        ({"lora_unet_conv_in.lokr_w1": ONE}, "does not belong to a LoRA with two matrices"),
+        ({"lora_unet_conv_in.lora_mid.weight": ONE}, "does not belong to a LoRA with two matrices"),
+        ({"conv_in.weight": ONE}, "does not belong to a LoRA with two matrices"),
+        ({A: None}, "lora_B.weight' has no matching 'down'"),
+        ({B: None}, "lora_A.weight' has no matching 'up'"),
+        ({A: None, B: None, f"unet.{LAYER}.alpha": torch.ones(1)}, "alpha' has no matching 'down'"),
+        ({A: None, B: None}, "contains no tensors"),
         ({f"{LAYER}.lora_A.weight": ONE}, "are for the same layer"),
-        ({B: torch.ones(8, 3)}, "no pair of matrices with one rank"),
-        ({B: torch.ones(8)}, "no pair of matrices with one rank"),
-        ({B: torch.ones(8, 2, 3, 3)}, "no pair of matrices with one rank"),
-        ({A: torch.ones(0, 6), B: torch.ones(8, 0)}, "no pair of matrices with one rank"),
-        ({A: torch.ones(2, 6).char()}, "I8 2x6.* no pair of matrices"),
-        ({f"unet.{LAYER}.alpha": torch.ones(2)}, "alpha' is no number"),
+        ({B: torch.ones(8, 3)}, "not two matrices of the same rank"),
+        ({B: torch.ones(8)}, "not two matrices of the same rank"),
+        ({B: torch.ones(8, 2, 3, 3)}, "not two matrices of the same rank"),
+        ({A: torch.ones(0, 6), B: torch.ones(8, 0)}, "not two matrices of the same rank"),
+        ({A: torch.ones(2, 6).char()}, "I8 2x6.* not two matrices"),
+        ({f"unet.{LAYER}.alpha": torch.ones(2)}, "alpha' is not a number"),
     ],
 )
 def test_what_is_not_understood_is_refused(
@@ -149,11 +152,11 @@ def test_the_configuration_may_have_no_prefix(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("said", "words"),
     [
-        ("{", "makes no sense"),
-        ("[1]", "makes no sense"),
-        ('{"unet.r": 2}', "makes no sense"),
-        ('{"unet.r": "two", "unet.lora_alpha": 1}', "makes no sense"),
-        ('{"unet.r": 2, "unet.lora_alpha": 1, "unet.alpha_pattern": {"(": 1}}', "makes no sense"),
+        ("{", "is not valid"),
+        ("[1]", "is not valid"),
+        ('{"unet.r": 2}', "is not valid"),
+        ('{"unet.r": "two", "unet.lora_alpha": 1}', "is not valid"),
+        ('{"unet.r": 2, "unet.lora_alpha": 1, "unet.alpha_pattern": {"(": 1}}', "is not valid"),
         ('{"unet.r": 4, "unet.lora_alpha": 4}', "has rank 2, its metadata says 4"),
         ('{"unet.r": 2, "unet.lora_alpha": 4, "unet.use_dora": true}', "is DoRA"),
         ('{"unet.r": 2, "unet.lora_alpha": 4, "unet.init_lora_weights": "pissa"}', "pissa"),
@@ -172,7 +175,7 @@ def test_a_configuration_that_cannot_be_followed_is_told(
 def test_alpha_is_said_once(tmp_path: Path) -> None:
     """By a tensor or by the metadata."""
     file = write(tmp_path / "a.safetensors", with_alphas(PAIR), PLAIN)
-    with pytest.raises(LoraError, match="says twice how much it counts"):
+    with pytest.raises(LoraError, match="sets its factor twice"):
         read_pairs(file)
 
 

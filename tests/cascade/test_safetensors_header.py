@@ -188,7 +188,7 @@ def test_a_file_that_is_too_long_is_told(file: Path) -> None:
 )
 def test_a_header_that_is_no_json_is_told(file: Path, text: bytes) -> None:
     """A web page or noise in place of the header is said to be no JSON."""
-    assert "no JSON" in refused(write(file, text, 12))
+    assert "not valid JSON" in refused(write(file, text, 12))
 
 
 @pytest.mark.parametrize("header", [[1], "text", 12, None, True])

@@ -448,7 +448,7 @@ def test_with_no_vram_at_all_the_cpu_is_proposed(
 ) -> None:
     """A card that others have filled: the refusal computes that the CPU would do."""
     has(monkeypatch, replace(T4, free_bytes=0))
-    with pytest.raises(DoesNotFit, match="--device cpu fits"):
+    with pytest.raises(DoesNotFit, match="Try --device cpu"):
         make_plan(
             probe("cuda", root=tmp_path), make_request(("a",), cascade="if-m", seed=(1,), size=64)
         )

@@ -323,7 +323,7 @@ def test_every_profile_gets_a_plan_or_the_reason_why_not(
     """For each shipped machine and cascade there is a plan, or a DoesNotFit with a way out."""
     machine = load_profile(name).machine
     error = refusal(machine, ask(cascade), prefer=prefer)
-    assert error is None or "fits" in error.nearest
+    assert error is None or error.nearest.startswith(("Try ", "No smaller request fits. "))
 
 
 # --- preferences and number types ---------------------------------------------------------------
@@ -689,19 +689,19 @@ def test_the_encoder_comes_once_for_all_prompts() -> None:
     assert (one.config.batch, many.config.batch) == (2, 9)  # and the negative prompt
     assert replace(one, estimate=many.estimate).with_config(batch=9) == many
     assert many.estimate.seconds < 8 * one.estimate.seconds
-    assert one.reason.endswith("layers come from the file, once")
+    assert one.reason.endswith("layers are read from the file once")
 
 
-def test_streaming_says_what_stays_and_what_there_was_no_room_for() -> None:
-    """The reason tells what stays, the runner-up what of RAM a resident network needs."""
+def test_streaming_names_the_resident_share_and_what_did_not_fit() -> None:
+    """The reason names the resident share, and the runner-up the RAM that a resident network needs."""
     stage = step(make_plan(cpu(8, "avx512_bf16"), ask(size=64)), STAGE_1)
-    assert "5.3 GB stay, other layers come from the file at every pass" in stage.reason
+    assert "5.3 GB resident, other layers are read from the file in every pass" in stage.reason
     assert re.fullmatch(
         r"resident bfloat16: \d+ min \d+ s, but needs 10\.3 GB of RAM, 8\.0 GB available",
         stage.instead_of,
     )
     small = step(make_plan(cpu(2.5, "avx512_bf16"), ask(size=64)), STAGE_1)
-    assert "to spare; layers come from the file at every pass" in small.reason
+    assert "to spare; layers are read from the file in every pass" in small.reason
 
 
 def test_a_pinned_stream_names_the_next_that_fits() -> None:
@@ -720,7 +720,7 @@ def test_a_pinned_stream_names_the_next_that_fits() -> None:
 
 def test_casting_at_every_pass_is_told_with_what_spares_it() -> None:
     """A UNet that streams in bfloat16 from other files on a CPU says how a copy of it is made."""
-    words = "cast each time unless `fetch --convert bf16` was run"
+    words = "weights are cast in every pass unless you run `fetch --convert bf16`"
     plan = make_plan(cpu(3, "avx512_bf16"), ask(), prefer="balanced")
     assert words not in step(plan, TEXT_ENCODER).reason
     for component in catalog.IMAGE_STAGES:
@@ -769,7 +769,7 @@ def test_only_balanced_tiles_the_vae() -> None:
     assert error is not None
     assert (error.component, error.nearest) == (
         UPSCALER,
-        "--prefer balanced fits; so would it with 0.4 GB more VRAM",
+        "Try --prefer balanced, or free 0.4 GB more VRAM.",
     )
 
 
@@ -877,7 +877,7 @@ def test_a_pin_without_room_is_not_overridden() -> None:
     with pytest.raises(DoesNotFit) as caught:
         make_plan(card(7, 16), ask(size=64), pins={STAGE_1: Pin(RESIDENT)})
     assert caught.value.component == STAGE_1
-    assert caught.value.nearest.startswith("it fits without the pins; so would it with")
+    assert caught.value.nearest.startswith("Try it without the pins, or free ")
 
 
 def test_a_pin_of_a_component_that_does_not_run_is_no_matter() -> None:
@@ -914,7 +914,7 @@ def test_a_refusal_carries_true_figures(machine: Machine, request: Request, pref
 def take(
     nearest: str, request: Request, prefer: str, pins: Mapping[str, Pin]
 ) -> tuple[Request, str, Mapping[str, Pin]]:
-    """The request as the words of a refusal tell to change it."""
+    """The request, changed as the words of a refusal propose."""
     if found := re.search(r"--prefer (\w+)", nearest):
         prefer = found[1]
     if found := re.search(r"--cascade ([\w-]+)", nearest):
@@ -929,7 +929,7 @@ def take(
 def test_what_a_refusal_proposes_really_fits(
     machine: Machine, request: Request, prefer: str, pins: dict[str, Pin]
 ) -> None:
-    """Doing what the refusal says gives a plan; "nothing smaller fits" means that nothing does."""
+    """Following a refusal's advice gives a plan; "no smaller request fits" is always true."""
     try:
         error = refusal(machine, request, prefer=prefer, pins=pins)
     except (DeviceError, RequestError):
@@ -937,7 +937,7 @@ def test_what_a_refusal_proposes_really_fits(
     if error is None:
         return
     nearest = error.nearest
-    if "nothing smaller" not in nearest:
+    if "No smaller request" not in nearest:
         changed, preference, left = take(nearest, request, prefer, pins)
         assert (changed, preference, left) != (request, prefer, pins)
         assert make_plan(machine, changed, prefer=preference, pins=left)
@@ -956,24 +956,24 @@ def test_the_nearest_is_the_largest_cascade_that_fits_at_all() -> None:
     assert try_plan(machine, ask("if-l", size=256)) is not None
     with pytest.raises(DoesNotFit) as caught:
         make_plan(machine, ask("if-xl", size=256))
-    assert caught.value.nearest.startswith("--cascade if-l fits; so would it with")
+    assert caught.value.nearest.startswith("Try --cascade if-l, or free ")
 
 
 def test_a_smaller_preference_is_proposed_before_a_smaller_cascade() -> None:
     """What keeps the cascade is nearer than what gives it up."""
     with pytest.raises(DoesNotFit) as caught:
         make_plan(cpu(5), ask("if-l"))
-    assert caught.value.nearest.startswith("--prefer balanced fits; so would it with")
+    assert caught.value.nearest.startswith("Try --prefer balanced, or free ")
     with pytest.raises(DoesNotFit) as caught:
         make_plan(cpu(2.7), ask("if-xl", size=256), prefer="balanced")
-    assert caught.value.nearest.startswith("--cascade if-l fits; so would it with")
+    assert caught.value.nearest.startswith("Try --cascade if-l, or free ")
 
 
 def test_where_nothing_fits_the_refusal_says_so() -> None:
     """A machine without any memory is told to free some, or to raise its budget."""
     with pytest.raises(DoesNotFit) as caught:
         make_plan(cpu(0.1), ask("if-m"))
-    assert "nothing smaller fits" in caught.value.nearest
+    assert "No smaller request fits" in caught.value.nearest
     assert "--ram" in caught.value.nearest
 
 
@@ -985,7 +985,7 @@ def test_a_missing_demo_does_not_hide_what_does_not_fit(
     with pytest.raises(DoesNotFit) as caught:
         make_plan(cpu(2), ask("if-xl"))
     assert caught.value.component == TEXT_ENCODER
-    assert "nothing smaller fits" in caught.value.nearest
+    assert "No smaller request fits" in caught.value.nearest
 
 
 def test_a_broken_smaller_cascade_does_not_hide_what_does_not_fit(
@@ -997,14 +997,14 @@ def test_a_broken_smaller_cascade_does_not_hide_what_does_not_fit(
     monkeypatch.setattr(locations, "DEMO_FOLDER", broken)
     with pytest.raises(DoesNotFit) as caught:
         make_plan(cpu(2), ask("if-xl"))
-    assert "nothing smaller fits" in caught.value.nearest
+    assert "No smaller request fits" in caught.value.nearest
 
 
 def test_the_demo_is_proposed_where_only_it_fits() -> None:
     """The bundled cascade fits nearly everywhere, streams need a few GB for activations alone."""
     with pytest.raises(DoesNotFit) as caught:
         make_plan(cpu(2), ask("if-m"), prefer="balanced")
-    assert caught.value.nearest.startswith("--cascade demo fits; so would it with")
+    assert caught.value.nearest.startswith("Try --cascade demo, or free ")
 
 
 # --- cascades on this disk ----------------------------------------------------------------------

@@ -96,13 +96,13 @@ def test_a_line_may_hold_a_series_of_seeds() -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ('{"prompt": "x"', "no JSON"),
+        ('{"prompt": "x"', "not valid JSON"),
         ("[1]", "write an object"),
         ("5", "write an object"),
         ('{"promt": "x"}', "'promt'"),
         ('{"prompt": "  "}', "empty"),
         ('{"prompt": "x", "seed": "y"}', "seed 'y'"),
-        ("[" * 100_000, "no JSON"),
+        ("[" * 100_000, "not valid JSON"),
     ],
 )
 def test_a_bad_line_is_told_by_its_number(line: str, words: str) -> None:
@@ -150,8 +150,8 @@ def test_one_column_is_csv_by_the_name_of_the_file(tmp_path: Path) -> None:
         ("x,y,z", "3 cells"),
         ("x", "1 cells"),
         ("x,many", "'many'"),
-        ('"x"y,1', "no CSV"),
-        ('"x', "no CSV"),
+        ('"x"y,1', "not CSV"),
+        ('"x', "not CSV"),
         (",3", "empty"),
     ],
 )
@@ -198,7 +198,8 @@ def test_pictures_are_looked_for_beside_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "words"), [('"none.png"', "not there"), ("5", "path of a picture"), ("[]", "path of")]
+    ("value", "words"),
+    [('"none.png"', "does not exist"), ("5", "path of an image"), ("[]", "path of")],
 )
 def test_a_line_whose_picture_is_none_is_a_bad_line(value: str, words: str, tmp_path: Path) -> None:
     """As bad as any other."""

@@ -370,8 +370,8 @@ def test_the_upscaler_has_a_step_less() -> None:
 def test_named_timesteps_and_steps_do_not_contradict_each_other() -> None:
     """With a list, steps are the upscaler's alone: one number, and only where it runs."""
     assert make_request("a", seed=1, timesteps="fast27", steps=30).sampling.steps == (30,) * 3
-    assert "fast27 decides" in refused(timesteps="fast27", steps=30, size=64)
-    assert "fast27 decides" in refused(timesteps="fast27", steps=(10, 10, 30))
+    assert "fast27 sets" in refused(timesteps="fast27", steps=30, size=64)
+    assert "fast27 sets" in refused(timesteps="fast27", steps=(10, 10, 30))
 
 
 # --- rows of a batch ----------------------------------------------------------------------------

@@ -241,7 +241,7 @@ def test_a_run_whose_lora_has_changed_says_so(
     error = capsys.readouterr().err
     assert "the LoRA" in error.splitlines()[-1]
     file.unlink()
-    with pytest.raises(LoraError, match="is not there any more: put it back"):
+    with pytest.raises(LoraError, match="no longer exists: put it back"):
         work(RunFolder.open(tmp_path / "run"), print)
     file.write_bytes(content)
     work(RunFolder.open(tmp_path / "run"), print)

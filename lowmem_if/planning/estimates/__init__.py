@@ -1,1 +1,1 @@
-"""What a step takes: memory, operations, seconds, predicted from tables and headers."""
+"""Estimates of a step: memory, operations and seconds, from tables and headers."""

@@ -1,9 +1,9 @@
-"""What `torch.compile` saves and takes: a UNet is compiled only where that pays for the steps to come.
+"""Estimate what `torch.compile` saves and costs: a UNet is compiled only if that saves time in total.
 
-How much quicker a compiled step is was published for IF's own UNets (diffusers' torch 2.0 benchmark,
-one picture; of each group of cards the least is taken here): stage 1 went from 17.0 to 24.6 steps a
-second on a T4 and from 69.1 to 124.6 on a 4090, stage 2 from 2.45 to 2.47 and, on a 3090, from 8.9 to
-11.2. The upscaler was measured there with pictures too small; a Stable Diffusion UNet stands in for it.
+The speedups are from diffusers' torch 2.0 benchmark of IF's own UNets, with one image. This module uses
+the smallest speedup in each group of cards. Stage 1 rose from 17.0 to 24.6 steps per second on a T4, and
+from 69.1 to 124.6 on a 4090. Stage 2 rose from 2.45 to 2.47 on a T4, and from 8.9 to 11.2 on a 3090. The
+benchmark's images are too small for the upscaler, so the figures of a Stable Diffusion UNet are used.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ _SPEEDUPS = {
 }
 
 COMPILE_S = {"cuda": 120.0, "cpu": 200.0}
-"""For each shape of what a UNet draws: assumed; on two CPU cores the demo's stage 1 took 184 s."""
+"""Assumed seconds to compile a UNet for one input shape (the demo's stage 1 on two CPU cores: 184 s)."""
 
 
 def speedup(machine: Machine, component: str) -> float:
-    """How many times as fast a compiled step of a component is; 1: it gains nothing, or nobody knows."""
+    """Factor by which compiling makes a component's step faster; 1: no gain, or not known."""
     if machine.kind == "cuda" and machine.capability < (7, 0):
-        return 1.0  # Triton, which compiles for cards, wants 7.0
+        return 1.0  # Triton, which compiles for cards, needs 7.0
     group = "turing" if machine.kind == "cuda" and machine.capability == TURING else machine.kind
     return _SPEEDUPS.get(group, {}).get(component, 1.0)
 
 
-def compile_seconds(device: str, jobs: Sequence[Workload], batch: int) -> float:
-    """Once for every shape: each job has its own, and what is left over after full batches."""
+def compile_seconds(device: str, workloads: Sequence[Workload], batch: int) -> float:
+    """Seconds to compile for every input shape: full batches and the last batch of each workload."""
     shapes = {
-        (job.area, count)
-        for job in jobs
-        for count in (min(job.images, batch), job.images % batch)
+        (workload.area, count)
+        for workload in workloads
+        for count in (min(workload.images, batch), workload.images % batch)
         if count
     }
     return len(shapes) * COMPILE_S[device.partition(":")[0]]

@@ -1,4 +1,4 @@
-"""How one component is executed, and what that is expected to take."""
+"""How one component is executed, and the estimate of its memory and time."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from lowmem_if.request.tiling import UPSCALER_SIDE
 
 @dataclass(frozen=True, slots=True)
 class ExecutionConfig:
-    """How a component's weights are held and how it draws: all that its memory use depends on.
+    """How a component keeps its weights and how it draws: everything that its memory use depends on.
 
     Attributes:
-        strategy, storage_dtype, compute_dtype, device: where the weights are kept and in which types.
-        batch: images drawn together, or prompts per pass of a text encoder that streams.
+        strategy, device: where the weights are kept, and where they are used.
+        storage_dtype, compute_dtype: the types that weights are kept in and that a network computes in.
+        batch: images per batch, or prompts per pass of a streaming text encoder.
         vae_tiling: whether the VAE decodes in tiles.
-        resident_bytes: weights of a streaming network that stay on the compute device.
-        area: pixels of the largest image over those of the square that the stage was made for.
-        tile: side in pixels of the tiles that the user's own images are enlarged in; 0: whole.
+        resident_bytes: weights of a streaming network that are kept on the compute device.
+        area: ratio of the largest image's pixels to those of the square that the stage was trained on.
+        tile: side in pixels of the tiles for enlarging the user's own images; 0: no tiles.
         speedup: factor by which compiling makes a step faster; 1: the UNet is not compiled.
         merge_bytes: RAM needed while LoRAs are merged into the weights.
     """
@@ -47,24 +48,28 @@ class ExecutionConfig:
 
     @property
     def at_once(self) -> int:
-        """How many images are in memory together; prompts are always encoded one at a time."""
+        """How many images are in memory at once; prompts are always encoded one at a time."""
         return 1 if self.component == catalog.TEXT_ENCODER else self.batch
 
     @property
     def drawn_area(self) -> float:
-        """`area` of what is drawn at once: of the image, or of one tile."""
+        """`area` of one UNet input: of the whole image, or of one tile."""
         return min(self.area, (self.tile / UPSCALER_SIDE) ** 2) if self.tile else self.area
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Peak bytes of a component on the accelerator and in RAM, bytes read from disk, and seconds.
+    """The memory and time that a component is expected to need.
 
-    `vram_bytes` counts tensors, or all that torch's allocator reserves where the plan counts that.
+    Attributes:
+        vram_bytes: peak on the accelerator: tensors only, or everything that torch's allocator reserves
+            if the plan counts that.
+        ram_bytes: peak in RAM.
+        read_bytes: bytes read from disk.
+        seconds: time of the whole step; 0 if only the memory was estimated.
     """
 
     vram_bytes: int
     ram_bytes: int
     read_bytes: int
     seconds: float = 0.0
-    """0 where only the memory was estimated."""

@@ -1,8 +1,8 @@
-"""How much is computed: floating-point operations of each network, for one pass.
+"""Count the floating-point operations of each network in one pass.
 
-The shipped table of dry runs knows those of the published networks. For another, operations grow with
-the square of its width, with its pixels and its pictures: by these factors the published ones come out
-within 9 %.
+The table of dry runs contains those of the published networks. For other networks, operations are
+proportional to the pixels and to the square of the width. With the factors below, this reproduces the
+published networks within 9 %.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from lowmem_if.planning.estimates.memory_table import look_up
 _FACTORS = {catalog.STAGE_1: 1460.0, catalog.STAGE_2: 1710.0, catalog.UPSCALER: 1054.0}
 _VAE_FACTOR, _VAE_SIDE = 1104.0, 1024
 _VISION_TOKENS = 257
-"""Of CLIP ViT-L/14: 16 x 16 patches and one more."""
+"""Tokens of CLIP ViT-L/14: 16 x 16 patches and the class token."""
 
 
 def pass_flops(component: str, module: Module) -> float:
-    """Operations of one pass of a network: one picture through a UNet or VAE, one prompt of 77 tokens
-    through an encoder, one look of the safety checker.
+    """Operations of one pass of a network.
+
+    A pass is one image through a UNet, a VAE or the safety checker, or one prompt of 77 tokens through
+    an encoder.
     """
     item_bytes = 4 if module.folder in ("vae", "safety_checker") else 2
     if row := look_up(module, item_bytes=item_bytes):

@@ -99,8 +99,7 @@ def _as_simulated(config: ExecutionConfig) -> ExecutionConfig:
 
 
 def _predict(part: Part, config: ExecutionConfig) -> Estimate:
-    read = part.eight_bit_file_bytes if config.storage_dtype == "int8" else 0
-    read = read or sum(module.file_bytes for module in part.modules)
+    read = part.read_bytes(config.storage_dtype)
     if config.device == "cpu":
         ram = (
             PROCESS_RAM_BYTES

@@ -1,9 +1,9 @@
-"""What dry runs of the real networks took: a table that ships with the package, read without torch.
+"""The memory that dry runs of the real networks needed: a table in the package, read without torch.
 
-`make footprints` writes it (`simulate/write_memory_table.py`). A network is known by its folder, number
-of parameters and its first width, so that a copy in a user's folder is known, too. Of a whole component
-under a strategy there are rows that a dry run of its stage gave, hooks and allocator included; what has
-none is put together from the passes of its networks (`memory.py`).
+`make footprints` writes it (`simulate/write_memory_table.py`). Folder, number of parameters and first
+width identify a network, so a copy in a user's folder is found too. Other rows are for a whole component
+under a strategy, from a dry run of its stage with hooks and allocator. Without such a row, `memory.py`
+composes the estimate from the passes of the component's networks.
 """
 
 from __future__ import annotations
@@ -22,27 +22,26 @@ FILE = Path(__file__).with_name("memory_table.json")
 
 FUSED, MATH = "fused", "math"
 ATTENTION = (FUSED, MATH)
-"""Kernels of attention: those that hold their output only (flash and memory-efficient), and products."""
-
+"""Attention kernels: fused ones (flash, memory-efficient) keep only the output; others keep products."""
 
 SAME_IN_16_BITS = (STAGE_1, STAGE_2)
-"""Components that take in bfloat16 what they take in float16: one row is for both."""
+"""Components that need the same memory in bfloat16 and float16: one row covers both."""
 
 
 class PassProfile(BaseModel):
-    """One pass of a network beside its weights, as a dry run saw it.
+    """The memory of one pass of a network, without its weights, from a dry run.
 
     Attributes:
-        network: where it is found first: cascade, folder there.
-        folder, parameters, channels: what it is known by.
-        item_bytes: of the numbers it computes with.
+        network: the first cascade with this network, and its folder there.
+        folder, parameters, channels: the key by which the network is found.
+        item_bytes: bytes per number of the compute dtype.
         attention: `fused` or `math`.
-        tiled: whether the autoencoder works in tiles.
-        activation_bytes: the peak beside the weights for one picture (a guided pair) or text, its
-            inputs and output counted; `more_bytes` for every further one: exact, for peaks are linear
-            in the batch.
-        largest_layer_bytes: of the layer with the most weights.
-        flops: for one picture or text; a multiplication and an addition count as two.
+        tiled: whether the VAE decodes in tiles.
+        activation_bytes: peak without the weights for one image (a guided pair) or text, including
+            inputs and output.
+        more_bytes: bytes for each further image or text; exact, because peaks are linear in the batch.
+        largest_layer_bytes: size of the layer with the most weights.
+        flops: operations for one image or text; a multiplication and an addition count as two.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -60,20 +59,20 @@ class PassProfile(BaseModel):
     flops: PositiveInt
 
     def activations(self, batch: int) -> int:
-        """Peak bytes beside the weights for `batch` pictures or texts at once."""
+        """Peak bytes without the weights for a batch of images or texts."""
         return self.activation_bytes + (batch - 1) * self.more_bytes
 
 
 class StepProfile(BaseModel):
-    """One component's turn, loading to leaving, as a dry run of its stage saw it; one picture at a time.
+    """The memory of one component's step from loading to release, from a dry run with batch 1.
 
     Attributes:
-        modules: folder -> parameters of its networks, by which it is known.
-        loading_bytes, drawing_bytes, decoding_bytes: at most on the accelerator while weights load,
-            while the network works, and while pixels come out, as torch's allocator counts them
-            (`max_memory_allocated`); `reserved_bytes`: what it held from the driver.
-        anonymous_bytes, pinned_bytes: on the host, beside the process itself.
-        to_device_bytes: copied in each step after the first.
+        modules: folder -> parameters of its networks; the key by which the component is found.
+        loading_bytes, drawing_bytes, decoding_bytes: peaks on the accelerator while weights load, while
+            the network runs, and while images are decoded (torch's `max_memory_allocated`).
+        reserved_bytes: peak of the memory that torch's allocator reserved from the driver.
+        anonymous_bytes, pinned_bytes: host memory in addition to the process itself.
+        to_device_bytes: bytes copied to the device in each denoising step after the first.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -96,7 +95,8 @@ class StepProfile(BaseModel):
 class MemoryTable(BaseModel):
     """The whole table, with the versions of the libraries that the dry runs used.
 
-    The rows hold for the other versions, too: `test_memory_table.py` states how closely.
+    The rows are valid for other versions too: `test_memory_table.py` shows how closely. `turns` are the
+    rows for the steps of whole components.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -119,7 +119,7 @@ class _Key:
 def look_up(
     module: Module, *, item_bytes: int, attention: str = FUSED, tiled: bool = False
 ) -> PassProfile | None:
-    """One pass of a network; None if the table lacks it."""
+    """The row for one pass of a network; None if the table has none."""
     key = _Key(
         module.folder,
         module.weights.parameters,
@@ -134,28 +134,29 @@ def look_up(
 def look_up_step(
     part: Part, component: str, strategy: str, storage: str, *, attention: str, tiled: bool
 ) -> StepProfile | None:
-    """A component's turn under a strategy; None if the table lacks it."""
+    """The row for a component's step under a strategy; None if the table has none."""
     if component in SAME_IN_16_BITS and storage == "bfloat16":
         storage = "float16"
-    return _turns().get((component, _of(part), strategy, storage, attention, tiled))
+    return _steps().get((component, part_key(part), strategy, storage, attention, tiled))
 
 
-def _of(part: Part) -> frozenset[tuple[str, int]]:
+def part_key(part: Part) -> frozenset[tuple[str, int]]:
+    """The identity of a component in the table: the folders of its networks, and their parameters."""
     return frozenset((module.folder, module.weights.parameters) for module in part.modules)
 
 
 @cache
 def read_table(file: Path = FILE) -> MemoryTable:
-    """The shipped table.
+    """Read the table in the package.
 
     Raises:
-        CheckpointError: the file is not the one that was installed.
+        CheckpointError: the file is missing or damaged.
     """
     try:
         return MemoryTable.model_validate_json(file.read_bytes())
     except (OSError, ValidationError) as error:
         first = str(error).splitlines()[0]
-        raise CheckpointError(f"{file}: {first}; install lowmem-if again") from error
+        raise CheckpointError(f"{file}: {first}; reinstall lowmem-if") from error
 
 
 @cache
@@ -169,7 +170,7 @@ def _passes() -> dict[_Key, PassProfile]:
 
 
 @cache
-def _turns() -> dict[tuple[str, frozenset[tuple[str, int]], str, str, str, bool], StepProfile]:
+def _steps() -> dict[tuple[str, frozenset[tuple[str, int]], str, str, str, bool], StepProfile]:
     return {
         (
             row.component,

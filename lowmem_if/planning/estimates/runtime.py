@@ -1,9 +1,9 @@
-"""Seconds of a component under a config: bytes over the disk and the bus, operations over the pace.
+"""Estimate the seconds of a component under a config, from bytes, operations and the machine's speeds.
 
-    seconds = building + loading + passes + pictures
+    seconds = building + loading + passes + images
 
-Loading and passes overlap what really overlaps: a file is read while it is cast, layers come to an
-accelerator while others compute. On a CPU who casts takes cores from who computes, so that adds up.
+Work that runs in parallel counts once: a file is read while it is cast, and layers are copied to an
+accelerator while others compute. On a CPU, casting and computing share the cores, so their times add up.
 """
 
 from __future__ import annotations
@@ -29,55 +29,65 @@ from lowmem_if.planning.estimates.weight_bytes import bytes_a_pass, stored_bytes
 from lowmem_if.planning.estimates.workload import Workload
 
 _BUILD_S = 0.5
-"""Skeleton, tokenizer, proof of release."""
-_PICTURE_S = 0.2
-"""A 1024 px picture as PNG; smaller ones in proportion."""
+"""Seconds to build a network without weights, load the tokenizer and check the release."""
+_PNG_S = 0.2
+"""Seconds to write an image of 1024 pixels as PNG; smaller ones take proportionally less."""
 _QUANTISED_BYTES = 1.0e9
-"""16-bit weights that bitsandbytes' CPU kernels quantise in a second: T5-XXL in 11 s (docs/log.md)."""
+"""16-bit bytes per second that bitsandbytes quantises on a CPU: T5-XXL takes 11 s (docs/log.md)."""
 
 _STREAMED_COMPUTE = 1.07
-"""Layers that are waited for and put in place: I-XL from files used as they are took 19.9 s a step, and
-18.5 resident (bench/RESULTS.md)."""
+"""Factor for waiting for layers and placing them. A step of I-XL took 19.9 s with files used in place,
+and 18.5 s resident (bench/RESULTS.md)."""
 
-_COPIES = 2
-"""Copying a file out of the cache is so much faster than casting it: 5.1 to 2.6 GB/s (docs/log.md)."""
+_COPY_SPEEDUP = 2
+"""Copying a file from the page cache is faster than casting it: 5.1 GB/s to 2.6 GB/s (docs/log.md)."""
 
 
 def predict_seconds(
     part: Part,
     config: ExecutionConfig,
-    jobs: Sequence[Workload],
-    rates: Speeds,
+    workloads: Sequence[Workload],
+    speeds: Speeds,
     ram_left_bytes: int,
     *,
     unified: bool,
 ) -> float:
-    """Seconds that a component takes, to a tenth.
+    """Seconds that a component needs for all its workloads, rounded to a tenth.
 
     Args:
-        ram_left_bytes: what the system may use to keep files cached after the first pass.
-        unified: the accelerator computes in RAM, so that nothing crosses a bus.
+        ram_left_bytes: RAM that the system can use to cache files after the first pass.
+        unified: whether the accelerator computes in RAM, so that no data crosses a bus.
     """
-    each = [_Work(part, config, job, rates, max(0, ram_left_bytes), unified) for job in jobs]
-    drawing = sum(work.passes() + work.pictures() for work in each)
-    compiling = compile_seconds(config.device, jobs, config.batch) if config.speedup > 1 else 0.0
-    return round(_BUILD_S + each[0].loading() + compiling + drawing, 1)
+    models = [
+        _RuntimeModel(part, config, workload, speeds, max(0, ram_left_bytes), unified)
+        for workload in workloads
+    ]
+    drawing = sum(model.passes() + model.images() for model in models)
+    compiling = (
+        compile_seconds(config.device, workloads, config.batch) if config.speedup > 1 else 0.0
+    )
+    return round(_BUILD_S + models[0].loading() + compiling + drawing, 1)
 
 
-def cast_bytes_per_s(module: Module, config: ExecutionConfig, rates: Speeds) -> float:
-    """Of a cached file; what holds the right type already is copied, or used in place by a CPU."""
-    on_file = "bfloat16" if module.is_bfloat16 else "float16"
-    if on_file != config.storage_dtype:
-        return rates.cached_bytes
-    return inf if config.device == "cpu" else _COPIES * rates.cached_bytes
+def cast_bytes_per_s(module: Module, config: ExecutionConfig, speeds: Speeds) -> float:
+    """Bytes per second from a cached file to the storage dtype.
+
+    A file in this dtype already is copied to an accelerator, and a CPU uses it in place.
+    """
+    dtype_in_file = "bfloat16" if module.is_bfloat16 else "float16"
+    if dtype_in_file != config.storage_dtype:
+        return speeds.cached_bytes
+    return inf if config.device == "cpu" else _COPY_SPEEDUP * speeds.cached_bytes
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
+class _RuntimeModel:
+    """The terms of the cost model for one component and workload, in seconds."""
+
     part: Part
     config: ExecutionConfig
-    job: Workload
-    rates: Speeds
+    workload: Workload
+    speeds: Speeds
     ram_left_bytes: int
     unified: bool
 
@@ -86,11 +96,7 @@ class _Work:
         return CPU if self.config.device == "cpu" else ACCELERATOR
 
     @property
-    def _large(self) -> Module:
-        return max(self.part.modules, key=lambda module: module.file_bytes)
-
-    @property
-    def _crosses(self) -> bool:
+    def _crosses_bus(self) -> bool:
         return self._place == ACCELERATOR and not self.unified
 
     def _stored(self, *modules: Module) -> int:
@@ -100,52 +106,53 @@ class _Work:
         )
 
     def loading(self) -> float:
-        """Until the weights are where they wait: read, cast, filled in, brought over, all at once."""
+        """Seconds to load the weights: reading, casting and copying run in parallel."""
         if self.config.strategy == STREAM:
-            return self._loading_what_stays()
-        stored, read = self._stored(*self.part.modules), self._read_bytes()
-        ways = [read / self.rates.disk_bytes, stored / self.rates.fill_bytes]
-        if self._crosses and self.config.strategy == RESIDENT:
-            ways.append(stored / self.rates.pageable_bytes)
-        return max(ways) + self._quantising()
+            return self._loading_resident_share()
+        stored, read = (
+            self._stored(*self.part.modules),
+            self.part.read_bytes(self.config.storage_dtype),
+        )
+        times = [read / self.speeds.disk_bytes, stored / self.speeds.fill_bytes]
+        if self._crosses_bus and self.config.strategy == RESIDENT:
+            times.append(stored / self.speeds.pageable_bytes)
+        return max(times) + self._quantising()
 
-    def _loading_what_stays(self) -> float:
-        """Of a network that streams. An accelerator gets it beside computing, in the first pass; of a
-        file that a CPU uses in place pages are only read.
+    def _loading_resident_share(self) -> float:
+        """Seconds to load the resident share of a streaming network.
+
+        An accelerator loads it during the first pass. If a CPU uses the file in place, its pages are
+        only read.
         """
         if self._place == ACCELERATOR:
             return 0.0
-        whole = self._stored(self._large)
-        stays = min(self.config.resident_bytes, whole)
-        ways = [stays / whole * self._large.file_bytes / self.rates.disk_bytes]
+        whole = self._stored(self.part.largest)
+        resident = min(self.config.resident_bytes, whole)
+        times = [resident / whole * self.part.largest.file_bytes / self.speeds.disk_bytes]
         if self._cast_bytes() < inf:
-            ways.append(stays / self.rates.fill_bytes)
-        return max(ways)
-
-    def _read_bytes(self) -> int:
-        eight_bit = self.part.eight_bit_file_bytes if self.config.storage_dtype == "int8" else 0
-        return eight_bit or sum(module.file_bytes for module in self.part.modules)
+            times.append(resident / self.speeds.fill_bytes)
+        return max(times)
 
     def _quantising(self) -> float:
-        """The accelerator quantises in no time; an 8-bit file is quantised already."""
+        """Seconds to quantise on a CPU; an accelerator takes no time, and an 8-bit file needs none."""
         done = self.config.storage_dtype == "int8" and self.part.eight_bit_file_bytes
         if self.config.storage_dtype not in QUANTISED or done or self._place == ACCELERATOR:
             return 0.0
         return 2 * sum(m.weights.linear for m in self.part.modules) / _QUANTISED_BYTES
 
     def passes(self) -> float:
-        """All passes through the large network, with the bytes that come in each of them."""
+        """Seconds of all passes through the largest network, including the bytes loaded in each."""
         component, config = self.config.component, self.config
         if component == catalog.TEXT_ENCODER:
             return self._all_texts()
         if component == catalog.POSTPROCESS:
-            return self.job.images * self._compute(self._large, 1)
-        assert self.job.sampling is not None
-        rounds = -(-self.job.images // config.batch) * self.job.parts(config.tile)
-        count = self.job.sampling.count * rounds
-        # All batches but the last are full; what is not drawn is not computed either.
+            return self.workload.images * self._compute(self.part.largest, 1)
+        assert self.workload.sampling is not None
+        rounds = -(-self.workload.images // config.batch) * self.workload.parts(config.tile)
+        count = self.workload.sampling.count * rounds
+        # The last batch may be smaller, so the mean batch counts.
         mean_batch = self._parts / rounds
-        once = self._compute(self._large, mean_batch * self.job.guided * self._part_area)
+        once = self._compute(self.part.largest, mean_batch * self.workload.guided * self._part_area)
         once /= self.config.speedup
         if config.strategy == STREAM:
             return self._streaming(once, count)
@@ -153,66 +160,68 @@ class _Work:
 
     @property
     def _parts(self) -> int:
-        """Pictures, those that are cut counted by tiles."""
-        return self.job.images * self.job.parts(self.config.tile)
+        """How many images or tiles are drawn."""
+        return self.workload.images * self.workload.parts(self.config.tile)
 
     @property
     def _part_area(self) -> float:
-        return self.job.part_area(self.config.tile)
+        return self.workload.part_area(self.config.tile)
 
-    def _compute(self, module: Module, pictures: float) -> float:
+    def _compute(self, module: Module, images: float) -> float:
+        """Seconds to compute one pass of a network with `images` images."""
         component = "vae" if module.folder == "vae" else self.config.component
         dtype = "float32" if module.folder == "vae" else self.config.compute_dtype
-        # In tiles, too: they overlap, but attend to themselves only (18.4e12 for 19.0e12 operations).
-        flops = pictures * pass_flops(self.config.component, module)
-        pace = self.rates.flops_per_s(self._place, component, dtype)
-        return max(self.rates.launch_s, flops / pace)
+        # This also holds for a tiled VAE: tiles overlap, but attention is computed within a tile only
+        # (18.4e12 instead of 19.0e12 operations).
+        flops = images * pass_flops(self.config.component, module)
+        throughput = self.speeds.flops_per_s(self._place, component, dtype)
+        return max(self.speeds.launch_s, flops / throughput)
 
     def _all_texts(self) -> float:
-        """Resident: prompt by prompt. Streaming: many together in one pass over the file."""
-        one = self._compute(self._large, 1)
+        """Seconds to encode all texts: one by one if resident, many per pass if streaming."""
+        one = self._compute(self.part.largest, 1)
         if self.config.strategy == STREAM:
-            rounds = max(1, -(-self.job.texts // self.config.batch))
-            return self._streaming(self.job.texts / rounds * one, rounds)
-        return self.job.texts * (one + self._moving())
+            rounds = max(1, -(-self.workload.texts // self.config.batch))
+            return self._streaming(self.workload.texts / rounds * one, rounds)
+        return self.workload.texts * (one + self._moving())
 
     def _moving(self) -> float:
-        """Leaf by leaf nothing waits for the next leaf: the whole network, unpinned, in each pass."""
+        """Seconds to copy all leaves in one pass of sequential offload: unpinned, and not prefetched."""
         if self.config.strategy != SEQUENTIAL_OFFLOAD:
             return 0.0
-        return self._stored(self._large) / self.rates.pageable_bytes
+        return self._stored(self.part.largest) / self.speeds.pageable_bytes
 
     def _moving_modules(self) -> float:
-        """Whole modules move once for each batch of pictures."""
+        """Seconds to copy all modules for one batch of images, with model offload."""
         if self.config.strategy != MODEL_OFFLOAD:
             return 0.0
-        return self._stored(*self.part.modules) / self.rates.pageable_bytes
+        return self._stored(*self.part.modules) / self.speeds.pageable_bytes
 
     def _streaming(self, compute: float, count: int) -> float:
-        """The first pass reads the file, the others what of it the system could not keep cached."""
+        """Seconds of all passes: the first reads the file, the others read only what is not cached."""
         again = bytes_a_pass(self.part, self.config)
         uncached = max(0.0, again - self.ram_left_bytes)
-        new = again if self._place == CPU else self._large.file_bytes
+        new = again if self._place == CPU else self.part.largest.file_bytes
         first = self._one_pass(compute, new, new)
         return first + (count - 1) * self._one_pass(compute, again, uncached)
 
     def _one_pass(self, compute: float, bytes_: float, uncached: float) -> float:
         compute *= _STREAMED_COMPUTE
-        disk = uncached / self.rates.disk_bytes
+        disk = uncached / self.speeds.disk_bytes
         if self._place == CPU:
             return max(compute + bytes_ / self._cast_bytes(), disk)
-        bus = bytes_ / self.rates.bus_bytes if self._crosses else 0.0
+        bus = bytes_ / self.speeds.bus_bytes if self._crosses_bus else 0.0
         return max(compute, disk + (bytes_ - uncached) / self._cast_bytes(), bus)
 
     def _cast_bytes(self) -> float:
-        return cast_bytes_per_s(self._large, self.config, self.rates)
+        return cast_bytes_per_s(self.part.largest, self.config, self.speeds)
 
-    def pictures(self) -> float:
-        """What comes once for each picture: the autoencoder, and a file."""
+    def images(self) -> float:
+        """Seconds of the work once per image: decoding by the VAE, and writing a file."""
         if self.config.component == catalog.TEXT_ENCODER:
             return 0.0
         decoders = [module for module in self.part.modules if module.folder == "vae"]
         large = self.config.component in (catalog.UPSCALER, catalog.POSTPROCESS)
-        saving = _PICTURE_S if large else _PICTURE_S / 16
+        saving = _PNG_S if large else _PNG_S / 16
         decoding = sum(self._compute(vae, self._part_area) for vae in decoders)
-        return self.job.images * saving * self.job.area + self._parts * decoding
+        return self.workload.images * saving * self.workload.area + self._parts * decoding

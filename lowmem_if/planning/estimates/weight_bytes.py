@@ -36,8 +36,8 @@ embedding and the next layer. Other networks have a window for two of their larg
 def stored_bytes(weights: Weights, storage: str, compute: str) -> int:
     """What a module's weights take in memory, by number type.
 
-    transformers keeps T5's `wo` in float32 with float16 and int8 (`_keep_in_fp32_modules`), but not with
-    bfloat16. int8 adds one float32 scale a row, nf4 one float32 scale for 64 numbers.
+    transformers keeps T5's `wo` in float32 if the rest is float16 or int8 (`_keep_in_fp32_modules`), but
+    not if it is bfloat16. int8 adds one float32 scale per row, nf4 one float32 scale per 64 numbers.
     """
     rest = ITEM_BYTES[compute if storage in QUANTISED else storage]
     kept = 2 if "bfloat16" in (storage, compute) and storage != "float32" else 4
@@ -108,7 +108,7 @@ def streams(module: Module, config: ExecutionConfig) -> bool:
 
 def bytes_a_pass(part: Part, config: ExecutionConfig) -> float:
     """File bytes that a streaming component reads again in each of its passes."""
-    large = _largest(part)
+    large = part.largest
     whole = module_bytes(large, config)
     return (1 - min(config.resident_bytes, whole) / whole) * large.file_bytes
 
@@ -120,13 +120,9 @@ def resident_choices(part: Part, config: ExecutionConfig) -> list[int]:
     """
     if config.component == catalog.TEXT_ENCODER:
         return [0]
-    whole = module_bytes(_largest(part), config)
+    whole = module_bytes(part.largest, config)
     grains = {int(share * whole) // RESIDENT_GRAIN_BYTES for share in _RESIDENT_SHARES}
     return [grain * RESIDENT_GRAIN_BYTES for grain in sorted(grains, reverse=True)]
-
-
-def _largest(part: Part) -> Module:
-    return max(part.modules, key=lambda module: module.file_bytes)
 
 
 def _window_bytes(module: Module, config: ExecutionConfig) -> int:

@@ -1,4 +1,4 @@
-"""What a component has to do in a run: texts to encode, and pictures in groups that are drawn alike."""
+"""The workload of a component in a run: texts to encode, and groups of images that are drawn alike."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.catalog import Cascade
 from lowmem_if.cascade.modes import defaults_for
+from lowmem_if.cascade.transfer_sizes import GUIDED_IMAGES
 from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.request.request import Request
 from lowmem_if.request.sampling import Sampling
@@ -18,11 +19,13 @@ _FOR_ALL = (catalog.TEXT_ENCODER, catalog.POSTPROCESS)
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Texts, and pictures that are drawn alike.
+    """Texts to encode, and images that are drawn alike.
 
     Attributes:
-        area: pixels of a picture over those of the square that the stage was made for.
-        cut_from: width and height of a picture that the upscaler enlarges in tiles; None: never cut.
+        texts: how many texts are encoded.
+        images: how many images are drawn.
+        area: ratio of an image's pixels to those of the square that the stage was trained on.
+        cut_from: width and height of an image that the upscaler may enlarge in tiles; None: no tiles.
     """
 
     texts: int
@@ -33,15 +36,15 @@ class Workload:
 
     @property
     def guided(self) -> int:
-        """Pictures that one image takes through a UNet: two where guidance compares them."""
-        return 2 if self.sampling and self.sampling.guidance_scale > 1 else 1
+        """UNet inputs per image: two with guidance, otherwise one."""
+        return GUIDED_IMAGES if self.sampling and self.sampling.guidance_scale > 1 else 1
 
     def parts(self, tile: int) -> int:
-        """In how many tiles of that side each picture is drawn."""
+        """How many tiles with this side each image is drawn in."""
         return len(boxes(*self.cut_from, tile)) if self.cut_from else 1
 
     def part_area(self, tile: int) -> float:
-        """What is drawn at once, over the square that the stage was made for."""
+        """`area` of one UNet input: of the whole image, or of one tile."""
         return min(self.area, (tile / UPSCALER_SIDE) ** 2) if self.cut_from and tile else self.area
 
 
@@ -53,7 +56,7 @@ def images_of(request: Request, component: str) -> list[ImageSpec]:
 def samplings_of(request: Request, cascade: Cascade, component: str) -> dict[str, Sampling]:
     """How a component samples in each mode of its images; empty if it samples nothing.
 
-    The strength is that of the mode's first image.
+    The strength is the one of the first image in a mode.
     """
     first: dict[str, ImageSpec] = {}
     for spec in images_of(request, component):
@@ -66,7 +69,7 @@ def samplings_of(request: Request, cascade: Cascade, component: str) -> dict[str
 
 
 def workloads_of(request: Request, cascade: Cascade, component: str) -> tuple[Workload, ...]:
-    """All the work of one component of a request; never empty."""
+    """All workloads of a component in a request; never empty."""
     images, samplings = images_of(request, component), samplings_of(request, cascade, component)
     if component == catalog.TEXT_ENCODER:
         texts = _texts(images, guided=request.sampling.is_guided)
@@ -83,10 +86,10 @@ def workloads_of(request: Request, cascade: Cascade, component: str) -> tuple[Wo
 
 
 def _texts(images: list[ImageSpec], *, guided: bool) -> set[str]:
-    """Prompts, styles and, where anything is guided, negative prompts, each counted once."""
-    read = [spec for spec in images if spec.needs_t5]
-    texts = {text for spec in read for text in (spec.words, spec.style_prompt) if text}
-    return texts | ({spec.negative_prompt for spec in read} if guided else set())
+    """The different texts to encode: prompts, styles and, with guidance, negative prompts."""
+    encoded = [spec for spec in images if spec.needs_t5]
+    texts = {text for spec in encoded for text in (spec.words, spec.style_prompt) if text}
+    return texts | ({spec.negative_prompt for spec in encoded} if guided else set())
 
 
 def _cut_from(spec: ImageSpec) -> tuple[int, int] | None:

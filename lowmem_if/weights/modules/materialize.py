@@ -1,7 +1,7 @@
 """Fill a network on the meta device with its weights, cast or quantised while they are read.
 
-Each thread reads one tensor at a time. Beside the finished module, a thread holds three megabytes of
-scratch memory. To be quantised, a weight is one whole tensor on an accelerator, and some rows on a CPU.
+Each thread reads one tensor at a time and needs three megabytes of scratch memory in addition to the
+finished module. Quantising needs a whole weight on an accelerator, and some rows of it on a CPU.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def fill(
     merges: Merges = NOTHING,
     most_threads: int | None = None,
 ) -> None:
-    """Read every wanted tensor to `device`, with what LoRAs add to it, and put it in its place.
+    """Read every wanted tensor to `device`, merge LoRAs into it, and place it in the module.
 
     Args:
-        most_threads: how many threads read at most; None: as many as read fastest.
+        most_threads: the most threads that read; None: as many as read fastest.
 
     Raises:
-        CheckpointError: a file cannot be read or has become shorter.
+        CheckpointError: a file cannot be read, or is shorter than before.
     """
     threads = local()
 
@@ -52,14 +52,14 @@ def fill(
         make = _maker(module, slot)
         place(module, slot.names, make(slot, reader(), device))
 
-    # Each loader computes alone: sharing its small copies among threads costs more than it gains.
+    # Each loader computes with one thread: dividing its small copies costs more than it gains.
     with torch_threads(1):
         _in_parallel(load, list(wanted), 1 if device != "cpu" else _threads(most_threads))
 
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Inside, torch computes with `count` CPU threads when this thread calls it."""
+    """Let torch compute with `count` CPU threads when this thread calls it."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -73,9 +73,9 @@ def _threads(most: int | None) -> int:
 
 
 def _in_parallel(act: Callable[[Slot], None], todo: list[Slot], threads: int) -> None:
-    """Call `act` with each slot, in order; the first error ends the work and is raised.
+    """Call `act` with each slot, in order; the first error cancels the rest and is raised.
 
-    With one thread, it is the calling one: torch crashes when a second thread uses an Apple GPU
+    One thread means the calling thread: torch crashes when a second thread uses an Apple GPU
     (pytorch 197805).
     """
     if threads == 1:

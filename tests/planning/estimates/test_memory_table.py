@@ -63,7 +63,7 @@ def test_it_reads_back_what_was_written(tmp_path: Path) -> None:
     file.write_text(as_text(read_table()))
     assert read_table(file) == read_table()
     file.write_text(file.read_text().replace('"flops"', '"flop"', 1))
-    with pytest.raises(CheckpointError, match="install lowmem-if again"):
+    with pytest.raises(CheckpointError, match="reinstall lowmem-if"):
         read_table.__wrapped__(file)
 
 
