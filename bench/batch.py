@@ -163,7 +163,7 @@ def _only(drawing: Drawing, number: int) -> Drawing:
 def _ours(texts: tuple[str, ...], size: int, threads: int) -> tuple[Took, int, list[str]]:
     """What the whole command took, peak anonymous bytes, and the pictures' fingerprints."""
     from bench.case import fingerprint
-    from lowmem_if.engine.run_folder import RunFolder
+    from lowmem_if.engine.run_folder.folder import RunFolder
     from lowmem_if.weights.files.tensor_file import load_tensor
 
     run, cache = OUT / "batch", OUT / "batch-cache"
@@ -178,7 +178,8 @@ def _ours(texts: tuple[str, ...], size: int, threads: int) -> tuple[Took, int, l
     )  # fmt: skip
     took = _now() - before
     folder = RunFolder.open(run)
-    peak = max((folder.measured(s.component) or {})["ram_bytes"] for s in folder.plan.steps)
+    measured = [folder.measured(step.component) for step in folder.plan.steps]
+    peak = max(each.ram_bytes for each in measured if each)
     stage = catalog.SIZES[size][-1]
     tensors = [load_tensor(folder.tensor_file(stage, task)) for task in folder.plan.request.images]
     return (

@@ -26,7 +26,7 @@ from bench import results
 from bench.__main__ import OUT, RESULTS, ROOT, cpu_name, versions
 from lowmem_if.cascade.locate import locate
 from lowmem_if.cascade.strategies import BALANCED, EXACT, parse_pins
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.worker.environment import worker_environment
 from lowmem_if.hardware.machine import Machine, probe
 from lowmem_if.planning.estimates.memory import predict
@@ -161,7 +161,7 @@ def _lines(
             "name": name, "cascade": run.cascade, "component": component,
             "setting": str(step.config), "compute": step.config.compute_dtype, "steps": run.steps,
             "images": run.images, "predicted_ram": step.estimate.ram_bytes,
-            "predicted_seconds": step.estimate.seconds, "ram": got["ram_bytes"],
+            "predicted_seconds": step.estimate.seconds, "ram": got.ram_bytes,
             **seconds[component], "date": time.strftime("%Y-%m-%d"), "cpu": cpu_name(),
             "versions": versions(),
         }  # fmt: skip

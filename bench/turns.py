@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from lowmem_if.engine.events import Event
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.worker.command_loop import quiet_libraries
 from lowmem_if.engine.worker.executor import work
 

@@ -16,7 +16,6 @@ from lowmem_if.cascade.lora import Lora
 from lowmem_if.cascade.strategies import Pin, parse_pins
 from lowmem_if.engine.answers import LoadedComponent
 from lowmem_if.engine.events import Event
-from lowmem_if.engine.gallery import write_gallery
 from lowmem_if.engine.options import (
     DrawOptions,
     EnlargeOptions,
@@ -29,7 +28,8 @@ from lowmem_if.engine.options import (
     RunOptions,
     SessionOptions,
 )
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
+from lowmem_if.engine.run_folder.gallery import write_gallery
 from lowmem_if.engine.runner import RunResult
 from lowmem_if.engine.session import BatchResult, Session
 from lowmem_if.errors import (

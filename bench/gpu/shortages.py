@@ -101,11 +101,12 @@ def _run(setup: Setup, short: _Short) -> Row:
 def _went_on(setup: Setup, name: str, component: str, done: RunResult, retries: list[str]) -> Row:
     """A run that ended well: on a card it must have changed its plan on the way."""
     last = next(each for each in done.steps if each.step.component == component)
+    assert last.measured is not None
     figures = [
-        figure("turn in the end", last.measured["seconds"], last.step.estimate.seconds, SECONDS)
+        figure("turn in the end", last.measured.seconds, last.step.estimate.seconds, SECONDS)
     ]
     if setup.on_card:
-        vram = last.measured["vram_bytes"]
+        vram = last.measured.vram_bytes
         figures.append(figure("VRAM, allocated", vram, last.step.estimate.vram_bytes))
     text = "; ".join(retries) or "no shortage: it ran as planned"
     ok = True if retries else None

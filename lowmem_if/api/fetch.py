@@ -15,11 +15,11 @@ from lowmem_if.engine.options import (
     FetchOptions,
     PlanOptions,
     check_options,
-    make_request,
     part_of,
 )
 from lowmem_if.engine.session import Session
 from lowmem_if.planning.plan import Plan
+from lowmem_if.request.build import make_request
 from lowmem_if.request.request import Request
 
 BytesReport = Callable[[str, int, int], None]

@@ -23,7 +23,7 @@ from lowmem_if.cascade.catalog import Part
 from lowmem_if.cascade.locate import locate
 from lowmem_if.cascade.strategies import EXACT, RESIDENT, STREAM, Pin
 from lowmem_if.engine.events import Event, Loading, Report, ignore
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.session import Session
 from lowmem_if.errors import CascadeError
 from lowmem_if.hardware.machine import Machine
@@ -222,8 +222,8 @@ def _rehearsed(step: Step, run: RunFolder, clock: _Clock) -> Rehearsed:
     gaps = [later - earlier for earlier, later in pairwise(drawn)]
     picture = saved[-1] - (drawn[-1] if drawn else begun) if saved else None
     return Rehearsed(
-        step, measured["vram_bytes"], measured["ram_bytes"], begun - started,
-        median(gaps) if gaps else None, picture, measured["seconds"],
+        step, measured.vram_bytes, measured.ram_bytes, begun - started,
+        median(gaps) if gaps else None, picture, measured.seconds,
         *(_peak(run, name, kind) for kind in ("vram_reserved", "vram_used")),
     )  # fmt: skip
 

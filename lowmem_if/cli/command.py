@@ -44,7 +44,7 @@ class _Argument(click.Argument):
         return self.make_metavar(ctx), self.help_text
 
 
-class Command(click.Command):
+class CommandWithExamples(click.Command):
     """A command whose help has arguments, options in groups, and examples."""
 
     def __init__(
@@ -93,9 +93,11 @@ class CommandGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
-def command(name: str, *examples: str, section: str) -> Callable[[Callable[..., None]], Command]:
+def command(
+    name: str, *examples: str, section: str
+) -> Callable[[Callable[..., None]], CommandWithExamples]:
     """Declare a command; its help text is the function's docstring."""
-    return click.command(name, cls=Command, section=section, examples=examples)
+    return click.command(name, cls=CommandWithExamples, section=section, examples=examples)
 
 
 def option(*names: str, group: str, **settings: Any) -> Decorator:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import click
 
-from lowmem_if.cli import inspect, run, weights
+from lowmem_if.cli import draw_commands, inspect_commands, weight_commands
 from lowmem_if.cli.command import CommandGroup
 from lowmem_if.cli.output import say
-from lowmem_if.engine.library_versions import PACKAGE, installed_versions
+from lowmem_if.engine.run_folder.library_versions import PACKAGE, installed_versions
 from lowmem_if.errors import LowmemError
 from lowmem_if.system.channel import says_closed
 
@@ -28,14 +28,14 @@ _USAGE, _BUG, _INTERRUPTED = 2, 3, 130
     "zsh_source and fish_source do the same for these shells.",
 )
 @click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=inspect.print_version,
-    help="Show the version and exit.",
+    "--version", is_flag=True, is_eager=True, expose_value=False,
+    callback=inspect_commands.print_version, help="Show the version and exit.",
 )  # fmt: skip
 def app() -> None:
     """Run the DeepFloyd IF cascade on machines it does not fit."""
 
 
-for _command in (*run.COMMANDS, *inspect.COMMANDS, *weights.COMMANDS):
+for _command in (*draw_commands.COMMANDS, *inspect_commands.COMMANDS, *weight_commands.COMMANDS):
     app.add_command(_command)
 
 

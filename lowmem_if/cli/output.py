@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from lowmem_if.engine.events import Event
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.runner import RunResult
 from lowmem_if.engine.session import Session
 from lowmem_if.errors import DoesNotFit
@@ -101,14 +101,13 @@ def print_result(result: RunResult, *, as_json: bool, **more: Any) -> None:
 
 def run_json(folder: RunFolder) -> dict[str, Any]:
     """A run as a JSON object: its pictures, steps, notices and log."""
-    steps = [
-        step
-        | {
-            "measured": folder.measured(step["component"]),
-            "released": folder.released(step["component"]),
-        }
-        for step in folder.plan.to_json()["steps"]
-    ]
+    steps = []
+    for step in folder.plan.to_json()["steps"]:
+        measured, released = (
+            value.to_json() if value else None
+            for value in (folder.measured(step["component"]), folder.released(step["component"]))
+        )
+        steps.append(step | {"measured": measured, "released": released})
     return {
         "run": str(folder.path),
         "complete": folder.complete,

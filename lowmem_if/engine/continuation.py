@@ -8,8 +8,9 @@ from pathlib import Path
 
 from lowmem_if.cascade.catalog import IMAGE_STAGES, TEXT_ENCODER
 from lowmem_if.cascade.strategies import parse_pin
-from lowmem_if.engine.input_copies import KINDS
-from lowmem_if.engine.run_folder import RunFolder, writing
+from lowmem_if.engine.run_folder.folder import RunFolder
+from lowmem_if.engine.run_folder.input_copies import KINDS
+from lowmem_if.engine.run_folder.writing import writing
 from lowmem_if.errors import RunFolderError
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.planning.plan import Plan, make_plan
@@ -85,7 +86,7 @@ def _grown(folder: RunFolder, plan: Plan, picks: Sequence[ImageSpec]) -> RunFold
         with writing(folder.path):
             for task in picks:
                 folder.image_file(task).unlink(missing_ok=True)
-        folder.take_on(plan)
+        folder.extend(plan)
     return folder.reload()
 
 

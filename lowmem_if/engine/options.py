@@ -5,16 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict
 
 from lowmem_if.cascade.lora import Lora
 from lowmem_if.cascade.strategies import Pin, parse_pin
 from lowmem_if.engine.events import Report
 from lowmem_if.errors import RequestError
 from lowmem_if.planning.plan import Plan
-from lowmem_if.request import build
 from lowmem_if.request.input_images import Picture
-from lowmem_if.request.request import Request
 
 Numbers = float | Sequence[float]
 """One number, or one for each stage."""
@@ -224,12 +222,3 @@ def checked_pins(pins: Mapping[str, str | Pin] | None) -> dict[str, Pin]:
         component: parse_pin(component, pin) if isinstance(pin, str) else pin
         for component, pin in (pins or {}).items()
     }
-
-
-def make_request(prompts: str | Sequence[str], **options: Unpack[RequestOptions]) -> Request:
-    """The request for these prompts.
-
-    Raises:
-        RequestError, PictureError, LoraError: a value that no cascade could run.
-    """
-    return build.make_request(prompts, **options)

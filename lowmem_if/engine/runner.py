@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lowmem_if.cascade.catalog import label
 from lowmem_if.cascade.locate import Location, locate
 from lowmem_if.engine.answers import MemoryShortage
 from lowmem_if.engine.events import Notice, Report, Retry
-from lowmem_if.engine.gallery import GalleryKeeper, has_gallery, is_stale
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
+from lowmem_if.engine.run_folder.gallery import GalleryKeeper, has_gallery, is_stale
+from lowmem_if.engine.run_folder.run_record import Measured
 from lowmem_if.engine.worker_process import WorkerProcess
 from lowmem_if.errors import NotFinite, OutOfMemory, RequestError, WorkerDied
 from lowmem_if.planning.fallback import RAM, Findings, changed_pixels, cheaper, more_exact
@@ -27,10 +27,10 @@ from lowmem_if.planning.plan import Step
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """A step and its measured `vram_bytes`, `ram_bytes` and `seconds`."""
+    """A step, its measured peaks and its seconds."""
 
     step: Step
-    measured: dict[str, Any]
+    measured: Measured | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +75,7 @@ def continue_run(
         folder = folder.reload()
     if keeper and is_stale(folder):
         keeper.write()
-    steps = tuple(
-        StepResult(step, folder.measured(step.component) or {}) for step in folder.plan.steps
-    )
+    steps = tuple(StepResult(step, folder.measured(step.component)) for step in folder.plan.steps)
     return RunResult(folder.path, folder.images, steps, folder.notices)
 
 

@@ -28,11 +28,10 @@ from lowmem_if.engine.options import (
     SessionOptions,
     check_options,
     checked_pins,
-    make_request,
     part_of,
 )
-from lowmem_if.engine.out_folder import new_folder, with_begun_seeds
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
+from lowmem_if.engine.run_folder.out_folder import new_folder, with_begun_seeds
 from lowmem_if.engine.runner import RunResult, continue_run
 from lowmem_if.engine.worker_process import WorkerProcess
 from lowmem_if.errors import SessionError
@@ -41,6 +40,7 @@ from lowmem_if.hardware.profiles import choose_machine, load_profile
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.request.batch_file import BadLine
 from lowmem_if.request.batch_request import read_request, request_of
+from lowmem_if.request.build import make_request
 from lowmem_if.request.request import Request
 from lowmem_if.units import parse_bytes
 

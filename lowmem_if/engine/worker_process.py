@@ -26,7 +26,8 @@ from lowmem_if.engine.answers import (
 )
 from lowmem_if.engine.commands import Command, CommandChannel
 from lowmem_if.engine.events import Event, Evicted, Notice, Report, StepStarted, WorkerStarting
-from lowmem_if.engine.run_folder import RunFolder, writing
+from lowmem_if.engine.run_folder.folder import RunFolder
+from lowmem_if.engine.run_folder.writing import writing
 from lowmem_if.engine.worker.environment import worker_environment
 from lowmem_if.errors import DeviceError, NotFinite, WorkerDied
 from lowmem_if.planning.fallback import RAM, VRAM

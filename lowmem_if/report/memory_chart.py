@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_if.cascade.catalog import component_name, label
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.errors import MissingPackage, RunFolderError
 from lowmem_if.planning.plan import Step
 from lowmem_if.units import GB
@@ -133,7 +133,8 @@ def write_chart(folder: RunFolder, file: Path) -> None:
 
 def _mark(folder: RunFolder, step: Step, kind: str) -> float:
     """The predicted peak in GB, above the components that were kept loaded during the step."""
-    kept = (folder.measured(step.component) or {}).get(f"warm_{kind}_bytes", 0)
+    measured = folder.measured(step.component)
+    kept = measured.warm_bytes(kind) if measured else 0
     return float((getattr(step.estimate, f"{kind}_bytes") + kept) / GB)
 
 

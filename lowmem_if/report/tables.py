@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 import os
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lowmem_if.cascade.catalog import label
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
+from lowmem_if.engine.run_folder.run_record import Released
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.hardware.speeds import ACCELERATOR, ANY, CPU
 from lowmem_if.planning.plan import Plan, Step
@@ -175,25 +176,20 @@ def _measured_cells(folder: RunFolder, step: Step, kinds: tuple[str, ...]) -> li
     cells = []
     for kind in kinds:
         cells.append(_bytes(getattr(step.estimate, f"{kind}_bytes")))
-        cells.append(_bytes(_own_bytes(measured, kind)) if measured else "-")
+        cells.append(_bytes(measured.own_bytes(kind)) if measured else "-")
     if not measured:
         return [*cells, "-", "-"]
     released = folder.released(step.component)
-    left = "kept loaded" if folder.stays(step.component) else "not loaded"
-    return [*cells, format_seconds(measured["seconds"]), _left(released) if released else left]
-
-
-def _own_bytes(measured: dict[str, Any], kind: str) -> int:
-    """The peak of a step without components that were kept loaded, which its prediction excludes."""
-    return max(0, int(measured[f"{kind}_bytes"]) - int(measured.get(f"warm_{kind}_bytes", 0)))
+    left = "kept loaded" if folder.kept_loaded(step.component) else "not loaded"
+    return [*cells, format_seconds(measured.seconds), _left(released) if released else left]
 
 
 def _kept_loaded(folder: RunFolder) -> list[str]:
     """One line about components that were kept loaded during steps, if any were."""
     kept = []
     for step in folder.plan.steps:
-        measured = folder.measured(step.component) or {}
-        sizes = [(kind, measured.get(f"warm_{kind}_bytes", 0)) for kind in ("vram", "ram")]
+        measured = folder.measured(step.component)
+        sizes = [(kind, measured.warm_bytes(kind) if measured else 0) for kind in ("vram", "ram")]
         words = " and ".join(
             f"{format_bytes(size)} of {kind.upper()}" for kind, size in sizes if size
         )
@@ -205,11 +201,10 @@ def _kept_loaded(folder: RunFolder) -> list[str]:
     return [f"excluded from the peaks, memory of components kept loaded from before: {during}"]
 
 
-def _left(released: dict[str, object]) -> str:
-    if released["alive"]:
-        return f"alive: {released['alive']}"
-    left = max(int(str(released["ram_left_bytes"])), int(str(released["vram_left_bytes"])))
-    return format_bytes(left)
+def _left(released: Released) -> str:
+    if released.alive:
+        return f"alive: {list(released.alive)}"
+    return format_bytes(max(released.ram_left_bytes, released.vram_left_bytes))
 
 
 def _step_cells(step: Step) -> tuple[str, str, str]:

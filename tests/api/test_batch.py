@@ -23,7 +23,7 @@ import lowmem_if as lm
 from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
 from lowmem_if.cli.main import main
 from lowmem_if.engine.events import Event
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.worker import executor
 from lowmem_if.engine.worker.steps import step_run
 from lowmem_if.errors import BatchError, RequestError, RunFolderError
@@ -156,6 +156,7 @@ def test_prompts_and_lines_exclude_each_other() -> None:
         make_request(("a",), lines=({"prompt": "b"},))
 
 
+@pytest.mark.worker
 def test_lines_from_python_are_prompts_or_tables(tiny: Path, tmp_path: Path) -> None:
     """`lm.batch` takes them as they are, and gives the bad ones back."""
     result = lm.batch(
@@ -169,6 +170,7 @@ def test_lines_from_python_are_prompts_or_tables(tiny: Path, tmp_path: Path) -> 
 # --- the command
 
 
+@pytest.mark.worker
 def test_a_bad_line_stops_no_other_and_the_end_says_so(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -207,6 +209,7 @@ def test_what_holds_for_all_lines_is_checked_once(tmp_path: Path) -> None:
     assert main(["batch", str(file), "--size", "65"]) == 2
 
 
+@pytest.mark.worker
 def test_a_batch_begun_without_a_seed_goes_on_with_it(tiny: Path, tmp_path: Path) -> None:
     """The same command again is the same run."""
     options: dict[str, Any] = {

@@ -16,7 +16,7 @@ from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, STAGE_2, TEXT_ENCODE
 from lowmem_if.cli.main import main
 from lowmem_if.engine.continuation import continued
 from lowmem_if.engine.events import Event
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.worker.executor import work
 from lowmem_if.errors import RequestError, RunFolderError
 

@@ -9,10 +9,12 @@ import sys
 import click
 import pytest
 
-from lowmem_if.cli.command import Command
+from lowmem_if.cli.command import CommandWithExamples
 from lowmem_if.cli.main import app, main
 
-COMMANDS = {name: each for name, each in app.commands.items() if isinstance(each, Command)}
+COMMANDS = {
+    name: each for name, each in app.commands.items() if isinstance(each, CommandWithExamples)
+}
 
 
 def test_every_command_is_declared_with_examples() -> None:

@@ -20,7 +20,7 @@ from lowmem_if.cascade.catalog import COMPONENTS
 from lowmem_if.cascade.locate import DEMO_FOLDER
 from lowmem_if.cli.main import main
 from lowmem_if.engine import session
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.runner import RunResult
 from lowmem_if.hardware.profiles import FOLDER, profile_names
 from lowmem_if.report.tables import print_run
@@ -331,7 +331,7 @@ def test_tables_lose_no_figure_on_a_narrow_terminal(
     assert "…" not in out.getvalue()
     measured = folder.measured("stage_1")
     assert measured is not None
-    assert format_bytes(measured["ram_bytes"]) in out.getvalue()
+    assert format_bytes(measured.ram_bytes) in out.getvalue()
 
 
 def test_what_to_type_can_be_copied(tiny: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from runs import plan_of
 
 from lowmem_if.engine.commands import Command, CommandChannel, read_commands
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.errors import RunFolderError
 
 

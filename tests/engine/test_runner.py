@@ -23,7 +23,7 @@ from lowmem_if.engine import worker_process
 from lowmem_if.engine.answers import CommandFailed
 from lowmem_if.engine.commands import Command, CommandChannel
 from lowmem_if.engine.events import Event
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.session import Session
 from lowmem_if.engine.worker import environment
 from lowmem_if.engine.worker.environment import worker_environment
@@ -179,7 +179,7 @@ def test_a_known_error_of_the_worker_is_the_callers_own(
     """What the worker could tell in words arrives as the same exception here."""
     folder = RunFolder.for_plan(tmp_path / "run", plan_of(tiny, size=64))
     folder.prepare()
-    folder.keep_weights("text_encoder", "another identity")
+    folder.keep_weights("text_encoder", "another fingerprint")
     with pytest.raises(RunFolderError, match="files of text_encoder have changed"):
         run(folder.plan, folder.path)
 

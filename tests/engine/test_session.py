@@ -20,7 +20,7 @@ import lowmem_if as lm
 from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, STAGE_2, TEXT_ENCODER
 from lowmem_if.engine import worker_process
 from lowmem_if.engine.events import Event
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.errors import RequestError, RunFolderError, SessionError
 from lowmem_if.hardware import profiles
 
@@ -153,7 +153,7 @@ def test_a_known_error_is_the_callers_own_and_leaves_the_session_as_it_was(
     before = warm(session)
     folder = RunFolder.for_plan(tmp_path / "b", plan_of(tiny, BLUE, size=64))
     folder.prepare()
-    folder.keep_weights(STAGE_1, "another identity")
+    folder.keep_weights(STAGE_1, "another fingerprint")
     with pytest.raises(RunFolderError, match="files of stage_1 have changed"):
         session.run(folder.plan, folder.path)
     with pytest.raises(RequestError, match="prompt"):
@@ -424,7 +424,7 @@ def test_a_session_that_keeps_nothing_unloads_after_each_step(
         assert session.loaded == ()
     assert kinds(events, "starting") == [""]
     assert all(folder.released(component) for component in SMALL)
-    assert not any(folder.stays(component) for component in SMALL)
+    assert not any(folder.kept_loaded(component) for component in SMALL)
 
 
 def replace_prompt(plan: lm.Plan, prompt: str) -> lm.Plan:

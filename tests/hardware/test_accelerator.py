@@ -15,7 +15,7 @@ from runs import plan_of
 
 import lowmem_if as lm
 from lowmem_if.cli.main import main
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.errors import DeviceError
 from lowmem_if.hardware import accelerator, cards, profiles
 from lowmem_if.hardware.accelerator import Accelerator, read_accelerator

@@ -8,7 +8,7 @@ from typing import Any
 
 from lowmem_if.cascade.strategies import parse_pins
 from lowmem_if.engine.events import Event, Report, ignore
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.request.build import make_request

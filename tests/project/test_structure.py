@@ -39,8 +39,8 @@ def test_no_test_file_imports_another() -> None:
 MOST_MODULES, MOST_LINES = 13, 300
 
 STILL_TOO_FULL: set[str] = set()
-STILL_TOO_LONG = {"engine/run_folder.py", "planning/estimates/memory.py"}
-STILL_TWICE = ["options", "run"], ["Command"]
+STILL_TOO_LONG: set[str] = set()
+STILL_TWICE: tuple[list[str], list[str]] = ([], [])
 """Exceptions that are to go: remove one here when it is none any more, and add none."""
 
 

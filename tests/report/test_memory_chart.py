@@ -11,7 +11,7 @@ from PIL import Image
 from runs import plan_of
 
 from lowmem_if.cli.main import main
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.errors import MissingPackage, RunFolderError
 from lowmem_if.report.memory_chart import Band, Sample, bands, read_samples, write_chart
 

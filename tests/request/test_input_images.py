@@ -13,7 +13,7 @@ from PIL import Image
 
 from lowmem_if.cascade.modes import INPAINT, UPSCALE, VARY
 from lowmem_if.cli.main import main
-from lowmem_if.engine.input_copies import IMAGE, MASK, source_bytes
+from lowmem_if.engine.run_folder.input_copies import IMAGE, MASK, source_bytes
 from lowmem_if.errors import PictureError, RequestError
 from lowmem_if.request.build import make_request
 from lowmem_if.request.image_spec import ImageSpec

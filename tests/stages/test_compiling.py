@@ -16,7 +16,7 @@ from lowmem_if.cascade.catalog import STAGE_1, STAGE_2, UPSCALER
 from lowmem_if.cascade.locate import locate
 from lowmem_if.cascade.strategies import STREAM, parse_pins
 from lowmem_if.engine.events import Event
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.planning.estimates.compile_time import COMPILE_S, compile_seconds, speedup
 from lowmem_if.planning.estimates.memory import COMPILER_RAM_BYTES
@@ -155,7 +155,7 @@ def test_a_compiled_run_is_a_run(
     for stage in (STAGE_1, STAGE_2, UPSCALER):
         released = done.released(stage)
         assert released is not None
-        assert not released["alive"]
+        assert not released.alive
 
 
 def test_where_nothing_can_be_compiled_the_run_says_so_and_goes_on(

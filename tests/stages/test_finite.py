@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lowmem_if.api.run import run
 from lowmem_if.engine.events import Event
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.errors import NotFinite, RunFolderError
 from lowmem_if.planning.plan import Plan
 from lowmem_if.weights.files.tensor_file import load_tensor, tensor_bytes

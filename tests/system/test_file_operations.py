@@ -13,7 +13,7 @@ import pytest
 from other_systems import On
 from runs import plan_of
 
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.errors import RunFolderError
 from lowmem_if.system import file_operations
 from lowmem_if.weights.files.atomic import write_bytes

@@ -11,8 +11,8 @@ from other_systems import On
 from runs import plan_of
 
 from lowmem_if.cascade import safetensors_header
-from lowmem_if.engine import run_folder
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder import folder as folder_module
+from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.errors import HubError
 from lowmem_if.system import paths
 from lowmem_if.weights.hub import download, transfer
@@ -54,7 +54,7 @@ def test_everything_in_a_run_folder_goes_by_its_roomy_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Made, opened and looked for: nothing uses the name that was given."""
-    monkeypatch.setattr(run_folder, "roomy", lambda path: tmp_path / "other")
+    monkeypatch.setattr(folder_module, "roomy", lambda path: tmp_path / "other")
     folder = RunFolder.for_plan(tmp_path / "run", plan_of("demo", size=64))
     assert folder.path == tmp_path / "other"
     assert RunFolder.open(tmp_path / "run").path == tmp_path / "other"

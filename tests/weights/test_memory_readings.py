@@ -18,7 +18,7 @@ from transformers import T5Config, T5EncoderModel
 from lowmem_if.api.run import run
 from lowmem_if.cascade.catalog import COMPONENTS, POSTPROCESS, STAGE_1, TEXT_ENCODER
 from lowmem_if.engine.events import ignore
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.worker.model_cache import left_behind
 from lowmem_if.engine.worker.recorder import Recorder
 from lowmem_if.planning.plan import make_plan
@@ -56,6 +56,7 @@ def save(model: torch.nn.Module, folder: Path) -> None:
         ("text_encoder=resident:int8", "stage_1=resident:bfloat16"),
     ],
 )
+@pytest.mark.worker
 def test_components_that_worked_are_gone_with_their_memory(
     heavy: Path, tmp_path: Path, pins: tuple[str, ...]
 ) -> None:
@@ -70,8 +71,8 @@ def test_components_that_worked_are_gone_with_their_memory(
     for component, follower in ((TEXT_ENCODER, STAGE_1), (STAGE_1, POSTPROCESS)):
         released = folder.released(component)
         assert released is not None
-        assert released["alive"] == []
-        assert released["ram_left_bytes"] <= released["allowed_bytes"]
+        assert released.alive == ()
+        assert released.ram_left_bytes <= released.allowed_bytes
         assert first[follower] - first[component] < 64 * MB
         assert peak[component] - first[component] > 70 * MB
     assert folder.notices == ()
@@ -154,8 +155,8 @@ def test_every_step_of_a_run_records_its_proof(tiny: Path, tmp_path: Path) -> No
     for component in COMPONENTS:
         released = folder.released(component)
         assert released is not None
-        assert released["alive"] == []
-        assert max(released["ram_left_bytes"], 0) <= released["allowed_bytes"]
+        assert released.alive == ()
+        assert max(released.ram_left_bytes, 0) <= released.allowed_bytes
     assert folder.notices == ()
 
 
@@ -198,7 +199,7 @@ def test_vram_is_measured_as_it_was_predicted(
     recorder = Recorder(step, tmp_path / "memory.jsonl", ignore, counts_reserve=counts_reserve)
     with recorder.recording():
         pass
-    assert recorder.measured()["vram_bytes"] == peak
+    assert recorder.measured().vram_bytes == peak
 
 
 def test_measured_peaks_are_those_of_the_samples(tiny: Path, tmp_path: Path) -> None:
@@ -208,4 +209,4 @@ def test_measured_peaks_are_those_of_the_samples(tiny: Path, tmp_path: Path) -> 
     peak = max(sample["ram_anon"] for sample in samples if sample["step"] == STAGE_1)
     measured = folder.measured(STAGE_1)
     assert measured is not None
-    assert measured["ram_bytes"] == peak
+    assert measured.ram_bytes == peak

@@ -18,7 +18,7 @@ from runs import plan_of, run_here
 
 from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
 from lowmem_if.cascade.locate import locate
-from lowmem_if.engine.worker.steps.step_run import weights_identity
+from lowmem_if.engine.worker.steps.step_run import weights_fingerprint
 from lowmem_if.errors import CheckpointError, RunFolderError
 from lowmem_if.stages.text_encoder import TextCleaner
 from lowmem_if.weights.loading import load_text_encoder
@@ -311,7 +311,7 @@ def bow_to_permissions() -> None:
 
 def identities(cascade: Path) -> dict[str, str]:
     location = locate(str(cascade))
-    return {step.component: weights_identity(location, step) for step in plan_of(cascade).steps}
+    return {step.component: weights_fingerprint(location, step) for step in plan_of(cascade).steps}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from lowmem_if.api.run import run
 from lowmem_if.cascade.strategies import parse_pins
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.hardware.machine import probe
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.request.build import make_request
@@ -80,8 +80,8 @@ def test_every_text_storage_runs_and_leaves(tiny: Path, tmp_path: Path, storage:
     for step in folder.plan.steps:
         released = folder.released(step.component)
         assert released is not None
-        assert released["alive"] == []
-        assert released["vram_left_bytes"] <= released["allowed_bytes"]
+        assert released.alive == ()
+        assert released.vram_left_bytes <= released.allowed_bytes
     assert folder.notices == ()
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 import lowmem_if as lm
 from lowmem_if.cascade.catalog import KNOWN_WORDS
 from lowmem_if.cascade.locate import DEMO_FOLDER
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
 from training.evaluate import MEASURES, Trial
 from training.judge import mark
 from training.pictures import read_picture

@@ -28,9 +28,9 @@ from lowmem_if.cascade.strategies import STREAM
 from lowmem_if.cli.main import main
 from lowmem_if.engine.continuation import continued
 from lowmem_if.engine.events import Event
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.worker.executor import work
-from lowmem_if.engine.worker.steps.step_run import weights_identity
+from lowmem_if.engine.worker.steps.step_run import weights_fingerprint
 from lowmem_if.errors import LoraError, RunFolderError
 from lowmem_if.weights.loading import load_diffusers_model
 
@@ -288,7 +288,7 @@ def test_content_and_scale_count_as_weights(tiny: Path, tmp_path: Path, first: L
 
     def identities(lora: Any) -> dict[str, str]:
         plan = plan_of(tiny, PROMPT, size=256, lora=lora)
-        return {step.component: weights_identity(location, step) for step in plan.steps}
+        return {step.component: weights_fingerprint(location, step) for step in plan.steps}
 
     plain, merged = identities(()), identities(file)
     assert {name for name in plain if plain[name] != merged[name]} == {"stage_1"}

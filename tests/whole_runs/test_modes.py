@@ -34,7 +34,7 @@ from lowmem_if.cascade import catalog
 from lowmem_if.cascade.locate import locate
 from lowmem_if.cascade.modes import INPAINT, UPSCALE, VARY
 from lowmem_if.engine.events import Event
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.planning.fallback import RAM, Findings, changed_pixels, cheaper
 from lowmem_if.planning.plan import Plan, Step, make_plan
 from lowmem_if.request.build import make_request
@@ -452,8 +452,8 @@ def test_every_component_of_a_mode_leaves_with_its_memory(
     for step in folder.plan.steps:
         released = folder.released(step.component)
         assert released is not None
-        assert released["alive"] == []
-        assert max(released["ram_left_bytes"], 0) <= released["allowed_bytes"]
+        assert released.alive == ()
+        assert max(released.ram_left_bytes, 0) <= released.allowed_bytes
     assert folder.notices == ()
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 import lowmem_if as lm
 from lowmem_if.cli.main import main
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.request.image_spec import FACTOR
 from training.judge import look, mark
 from training.pictures import read_picture

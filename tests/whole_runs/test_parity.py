@@ -17,7 +17,7 @@ from plain_diffusers import by_hand
 from runs import CPU, plan_of, run_here
 from safetensors.torch import load_file
 
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.planning.plan import make_plan
 from lowmem_if.request.build import make_request
 

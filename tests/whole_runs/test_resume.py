@@ -17,7 +17,7 @@ from runs import plan_of, results, run_here
 
 from lowmem_if.api.run import resume
 from lowmem_if.engine.events import Event
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.errors import RunFolderError
 from lowmem_if.planning.plan import Plan
 

@@ -28,7 +28,8 @@ from lowmem_if.engine.answers import (
 )
 from lowmem_if.engine.commands import Command, read_commands
 from lowmem_if.engine.events import Event, Notice, Report
-from lowmem_if.engine.run_folder import RunFolder, writing
+from lowmem_if.engine.run_folder.folder import RunFolder
+from lowmem_if.engine.run_folder.writing import writing
 from lowmem_if.engine.worker.executor import work
 from lowmem_if.engine.worker.model_cache import ModelCache, left_behind
 from lowmem_if.errors import LowmemError

@@ -16,7 +16,7 @@ import torch
 
 from lowmem_if.cascade.cache_dir import cache_folder
 from lowmem_if.cascade.catalog import MAX_TOKENS
-from lowmem_if.engine.library_versions import versions_behind
+from lowmem_if.engine.run_folder.library_versions import versions_behind
 from lowmem_if.errors import CacheError
 from lowmem_if.planning.plan import Step
 from lowmem_if.weights.files.atomic import write_bytes

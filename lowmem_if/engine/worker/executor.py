@@ -17,7 +17,8 @@ from lowmem_if.cascade import catalog
 from lowmem_if.cascade.locate import locate
 from lowmem_if.cascade.lora import file_digest
 from lowmem_if.engine.events import Report, StepFinished, StepSkipped, StepStarted
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
+from lowmem_if.engine.run_folder.run_record import Released
 from lowmem_if.engine.worker.model_cache import ModelCache, left_behind
 from lowmem_if.engine.worker.steps.finish import finish_images
 from lowmem_if.engine.worker.steps.images import draw_images
@@ -71,8 +72,8 @@ def _run_step(run: StepRun, preview_every: int) -> None:
             finish_images(run)
         else:
             draw_images(run, preview_every)
-    released = asdict(run.release) if run.release else None
-    folder.finish_step(component, run.measured(), released, stays=run.stays)
+    released = Released(**asdict(run.release)) if run.release else None
+    folder.finish_step(component, run.measured(), released, kept_loaded=run.kept_loaded)
     run.report(StepFinished(component))
     if run.release and not run.release.complete:
         run.notice(left_behind(component, run.release))

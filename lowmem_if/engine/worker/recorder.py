@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from lowmem_if.engine.events import Loading, Report
-from lowmem_if.engine.run_folder import writing
+from lowmem_if.engine.run_folder.run_record import Measured
+from lowmem_if.engine.run_folder.writing import writing
 from lowmem_if.planning.plan import Step
 from lowmem_if.weights.memory_readings import MemoryReading, Sampler, read_memory
 
@@ -75,18 +75,18 @@ class Recorder:
             self._loading = None
         self._report(Loading(self._step.component, weight_bytes, weight_bytes))
 
-    def measured(self) -> dict[str, Any]:
-        """`vram_bytes`, `ram_bytes` (peaks) and `seconds` of the step so far."""
+    def measured(self) -> Measured:
+        """The peaks and the seconds of the step so far."""
         if self._step.config.device not in ("cpu", "mps"):
             ask = torch.accelerator.max_memory_allocated
             if self._counts_reserve:
                 ask = torch.accelerator.max_memory_reserved
             self._peak_vram = max(self._peak_vram, ask(self._step.config.device))
-        return {
-            "vram_bytes": self._peak_vram,
-            "ram_bytes": self._peak_ram,
-            "seconds": round(time.monotonic() - self._began, 3),
-        }
+        return Measured(
+            vram_bytes=self._peak_vram,
+            ram_bytes=self._peak_ram,
+            seconds=round(time.monotonic() - self._began, 3),
+        )
 
     def _record(self, reading: MemoryReading) -> None:
         self._peak_ram = max(self._peak_ram, reading.ram_anon)

@@ -76,10 +76,10 @@ def test_another_tokenizer_is_encoded_anew(tiny: Path, tmp_path: Path) -> None:
     spiece.write_bytes(spiece.read_bytes() + b"\n\x00")
     step = plan_of(cascade).steps[0]
     from lowmem_if.cascade.locate import locate
-    from lowmem_if.engine.worker.steps.step_run import weights_identity
+    from lowmem_if.engine.worker.steps.step_run import weights_fingerprint
 
-    before = weights_identity(locate(str(tiny)), step)
-    assert weights_identity(locate(str(cascade)), step) != before
+    before = weights_fingerprint(locate(str(tiny)), step)
+    assert weights_fingerprint(locate(str(cascade)), step) != before
 
 
 @pytest.mark.parametrize("damage", [b"", b"x" * 40])

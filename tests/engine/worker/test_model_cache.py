@@ -24,7 +24,7 @@ from lowmem_if.cascade.catalog import (
 from lowmem_if.cascade.locate import locate
 from lowmem_if.engine.answers import CacheState
 from lowmem_if.engine.events import Event
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.worker.model_cache import ModelCache
 from lowmem_if.errors import RunFolderError
 from lowmem_if.planning.estimates.memory import headroom
@@ -123,9 +123,9 @@ def test_a_small_budget_keeps_what_fits_beside_each_step(
         request = with_prompt(small.request, name)
         folder = watched.run(replace(small, request=request), tmp_path / name)
         for component in COMPONENTS:
-            measured = folder.measured(component) or {}
-            beside = measured.get("warm_ram_bytes", 0)
-            assert beside + peaks[component] + spare <= small.machine.ram_bytes
+            measured = folder.measured(component)
+            assert measured is not None
+            assert measured.warm_ram_bytes + peaks[component] + spare <= small.machine.ram_bytes
         # For the upscaler the text encoder goes, then what had its turn just before.
         assert kinds(watched.events, "evicted") == [TEXT_ENCODER, STAGE_2]
     assert watched.loaded() == [TEXT_ENCODER, STAGE_2]
@@ -153,10 +153,10 @@ def test_what_leaves_in_its_own_run_is_proved_in_its_folder(
     for component in COMPONENTS[:-1]:
         released = folder.released(component)
         assert released is not None
-        assert released["alive"] == []
-        assert not folder.stays(component)
+        assert released.alive == ()
+        assert not folder.kept_loaded(component)
     assert folder.released(POSTPROCESS) is None
-    assert folder.stays(POSTPROCESS)
+    assert folder.kept_loaded(POSTPROCESS)
     assert folder.notices == ()
 
 
@@ -166,18 +166,20 @@ def test_what_was_beside_a_step_is_not_put_down_to_it(
     """The record has the whole peak and its company; the table subtracts it, the picture adds it."""
     folder = watched.run(plan_of(tiny, RED, size=64), tmp_path / "run")
     step = folder.plan.step(STAGE_1)
-    assert set(folder.measured(TEXT_ENCODER) or {}) == {"vram_bytes", "ram_bytes", "seconds"}
-    measured = dict(folder.measured(STAGE_1) or {})
-    assert measured["warm_ram_bytes"] == 526592  # the text encoder's weights in float32
-    measured |= {"ram_bytes": 700 * MB, "warm_ram_bytes": 300 * MB}
-    folder.finish_step(STAGE_1, measured, None, stays=True)
+    first, measured = folder.measured(TEXT_ENCODER), folder.measured(STAGE_1)
+    assert first is not None
+    assert measured is not None
+    assert set(first.to_json()) == {"vram_bytes", "ram_bytes", "seconds"}
+    assert measured.warm_ram_bytes == 526592  # the text encoder's weights in float32
+    measured = measured.model_copy(update={"ram_bytes": 700 * MB, "warm_ram_bytes": 300 * MB})
+    folder.finish_step(STAGE_1, measured, None, kept_loaded=True)
     out = console(None)
     print_run(folder, out)
     told = out.file.getvalue()  # type: ignore[attr-defined]
     line = next(line for line in told.splitlines() if line.startswith("stage 1"))
     assert "400.0 MB" in line
     assert line.endswith("kept loaded")
-    assert "kept loaded from before: during stage 1: 300.0 MB of RAM, finish: " in told
+    assert "kept loaded from before: during stage 1: 300.0 MB of RAM, postprocess: " in told
     assert _mark(folder, step, "ram") == pytest.approx(step.estimate.ram_bytes / 1e9 + 0.3)
 
 

@@ -70,7 +70,7 @@ def test_a_float_run_imports_none_of_it(tiny: Path, tmp_path: Path) -> None:
         "import json, sys; sys.modules['bitsandbytes'] = None\n"
         "from pathlib import Path\n"
         "from lowmem_if.planning.plan import Plan\n"
-        "from lowmem_if.engine.run_folder import RunFolder\n"
+        "from lowmem_if.engine.run_folder.folder import RunFolder\n"
         "from lowmem_if.engine.worker.executor import work\n"
         "plan = Plan.from_json(json.loads(sys.stdin.read()))\n"
         "work(RunFolder.for_plan(Path(sys.argv[1]), plan), print)\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lowmem_if.cascade import catalog
 from lowmem_if.engine.events import ImageSaved
-from lowmem_if.engine.run_folder import is_whole_png
+from lowmem_if.engine.run_folder.folder_layout import is_whole_png
 from lowmem_if.engine.worker.steps.materials import FolderMaterials
 from lowmem_if.engine.worker.steps.png import describe, png_bytes
 from lowmem_if.engine.worker.steps.step_run import StepRun

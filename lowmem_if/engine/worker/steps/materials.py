@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from lowmem_if.engine.input_copies import read_source
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
+from lowmem_if.engine.run_folder.input_copies import read_source
 from lowmem_if.errors import RunFolderError
 from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.stages.finite import is_finite

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lowmem_if.cascade import catalog
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.stages.components import READ_T5, stage_after
 from lowmem_if.weights.files.tensor_file import is_sound

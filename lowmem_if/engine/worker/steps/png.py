@@ -11,8 +11,8 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from lowmem_if.engine.input_copies import KINDS
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
+from lowmem_if.engine.run_folder.input_copies import KINDS
 from lowmem_if.planning.plan_json import flat_step
 from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.request.request_json import request_to_json

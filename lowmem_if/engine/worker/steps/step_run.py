@@ -12,7 +12,8 @@ from typing import Any
 
 from lowmem_if.cascade.locate import Location
 from lowmem_if.engine.events import CacheHit, Notice, Report, StepResumed
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
+from lowmem_if.engine.run_folder.run_record import Measured, Released
 from lowmem_if.engine.worker.model_cache import CacheKey, ModelCache, closed_on_error, left_behind
 from lowmem_if.engine.worker.recorder import Recorder
 from lowmem_if.errors import CascadeError
@@ -38,7 +39,7 @@ class StepRun:
         weights: the fingerprint of the files in it.
         recorder: measures the step.
         release: the proof that the component was released; None until then.
-        stays: whether the component remains loaded after the step.
+        kept_loaded: whether the component remains loaded after the step.
     """
 
     def __init__(
@@ -53,9 +54,9 @@ class StepRun:
         self.recorder = Recorder(
             step, folder.memory_file, report, counts_reserve=folder.plan.machine.counts_reserve
         )
-        self.weights = weights_identity(location, step)
+        self.weights = weights_fingerprint(location, step)
         self.release: Release | None = None
-        self.stays = False
+        self.kept_loaded = False
         self._cached_bytes = cache.held_bytes()
 
     @contextmanager
@@ -79,17 +80,17 @@ class StepRun:
         if cache.keeps:
             entry = CacheEntry(step.component, *self._at_rest(), step.estimate.read_bytes)
             cache.put(key, entry, life)
-            self.stays = True
+            self.kept_loaded = True
         else:
             self.release = life.end()
 
-    def measured(self) -> dict[str, Any]:
-        """What the step has taken, and what cached components took at the same time."""
+    def measured(self) -> Measured:
+        """The peaks and the time of the step, and the memory of cached components during it."""
         measured = self.recorder.measured()
-        if any(self._cached_bytes):
-            names = ("warm_vram_bytes", "warm_ram_bytes")
-            measured |= dict(zip(names, self._cached_bytes, strict=True))
-        return measured
+        if not any(self._cached_bytes):
+            return measured
+        names = ("warm_vram_bytes", "warm_ram_bytes")
+        return measured.model_copy(update=dict(zip(names, self._cached_bytes, strict=True)))
 
     def notice(self, text: str) -> None:
         """Note a sentence for the user in the run folder, and report it unless it is noted already."""
@@ -104,7 +105,7 @@ class StepRun:
     def _evict(self, key: CacheKey) -> None:
         """Release the cached components that the step has no memory for, and prove it."""
         for component, release in self._cache.clear(key, self.step, self.folder.plan):
-            self.folder.keep_release(component, asdict(release))
+            self.folder.keep_release(component, Released(**asdict(release)))
             self.recorder.restart()
             if not release.complete:
                 self.notice(left_behind(component, release))
@@ -145,7 +146,7 @@ class StepRun:
         return at_rest(self._part, self.step.config)
 
 
-def weights_identity(location: Location, step: Step) -> str:
+def weights_fingerprint(location: Location, step: Step) -> str:
     """The fingerprint of all files of a step: weights, configurations, vocabulary and LoRAs."""
     root = root_of(location, step)
     files = fingerprint(root, location.files(step.component, storage=step.config.storage_dtype))

@@ -12,7 +12,15 @@ import click
 
 from lowmem_if.cascade.strategies import BALANCED, EXACT
 from lowmem_if.cli.command import command, option
-from lowmem_if.cli.options import (
+from lowmem_if.cli.output import (
+    note_unused,
+    planner,
+    print_json,
+    run_json,
+    say,
+    unfit_json,
+)
+from lowmem_if.cli.shared_options import (
     MACHINE,
     OUTPUT,
     any_start,
@@ -24,22 +32,15 @@ from lowmem_if.cli.options import (
     prompts,
     run_folder,
 )
-from lowmem_if.cli.output import (
-    note_unused,
-    planner,
-    print_json,
-    run_json,
-    say,
-    unfit_json,
-)
-from lowmem_if.engine.gallery import write_gallery
-from lowmem_if.engine.library_versions import PACKAGE, installed_versions
-from lowmem_if.engine.options import PlanOptions, RequestOptions, make_request, part_of
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.options import PlanOptions, RequestOptions, part_of
+from lowmem_if.engine.run_folder.folder import RunFolder
+from lowmem_if.engine.run_folder.gallery import write_gallery
+from lowmem_if.engine.run_folder.library_versions import PACKAGE, installed_versions
 from lowmem_if.engine.session import Session
 from lowmem_if.errors import DoesNotFit
 from lowmem_if.report.memory_chart import write_chart
 from lowmem_if.report.tables import console, print_machine, print_plan, print_run
+from lowmem_if.request.build import make_request
 
 SECTION = "Look before and after"
 

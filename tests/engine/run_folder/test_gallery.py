@@ -14,10 +14,10 @@ from runs import plan_of, run_here
 
 from lowmem_if.api.run import resume
 from lowmem_if.cli.main import main
-from lowmem_if.engine import gallery
 from lowmem_if.engine.events import Event, ImageSaved
-from lowmem_if.engine.gallery import GalleryKeeper, write_gallery
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder import gallery
+from lowmem_if.engine.run_folder.folder import RunFolder
+from lowmem_if.engine.run_folder.gallery import GalleryKeeper, write_gallery
 
 STRANGE = "</script><b>a 'red' \"circle\"</b> & دائرة 🟥 {braces} <img src=x onerror=alert(1)>"
 VOID = {"meta", "input", "img"}
@@ -97,7 +97,7 @@ def test_the_page_needs_no_network(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_large_pictures_get_thumbnails_of_the_finished_file(tiny: Path, tmp_path: Path) -> None:
-    """Small JPEG files beside the page, made once, and anew when the picture is."""
+    """Small JPEG files next to the page, made once, and again when the picture changes."""
     folder = run_here(plan_of(tiny), tmp_path / "run")
     page = page_of(folder)
     assert (page.links, page.sources) == (["0000.png"], ["thumbs/0000.jpg"])

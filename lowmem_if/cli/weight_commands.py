@@ -11,7 +11,8 @@ import click
 from lowmem_if.api.fetch import copy_for_streaming, fetch, remove_copies
 from lowmem_if.cascade import catalog
 from lowmem_if.cli.command import argument, command, option
-from lowmem_if.cli.options import (
+from lowmem_if.cli.output import print_json, say
+from lowmem_if.cli.shared_options import (
     COMMON,
     FILE,
     OUTPUT,
@@ -26,12 +27,12 @@ from lowmem_if.cli.options import (
     revision,
     size,
 )
-from lowmem_if.cli.output import print_json, say
-from lowmem_if.engine.options import checked_pins, make_request
+from lowmem_if.engine.options import checked_pins
 from lowmem_if.engine.session import Session
 from lowmem_if.errors import RequestError
 from lowmem_if.report.progress import RunProgress, bytes_progress
 from lowmem_if.report.tables import console, print_rehearsal
+from lowmem_if.request.build import make_request
 from lowmem_if.units import format_bytes
 
 SECTION = "Weights"

@@ -1,7 +1,7 @@
 """The versions of the libraries that are installed, and which of them a component's pixels depend on.
 
-Free Colab replaces its libraries every few weeks, and a run that was begun before must go on where the
-change does not matter to what is still to be drawn.
+Free Colab replaces its libraries every few weeks. A run that was begun before can be resumed if the
+steps that are still to be done do not depend on the change.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _BEHIND = {
     catalog.STAGE_1: ("torch", "diffusers"),
     catalog.STAGE_2: ("torch", "diffusers"),
     catalog.UPSCALER: ("torch", "diffusers", "transformers"),  # CLIP reads the prompt
-    catalog.POSTPROCESS: (),  # looks at finished pictures and puts the mark on them
+    catalog.POSTPROCESS: (),  # checks finished pictures and draws the watermark
 }
 
 
@@ -40,8 +40,32 @@ def versions_behind(step: Step) -> dict[str, str]:
     return {name: version for name, version in installed_versions().items() if name in _names(step)}
 
 
-def differences(began: Mapping[str, str]) -> dict[str, str]:
-    """Library -> words, for each whose version is not the one that a run was begun with."""
+def changed_versions(began: Mapping[str, str], steps: Iterable[Step]) -> tuple[list[str], str]:
+    """Compare the installed libraries with those that a run was begun with.
+
+    Args:
+        began: library -> version.
+        steps: the steps that are still to be done.
+
+    Returns:
+        The changes that the pixels of these steps depend on, in words, and a notice about all changes
+        that names their effect; both are empty if nothing has changed.
+    """
+    changes = _changes(began)
+    if not changes:
+        return [], ""
+    behind = {name for step in steps for name in _names(step)}
+    harmful = [words for name, words in changes.items() if name in behind]
+    effect = "pixels may differ in their last bits" if harmful else "pixels do not depend on it"
+    words = "; ".join(changes.values())
+    return (
+        harmful,
+        f"the run continues with other versions than it was begun with ({words}): {effect}",
+    )
+
+
+def _changes(began: Mapping[str, str]) -> dict[str, str]:
+    """Library -> both versions in words, for each library whose version has changed."""
     now = installed_versions()
     names = dict.fromkeys([*began, *now])
     return {
@@ -49,12 +73,6 @@ def differences(began: Mapping[str, str]) -> dict[str, str]:
         for name in names
         if began.get(name) != now.get(name)
     }
-
-
-def that_change_pixels(names: Iterable[str], steps: Iterable[Step]) -> list[str]:
-    """Those of the libraries that the results of one of the steps depend on."""
-    behind = {name for step in steps for name in _names(step)}
-    return [name for name in names if name in behind]
 
 
 def _names(step: Step) -> tuple[str, ...]:

@@ -15,7 +15,9 @@ from typing import Any
 
 from lowmem_if.cascade import catalog
 from lowmem_if.engine.events import Event, ImageSaved, Report, StepStarted
-from lowmem_if.engine.run_folder import RunFolder, is_whole_png, writing
+from lowmem_if.engine.run_folder.folder import RunFolder
+from lowmem_if.engine.run_folder.folder_layout import is_whole_png
+from lowmem_if.engine.run_folder.writing import writing
 from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.request.request import Request
 from lowmem_if.system.paths import quoted
@@ -36,8 +38,8 @@ def write_gallery(folder: RunFolder) -> Path:
     Raises:
         RunFolderError: the folder cannot be written.
     """
-    for task in folder.plan.request.images:
-        _make_thumbnail(folder, task)
+    for spec in folder.plan.request.images:
+        _make_thumbnail(folder, spec)
     file = folder.path / GALLERY
     folder.write(file, _page(folder).encode())
     return file
@@ -77,10 +79,10 @@ def is_stale(folder: RunFolder) -> bool:
     return written < folder.changed_ns
 
 
-def _make_thumbnail(folder: RunFolder, task: ImageSpec) -> None:
+def _make_thumbnail(folder: RunFolder, spec: ImageSpec) -> None:
     """Make the thumbnail of a large finished picture, unless there is one that is not older."""
-    picture, thumbnail = folder.image_file(task), folder.thumbnail_file(task)
-    if task.size <= _THUMBNAIL_SIDE or not is_whole_png(picture):
+    picture, thumbnail = folder.image_file(spec), folder.thumbnail_file(spec)
+    if spec.size <= _THUMBNAIL_SIDE or not is_whole_png(picture):
         return
     if thumbnail.is_file() and thumbnail.stat().st_mtime_ns >= picture.stat().st_mtime_ns:
         return
@@ -99,7 +101,7 @@ def _make_thumbnail(folder: RunFolder, task: ImageSpec) -> None:
 def _page(folder: RunFolder) -> str:
     request = folder.plan.request
     title = escape(folder.path.resolve().name)
-    figures = "\n".join(_figure(folder, task) for task in request.images)
+    figures = "\n".join(_figure(folder, spec) for spec in request.images)
     return _PAGE.format(
         title=title,
         settings=escape("; ".join(_settings(folder))),
@@ -126,38 +128,38 @@ def _own_settings(request: Request) -> Iterator[tuple[str, Any]]:
             yield name.replace("_", " "), words
 
 
-def _figure(folder: RunFolder, task: ImageSpec) -> str:
-    largest = " disabled" if task.size == max(catalog.SIZES) else ""
+def _figure(folder: RunFolder, spec: ImageSpec) -> str:
+    largest = " disabled" if spec.size == max(catalog.SIZES) else ""
     return (
-        f"<figure><label><input type=checkbox value={task.number}{largest}> {task.name}</label>"
-        f"{_picture(folder, task)}<figcaption><p dir=auto>{escape(task.prompt)}</p>"
-        f"{''.join(f'<p class=small dir=auto>{escape(line)}</p>' for line in _about(task))}"
+        f"<figure><label><input type=checkbox value={spec.number}{largest}> {spec.name}</label>"
+        f"{_picture(folder, spec)}<figcaption><p dir=auto>{escape(spec.prompt)}</p>"
+        f"{''.join(f'<p class=small dir=auto>{escape(line)}</p>' for line in _about(spec))}"
         "</figcaption></figure>"
     )
 
 
-def _about(task: ImageSpec) -> Iterator[str]:
-    if task.negative_prompt:
-        yield f"not: {task.negative_prompt}"
-    if task.style_prompt:
-        yield f"style: {task.style_prompt}"
-    words = [f"seed {task.seed}", f"{task.size} px", task.mode]
-    if task.strength:
-        words.append(f"strength {', '.join(map(str, dict.fromkeys(task.strength)))}")
+def _about(spec: ImageSpec) -> Iterator[str]:
+    if spec.negative_prompt:
+        yield f"not: {spec.negative_prompt}"
+    if spec.style_prompt:
+        yield f"style: {spec.style_prompt}"
+    words = [f"seed {spec.seed}", f"{spec.size} px", spec.mode]
+    if spec.strength:
+        words.append(f"strength {', '.join(map(str, dict.fromkeys(spec.strength)))}")
     yield ", ".join(words)
-    if task.image:
-        yield f"of {Path(task.image.path).name}"
+    if spec.image:
+        yield f"of {Path(spec.image.path).name}"
 
 
-def _picture(folder: RunFolder, task: ImageSpec) -> str:
+def _picture(folder: RunFolder, spec: ImageSpec) -> str:
     """The finished picture; else the last stage's picture, marked as unfinished."""
-    picture = folder.image_file(task)
+    picture = folder.image_file(spec)
     if is_whole_png(picture):
-        thumbnail = folder.thumbnail_file(task)
+        thumbnail = folder.thumbnail_file(spec)
         shown = thumbnail if thumbnail.is_file() else picture
         return _image(folder, picture, shown)
-    for stage in reversed(task.stages):
-        if is_whole_png(file := folder.preview_file(stage, task)):
+    for stage in reversed(spec.stages):
+        if is_whole_png(file := folder.preview_file(stage, spec)):
             return _image(folder, file, file) + f"<p class=small>{_NAMES[stage]}: unfinished</p>"
     return "<div class=waiting>waiting</div>"
 
@@ -171,7 +173,7 @@ def _image(folder: RunFolder, target: Path, shown: Path) -> str:
 
 def _choosing(folder: RunFolder) -> str:
     """The command that enlarges chosen pictures, without their numbers."""
-    sizes = sorted({task.size for task in folder.plan.request.images})
+    sizes = sorted({spec.size for spec in folder.plan.request.images})
     if sizes[0] == max(catalog.SIZES):
         return ""
     larger = max(catalog.SIZES)

@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 from runs import plan_of, run_here
 
-from lowmem_if.engine import run_folder
-from lowmem_if.engine.run_folder import FORMAT, RunFolder, is_whole_png
+from lowmem_if.engine.run_folder import folder as folder_module
+from lowmem_if.engine.run_folder.folder import RunFolder
+from lowmem_if.engine.run_folder.folder_layout import is_whole_png
+from lowmem_if.engine.run_folder.run_record import FORMAT
 from lowmem_if.errors import RunFolderError
 from lowmem_if.weights.files import atomic
 
@@ -40,7 +42,7 @@ def test_the_folder_holds_what_the_design_promises(tiny: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "named"),
     [
         ({"prompts": "a blue star"}, "prompt"),
         ({"seed": 2}, "seed"),
@@ -51,11 +53,11 @@ def test_the_folder_holds_what_the_design_promises(tiny: Path, tmp_path: Path) -
     ],
 )
 def test_another_request_is_refused_and_the_difference_named(
-    tiny: Path, tmp_path: Path, change: dict[str, Any], told: str
+    tiny: Path, tmp_path: Path, change: dict[str, Any], named: str
 ) -> None:
-    """A folder goes on only with the very request it was begun for."""
+    """A folder is continued only with the same request it was begun for."""
     RunFolder.for_plan(tmp_path / "run", plan_of(tiny))
-    with pytest.raises(RunFolderError, match=f"another request .*{told}"):
+    with pytest.raises(RunFolderError, match=f"another request .*{named}"):
         RunFolder.for_plan(tmp_path / "run", plan_of(tiny, **change))
 
 
@@ -99,7 +101,7 @@ def test_a_version_that_pixels_depend_on_is_refused(tiny: Path, tmp_path: Path) 
 def test_a_version_that_pixels_do_not_depend_on_is_a_notice(
     tiny: Path, tmp_path: Path, done: tuple[str, ...], versions: dict[str, str]
 ) -> None:
-    """What is still to be drawn does not use the library, so the run goes on and names it."""
+    """What is still to be drawn does not use the library, so the run continues and names it."""
     folder = begun_with(tiny, tmp_path / "run", *done, **versions)
     words = folder.check_versions()
     assert all(f"{name} {version}" in words for name, version in versions.items())
@@ -118,7 +120,7 @@ def test_transformers_matters_to_texts_and_to_the_upscaler(tiny: Path, tmp_path:
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", "{}", '{"format": 1}', '{"format": 1, "plan": 3}']
 )
-def test_a_broken_record_is_told(tmp_path: Path, content: str) -> None:
+def test_a_broken_record_is_reported(tmp_path: Path, content: str) -> None:
     """A run.json that is none ends in one line."""
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(RunFolderError) as caught:
@@ -127,15 +129,15 @@ def test_a_broken_record_is_told(tmp_path: Path, content: str) -> None:
 
 
 def test_a_folder_with_other_files_is_left_alone(tiny: Path, tmp_path: Path) -> None:
-    """A folder of somebody's pictures does not become a run folder."""
+    """A folder of other pictures does not become a run folder."""
     (tmp_path / "holiday.jpg").touch()
     with pytest.raises(RunFolderError, match=r"holds other files \(holiday"):
         RunFolder.for_plan(tmp_path, plan_of(tiny))
     assert [entry.name for entry in tmp_path.iterdir()] == ["holiday.jpg"]
 
 
-def test_a_file_in_the_folders_place_is_told(tiny: Path, tmp_path: Path) -> None:
-    """`--out` naming a file is told in one line."""
+def test_a_file_in_the_folders_place_is_reported(tiny: Path, tmp_path: Path) -> None:
+    """`--out` naming a file is reported in one line."""
     (tmp_path / "file").touch()
     with pytest.raises(RunFolderError, match="cannot be written"):
         RunFolder.for_plan(tmp_path / "file" / "run", plan_of(tiny))
@@ -145,10 +147,10 @@ def test_a_file_in_the_folders_place_is_told(tiny: Path, tmp_path: Path) -> None
     ("folder", "suffix"),
     [("embeds", ".safetensors"), ("stage_1", ".safetensors"), ("stage_1", ".png"), ("run", ".png")],
 )
-def test_a_full_disk_is_told_and_leaves_the_folder_resumable(
+def test_a_full_disk_is_reported_and_leaves_the_folder_resumable(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, suffix: str
 ) -> None:
-    """When a picture cannot be written any more, the run says so and goes on later."""
+    """When a picture cannot be written any more, the run says so and can be resumed."""
     plan = plan_of(tiny, size=64)
     real = atomic.write_bytes
 
@@ -157,10 +159,10 @@ def test_a_full_disk_is_told_and_leaves_the_folder_resumable(
             raise OSError(errno.ENOSPC, "No space left on device")
         real(file, content)
 
-    monkeypatch.setattr(run_folder, "write_bytes", full)
+    monkeypatch.setattr(folder_module, "write_bytes", full)
     with pytest.raises(RunFolderError, match=r"disk is full.*resume"):
         run_here(plan, tmp_path / "run")
-    monkeypatch.setattr(run_folder, "write_bytes", real)
+    monkeypatch.setattr(folder_module, "write_bytes", real)
     assert run_here(plan, tmp_path / "run").images
 
 
@@ -227,7 +229,7 @@ def test_replacing_a_step_is_written_down(tiny: Path, tmp_path: Path) -> None:
     assert again.log == ("upscaler: memory ran out",)
 
 
-def test_a_disk_that_fills_up_under_the_samples_is_told_by_what_is_lost(
+def test_a_disk_that_fills_up_under_the_samples_is_reported_by_what_is_lost(
     tiny: Path, tmp_path: Path
 ) -> None:
     """Samples that cannot be kept are no reason to stop; no exception of theirs hides another."""
@@ -239,7 +241,7 @@ def test_a_disk_that_fills_up_under_the_samples_is_told_by_what_is_lost(
     assert run_here(folder.plan, folder.path).complete
 
 
-def test_a_samples_file_that_cannot_be_opened_is_told(tiny: Path, tmp_path: Path) -> None:
+def test_a_samples_file_that_cannot_be_opened_is_reported(tiny: Path, tmp_path: Path) -> None:
     """A folder where memory.jsonl should be: one line, not a traceback."""
     folder = RunFolder.for_plan(tmp_path / "run", plan_of(tiny, size=64))
     folder.memory_file.mkdir()
@@ -248,7 +250,7 @@ def test_a_samples_file_that_cannot_be_opened_is_told(tiny: Path, tmp_path: Path
 
 
 def test_a_run_that_lost_its_pictures_is_not_complete(tiny: Path, tmp_path: Path) -> None:
-    """What `show` says is what is there, and going on brings it back."""
+    """What `show` says is what is there, and resuming draws it again."""
     folder = run_here(plan_of(tiny, size=64), tmp_path / "run")
     assert folder.complete
     picture = folder.images[0].read_bytes()
@@ -258,7 +260,7 @@ def test_a_run_that_lost_its_pictures_is_not_complete(tiny: Path, tmp_path: Path
 
 
 def test_a_folder_whose_first_record_was_cut_short_can_be_used(tiny: Path, tmp_path: Path) -> None:
-    """A kill while run.json was first written leaves a partial file, which is nobody's."""
+    """A kill while run.json was first written leaves a partial file, which belongs to no run."""
     path = tmp_path / "run"
     path.mkdir()
     (path / ".run.json.0a1b2c3d.partial").write_text("{")
@@ -288,7 +290,7 @@ def test_a_record_of_a_step_less_than_planned_is_broken(tiny: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["n" * 300, "bad\udcff"])
-def test_names_that_no_file_can_have_are_told(tiny: Path, tmp_path: Path, name: str) -> None:
+def test_names_that_no_file_can_have_are_reported(tiny: Path, tmp_path: Path, name: str) -> None:
     """Too long, or bytes that are no text, which the libraries could not open."""
     with pytest.raises(RunFolderError, match="give --out another"):
         RunFolder.for_plan(tmp_path / name, plan_of(tiny))

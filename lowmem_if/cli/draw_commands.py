@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_if.cli.command import argument, command, option, together
-from lowmem_if.cli.options import (
+from lowmem_if.cli.output import engine, notices_of, print_result
+from lowmem_if.cli.shared_options import (
     COMMON,
     FILE,
     as_json,
@@ -28,7 +29,6 @@ from lowmem_if.cli.options import (
     strength,
     style_prompt,
 )
-from lowmem_if.cli.output import engine, notices_of, print_result
 from lowmem_if.engine.runner import RunResult
 from lowmem_if.engine.session import Session
 from lowmem_if.request.batch_request import unusable

@@ -1,4 +1,4 @@
-"""The folder in which a request runs, and what a run begun there decides."""
+"""The folder in which a request runs, and the seeds of a run that was begun there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import time
 from pathlib import Path
 
-from lowmem_if.engine.run_folder import RunFolder
+from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.request.request import Request
 
 
