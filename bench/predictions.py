@@ -196,7 +196,7 @@ def _predicted(line: dict[str, Any], machine: Machine, weights: Path) -> dict[st
     """The row of a setting that was measured, with what is predicted of that setting now."""
     stays = re.search(r"([\d.]+) GB resident", line["setting"])
     plan = _plan(RUNS[line["name"]], machine, weights / RUNS[line["name"]].cascade)
-    planned, request = plan.step(line["component"]).setting, plan.request
+    planned, request = plan.step(line["component"]).config, plan.request
     resident_bytes = round(10 * float(stays[1])) * 10**8 if stays else 0
     setting = replace(planned, resident_bytes=resident_bytes)
     location = locate(request.cascade, components=request.components)

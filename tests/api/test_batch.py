@@ -198,7 +198,7 @@ def test_a_batch_without_one_good_line_is_an_error(
     file = tmp_path / "a.jsonl"
     file.write_text('{"promt": "x"}\n{"prompt": ""}\n')
     assert main(["batch", str(file), "--out", str(tmp_path / "run")]) == 1
-    assert "no line can be used: line 1: " in capsys.readouterr().err
+    assert "no line is valid: line 1: " in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -153,10 +153,10 @@ def test_lost_pictures_of_stage_1_are_drawn_again(source: RunFolder, large: Path
 @pytest.mark.parametrize(
     ("numbers", "size", "words"),
     [
-        ([4], 256, "there is no picture 4: pick from 0 to 3"),
-        ([-1], 256, "there is no picture -1"),
+        ([4], 256, "there is no image 4: pick numbers from 0 to 3"),
+        ([-1], 256, "there is no image -1"),
         ([], 256, "no image is picked"),
-        ([0], 64, "has 64 pixels: give --size more"),
+        ([0], 64, "has 64 pixels: give a larger --size"),
         ([0], 65, "not one of 64, 256 and 1024"),
     ],
 )

@@ -13,10 +13,6 @@ ROOT = Path(__file__).parents[2]
 WORDS = re.compile(r"\b(anew|beside|whoever|somebody|nobody|told)\b", re.IGNORECASE)
 BEGINNING = re.compile(r"\s*Of\b")
 
-NOT_YET_CLEAN = """
-""".split()
-"""Files that still have such words; remove a file here when it is clean, and add none."""
-
 
 def sentences(file: Path) -> Iterator[tuple[int, str]]:
     """(line, text) of each text in a file: a document's lines; a module's docstrings and messages."""
@@ -49,14 +45,5 @@ def files() -> list[Path]:
 
 @pytest.mark.parametrize("file", [str(file.relative_to(ROOT)) for file in files()])
 def test_docstrings_messages_and_documents_are_in_plain_english(file: str) -> None:
-    """No docstring begins with "Of", and there is none of the old words; the list only shrinks."""
-    found = faults(ROOT / file)
-    if file in NOT_YET_CLEAN:
-        assert found, f"{file} is clean now: remove it from NOT_YET_CLEAN"
-    else:
-        assert not found
-
-
-def test_the_list_names_files_that_exist() -> None:
-    """A file that has been moved or removed is no exception any more."""
-    assert not set(NOT_YET_CLEAN) - {str(file.relative_to(ROOT)) for file in files()}
+    """No docstring begins with "Of", and none of the old words is left."""
+    assert not faults(ROOT / file)
