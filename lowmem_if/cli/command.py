@@ -86,7 +86,8 @@ class CommandGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         known = ctx.resilient_parsing or args[0] in self.commands or args[0].startswith("-")
         if not known:
-            near = difflib.get_close_matches(args[0], self.commands, n=1)
+            begun = [name for name in self.commands if name.startswith(args[0])]
+            near = begun or difflib.get_close_matches(args[0], self.commands, n=1)
             ctx.fail(
                 f"No such command {args[0]!r}" + (f": did you mean {near[0]!r}?" if near else ".")
             )
