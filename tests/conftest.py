@@ -48,8 +48,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests for an accelerator run wherever there is one."""
+    """Whole runs count as tests with a worker; tests for an accelerator run wherever there is one."""
     import torch
+
+    for item in items:
+        if "whole_runs" in item.path.parts and not item.get_closest_marker("worker"):
+            item.add_marker(pytest.mark.worker)
 
     if not torch.cuda.is_available():
         reason = f"torch {torch.__version__} sees no NVIDIA accelerator here"
