@@ -109,6 +109,7 @@ class Forked(subprocess.Popen[Any]):
 
 _server: ForkServer | None = None
 _marker: pytest.Mark | None = None
+_quick = False
 
 
 def server() -> ForkServer:
@@ -136,8 +137,9 @@ def can_fork() -> bool:
 
 def begin_test(item: pytest.Item) -> None:
     """Note whether a test may start workers; one that may finds the server running."""
-    global _marker
+    global _marker, _quick
     _marker = item.get_closest_marker("worker")
+    _quick = "not worker" in item.config.getoption("markexpr")
     if _marker is not None and "start" not in _marker.kwargs and can_fork():
         server()
 
@@ -150,14 +152,18 @@ def install() -> None:
 
 
 def start(command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
-    """Start a worker in place of `subprocess.Popen`; stand-ins (`python -c`) start as they are."""
+    """Start a worker in place of `subprocess.Popen`; stand-ins (`python -c`) start as they are.
+
+    A test that lacks the marker fails in the quick lane, which it would slow down.
+    """
     arguments = command[1:]
     if tuple(arguments) != WORKER and arguments[0] not in SCRIPTS:
         return subprocess.Popen(command, **options)
-    if _marker is None:
+    if _marker is None and _quick:
         pytest.fail(WITHOUT_MARKER)
     environment = options.get("env") or os.environ
-    if "start" in _marker.kwargs or not can_fork() or not server().knows(environment):
+    real = _marker is not None and "start" in _marker.kwargs
+    if real or not can_fork() or not server().knows(environment):
         return subprocess.Popen(command, **options)
     return Forked(command, **options)
 
