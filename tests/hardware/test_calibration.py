@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lowmem_if.calibrate import compute, measure
+from lowmem_if.calibrate import clock, compute, disk, measure
 from lowmem_if.cli.main import main
 from lowmem_if.errors import DeviceError
 from lowmem_if.hardware import calibration
@@ -111,8 +111,9 @@ def test_reading_a_calibration_imports_no_torch() -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Measure with a small file and little time, in a folder of the test's own."""
-    monkeypatch.setattr(measure, "_FILE_BYTES", 2**22)
-    monkeypatch.setattr(measure, "_SHARE_S", 0.01)
+    monkeypatch.setattr(disk, "_FILE_BYTES", 2**22)
+    monkeypatch.setattr(clock, "SHARE_S", 0.01)
+    monkeypatch.setattr(compute, "SHARE_S", 0.01)
     least = {"layers_per_block": 1, "block_out_channels": [64, 64, 64, 64]}
     two = {"num_layers": 1, "vocab_size": 64, "d_ff": 64, "d_model": 64, "num_heads": 1}
     monkeypatch.setitem(compute.SHORTENED, "text_encoder", two)
@@ -120,8 +121,8 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setitem(compute.SHORTENED, "upscaler", least)
     five = {"layers_per_block": 1, "block_out_channels": [64] * 5}
     monkeypatch.setitem(compute.SHORTENED, "stage_2", five)
-    monkeypatch.setattr(measure, "_SIDES", {"stage_1": 16, "stage_2": 32, "upscaler": 16})
-    monkeypatch.setattr(measure, "_VAE_SIDE", 4)
+    monkeypatch.setattr(compute, "_SIDES", {"stage_1": 16, "stage_2": 32, "upscaler": 16})
+    monkeypatch.setattr(compute, "_VAE_SIDE", 4)
     weights = tmp_path / "weights"
     weights.mkdir()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(weights))
