@@ -117,7 +117,7 @@ def _machine() -> Machine:
         "from lowmem_if.hardware.machine import probe; from lowmem_if.hardware.speeds import Rates;"
         "from lowmem_if.calibrate.measure import measure;"
         "rates = measure(probe('cpu'), clock=time.process_time);"
-        "print(TypeAdapter(Rates).dump_json(rates).decode())"
+        "print(TypeAdapter(Speeds).dump_json(rates).decode())"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=_environment(streams=False),

@@ -1,8 +1,8 @@
 """The published cascades' networks as configurations: everything about them but their weights.
 
 Read from the repositories' config.json files or copies of them; I-L and II-M were inferred from the
-others (the sizes of their published files agree). Counted in `tests/test_published.py` against the
-catalogue.
+others (the sizes of their published files agree). `tests/weights/synthetic/test_checkpoints.py` compares
+their parameter counts with the catalogue.
 """
 
 from __future__ import annotations

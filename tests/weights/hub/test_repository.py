@@ -39,7 +39,7 @@ if order["hasty"]:
     time.sleep = lambda seconds: None  # the waits between attempts are not what is tested
 from huggingface_hub import constants
 from lowmem_if.errors import LowmemError
-from lowmem_if.planning import catalog, locations
+from lowmem_if.cascade import catalog, locate as locations
 from lowmem_if.weights.hub import repository as hub
 # Pieces of 64 kiB instead of 10 MiB, so that one megabyte shows what ten gigabytes do.
 constants.DOWNLOAD_CHUNK_SIZE = 2**16
@@ -569,7 +569,7 @@ def test_converted_when_fetched(hub: HubStandIn, client: Client) -> None:
     assert (Path(folder) / "diffusion_pytorch_model.bf16.safetensors").is_file()
     hub.requests.clear()
     shutil.rmtree(client.cache)
-    assert "are removed" in client.command(*order, "none").stdout
+    assert "copies removed" in client.command(*order, "none").stdout
     assert not Path(folder).exists()
     assert not hub.requests
 
