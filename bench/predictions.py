@@ -114,7 +114,7 @@ def _machine() -> Machine:
     """This one with constants that are measured in a process like those that will be measured."""
     code = (
         "import json, time, sys; from pydantic import TypeAdapter;"
-        "from lowmem_if.hardware.machine import probe; from lowmem_if.hardware.speeds import Rates;"
+        "from lowmem_if.hardware.machine import probe; from lowmem_if.hardware.speeds import Speeds;"
         "from lowmem_if.calibrate.measure import measure;"
         "rates = measure(probe('cpu'), clock=time.process_time);"
         "print(TypeAdapter(Speeds).dump_json(rates).decode())"
