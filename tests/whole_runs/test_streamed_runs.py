@@ -97,7 +97,7 @@ def test_more_prompts_than_wait_together_take_several_passes(
     plan = plan_of(tiny, texts, size=64, pins=["text_encoder=stream"])
     once = run_here(plan, tmp_path / "once")
     (tmp_path / "cache").rename(tmp_path / "cache-of-before")
-    monkeypatch.setattr("lowmem_if.planning.estimates.memory.TEXTS_A_PASS", 2)
+    monkeypatch.setattr("lowmem_if.planning.estimates.activations.TEXTS_A_PASS", 2)
     plan = plan_of(tiny, texts, size=64, pins=["text_encoder=stream"])
     events: list[Event] = []
     thrice = run_here(plan, tmp_path / "thrice", events.append)
