@@ -87,7 +87,7 @@ def _plan(profile: str, cascade: str, size: int) -> Plan | DoesNotFit:
 
 
 def _signs(plan: Plan) -> str:
-    """One sign for each component's strategy, lower case if it runs on the CPU beside a GPU."""
+    """One sign for each strategy; in lower case if a machine with a GPU runs it on the CPU."""
     signs = [
         _SIGNS.get(step.config.storage_dtype) or _SIGNS[step.config.strategy]
         for step in plan.steps[:-1]

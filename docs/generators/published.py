@@ -1,4 +1,4 @@
-"""Peak memory that others published, beside the shipped table of dry runs."""
+"""Compare peak memory that others published with the shipped table of dry runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lowmem_if.planning.estimates.memory_table import FUSED, StepProfile, look_u
 
 
 def published() -> str:
-    """Published figures beside the table."""
+    """A table: the published figure, the dry run's figure, and the reason for the difference."""
     xl, x4 = PUBLISHED["if-xl"].parts, PUBLISHED["if-xl"].parts[UPSCALER]
     t5 = _allocated(xl[TEXT_ENCODER], TEXT_ENCODER, RESIDENT)
     first = _allocated(xl[STAGE_1], STAGE_1, MODEL_OFFLOAD)

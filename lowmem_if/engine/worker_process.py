@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -217,7 +217,8 @@ class WorkerProcess:
         if command.folder:
             self._follow_log(Path(command.folder) / self._log.name)
         component, answer = "", None
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.end)
             self._channel.send(command, lock)
             for event in self._events():
                 if isinstance(event, Answer):
@@ -227,9 +228,7 @@ class WorkerProcess:
                 report(event)
             if answer is None:
                 answer = self._explain_exit(component)
-        except BaseException:
-            self.end()
-            raise
+            undo.pop_all()
         return answer, component
 
     def _follow_log(self, log: Path) -> None:

@@ -7,7 +7,7 @@ are loaded and released. It is responsible only for the memory that its own step
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Generic, TypeVar
 
 from lowmem_if.stages.stage import Stage
@@ -52,7 +52,7 @@ class Lifetime(Generic[C]):
         self.component.close()
 
     def end(self) -> Release:
-        """Release it, and report what is left of it."""
+        """Release the component, and report how much of its memory is still in use."""
         self.wake()
         self.close()
         return prove_release(
@@ -61,14 +61,20 @@ class Lifetime(Generic[C]):
 
 
 @contextmanager
+def closed_on_error(life: Lifetime[Any]) -> Iterator[None]:
+    """Free a component if its step ends in an error; nothing is measured then."""
+    with ExitStack() as undo:
+        undo.callback(life.close)
+        yield
+        undo.pop_all()
+
+
+@contextmanager
 def alive(
     load: Callable[[], C], *, device: str, weight_bytes: int, on_release: Callable[[Release], None]
 ) -> Iterator[C]:
-    """Load a component, yield it, release it, and report what is left of it."""
+    """Load a component, yield it, release it, and report how much of its memory is still in use."""
     life = Lifetime(load, device=device, weight_bytes=weight_bytes)
-    try:
+    with closed_on_error(life):
         yield life.component
-    except BaseException:
-        life.close()
-        raise
     on_release(life.end())

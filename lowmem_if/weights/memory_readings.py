@@ -47,7 +47,7 @@ class MemoryReading:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The proof that a component was released, or what is left of it.
+    """Whether a component was released, and how many bytes are still in use if it was not.
 
     Bytes are those after minus those before, at least 0.
 

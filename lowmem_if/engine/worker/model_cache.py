@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -113,16 +112,6 @@ class ModelCache:
             for name, slot in self._slots.items()
         )
         self._report(CacheState(loaded))
-
-
-@contextmanager
-def closed_on_error(life: Lifetime[Any]) -> Iterator[None]:
-    """Free a component if its step ends in an error; nothing is proved then."""
-    try:
-        yield
-    except BaseException:
-        life.close()
-        raise
 
 
 def left_behind(component: str, release: Release) -> str:

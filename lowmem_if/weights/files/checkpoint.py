@@ -12,6 +12,7 @@ import mmap
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -90,7 +91,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     def __init__(self, files: tuple[Path, ...]) -> None:
         self._files: list[_File] = []
         self._stored: dict[str, Stored] = {}
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.close)
             for number, path in enumerate(files):
                 self._files.append(_File(path))
                 for name, header in self._files[-1].headers.items():
@@ -99,9 +101,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
                             f"{path}: {name!r} is {header.dtype}, which torch cannot compute with"
                         )
                     self._stored[name] = Stored(number, header)
-        except BaseException:
-            self.close()
-            raise
+            undo.pop_all()
 
     @classmethod
     def of_folder(cls, folder: Path, *, eight_bit: bool = False) -> Checkpoint:

@@ -12,6 +12,7 @@ Only the two matrices of the current weight are held of a LoRA's file.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -55,12 +56,11 @@ class Merges:
         """
         merges = cls()
         weights = {name: slot.stored for slot in wanted for name in slot.names} if lora else {}
-        try:
+        with ExitStack() as undo:
+            undo.callback(merges.close)
             for one in lora:
                 merges._add(one, weights)
-        except BaseException:
-            merges.close()
-            raise
+            undo.pop_all()
         return merges
 
     def _add(self, lora: Lora, weights: dict[str, Stored]) -> None:

@@ -10,7 +10,7 @@ to the last bit (`tests/weights/streaming/test_streamer.py`).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from threading import Event
 from typing import Any
 
@@ -90,7 +90,9 @@ class Streamed:
         self._stop = Event()
         self._merges = NOTHING
         self._hooks: list[Any] = []
-        try:
+        with ExitStack() as undo:
+            undo.callback(checkpoint.close)
+            undo.callback(lambda: self._merges.close())
             wanted = slots(module, checkpoint, dtype)
             self._merges = Merges.into(wanted, lora)
             always = self._split(wanted, device, resident_bytes, whole)
@@ -101,10 +103,7 @@ class Streamed:
             make = prefetch or prefetch_for(device)
             self._prefetch = make(self._schedule, self._load, self._stop, bool(self._merges))
             self._take_over(device)
-        except BaseException:
-            self._merges.close()
-            checkpoint.close()
-            raise
+            undo.pop_all()
 
     def _split(
         self, wanted: list[Slot], device: str, resident_bytes: int, whole: tuple[type, ...]

@@ -14,7 +14,7 @@ from lowmem_if.cascade.locate import Location
 from lowmem_if.engine.events import CacheHit, Notice, Report, StepResumed
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.run_folder.run_record import Measured, Released
-from lowmem_if.engine.worker.model_cache import CacheKey, ModelCache, closed_on_error, left_behind
+from lowmem_if.engine.worker.model_cache import CacheKey, ModelCache, left_behind
 from lowmem_if.engine.worker.recorder import Recorder
 from lowmem_if.errors import CascadeError
 from lowmem_if.planning.estimates.weight_bytes import at_rest, in_place_bytes
@@ -22,7 +22,7 @@ from lowmem_if.planning.eviction import CacheEntry
 from lowmem_if.planning.plan import Step
 from lowmem_if.stages.compiling import why_not
 from lowmem_if.stages.components import STAGES
-from lowmem_if.stages.lifetime import Lifetime
+from lowmem_if.stages.lifetime import Lifetime, closed_on_error
 from lowmem_if.stages.stage import StageConfig
 from lowmem_if.weights.files.fingerprint import fingerprint
 from lowmem_if.weights.memory_readings import Release, VramTaken, free_vram
