@@ -183,7 +183,7 @@ def test_an_unlisted_question_is_an_error() -> None:
         known = torch.arange(4, device=DEVICE)
         assert int((known * 2).sum()) == 12
         assert known[known > 1].tolist() == [2, 3]
-        with pytest.raises(SimulationError, match="list of inventions"):
+        with pytest.raises(SimulationError, match="list of assumed values"):
             torch.randn(3, device=DEVICE).sum().item()
 
 
