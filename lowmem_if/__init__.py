@@ -12,7 +12,7 @@ from lowmem_if.api.enlarge import enlarge
 from lowmem_if.api.fetch import Fetched, fetch
 from lowmem_if.api.generate import generate, inpaint, upscale, vary
 from lowmem_if.api.run import resume, run
-from lowmem_if.cascade.lora import Lora
+from lowmem_if.cascade.lora.adapter import Lora
 from lowmem_if.cascade.strategies import Pin, parse_pins
 from lowmem_if.engine.answers import LoadedComponent
 from lowmem_if.engine.events import Event

@@ -13,8 +13,9 @@ from diffusers import AutoencoderKL
 from bench.gpu.ballast import Ballast, holding
 from bench.gpu.rows import SECONDS, Row, figure, first_line, row
 from bench.gpu.setup import Setup, real_cascade
-from lowmem_if.cascade.catalog import UPSCALER, Module
+from lowmem_if.cascade.catalog import UPSCALER
 from lowmem_if.cascade.locate import locate
+from lowmem_if.cascade.parts import Module
 from lowmem_if.planning.estimates.memory_table import PassProfile, look_up
 from lowmem_if.weights.loading import load_diffusers_model
 from lowmem_if.weights.memory_readings import release_memory

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from lowmem_if.cascade.catalog import (
-    PUBLISHED,
-    STAGE_1,
-    STAGE_2,
-    TEXT_ENCODER,
-    UPSCALER,
-    Part,
-)
+from lowmem_if.cascade.catalog import PUBLISHED, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
+from lowmem_if.cascade.parts import Part
 from lowmem_if.cascade.strategies import MODEL_OFFLOAD, RESIDENT, SEQUENTIAL_OFFLOAD
 from lowmem_if.planning.estimates.memory_table import FUSED, StepProfile, look_up_step
 

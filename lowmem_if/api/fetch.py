@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Unpack
 
 from lowmem_if.cascade import catalog
-from lowmem_if.cascade.catalog import Cascade
 from lowmem_if.cascade.locate import locate
+from lowmem_if.cascade.parts import Cascade
 from lowmem_if.engine.options import (
     FetchOptions,
     PlanOptions,

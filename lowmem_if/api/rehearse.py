@@ -19,8 +19,8 @@ from statistics import median
 from typing import Any
 
 from lowmem_if.cascade import catalog
-from lowmem_if.cascade.catalog import Part
 from lowmem_if.cascade.locate import locate
+from lowmem_if.cascade.parts import Part
 from lowmem_if.cascade.strategies import EXACT, RESIDENT, STREAM, Pin
 from lowmem_if.engine.events import Event, Loading, Report, ignore
 from lowmem_if.engine.run_folder.folder import RunFolder
@@ -239,13 +239,13 @@ def _paces(each: Rehearsed, part: Part, rates: Speeds) -> Iterator[Throughput]:
     config = each.step.config
     place = CPU if config.device == "cpu" else ACCELERATOR
     large = part.largest
-    vae = next((module for module in part.modules if module.folder == "vae"), None)
-    if each.step_s and config.component != catalog.POSTPROCESS:
+    vae = next((module for module in part.modules if module.is_vae), None)
+    if each.step_s and not config.facts.postprocesses:
         flops = pass_flops(config.component, large) * Workload(1, 1, each.step.sampling).guided
         computing = each.step_s
         if config.strategy == STREAM and place == CPU:
             computing -= bytes_a_pass(part, config) / cast_bytes_per_s(large, config, rates)
-        one_by_one = config.component != catalog.TEXT_ENCODER or config.strategy == RESIDENT
+        one_by_one = not config.facts.encodes or config.strategy == RESIDENT
         hidden = config.strategy != RESIDENT and place == ACCELERATOR
         if one_by_one and not hidden and computing > 0:
             yield Throughput(place, config.compute_dtype, config.component, flops / computing)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lowmem_if.cascade.parts import Cascade, Module, Part, StageDefaults, Weights
+
 TEXT_ENCODER, STAGE_1, STAGE_2 = "text_encoder", "stage_1", "stage_2"
 UPSCALER, POSTPROCESS = "upscaler", "postprocess"
 
@@ -41,100 +43,6 @@ MAX_TOKENS = 77
 
 IF_LICENCE_PAGE = "https://huggingface.co/DeepFloyd/IF-I-XL-v1.0"
 """A user who accepts the licence on this page may also read the other IF repositories."""
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """How many parameters a module has, grouped by what a storage dtype does with them.
-
-    Attributes:
-        linear: parameters in the layers that bitsandbytes quantises.
-        kept: parameters that transformers keeps in float32 while the rest is float16 or int8 (T5's
-            `wo`).
-        other: all other parameters: embeddings, convolutions, norms.
-        linear_rows: output rows of the quantised layers; int8 stores one float32 scale for each.
-    """
-
-    other: int
-    linear: int = 0
-    kept: int = 0
-    linear_rows: int = 0
-
-    @property
-    def parameters(self) -> int:
-        return self.linear + self.kept + self.other
-
-
-@dataclass(frozen=True, slots=True)
-class Module:
-    """One neural network: a folder of a diffusers repository.
-
-    Attributes:
-        folder: its folder in the repository.
-        weights: its parameter counts.
-        channels: width of its first block (UNets and VAEs); activations grow with it.
-        file_bytes: bytes of the files that it is loaded from (the fp16 variant).
-        is_bfloat16: whether those files already contain bfloat16.
-    """
-
-    folder: str
-    weights: Weights
-    file_bytes: int
-    channels: int = 0
-    is_bfloat16: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """What one component loads: a repository (or a folder of a local cascade) and its modules.
-
-    Attributes:
-        root: the folder in a local cascade: `stage_1`, `stage_2` or `upscaler`.
-        repository: the Hub repository; None for a local cascade.
-        modules: the networks.
-        extras: the small folders without weights (tokenizer, schedulers).
-        eight_bit_file_bytes: size of a published 8-bit file; 0 if there is none.
-    """
-
-    root: str
-    repository: str | None
-    modules: tuple[Module, ...]
-    extras: tuple[str, ...] = ()
-    eight_bit_file_bytes: int = 0
-
-    @property
-    def largest(self) -> Module:
-        """The network with the most bytes in its files."""
-        return max(self.modules, key=lambda module: module.file_bytes)
-
-    def read_bytes(self, storage: str) -> int:
-        """Bytes of the weight files that are read for a storage dtype."""
-        eight_bit = self.eight_bit_file_bytes if storage == "int8" else 0
-        return eight_bit or sum(module.file_bytes for module in self.modules)
-
-
-@dataclass(frozen=True, slots=True)
-class StageDefaults:
-    """How an image stage samples where the request sets nothing."""
-
-    steps: int
-    guidance_scale: float
-    noise_level: int | None = None
-    strength: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Cascade:
-    """A cascade: what each component loads, and how each stage samples by default."""
-
-    name: str
-    parts: dict[str, Part]
-    defaults: dict[str, StageDefaults]
-    gated: bool = False
-
-    @property
-    def repositories(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(p.repository for p in self.parts.values() if p.repository))
 
 
 IF_DEFAULTS = {
@@ -174,6 +82,31 @@ class Component:
     side: int = 0
     output_folder: str = ""
 
+    @property
+    def encodes(self) -> bool:
+        """Whether it encodes prompts: one pass for each text, without denoising steps."""
+        return self.networks == ("text_encoder",)
+
+    @property
+    def draws(self) -> bool:
+        """Whether it is an image stage, which denoises with a UNet."""
+        return "unet" in self.networks
+
+    @property
+    def decodes(self) -> bool:
+        """Whether its UNet draws latents, which a VAE decodes."""
+        return "vae" in self.networks
+
+    @property
+    def reads_t5(self) -> bool:
+        """Whether it reads its prompts as embeddings of the T5 text encoder."""
+        return self.draws and "text_encoder" not in self.networks
+
+    @property
+    def postprocesses(self) -> bool:
+        """Whether it checks and marks finished images, on the CPU."""
+        return "safety_checker" in self.networks
+
 
 COMPONENT: dict[str, Component] = {
     TEXT_ENCODER: Component("text encoder", "stage_1", ("text_encoder",), ("tokenizer",)),
@@ -189,6 +122,15 @@ COMPONENT: dict[str, Component] = {
         "postprocess", "stage_1", ("safety_checker", "watermarker"), ("feature_extractor",)
     ),
 }  # fmt: skip
+
+
+T5_STAGES = tuple(stage for stage in IMAGE_STAGES if COMPONENT[stage].reads_t5)
+"""The stages that read their prompts as embeddings of the T5 text encoder."""
+
+
+def facts(component: str) -> Component:
+    """What is the same about a component in every cascade."""
+    return COMPONENT[component]
 
 
 def label(component: str) -> str:

@@ -23,7 +23,8 @@ from pydantic import (
     ValidationError,
 )
 
-from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER, Part
+from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
+from lowmem_if.cascade.parts import Part
 from lowmem_if.cascade.safetensors_header import unreadable
 from lowmem_if.errors import CheckpointError
 

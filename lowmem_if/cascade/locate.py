@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lowmem_if.cascade import catalog
-from lowmem_if.cascade.catalog import Cascade, Module, Part, Weights
 from lowmem_if.cascade.configs import check_configurations, read_config
 from lowmem_if.cascade.module_files import (
     file_names,
@@ -22,6 +21,7 @@ from lowmem_if.cascade.module_files import (
     usable_variant,
     weight_variant,
 )
+from lowmem_if.cascade.parts import Cascade, Module, Part, Weights
 from lowmem_if.cascade.safetensors_header import (
     TensorHeader,
     are_bfloat16,

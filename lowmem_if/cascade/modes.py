@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from lowmem_if.cascade import catalog
-from lowmem_if.cascade.catalog import STAGE_1, STAGE_2, Cascade, StageDefaults
+from lowmem_if.cascade.catalog import STAGE_1, STAGE_2
+from lowmem_if.cascade.parts import Cascade, StageDefaults
 
 TEXT, VARY, INPAINT, UPSCALE = "text", "vary", "inpaint", "upscale"
 

@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from lowmem_if.cascade.catalog import Part
 from lowmem_if.cascade.configs import configuration_files
+from lowmem_if.cascade.parts import Part
 from lowmem_if.cascade.safetensors_header import unreadable
 from lowmem_if.cascade.variants import SMALL_FILES, Variant, choose_variant, lacks_vocabulary
 from lowmem_if.errors import CheckpointError

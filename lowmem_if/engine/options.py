@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from lowmem_if.cascade.lora import Lora
+from lowmem_if.cascade.lora.adapter import Lora
 from lowmem_if.cascade.strategies import Pin, parse_pin
 from lowmem_if.engine.events import Report
 from lowmem_if.errors import RequestError

@@ -6,9 +6,9 @@ from dataclasses import replace
 from math import ceil
 
 from lowmem_if.cascade import catalog
-from lowmem_if.cascade.catalog import Part
 from lowmem_if.cascade.locate import Location
-from lowmem_if.cascade.lora import merge_bytes_of, of_stage
+from lowmem_if.cascade.lora.adapter import merge_bytes_of, of_stage
+from lowmem_if.cascade.parts import Part
 from lowmem_if.cascade.strategies import (
     BALANCED,
     EXACT,
@@ -54,7 +54,7 @@ def configs_for(
     """
     specs = images_of(request, component)
     configs = _placements(machine, location, component, prefer=prefer, pin=pin, images=len(specs))
-    if component == catalog.TEXT_ENCODER:
+    if catalog.facts(component).encodes:
         (workload,) = workloads_of(request, location.cascade, component)
         return _batched(configs, workload.texts)
     configs = _sized(configs, component, specs)
@@ -88,7 +88,7 @@ def _sized(
     area = max((spec.area_in(component) for spec in specs), default=1.0)
     configs = [replace(config, area=area) for config in configs]
     own = [spec for spec in specs if spec.is_enlarged_as_it_is]
-    if component != catalog.UPSCALER or not own:
+    if not (catalog.facts(component).decodes and own):
         return configs
     others = max((spec.area for spec in specs if not spec.is_enlarged_as_it_is), default=0.0)
     least = ceil(UPSCALER_SIDE * others**0.5)  # memory must suffice for images that are never tiled
@@ -107,7 +107,7 @@ def _placements(
     images: int,
 ) -> list[ExecutionConfig]:
     """Where its weights could be kept and in which types, for any request; never empty."""
-    if component == catalog.POSTPROCESS:
+    if catalog.facts(component).postprocesses:
         return _postprocess_configs(component, pin)
     part = location.cascade.parts[component]
     compute, small = compute_dtype(machine, part)
@@ -134,7 +134,7 @@ def _placements(
     if machine.kind == "mps" and pin and pin.storage in QUANTISED:
         # bitsandbytes' int8 does not run on Apple GPUs; their memory is unified, so the CPU computes.
         configs = [replace(c, device="cpu", compute_dtype="float32") for c in configs]
-    if component == catalog.TEXT_ENCODER and machine.kind != "cpu" and not pin:
+    if catalog.facts(component).encodes and machine.kind != "cpu" and not pin:
         # One pass on the CPU takes seconds; cards that are too small for the encoder then suffice.
         if machine.has_bitsandbytes:
             configs.append(ExecutionConfig(component, RESIDENT, "int8", "float32", 1, "cpu"))
@@ -171,7 +171,7 @@ def _allowed_by_files(
     """The configs that a local cascade has files for; it may contain only an 8-bit text encoder."""
     first = configs[0]
     published = location.cascade.parts[first.component].repository is not None
-    if published or first.component != catalog.TEXT_ENCODER:
+    if published or not first.facts.encodes:
         return configs
     allowed = [c for c in configs if location.folder(first.component, storage=c.storage_dtype)]
     if allowed or pin in (None, Pin(RESIDENT)):
@@ -242,8 +242,9 @@ def _pairs(
 ) -> list[tuple[str, str]]:
     """(strategy, storage dtype) in order: first the exact and fast ones, then those that save memory."""
     pairs = [(RESIDENT, compute)]
+    facts = catalog.facts(component)
     offloads = machine.kind in ("cuda", "xpu")
-    if component == catalog.TEXT_ENCODER and not small:
+    if facts.encodes and not small:
         eight_bit = [(RESIDENT, "int8")] if machine.multiplies_int8 else []
         four_bit = machine.kind != "mps" and machine.has_bitsandbytes
         quantised = [*eight_bit, (RESIDENT, "nf4")] if four_bit else []
@@ -252,7 +253,7 @@ def _pairs(
             pairs = [*(quantised if prefer == BALANCED else eight_bit), *pairs]
         elif prefer == BALANCED:
             pairs += quantised
-    if offloads and component == catalog.UPSCALER:
+    if offloads and len(facts.networks) > 1:
         pairs.append((MODEL_OFFLOAD, compute))
     if offloads:
         pairs.append((SEQUENTIAL_OFFLOAD, compute))
@@ -261,7 +262,7 @@ def _pairs(
 
 def _tilings(component: str, prefer: str) -> tuple[bool, ...]:
     """Whether the VAE may decode in tiles: that saves memory, but blended seams change pixels."""
-    return (False, True) if component == catalog.UPSCALER and prefer == BALANCED else (False,)
+    return (False, True) if catalog.facts(component).decodes and prefer == BALANCED else (False,)
 
 
 def _batches(component: str, prefer: str, images: int) -> list[int]:
@@ -269,6 +270,6 @@ def _batches(component: str, prefer: str, images: int) -> list[int]:
 
     Prompts are always encoded one at a time, so that every run can reuse an embedding.
     """
-    if prefer == EXACT or component == catalog.TEXT_ENCODER:
+    if prefer == EXACT or catalog.facts(component).encodes:
         return [1]
     return [batch for batch in (_MAX_BATCH, 4, 2) if batch <= images] + [1]

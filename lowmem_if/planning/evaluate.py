@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from lowmem_if.cascade.catalog import Part
 from lowmem_if.cascade.locate import Location
+from lowmem_if.cascade.parts import Part
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.planning.estimates.execution import Estimate, ExecutionConfig
 from lowmem_if.planning.estimates.memory import headroom, predict

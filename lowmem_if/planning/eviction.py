@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from lowmem_if.cascade.catalog import TEXT_ENCODER
+from lowmem_if.cascade.catalog import facts
 from lowmem_if.planning.estimates.execution import Estimate
 from lowmem_if.planning.evaluate import shortage
 from lowmem_if.planning.plan import Plan, Step
@@ -54,7 +54,7 @@ def eviction_order(
     """
 
     def rank(entry: CacheEntry) -> tuple[int, int]:
-        if entry.component == TEXT_ENCODER:
+        if facts(entry.component).encodes:
             return 0, 0
         if entry.component not in components:
             return 1, entry.read_bytes

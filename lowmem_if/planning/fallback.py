@@ -116,7 +116,7 @@ def changed_pixels(before: ExecutionConfig, after: ExecutionConfig) -> str:
         return f"it now computes in {after.compute_dtype}"
     if after.storage_dtype != before.storage_dtype:
         return f"its weights are now in {after.storage_dtype}"
-    if after.batch != before.batch and after.component != catalog.TEXT_ENCODER:
+    if after.batch != before.batch and not after.facts.encodes:
         return f"it now draws {after.batch} at a time"
     return f"it now works on {after.device}" if after.device != before.device else ""
 
@@ -155,7 +155,7 @@ def _configs(
     machine, component = plan.machine, step.component
     pin = parse_pin(component, plan.pins[component]) if component in plan.pins else None
     machines = [machine, *_in_wider_types(machine, findings)]
-    if machine.kind != "cpu" and pin is None and component != catalog.POSTPROCESS:
+    if machine.kind != "cpu" and pin is None and not catalog.facts(component).postprocesses:
         dtype, _ = cpu_compute_dtype(frozenset())
         machines.append(replace(machine, device="cpu", vram_bytes=0, compute_dtype=dtype))
     configs = [
@@ -172,7 +172,7 @@ def _possible(
 ) -> list[ExecutionConfig]:
     """The planner's configs, and those with a tiled VAE even if the user prefers exact pixels."""
     configs = configs_for(machine, plan.request, location, component, plan.prefer, pin)
-    if component != catalog.UPSCALER:
+    if not catalog.facts(component).decodes:
         return configs
     return [*configs, *(replace(config, vae_tiling=True) for config in configs)]
 

@@ -15,8 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from lowmem_if.cascade.catalog import component_name
 from lowmem_if.cascade.locate import Location, locate
-from lowmem_if.cascade.lora import Lora, of_stage
-from lowmem_if.cascade.lora_fit import assign_stages
+from lowmem_if.cascade.lora.adapter import Lora, of_stage
+from lowmem_if.cascade.lora.lora_fit import assign_stages
 from lowmem_if.cascade.strategies import (
     EXACT,
     PREFERENCES,

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from lowmem_if.cascade.catalog import component_name
-from lowmem_if.cascade.lora import Lora, merge_bytes_of
+from lowmem_if.cascade.lora.adapter import Lora, merge_bytes_of
 
 _REQUIRED = (
     "component", "strategy", "storage_dtype", "compute_dtype", "device", "batch", "vae_tiling",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lowmem_if.cascade import catalog
-from lowmem_if.cascade.catalog import Part
-from lowmem_if.cascade.lora import Lora, of_stage
+from lowmem_if.cascade.lora.adapter import Lora, of_stage
+from lowmem_if.cascade.parts import Part
 from lowmem_if.cascade.strategies import (
     QUANTISED,
     RESIDENT,
@@ -35,7 +35,7 @@ def reason(
         spare, what = machine.vram_bytes - chosen.estimate.vram_bytes, "VRAM"
     words = ["pinned"] if pin else []
     words.append(f"{format_bytes(max(0, spare))} of {what} to spare")
-    if config.component == catalog.POSTPROCESS:
+    if config.facts.postprocesses:
         return "on the CPU, where the images are"
     lora = of_stage(request.lora, config.component)
     words += _tiles(config)
@@ -53,7 +53,7 @@ def reason(
 
 def _missing_package(machine: Machine, config: ExecutionConfig) -> list[str]:
     """The package that would make 8-bit weights possible, if it is missing."""
-    may_quantise = config.component == catalog.TEXT_ENCODER and machine.kind in ("cuda", "xpu")
+    may_quantise = config.facts.encodes and machine.kind in ("cuda", "xpu")
     if machine.has_bitsandbytes or not may_quantise:
         return []
     return [f"8-bit weights need bitsandbytes: `{INSTALL_BITSANDBYTES}`"]
@@ -99,7 +99,7 @@ def _merging(config: ExecutionConfig, lora: Sequence[Lora]) -> list[str]:
 
 def _streaming(config: ExecutionConfig) -> str:
     """Which layers of a streaming component are read from its file, and how often."""
-    if config.component == catalog.TEXT_ENCODER:
+    if config.facts.encodes:
         return "layers are read from the file once"
     resident = config.resident_bytes
     others = f"{format_bytes(resident)} resident, other " if resident else ""
@@ -108,7 +108,7 @@ def _streaming(config: ExecutionConfig) -> str:
 
 def _casts_in_every_pass(part: Part, config: ExecutionConfig) -> bool:
     """Whether a bfloat16 copy of the UNet would save a CPU work; existing copies are not considered."""
-    unets = [module for module in part.modules if module.folder == "unet"]
+    unets = [module for module in part.modules if module.is_unet]
     on_cpu = (config.device, config.storage_dtype) == ("cpu", "bfloat16")
     return on_cpu and any(not unet.is_bfloat16 for unet in unets)
 

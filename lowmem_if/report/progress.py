@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from lowmem_if.api.fetch import BytesReport
-from lowmem_if.cascade.catalog import TEXT_ENCODER, label
+from lowmem_if.cascade.catalog import facts, label
 from lowmem_if.engine.events import (
     CacheHit,
     Drawing,
@@ -121,7 +121,7 @@ def words_of(event: Event, eta: Eta) -> str:
         case Loading():
             return f"{_name(event)}: loading{_left(eta)}"
         case Drawing():
-            if event.component == TEXT_ENCODER:
+            if facts(event.component).encodes:
                 return f"{_name(event)}: {event.step} of {event.steps}{_left(eta)}"
             saved, images = eta.saved
             of = f" image {saved + 1} of {images}," if images > 1 else ""

@@ -9,7 +9,7 @@ from typing import Any
 
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.locate import existing_folder
-from lowmem_if.cascade.lora import Lora, loras
+from lowmem_if.cascade.lora.adapter import Lora, loras
 from lowmem_if.cascade.modes import TEXT
 from lowmem_if.errors import RequestError
 from lowmem_if.request.checks import (

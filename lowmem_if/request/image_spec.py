@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lowmem_if.cascade import catalog
-from lowmem_if.cascade.catalog import IMAGE_STAGES, STAGE_1, STAGE_2, UPSCALER
+from lowmem_if.cascade.catalog import UPSCALER
 from lowmem_if.cascade.modes import INPAINT, MODES, REDRAWN, TEXT, UPSCALE, VARY
 from lowmem_if.errors import PictureError, RequestError
 from lowmem_if.request.input_images import Picture
@@ -94,7 +94,7 @@ class ImageSpec:
     @property
     def needs_t5(self) -> bool:
         """Whether a stage needs T5 embeddings of its prompts; the upscaler has its own encoder."""
-        return bool({STAGE_1, STAGE_2} & set(self.stages))
+        return any(catalog.facts(stage).reads_t5 for stage in self.stages)
 
     @property
     def proportions(self) -> tuple[int, int]:
@@ -111,11 +111,15 @@ class ImageSpec:
 
     def area_in(self, component: str) -> float:
         """Ratio of the pixels that a component processes to those of the square it was trained on."""
-        if component not in (*IMAGE_STAGES, catalog.POSTPROCESS):
+        if catalog.facts(component).encodes:
             return 1.0
         if self.image and self.is_enlarged_as_it_is:
             return self.image.width * self.image.height / UPSCALER_SIDE**2
-        return _STYLED * self.area if self.is_styled and component != UPSCALER else self.area
+        return (
+            _STYLED * self.area
+            if self.is_styled and catalog.facts(component).reads_t5
+            else self.area
+        )
 
     def parts(self, tile: int) -> int:
         """How many tiles with this side the upscaler draws; 1 for images that are never tiled."""
@@ -170,7 +174,7 @@ def _check_enlargement(spec: ImageSpec) -> None:
     image = spec.image
     assert image is not None
     pixels = image.width * image.height
-    if spec.stages == (UPSCALER,) and spec.size != max(catalog.SIZES):
+    if spec.is_enlarged_as_it_is and spec.size != max(catalog.SIZES):
         raise PictureError(
             f"{image.path} is {image.size}: stage 2 enlarges images up to {_SMALL_SIDE} pixels, not "
             "strips; leave out the size, and the upscaler makes it "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from lowmem_if.cascade import catalog
-from lowmem_if.cascade.lora import Lora
+from lowmem_if.cascade.lora.adapter import Lora
 from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.request.sampling import SamplingOptions
 

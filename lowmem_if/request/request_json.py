@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
-from lowmem_if.cascade.lora import Lora
+from lowmem_if.cascade.lora.adapter import Lora
 from lowmem_if.cascade.modes import TEXT
 from lowmem_if.request.build import ROW_NAMES, make_request
 from lowmem_if.request.image_spec import ImageSpec

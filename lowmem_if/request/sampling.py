@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from lowmem_if.cascade.catalog import IMAGE_STAGES, STAGE_2, UPSCALER, StageDefaults
+from lowmem_if.cascade.catalog import IMAGE_STAGES, STAGE_2, facts
+from lowmem_if.cascade.parts import StageDefaults
 from lowmem_if.errors import RequestError
 from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.request.noise_scheduler import DDPM
@@ -39,14 +40,14 @@ class SamplingOptions:
     def in_stage(self, stage: str, defaults: StageDefaults) -> Sampling:
         """How one stage samples: by the user's options, else by the defaults of cascade and mode."""
         k = IMAGE_STAGES.index(stage)
-        named = self.timesteps if stage != UPSCALER else None
+        named = self.timesteps if facts(stage).reads_t5 else None
         steps = None if named else (self.steps[k] if self.steps else defaults.steps)
         scale = self.guidance_scale[k] if self.guidance_scale else defaults.guidance_scale
         noise_level = defaults.noise_level
         if stage == STAGE_2 and self.noise_level is not None:
             noise_level = self.noise_level
         sampling = Sampling(steps, named, float(scale), noise_level, defaults.strength)
-        if stage == UPSCALER:  # it has another kind of scheduler and samples latents
+        if facts(stage).decodes:  # it has another kind of scheduler and samples latents
             return sampling
         return replace(sampling, scheduler=self.scheduler, thresholding=self.thresholding)
 

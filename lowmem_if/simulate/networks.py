@@ -56,6 +56,14 @@ class Known:
         return self.network.folder.partition("/")[2]
 
     @property
+    def is_unet(self) -> bool:
+        return self.folder == "unet"
+
+    @property
+    def is_vae(self) -> bool:
+        return self.folder == "vae"
+
+    @property
     def channels(self) -> int:
         """Channels of the first block, as in the catalogue."""
         blocks: list[int] = self.network.config.get("block_out_channels", [0])
@@ -136,16 +144,16 @@ def prepared(
     """
     some = next(module.parameters())
     place = {"dtype": some.dtype, "device": some.device}
-    if known.folder == "unet":
+    if known.is_unet:
         return _unet_pass(known, module, GUIDED_IMAGES * batch, side, place)
-    if known.folder == "vae":
+    if known.is_vae:
         module.enable_slicing()
         if tiled:
             module.enable_tiling()
-        side = side or catalog.COMPONENT[catalog.UPSCALER].side
+        side = side or catalog.facts(catalog.UPSCALER).side
         latents = torch.randn(batch, 4, side, side, **place)
         return lambda: module.decode(latents, return_dict=False)[0]
-    if known.component == catalog.POSTPROCESS:
+    if catalog.facts(known.component).postprocesses:
         side = module.config.vision_config.image_size
         pixels = torch.randn(batch, 3, side, side, **place)
         return lambda: module.vision_model(pixels)[1]
@@ -173,8 +181,8 @@ def _unet_pass(
 ) -> Callable[[], object]:
     config, device = unet.config, place["device"]
     side = side or (
-        catalog.COMPONENT[catalog.UPSCALER].side
-        if known.component == catalog.UPSCALER
+        catalog.facts(known.component).side
+        if catalog.facts(known.component).decodes
         else config.sample_size
     )
     width = config.encoder_hid_dim or config.cross_attention_dim

@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from lowmem_if.cascade import catalog
-from lowmem_if.cascade.catalog import Part
 from lowmem_if.cascade.locate import Location, locate
+from lowmem_if.cascade.parts import Part
 from lowmem_if.cascade.strategies import EXACT, Pin
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.planning.estimates.memory import is_simulated, remember

@@ -116,7 +116,7 @@ class _Run:
             on_release=self._releases.append,
         ) as stage:
             self._end_phase(LOADING)
-            if self._step.component == catalog.TEXT_ENCODER:
+            if self._step.config.facts.encodes:
                 self._encode(stage)
             else:
                 self._draw(stage)

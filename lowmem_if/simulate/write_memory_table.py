@@ -12,8 +12,8 @@ from itertools import product
 from pathlib import Path
 
 from lowmem_if.cascade import catalog
-from lowmem_if.cascade.catalog import Part
 from lowmem_if.cascade.modes import TEXT
+from lowmem_if.cascade.parts import Part
 from lowmem_if.cascade.strategies import FLOATS, QUANTISED, RESIDENT, STRATEGIES
 from lowmem_if.planning.estimates.execution import Estimate, ExecutionConfig
 from lowmem_if.planning.estimates.memory_table import (
@@ -74,7 +74,7 @@ def _missing_passes(table: MemoryTable, report: Report) -> Iterator[PassProfile]
     for known, item_bytes, tiled in product(known_networks(), _ITEM_BYTES, (False, True)):
         key = known.name, item_bytes, tiled
         missing = {attention for attention in ATTENTION if (*key, attention) not in there}
-        if missing and (not tiled or known.folder == "vae"):
+        if missing and (not tiled or known.is_vae):
             report(f"{known.name}: {item_bytes} bytes{', tiled' * tiled}")
             rows = passes_of(known, item_bytes, tiled=tiled)
             yield from (row for row in rows if row.attention in missing)
@@ -108,7 +108,7 @@ def _missing_turns(table: MemoryTable, report: Report) -> Iterator[StepProfile]:
     for name, cascade in catalog.PUBLISHED.items():
         for component, part in cascade.parts.items():
             missing = [case for case in cases(component) if (part_key(part), case) not in there]
-            if component == catalog.POSTPROCESS or not missing:
+            if catalog.facts(component).postprocesses or not missing:
                 continue
             there |= {(part_key(part), case) for case in missing}
             with tempfile.TemporaryDirectory() as folder:
@@ -136,9 +136,9 @@ def key_of(row: StepProfile) -> tuple[frozenset[tuple[str, int]], Case]:
 
 def cases(component: str) -> Iterator[Case]:
     """How a component can be executed on an accelerator; the look-up treats some of these as one."""
-    if component == catalog.TEXT_ENCODER:
+    if catalog.facts(component).encodes:
         yield Case(RESIDENT, "int8")
-    tilings = (False, True) if component == catalog.UPSCALER else (False,)
+    tilings = (False, True) if catalog.facts(component).decodes else (False,)
     for storage, attention, tiled, strategy in product(FLOATS, ATTENTION, tilings, STRATEGIES):
         if storage != "bfloat16" or component not in SAME_IN_16_BITS:
             yield Case(strategy, storage, attention, tiled)

@@ -17,7 +17,7 @@ import transformers
 from transformers.models.t5.modeling_t5 import T5Block
 
 from lowmem_if.cascade.configs import read_config
-from lowmem_if.cascade.lora import Lora
+from lowmem_if.cascade.lora.adapter import Lora
 from lowmem_if.cascade.strategies import QUANTISED
 from lowmem_if.errors import MissingPackage
 from lowmem_if.hardware.machine import INSTALL_BITSANDBYTES, bitsandbytes_is_installed

@@ -16,8 +16,8 @@ from lowmem_if.cascade.catalog import (
     STAGE_2,
     TEXT_ENCODER,
     UPSCALER,
-    Module,
 )
+from lowmem_if.cascade.parts import Module, StageDefaults
 from lowmem_if.planning.estimates.weight_bytes import stored_bytes
 from lowmem_if.request.sampling import Sampling
 
@@ -182,7 +182,7 @@ def test_a_size_is_reached_by_the_stages_before_it() -> None:
 
 @pytest.mark.parametrize("defaults", [IF_DEFAULTS, catalog.DEMO_DEFAULTS], ids=["if", "demo"])
 def test_every_stage_has_defaults_and_only_the_later_ones_a_noise_level(
-    defaults: dict[str, catalog.StageDefaults],
+    defaults: dict[str, StageDefaults],
 ) -> None:
     """Stages 2 and 3 start from a noised picture, stage 1 from noise alone."""
     assert tuple(defaults) == catalog.IMAGE_STAGES

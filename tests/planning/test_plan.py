@@ -42,6 +42,7 @@ from lowmem_if.cascade import catalog
 from lowmem_if.cascade import locate as locations
 from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
 from lowmem_if.cascade.locate import locate
+from lowmem_if.cascade.parts import Module, Part, Weights
 from lowmem_if.cascade.strategies import (
     MODEL_OFFLOAD,
     PREFERENCES,
@@ -583,8 +584,8 @@ def test_a_choice_never_beats_itself(machine: Machine, request: Request, prefer:
 def test_what_stays_of_a_stream_is_told_apart_in_words() -> None:
     """No two choices of what stays in place read alike, of any network, and none reads as 0.0 GB."""
     sizes = [10**power for power in range(3, 11)]
-    small = [catalog.Module("unet", catalog.Weights(n), 2 * n) for n in sizes]
-    parts = [catalog.Part("stage_1", None, (module,)) for module in small]
+    small = [Module("unet", Weights(n), 2 * n) for n in sizes]
+    parts = [Part("stage_1", None, (module,)) for module in small]
     parts += [
         cascade.parts[name]
         for cascade in catalog.PUBLISHED.values()

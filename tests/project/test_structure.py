@@ -81,3 +81,38 @@ def test_no_two_public_classes_have_one_name() -> None:
     """A name in a message, a signature or a test leads to one class."""
     names = (name for file in modules() for name in public_classes(PACKAGE / file))
     assert not twice(names)
+
+
+# --- one record of facts about each component ------------------------------------------------------
+
+MOST_COMPARISONS = 14
+ASKS_BY_NAME = ("cascade", "stages")
+"""The packages that define the components; all others ask `catalog.facts` what a component does."""
+
+
+def names_a_component(node: ast.expr) -> bool:
+    """Whether an expression is, or lists, the name of a component or of a network's folder."""
+    from lowmem_if.cascade import catalog
+
+    folders = (name for facts in catalog.COMPONENT.values() for name in facts.networks)
+    values = {*catalog.COMPONENTS, *folders}
+    constants = {name for name in vars(catalog) if vars(catalog)[name] in catalog.COMPONENTS}
+    return any(
+        (isinstance(part, ast.Constant) and part.value in values)
+        or (isinstance(part, ast.Name) and part.id in constants)
+        or (isinstance(part, ast.Attribute) and part.attr in constants)
+        for part in ast.walk(node)
+    )
+
+
+def test_few_modules_compare_the_names_of_components() -> None:
+    """A component has facts in one record; behaviour by name would be in as many places as there are."""
+    found = [
+        f"{file}:{node.lineno}: {ast.unparse(node)}"
+        for file in modules()
+        if file.parts[0] not in ASKS_BY_NAME
+        for node in ast.walk(ast.parse((PACKAGE / file).read_text(encoding="utf-8")))
+        if isinstance(node, ast.Compare)
+        and any(map(names_a_component, (node.left, *node.comparators)))
+    ]
+    assert 0 < len(found) <= MOST_COMPARISONS, "\n".join(found)

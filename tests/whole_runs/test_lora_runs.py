@@ -23,7 +23,7 @@ from runs import kinds, plan_of, run_here
 from safetensors.torch import load_file
 
 from lowmem_if.cascade.locate import locate
-from lowmem_if.cascade.lora import loras
+from lowmem_if.cascade.lora.adapter import loras
 from lowmem_if.cascade.strategies import STREAM
 from lowmem_if.cli.main import main
 from lowmem_if.engine.continuation import continued

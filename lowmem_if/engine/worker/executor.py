@@ -13,9 +13,8 @@ from dataclasses import asdict
 
 import torch
 
-from lowmem_if.cascade import catalog
 from lowmem_if.cascade.locate import locate
-from lowmem_if.cascade.lora import file_digest
+from lowmem_if.cascade.lora.adapter import file_digest
 from lowmem_if.engine.events import Report, StepFinished, StepSkipped, StepStarted
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.run_folder.run_record import Released
@@ -66,9 +65,9 @@ def _run_step(run: StepRun, preview_every: int) -> None:
     run.report(StepStarted(component, images, step.config.batch))
     _use_device(run)
     with run.recorder.recording(), _explained(run):
-        if component == catalog.TEXT_ENCODER:
+        if step.config.facts.encodes:
             encode_texts(run)
-        elif component == catalog.POSTPROCESS:
+        elif step.config.facts.postprocesses:
             finish_images(run)
         else:
             draw_images(run, preview_every)

@@ -8,7 +8,7 @@ factors apply, since the heap and oneDNN hold more than tensors do.
 from __future__ import annotations
 
 from lowmem_if.cascade import catalog
-from lowmem_if.cascade.catalog import Module
+from lowmem_if.cascade.parts import Module
 from lowmem_if.cascade.strategies import STREAM
 from lowmem_if.planning.estimates.execution import ExecutionConfig
 from lowmem_if.planning.estimates.memory_table import MATH
@@ -62,15 +62,15 @@ def activation_bytes(module: Module, config: ExecutionConfig) -> int:
     if row is not None:
         return int(row.activations(config.at_once) * _growth(module, config))
     item = ITEM_BYTES[config.compute_dtype]
-    if module.folder == "vae":
+    if module.is_vae:
         side = _VAE_TILED_SIDE if config.vae_tiling else _VAE_SIDE
         area = 1.0 if config.vae_tiling else config.drawn_area
         return int(_VAE_FACTOR * module.channels * side**2 * area * ITEM_BYTES["float32"])
-    if module.folder == "unet":
-        side = catalog.COMPONENT[config.component].side
+    if module.is_unet:
+        side = config.facts.side
         factor = _UNET_FACTOR[config.component]
         return int(factor * module.channels * side**2 * config.drawn_area * item * config.batch)
-    if config.component == catalog.TEXT_ENCODER:
+    if config.facts.encodes:
         return _TEXT_ACTIVATION_BYTES
     return _SMALL_ACTIVATION_BYTES
 
@@ -78,24 +78,24 @@ def activation_bytes(module: Module, config: ExecutionConfig) -> int:
 def cpu_working_bytes(module: Module, config: ExecutionConfig) -> int:
     """What a CPU takes for one network in addition to its weights."""
     activations = activation_bytes(module, config)
-    if module.folder == "vae":
+    if module.is_vae:
         return int(_CPU_VAE_SLACK * activations)
     layers, slack = (
         (_CPU_STREAMED_LAYERS, 1.0) if streams(module, config) else (_CPU_LAYERS, _HEAP_SLACK)
     )
-    reordered = int(layers * layer_bytes(module, config)) if module.folder == "unet" else 0
+    reordered = int(layers * layer_bytes(module, config)) if module.is_unet else 0
     return int(slack * activations) + reordered
 
 
 def waiting_bytes(config: ExecutionConfig) -> int:
     """Hidden states of all prompts that a streaming text encoder holds between its blocks."""
-    together = config.component == catalog.TEXT_ENCODER and config.strategy == STREAM
+    together = config.facts.encodes and config.strategy == STREAM
     return config.batch * _TEXT_NUMBERS * _STATE_BYTES[config.compute_dtype] if together else 0
 
 
 def result_bytes(config: ExecutionConfig) -> int:
     """Copies of a finished image that is larger than 1024 x 1024, needed to write it."""
-    large = config.component in (catalog.UPSCALER, catalog.POSTPROCESS)
+    large = config.facts.decodes or config.facts.postprocesses
     return int(_RESULT_BYTES * max(0.0, config.area - 1)) if large else 0
 
 
@@ -104,7 +104,7 @@ def _growth(module: Module, config: ExecutionConfig) -> float:
 
     They grow with the pixels; attention that holds the whole score matrix grows with their square.
     """
-    if module.folder not in ("unet", "vae") or (module.folder == "vae" and config.vae_tiling):
+    if not (module.is_unet or module.is_vae) or (module.is_vae and config.vae_tiling):
         return 1.0
     area = config.drawn_area
     return area**2 if attention_of(config.device) == MATH and area > 1 else area

@@ -47,9 +47,13 @@ class ExecutionConfig:
         return words.replace("_", " ")
 
     @property
+    def facts(self) -> catalog.Component:
+        return catalog.facts(self.component)
+
+    @property
     def at_once(self) -> int:
         """How many images are in memory at once; prompts are always encoded one at a time."""
-        return 1 if self.component == catalog.TEXT_ENCODER else self.batch
+        return 1 if self.facts.encodes else self.batch
 
     @property
     def drawn_area(self) -> float:

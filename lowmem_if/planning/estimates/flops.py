@@ -8,7 +8,7 @@ published networks within 9 %.
 from __future__ import annotations
 
 from lowmem_if.cascade import catalog
-from lowmem_if.cascade.catalog import Module
+from lowmem_if.cascade.parts import Module
 from lowmem_if.cascade.transfer_sizes import GUIDED_IMAGES
 from lowmem_if.planning.estimates.memory_table import look_up
 
@@ -24,14 +24,14 @@ def pass_flops(component: str, module: Module) -> float:
     A pass is one image through a UNet, a VAE or the safety checker, or one prompt of 77 tokens through
     an encoder.
     """
-    item_bytes = 4 if module.folder in ("vae", "safety_checker") else 2
+    item_bytes = 4 if module.is_vae or module.is_safety_checker else 2
     if row := look_up(module, item_bytes=item_bytes):
-        return row.flops / (GUIDED_IMAGES if module.folder == "unet" else 1)
-    if module.folder == "unet":
-        return _FACTORS[component] * module.channels**2 * catalog.COMPONENT[component].side ** 2
-    if module.folder == "vae":
+        return row.flops / (GUIDED_IMAGES if module.is_unet else 1)
+    if module.is_unet:
+        return _FACTORS[component] * module.channels**2 * catalog.facts(component).side ** 2
+    if module.is_vae:
         return _VAE_FACTOR * module.channels**2 * _VAE_SIDE**2
-    if module.folder == "safety_checker":
+    if module.is_safety_checker:
         return 2.0 * module.weights.parameters * _VISION_TOKENS
     matrices = module.weights.linear + module.weights.kept or module.weights.parameters
     return 2.0 * matrices * catalog.MAX_TOKENS

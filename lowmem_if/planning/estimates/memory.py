@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lowmem_if.cascade.catalog import Part
+from lowmem_if.cascade.parts import Part
 from lowmem_if.cascade.strategies import FLOATS, MODEL_OFFLOAD, RESIDENT, STRATEGIES, STREAM
 from lowmem_if.planning.estimates.activations import (
     activation_bytes,

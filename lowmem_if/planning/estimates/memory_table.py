@@ -15,7 +15,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
-from lowmem_if.cascade.catalog import STAGE_1, STAGE_2, Module, Part
+from lowmem_if.cascade.catalog import STAGE_1, STAGE_2
+from lowmem_if.cascade.parts import Module, Part
 from lowmem_if.errors import CheckpointError
 
 FILE = Path(__file__).with_name("memory_table.json")

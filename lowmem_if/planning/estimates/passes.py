@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lowmem_if.cascade.catalog import Module
+from lowmem_if.cascade.parts import Module
 from lowmem_if.planning.estimates.execution import ExecutionConfig
 from lowmem_if.planning.estimates.memory_table import FUSED, MATH, PassProfile, look_up
 
@@ -16,10 +16,10 @@ def attention_of(device: str) -> str:
 
 def pass_of(module: Module, config: ExecutionConfig) -> PassProfile | None:
     """The entry of a network in the number type that it computes in; None if the table lacks it."""
-    in_float32 = module.folder == "vae" or module.weights.kept
+    in_float32 = module.is_vae or module.weights.kept
     return look_up(
         module,
         item_bytes=ITEM_BYTES["float32" if in_float32 else config.compute_dtype],
         attention=attention_of(config.device),
-        tiled=config.vae_tiling and module.folder == "vae",
+        tiled=config.vae_tiling and module.is_vae,
     )

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
-from lowmem_if.cascade import catalog
-from lowmem_if.cascade.catalog import Module, Part
+from lowmem_if.cascade.parts import Module, Part
 from lowmem_if.cascade.strategies import (
     MODEL_OFFLOAD,
     QUANTISED,
@@ -142,10 +141,10 @@ class _RuntimeModel:
 
     def passes(self) -> float:
         """Seconds of all passes through the largest network, including the bytes loaded in each."""
-        component, config = self.config.component, self.config
-        if component == catalog.TEXT_ENCODER:
+        config = self.config
+        if config.facts.encodes:
             return self._all_texts()
-        if component == catalog.POSTPROCESS:
+        if config.facts.postprocesses:
             return self.workload.images * self._compute(self.part.largest, 1)
         assert self.workload.sampling is not None
         rounds = -(-self.workload.images // config.batch) * self.workload.parts(config.tile)
@@ -169,8 +168,8 @@ class _RuntimeModel:
 
     def _compute(self, module: Module, images: float) -> float:
         """Seconds to compute one pass of a network with `images` images."""
-        component = "vae" if module.folder == "vae" else self.config.component
-        dtype = "float32" if module.folder == "vae" else self.config.compute_dtype
+        component = "vae" if module.is_vae else self.config.component
+        dtype = "float32" if module.is_vae else self.config.compute_dtype
         # This also holds for a tiled VAE: tiles overlap, but attention is computed within a tile only
         # (18.4e12 instead of 19.0e12 operations).
         flops = images * pass_flops(self.config.component, module)
@@ -218,10 +217,10 @@ class _RuntimeModel:
 
     def images(self) -> float:
         """Seconds of the work once per image: decoding by the VAE, and writing a file."""
-        if self.config.component == catalog.TEXT_ENCODER:
+        if self.config.facts.encodes:
             return 0.0
-        decoders = [module for module in self.part.modules if module.folder == "vae"]
-        large = self.config.component in (catalog.UPSCALER, catalog.POSTPROCESS)
+        decoders = [module for module in self.part.modules if module.is_vae]
+        large = self.config.facts.decodes or self.config.facts.postprocesses
         saving = _PNG_S if large else _PNG_S / 16
         decoding = sum(self._compute(vae, self._part_area) for vae in decoders)
         return self.workload.images * saving * self.workload.area + self._parts * decoding

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from lowmem_if.cascade import catalog
-from lowmem_if.cascade.catalog import Module, Part, Weights
+from lowmem_if.cascade.parts import Module, Part, Weights
 from lowmem_if.cascade.strategies import MODEL_OFFLOAD, QUANTISED, RESIDENT, STREAM
 from lowmem_if.cascade.transfer_sizes import (
     LEAST_WINDOW_BYTES,
@@ -74,13 +73,13 @@ def at_rest(part: Part, config: ExecutionConfig) -> tuple[int, int]:
         pinned = pinned_bytes(part) if config.strategy == STREAM else 0
         return int(ALLOCATOR_ROUNDING * weights), pinned
     # A pipeline offloads its networks to RAM when it ends, but a text encoder works without one.
-    on_device = config.strategy == MODEL_OFFLOAD and config.component == catalog.TEXT_ENCODER
+    on_device = config.strategy == MODEL_OFFLOAD and config.facts.encodes
     return weights if on_device else 0, weights
 
 
 def upcast_bytes(part: Part, config: ExecutionConfig) -> int:
     """Extra bytes of the VAE's 16-bit weights, since it always decodes in float32."""
-    vae = next((module for module in part.modules if module.folder == "vae"), None)
+    vae = next((module for module in part.modules if module.is_vae), None)
     if config.strategy == STREAM:
         return 0  # its layers are upcast as they load
     return 2 * vae.weights.parameters if vae and ITEM_BYTES[config.storage_dtype] == 2 else 0
@@ -118,7 +117,7 @@ def resident_choices(part: Part, config: ExecutionConfig) -> list[int]:
 
     Only 0 for the text encoder, which needs each of its weights once.
     """
-    if config.component == catalog.TEXT_ENCODER:
+    if config.facts.encodes:
         return [0]
     whole = module_bytes(part.largest, config)
     grains = {int(share * whole) // RESIDENT_GRAIN_BYTES for share in _RESIDENT_SHARES}
@@ -129,7 +128,7 @@ def _window_bytes(module: Module, config: ExecutionConfig) -> int:
     """Room for the layers of a network that are on the device at a time; all of a small network."""
     size = module_bytes(module, config)
     if module.folder == "text_encoder":
-        share = _CLIP_WINDOW if config.component == catalog.UPSCALER else _BLOCK_WINDOW
+        share = _CLIP_WINDOW if config.facts.draws else _BLOCK_WINDOW
         window = int(share * size)
     else:
         window = WINDOW_UNITS * layer_bytes(module, config)

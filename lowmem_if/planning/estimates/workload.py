@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from lowmem_if.cascade import catalog
-from lowmem_if.cascade.catalog import Cascade
 from lowmem_if.cascade.modes import defaults_for
+from lowmem_if.cascade.parts import Cascade
 from lowmem_if.cascade.transfer_sizes import GUIDED_IMAGES
 from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.request.request import Request
@@ -71,14 +71,15 @@ def samplings_of(request: Request, cascade: Cascade, component: str) -> dict[str
 def workloads_of(request: Request, cascade: Cascade, component: str) -> tuple[Workload, ...]:
     """All workloads of a component in a request; never empty."""
     images, samplings = images_of(request, component), samplings_of(request, cascade, component)
-    if component == catalog.TEXT_ENCODER:
+    facts = catalog.facts(component)
+    if facts.encodes:
         texts = _texts(images, guided=request.sampling.is_guided)
         return (Workload(len(texts), len(images)),)
     alike = Counter(
         (
             samplings[spec.mode].of(spec, component) if samplings else None,
             spec.area_in(component),
-            _cut_from(spec) if component == catalog.UPSCALER else None,
+            _cut_from(spec) if facts.decodes else None,
         )
         for spec in images
     )

@@ -7,10 +7,10 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from lowmem_if.cascade.catalog import Cascade
 from lowmem_if.cascade.configs import read_config
 from lowmem_if.cascade.locate import snapshot_folder
 from lowmem_if.cascade.module_files import files_in
+from lowmem_if.cascade.parts import Cascade
 from lowmem_if.cascade.safetensors_header import read_header
 from lowmem_if.errors import CheckpointError
 from lowmem_if.system.file_operations import remove

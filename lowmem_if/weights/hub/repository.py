@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from lowmem_if.cascade import catalog
-from lowmem_if.cascade.catalog import Cascade
 from lowmem_if.cascade.locate import snapshot_folder
+from lowmem_if.cascade.parts import Cascade
 from lowmem_if.cascade.variants import SMALL_FILES, choose_variant, lacks_vocabulary
 from lowmem_if.errors import HubError
 from lowmem_if.weights.hub.download import RepoFiles, fetch, missing_bytes
@@ -106,7 +106,7 @@ def _select(
         part = cascade.parts[component]
         for module in part.modules:
             names = _in_folder(paths, module.folder)
-            use_8bit = eight_bit and component == catalog.TEXT_ENCODER
+            use_8bit = eight_bit and catalog.facts(component).encodes
             files, lacking = _select_module(names, use_8bit)
             chosen += [f"{module.folder}/{name}" for name in files]
             absent += [f"{module.folder}/{name}" for name in lacking]

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 
-from lowmem_if.cascade.lora import BLOCK, Lora
-from lowmem_if.cascade.lora_fit import Misfit, fitted
-from lowmem_if.cascade.lora_keys import Pair, read_pairs
+from lowmem_if.cascade.lora.adapter import BLOCK, Lora
+from lowmem_if.cascade.lora.lora_fit import Misfit, fitted
+from lowmem_if.cascade.lora.lora_keys import Pair, read_pairs
 from lowmem_if.errors import LoraError
 from lowmem_if.weights.files.checkpoint import Checkpoint
 from lowmem_if.weights.files.stored import Stored

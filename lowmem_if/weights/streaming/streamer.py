@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import torch
 
-from lowmem_if.cascade.lora import Lora
+from lowmem_if.cascade.lora.adapter import Lora
 from lowmem_if.cascade.transfer_sizes import LEAST_WINDOW_BYTES, WINDOW_UNITS
 from lowmem_if.hardware.cgroups import tightest_group
 from lowmem_if.weights.files.checkpoint import Checkpoint

@@ -16,10 +16,8 @@ from lowmem_if.cascade.catalog import (
     STAGE_2,
     TEXT_ENCODER,
     UPSCALER,
-    Module,
-    Part,
-    Weights,
 )
+from lowmem_if.cascade.parts import Module, Part, Weights
 from lowmem_if.cascade.strategies import (
     FLOATS,
     MODEL_OFFLOAD,

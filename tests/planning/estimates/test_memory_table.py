@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from transformers import T5PreTrainedModel
 
-from lowmem_if.cascade.catalog import PUBLISHED, STAGE_1, TEXT_ENCODER, UPSCALER, Module, Weights
+from lowmem_if.cascade.catalog import PUBLISHED, STAGE_1, TEXT_ENCODER, UPSCALER
+from lowmem_if.cascade.parts import Module, Weights
 from lowmem_if.cascade.strategies import RESIDENT, SEQUENTIAL_OFFLOAD
 from lowmem_if.errors import CheckpointError
 from lowmem_if.planning.estimates.execution import ExecutionConfig

@@ -23,6 +23,7 @@ from hub_stand_in import HubStandIn, Outage, etag, safetensors, write_repositori
 from huggingface_hub import constants
 
 from lowmem_if.cascade import catalog
+from lowmem_if.cascade.parts import Cascade, Part
 
 XL, L, X4 = catalog.PUBLISHED["if-xl"].repositories
 EVERYTHING = list(catalog.COMPONENTS)
@@ -308,8 +309,8 @@ def test_local_cascade() -> None:
     """A local cascade has nothing to fetch, and asking that needs no network."""
     from lowmem_if.weights.hub import repository as hub
 
-    part = catalog.Part("stage_1", None, ())
-    cascade = catalog.Cascade("here", {"stage_1": part}, {})
+    part = Part("stage_1", None, ())
+    cascade = Cascade("here", {"stage_1": part}, {})
     assert hub.list_files(cascade, ["stage_1"], eight_bit=False) == ()
     assert hub.missing_bytes(()) == 0
     hub.fetch(())

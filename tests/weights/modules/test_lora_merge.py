@@ -24,7 +24,7 @@ from lora_files import (
 from safetensors.torch import save_file
 from tiny_networks import COMPONENTS, assert_same, skeleton
 
-from lowmem_if.cascade.lora import Lora, loras
+from lowmem_if.cascade.lora.adapter import Lora, loras
 from lowmem_if.errors import CheckpointError, LoraError
 from lowmem_if.weights.files import staging
 from lowmem_if.weights.files.bf16_copies import convert

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from lowmem_if.cascade import catalog
 from lowmem_if.engine.events import Drawing, ImageSaved, Preview
 from lowmem_if.engine.worker.steps.materials import FolderMaterials
 from lowmem_if.engine.worker.steps.pending import micro_batches
@@ -31,7 +30,7 @@ def draw_images(run: StepRun, preview_every: int) -> None:
     Args:
         preview_every: steps after which previews are written; 0: never.
     """
-    if run.step.component == catalog.UPSCALER:
+    if not run.step.config.facts.reads_t5:
         _warn_of_long_prompts(run)
     batches = micro_batches(run.tasks, run.step.config.batch)
     undone = [batch for batch in batches if not all(_is_drawn(run, task) for task in batch)]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lowmem_if.cascade import catalog
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.request.image_spec import ImageSpec
-from lowmem_if.stages.components import READ_T5, stage_after
+from lowmem_if.stages.components import stage_after
 from lowmem_if.weights.files.tensor_file import is_sound
 
 
@@ -23,7 +23,7 @@ def pending_components(folder: RunFolder) -> set[str]:
         if not all(is_sound(folder.tensor_file(stage, task)) for task in needed):
             pending.add(stage)
     texts = [folder.embedding_file(text) for text in texts_of(folder)]
-    if READ_T5 & pending and not all(map(is_sound, texts)):
+    if pending.intersection(catalog.T5_STAGES) and not all(map(is_sound, texts)):
         pending.add(catalog.TEXT_ENCODER)
     return pending
 
@@ -32,7 +32,7 @@ def texts_of(folder: RunFolder) -> list[str]:
     """Every text that a stage of the run needs an embedding of, once; negative ones are last."""
     positive, negative = [], []
     for task in folder.plan.request.images:
-        steps = [folder.plan.step(stage) for stage in task.stages if stage in READ_T5]
+        steps = [folder.plan.step(stage) for stage in task.stages if stage in catalog.T5_STAGES]
         if steps:
             positive += [task.words, task.style_prompt] if task.is_styled else [task.words]
         if any(step.sampling_of(task).guidance_scale > 1 for step in steps):

@@ -23,7 +23,7 @@ from lora_files import (
 )
 from safetensors.torch import save_file
 
-from lowmem_if.cascade.lora_keys import read_pairs
+from lowmem_if.cascade.lora.lora_keys import read_pairs
 from lowmem_if.errors import CheckpointError, LoraError
 
 LAYER = "mid_block.attentions.0.to_out.0"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_if.cascade.catalog import COMPONENTS, STAGE_1, STAGE_2, component_name
-from lowmem_if.cascade.lora_keys import Pair, read_pairs
+from lowmem_if.cascade.lora.lora_keys import Pair, read_pairs
 from lowmem_if.cascade.safetensors_header import unreadable
 from lowmem_if.cascade.transfer_sizes import LOADER_THREADS
 from lowmem_if.errors import LoraError, RequestError

@@ -16,9 +16,9 @@ import torch
 from lora_files import kohya, peft, random_lora, write
 from runs import CPU, plan_of
 
-from lowmem_if.cascade.lora import Lora, loras, parse_lora
-from lowmem_if.cascade.lora_fit import Misfit, fitted
-from lowmem_if.cascade.lora_keys import read_pairs
+from lowmem_if.cascade.lora.adapter import Lora, loras, parse_lora
+from lowmem_if.cascade.lora.lora_fit import Misfit, fitted
+from lowmem_if.cascade.lora.lora_keys import read_pairs
 from lowmem_if.cli.main import main
 from lowmem_if.errors import LoraError, RequestError, RunFolderError
 from lowmem_if.planning.plan import Plan, make_plan

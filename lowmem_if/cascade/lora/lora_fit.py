@@ -8,8 +8,8 @@ from pathlib import Path
 
 from lowmem_if.cascade.catalog import label
 from lowmem_if.cascade.locate import Location
-from lowmem_if.cascade.lora import STAGES, Lora
-from lowmem_if.cascade.lora_keys import Pair, plain_shape, read_pairs
+from lowmem_if.cascade.lora.adapter import STAGES, Lora
+from lowmem_if.cascade.lora.lora_keys import Pair, plain_shape, read_pairs
 from lowmem_if.cascade.module_files import weight_variant
 from lowmem_if.cascade.safetensors_header import read_headers
 from lowmem_if.errors import LoraError

@@ -1,0 +1,111 @@
+"""The parts of a cascade: networks, what a component loads, and how a stage samples by default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """How many parameters a module has, grouped by what a storage dtype does with them.
+
+    Attributes:
+        linear: parameters in the layers that bitsandbytes quantises.
+        kept: parameters that transformers keeps in float32 while the rest is float16 or int8 (T5's
+            `wo`).
+        other: all other parameters: embeddings, convolutions, norms.
+        linear_rows: output rows of the quantised layers; int8 stores one float32 scale for each.
+    """
+
+    other: int
+    linear: int = 0
+    kept: int = 0
+    linear_rows: int = 0
+
+    @property
+    def parameters(self) -> int:
+        return self.linear + self.kept + self.other
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One neural network: a folder of a diffusers repository.
+
+    Attributes:
+        folder: its folder in the repository.
+        weights: its parameter counts.
+        channels: width of its first block (UNets and VAEs); activations grow with it.
+        file_bytes: bytes of the files that it is loaded from (the fp16 variant).
+        is_bfloat16: whether those files already contain bfloat16.
+    """
+
+    folder: str
+    weights: Weights
+    file_bytes: int
+    channels: int = 0
+    is_bfloat16: bool = False
+
+    @property
+    def is_unet(self) -> bool:
+        return self.folder == "unet"
+
+    @property
+    def is_vae(self) -> bool:
+        return self.folder == "vae"
+
+    @property
+    def is_safety_checker(self) -> bool:
+        return self.folder == "safety_checker"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one component loads: a repository (or a folder of a local cascade) and its modules.
+
+    Attributes:
+        root: the folder in a local cascade: `stage_1`, `stage_2` or `upscaler`.
+        repository: the Hub repository; None for a local cascade.
+        modules: the networks.
+        extras: the small folders without weights (tokenizer, schedulers).
+        eight_bit_file_bytes: size of a published 8-bit file; 0 if there is none.
+    """
+
+    root: str
+    repository: str | None
+    modules: tuple[Module, ...]
+    extras: tuple[str, ...] = ()
+    eight_bit_file_bytes: int = 0
+
+    @property
+    def largest(self) -> Module:
+        """The network with the most bytes in its files."""
+        return max(self.modules, key=lambda module: module.file_bytes)
+
+    def read_bytes(self, storage: str) -> int:
+        """Bytes of the weight files that are read for a storage dtype."""
+        eight_bit = self.eight_bit_file_bytes if storage == "int8" else 0
+        return eight_bit or sum(module.file_bytes for module in self.modules)
+
+
+@dataclass(frozen=True, slots=True)
+class StageDefaults:
+    """How an image stage samples where the request sets nothing."""
+
+    steps: int
+    guidance_scale: float
+    noise_level: int | None = None
+    strength: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cascade:
+    """A cascade: what each component loads, and how each stage samples by default."""
+
+    name: str
+    parts: dict[str, Part]
+    defaults: dict[str, StageDefaults]
+    gated: bool = False
+
+    @property
+    def repositories(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(p.repository for p in self.parts.values() if p.repository))
