@@ -139,6 +139,13 @@ def write(
     return file
 
 
+def write_peft_folder(folder: Path, lora: LoraOf, configuration: Mapping[str, Any]) -> Path:
+    """A folder as `PeftModel.save_pretrained` makes it."""
+    write(folder / "adapter_model.safetensors", peft(lora, "base_model.model."))
+    (folder / "adapter_config.json").write_text(json.dumps(configuration))
+    return folder
+
+
 # --- by hand ---------------------------------------------------------------------------------------
 
 

@@ -11,20 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_if.cascade.catalog import COMPONENTS, STAGE_1, STAGE_2, component_name
+from lowmem_if.cascade.lora.lora_folders import is_there, lora_file
 from lowmem_if.cascade.lora.lora_keys import Pair, read_pairs
-from lowmem_if.cascade.safetensors_header import unreadable
+from lowmem_if.cascade.lora.peft_configuration import CONFIGURATION, configuration_file
+from lowmem_if.cascade.safetensors_header import read_header, unreadable
 from lowmem_if.cascade.transfer_sizes import LOADER_THREADS
 from lowmem_if.errors import LoraError, RequestError
 
 STAGES = (STAGE_1, STAGE_2)
 """The components that a LoRA may be for."""
-
-FILE_NAME = "pytorch_lora_weights.safetensors"
-"""The name that diffusers gives a LoRA file in a folder."""
-
-_PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
-_ZIP = b"PK\x03\x04"
-"""The first bytes of the pickles that torch writes today."""
 
 BLOCK = 2**20
 """How many numbers of a weight are merged at once."""
@@ -41,7 +36,7 @@ class Lora:
         path: absolute path of the file; a run needs the file until the stage has drawn.
         scale: multiplier of what it adds, applied in addition to its own alpha; 0 disables it.
         stage: `stage_1` or `stage_2`; None until a plan has compared its shapes.
-        digest: SHA-256 of the file.
+        digest: SHA-256 of the file, and of peft's configuration next to it.
         merge_bytes: RAM needed while it is merged into a network.
     """
 
@@ -93,7 +88,7 @@ def parse_lora(text: str) -> tuple[str | None, str, float]:
     elif stage not in STAGES:
         raise RequestError(f"{stage} takes no LoRA: give it to {' or '.join(STAGES)}")
     head, colon, tail = path.rpartition(":")
-    if colon and not _is_there(path):
+    if colon and not is_there(path):
         try:
             scale = float(tail)
         except ValueError:
@@ -103,7 +98,7 @@ def parse_lora(text: str) -> tuple[str | None, str, float]:
 
 
 def file_digest(path: str | Path) -> str:
-    """SHA-256 of a LoRA file's current content.
+    """SHA-256 of the current content of a LoRA file, and of peft's configuration next to it.
 
     Raises:
         LoraError: the file is missing.
@@ -112,7 +107,11 @@ def file_digest(path: str | Path) -> str:
     file = Path(path)
     try:
         with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+            digest = hashlib.file_digest(stream, "sha256")
+        if file.with_name(CONFIGURATION).is_file():
+            configuration = configuration_file(file, read_header(file))
+            digest.update(configuration.read_bytes() if configuration else b"")
+        return digest.hexdigest()
     except FileNotFoundError:
         raise LoraError(
             f"the LoRA {file} no longer exists: put it back, or start again without it"
@@ -133,7 +132,7 @@ def _look_at(given: Any) -> Lora:
         stage, path, scale = None, os.fspath(given), 1.0
     else:
         raise RequestError(f"lora {given!r} is not like FILE:SCALE")
-    file = _file(path)
+    file = lora_file(path)
     held = max(map(_numbers_held, read_pairs(file)))
     return Lora(str(file), scale, stage, file_digest(file), LOADER_THREADS * _ITEM * held)
 
@@ -148,41 +147,3 @@ def _checked_scale(scale: Any) -> float:
     if not real or not math.isfinite(scale):
         raise RequestError(f"the scale {scale!r} of a LoRA is not a number: give one like 0.8")
     return float(scale)
-
-
-def _file(path: str) -> Path:
-    """The safetensors file that a path names: the path itself, or the file in this folder."""
-    if not _is_there(path):
-        raise LoraError(
-            f"{path} does not exist: give a safetensors file, or a folder with {FILE_NAME}; "
-            "`hf download` fetches files from the Hub"
-        )
-    # The path is not resolved: in the Hub's cache, the name of the link is the name of the file.
-    file = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100
-    if file.is_dir():
-        others = sorted(name.name for name in file.glob("pytorch_lora_weights.*"))
-        if FILE_NAME not in others:
-            _refuse_pickle(file / others[0] if others else file)
-            raise LoraError(f"{file} does not contain {FILE_NAME}: give the path of the file")
-        file /= FILE_NAME
-    _refuse_pickle(file)
-    return file
-
-
-def _refuse_pickle(file: Path) -> None:
-    try:
-        with file.open("rb") as stream:
-            is_pickle = file.suffix in _PICKLES or stream.read(len(_ZIP)) == _ZIP
-    except OSError:
-        return  # reading the header raises the error with its reason
-    if is_pickle:
-        raise LoraError(
-            f"{file} is a pickle, and opening a pickle can run any code: save it as safetensors"
-        )
-
-
-def _is_there(path: str) -> bool:
-    try:
-        return Path(path).expanduser().exists()
-    except (OSError, RuntimeError, ValueError):  # too long, no such user, a zero byte
-        return False

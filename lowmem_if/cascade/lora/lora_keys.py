@@ -2,30 +2,26 @@
 
 The reader accepts these keys, with or without the prefix `unet.`:
 - peft's keys, which diffusers writes today: `LAYER.lora_A.weight` (down), `LAYER.lora_B.weight` (up);
+  peft's own files also have the prefix `base_model.model.`;
 - older diffusers keys: `LAYER.lora.down.weight`, and for attention processors
   `ATTENTION.processor.to_q_lora.down.weight`, also with `add_k_proj_lora` and `to_out_lora`;
 - kohya's keys: `lora_unet_LAYER.lora_down.weight`, with underscores for the dots of LAYER.
 
-A product is multiplied by `LAYER.alpha` over its rank, or by the factor in the file's metadata, where
-diffusers keeps peft's configuration. Without either, the factor is 1.
+A product is multiplied by `LAYER.alpha` over its rank, or by the factor of peft's configuration, which
+is in the file's metadata (diffusers) or next to the file (peft). Without either, the factor is 1.
 
 Sources: diffusers 0.42, `utils/state_dict_utils.py` (`UNET_TO_DIFFUSERS`), `loaders/peft.py`,
-`loaders/lora_conversion_utils.py`; peft 0.21, `tuners/lora/layer.py` (`update_layer`,
-`get_delta_weight`), `utils/other.py` (`get_pattern_key`).
+`loaders/lora_conversion_utils.py`.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
-
+from lowmem_if.cascade.lora.peft_configuration import PREFIX, Factor, factor_by_peft
 from lowmem_if.cascade.safetensors_header import TensorHeader, read_header_and_metadata
 from lowmem_if.errors import LoraError
 
@@ -40,12 +36,6 @@ _MATRIX = re.compile(
 )
 _ALPHA = re.compile(r"(?P<layer>.+?)(?:\.lora|_lora)?\.alpha")
 _KINDS = {"A": "down", "B": "up"}
-
-_METADATA = "lora_adapter_metadata"
-"""The metadata key of peft's configuration (`loaders/lora_base.py` in diffusers)."""
-
-_LEAVE_WEIGHTS_ALONE = ("gaussian", "eva", "orthogonal")
-"""The named initialisations of peft that do not change the network's weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +77,7 @@ def read_pairs(file: Path) -> tuple[Pair, ...]:
         keys[kind] = key
     if not found:
         raise LoraError(f"{file} contains no tensors: give a file with a LoRA")
-    factor_of = _factors(file, metadata)
+    factor_of = factor_by_peft(file, headers, metadata)
     return tuple(
         _pair(file, layer, underscored, keys, headers, factor_of)
         for (layer, underscored), keys in found.items()
@@ -101,13 +91,14 @@ def plain_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _parsed(file: Path, key: str) -> tuple[str, bool, str]:
     """(layer, whether its dots are underscores, `down`, `up` or `alpha`)."""
-    if key.startswith(_OF_TEXT_ENCODERS):
+    name = key.removeprefix(PREFIX)
+    if name.startswith(_OF_TEXT_ENCODERS):
         raise LoraError(
             f"{file} also changes a text encoder ({key!r}), but LoRAs are merged into UNets only: "
             "save the UNet's part as a file of its own"
         )
     # diffusers does the same (KEYS_TO_ALWAYS_REPLACE).
-    name = key.removeprefix(_UNET).replace(".processor.", ".")
+    name = name.removeprefix(_UNET).replace(".processor.", ".")
     matrix, alpha = _MATRIX.fullmatch(name), _ALPHA.fullmatch(name)
     match = matrix or alpha
     if match is None:
@@ -132,7 +123,7 @@ def _pair(
     underscored: bool,
     keys: Mapping[str, str],
     headers: Mapping[str, TensorHeader],
-    factor_of: Callable[[str, int], float] | None,
+    factor_of: Factor | None,
 ) -> Pair:
     for kind, other in (("down", "up"), ("up", "down")):
         if kind not in keys:
@@ -154,7 +145,9 @@ def _pair(
     if alpha is not None and headers[alpha].numbers != 1:
         raise LoraError(f"{file}: {alpha!r} is not a number but {_described(headers[alpha])}")
     if alpha is not None and factor_of is not None:
-        raise LoraError(f"{file} sets its factor twice: by {alpha!r} and in its metadata")
+        raise LoraError(
+            f"{file} sets its factor twice: by {alpha!r} and in peft's configuration: remove one"
+        )
     return Pair(
         layer,
         underscored,
@@ -170,53 +163,3 @@ def _pair(
 
 def _described(header: TensorHeader) -> str:
     return f"({header.dtype} {'x'.join(map(str, header.shape))})"
-
-
-class _Configuration(BaseModel):
-    """The fields of peft's `LoraConfig` that decide what is added to a weight."""
-
-    model_config = ConfigDict(frozen=True)
-
-    r: PositiveInt
-    lora_alpha: float
-    rank_pattern: dict[str, PositiveInt] = {}
-    alpha_pattern: dict[str, float] = {}
-    use_rslora: bool = False
-    use_dora: bool = False
-    init_lora_weights: bool | str | None = True
-
-
-def _factors(file: Path, metadata: Mapping[str, str]) -> Callable[[str, int], float] | None:
-    """The factor of a layer's product, from its name and rank; None without such metadata."""
-    if _METADATA not in metadata:
-        return None
-    try:
-        content: Any = json.loads(metadata[_METADATA])
-        config = _Configuration(**{key.removeprefix(_UNET): content[key] for key in content})
-        patterns = [*config.rank_pattern, *config.alpha_pattern]
-        for pattern in patterns:
-            re.compile(pattern)
-    except (ValueError, TypeError, AttributeError, ValidationError, re.error) as error:
-        line = str(error).splitlines()[0]
-        raise LoraError(f"{file}: its {_METADATA} is not valid ({line})") from error
-    initial = config.init_lora_weights
-    if config.use_dora or (isinstance(initial, str) and initial not in _LEAVE_WEIGHTS_ALONE):
-        what = "DoRA" if config.use_dora else f"a LoRA initialised by {initial}"
-        raise LoraError(f"{file} is {what}, which is not supported: convert it to a plain LoRA")
-
-    def factor(layer: str, rank: int) -> float:
-        expected = _by_pattern(config.rank_pattern, layer, config.r)
-        if rank != expected:
-            raise LoraError(f"{file}: {layer} has rank {rank}, its metadata says {expected}")
-        alpha: float = _by_pattern(config.alpha_pattern, layer, config.lora_alpha)
-        return alpha / (math.sqrt(rank) if config.use_rslora else rank)
-
-    return factor
-
-
-def _by_pattern(patterns: Mapping[str, Any], layer: str, otherwise: Any) -> Any:
-    """The value of the first pattern that matches the layer's name or its end, as in peft."""
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", layer):
-            return value
-    return otherwise

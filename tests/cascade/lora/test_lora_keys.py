@@ -157,7 +157,7 @@ def test_the_configuration_may_have_no_prefix(tmp_path: Path) -> None:
         ('{"unet.r": 2}', "is not valid"),
         ('{"unet.r": "two", "unet.lora_alpha": 1}', "is not valid"),
         ('{"unet.r": 2, "unet.lora_alpha": 1, "unet.alpha_pattern": {"(": 1}}', "is not valid"),
-        ('{"unet.r": 4, "unet.lora_alpha": 4}', "has rank 2, its metadata says 4"),
+        ('{"unet.r": 4, "unet.lora_alpha": 4}', "has rank 2, but its lora_adapter_metadata says 4"),
         ('{"unet.r": 2, "unet.lora_alpha": 4, "unet.use_dora": true}', "is DoRA"),
         ('{"unet.r": 2, "unet.lora_alpha": 4, "unet.init_lora_weights": "pissa"}', "pissa"),
     ],
