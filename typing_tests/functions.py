@@ -5,8 +5,13 @@ Nothing here is run. `mypy` checks it, and reports an expected error that does n
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import assert_type
+
+import numpy
+import torch
+from PIL import Image
 
 import lowmem_if as lm
 
@@ -27,6 +32,21 @@ def right_calls(plan: lm.Plan, mine: lm.Lora) -> None:
     assert_type(lm.fetch("if-xl", vram="6GB"), lm.Fetched)
 
 
+def pictures_as_objects(image: Image.Image, array: numpy.ndarray, tensor: torch.Tensor) -> None:
+    """Everything that an image or a mask may be."""
+    lm.vary(image, "b")
+    lm.vary(array, "b")
+    lm.vary(tensor, "b")
+    lm.upscale(b"content")
+    lm.upscale(io.BytesIO(b"content"))
+    with Path("a.png").open("rb") as file:
+        lm.inpaint(file, array > 0, "b", invert_mask=True, mask_alpha=False)
+    lm.generate("a", mode="inpaint", image=tensor, mask=array, mask_alpha=True)
+    lm.make_request("a", mode="vary", image=image)
+    with lm.Session() as session:
+        session.inpaint(image, tensor, "b", invert_mask=True)
+
+
 def wrong_calls(plan: lm.Plan) -> None:
     """Options that do not exist or are of another type."""
     lm.generate("a", stepz=3)  # type: ignore[call-arg]
@@ -35,6 +55,10 @@ def wrong_calls(plan: lm.Plan) -> None:
     lm.vary("a.png", mode="text")  # type: ignore[call-arg]
     lm.inpaint("a.png", "b")  # type: ignore[call-arg]
     lm.upscale("a.png", mask="b.png")  # type: ignore[call-arg]
+    lm.upscale([[0, 1]])  # type: ignore[arg-type]
+    lm.vary(3)  # type: ignore[arg-type]
+    lm.vary("a.png", "b", invert_mask=True)  # type: ignore[call-arg]
+    lm.inpaint("a.png", "b.png", "c", invert_mask="yes")  # type: ignore[arg-type]
     lm.batch(["a"], pins=["stage_1=stream"])  # type: ignore[arg-type]
     lm.enlarge("runs/a", [1], prefer="exact")  # type: ignore[call-arg]
     lm.run(plan, "runs/a", other_versions=True)  # type: ignore[call-arg]

@@ -19,6 +19,7 @@ from lowmem_if.cli.shared_options import (
     drawing_options,
     image,
     mask,
+    masking,
     other_versions,
     preview_every,
     profile,
@@ -72,7 +73,7 @@ def vary(image: Path, prompts: tuple[str, ...], **given: Any) -> None:
 @command(
     "inpaint",
     'lowmem-if inpaint photo.jpg mask.png "a yellow star on a blue background"',
-    'lowmem-if inpaint photo.jpg mask.png "a yellow star" --strength 0.9 --size 256',
+    'lowmem-if inpaint photo.png hole.png "a yellow star" --mask-alpha --strength 0.9 --size 256',
     section=SECTION,
 )
 @image
@@ -80,6 +81,7 @@ def vary(image: Path, prompts: tuple[str, ...], **given: Any) -> None:
 @prompts
 @drawing_options
 @strength
+@masking
 def inpaint(image: Path, mask: Path, prompts: tuple[str, ...], **given: Any) -> None:
     """Repaint the part of a picture that is white in a mask of the same size."""
     options = draw_options(given, prompts)

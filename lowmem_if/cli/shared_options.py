@@ -57,7 +57,9 @@ prompts_or_none = argument(
     "prompts", nargs=-1, metavar="[PROMPT...]", help="What the new picture shows; may be left out."
 )
 image = argument("image", type=FILE, metavar="IMAGE", help="The picture to begin with.")
-mask = argument("mask", type=FILE, metavar="MASK", help="A mask, white where to repaint.")
+mask = argument(
+    "mask", type=FILE, metavar="MASK", help="A mask of the same size, white where to repaint."
+)
 run_folder = argument("run_folder", type=FILE, metavar="RUN", help="The run folder.")
 cascade_argument = argument(
     "cascade", metavar="CASCADE", help=f"One of {', '.join(catalog.CASCADES)}, or a folder."
@@ -84,10 +86,18 @@ style_prompt = option(
     "--style-prompt", group=START, default="", show_default=False,
     help="How the picture is drawn; PROMPT says what it shows.",
 )  # fmt: skip
+masking = together(
+    option("--invert-mask", group=START, is_flag=True, help="Repaint the mask's black parts instead."),
+    option(
+        "--mask-alpha", group=START, is_flag=True,
+        help="Repaint the mask's transparent parts instead; with --invert-mask, the opaque ones.",
+    ),
+)  # fmt: skip
 any_start = together(
     option("--mode", group=START, default=TEXT, help=f"How pictures are made: {', '.join(MODES)}."),
     option("--image", group=START, type=FILE, help="The picture to begin with."),
     option("--mask", group=START, type=FILE, help="A mask, white where to repaint."),
+    masking,
     strength,
     style_prompt,
 )
@@ -158,7 +168,8 @@ picture_options = together(
     ),
     option(
         "--lora", group=PICTURE, multiple=True, metavar="[STAGE=]FILE[:SCALE]",
-        help="A LoRA for stage 1 or 2, which its tensor shapes decide; several add up.",
+        help="A LoRA (a file, or a folder with one) for stage 1 or 2, which its tensor shapes decide; "
+        "several add up.",
     ),
     option(
         "--no-safety-checker", group=PICTURE, is_flag=True,

@@ -12,7 +12,7 @@ from lowmem_if.cascade.strategies import Pin, parse_pin
 from lowmem_if.engine.events import Report
 from lowmem_if.errors import RequestError
 from lowmem_if.planning.plan import Plan
-from lowmem_if.request.input_images import Picture
+from lowmem_if.request.pictures.picture_objects import PictureLike
 
 Numbers = float | Sequence[float]
 """One number, or one for each stage."""
@@ -127,17 +127,30 @@ class ImageOptions(TypedDict, total=False):
     lora: LoraGiven | Sequence[LoraGiven]
 
 
-class RequestOptions(ImageOptions, total=False):
+class MaskOptions(TypedDict, total=False):
+    """What a mask repaints; without these options, its white parts.
+
+    Attributes:
+        invert_mask: repaint the mask's black parts instead.
+        mask_alpha: repaint the mask's transparent parts instead; with `invert_mask`, the opaque ones.
+    """
+
+    invert_mask: bool
+    mask_alpha: bool
+
+
+class RequestOptions(ImageOptions, MaskOptions, total=False):
     """The options of a request of any mode.
 
     Attributes:
         mode: `text`, `vary`, `inpaint` or `upscale`.
-        image, mask: the picture to begin with, and a mask that is white where `inpaint` repaints.
+        image, mask: the picture to begin with, and a mask that is white where `inpaint` repaints: paths,
+            PIL images, arrays, tensors, bytes or binary files.
     """
 
     mode: str
-    image: str | Path | Picture | None
-    mask: str | Path | Picture | None
+    image: PictureLike | None
+    mask: PictureLike | None
 
 
 class DrawOptions(ImageOptions, PlanOptions, RunOptions, total=False):
@@ -149,6 +162,10 @@ class DrawOptions(ImageOptions, PlanOptions, RunOptions, total=False):
     """
 
     out: str | Path | None
+
+
+class InpaintOptions(DrawOptions, MaskOptions, total=False):
+    """The options of `inpaint`."""
 
 
 class GenerateOptions(DrawOptions, RequestOptions, total=False):

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Unpack
 
 from lowmem_if.cascade.modes import INPAINT, UPSCALE, VARY
@@ -20,6 +19,7 @@ from lowmem_if.engine.options import (
     DrawOptions,
     EnlargeOptions,
     GenerateOptions,
+    InpaintOptions,
     MachineOptions,
     PlanOptions,
     RequestOptions,
@@ -41,6 +41,7 @@ from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.request.batch_file import BadLine
 from lowmem_if.request.batch_request import read_request, request_of
 from lowmem_if.request.build import make_request
+from lowmem_if.request.pictures.picture_objects import PictureLike
 from lowmem_if.request.request import Request
 from lowmem_if.units import parse_bytes
 
@@ -95,7 +96,7 @@ class Session:
             return self._draw(make_request(prompts, **_request_options(given)), given)
 
     def vary(
-        self, image: str | Path, prompts: str | Sequence[str] = "", **options: Unpack[DrawOptions]
+        self, image: PictureLike, prompts: str | Sequence[str] = "", **options: Unpack[DrawOptions]
     ) -> RunResult:
         """Draw a picture again; see `lowmem_if.vary`."""
         with self._call("vary", options, DrawOptions) as given:
@@ -104,18 +105,18 @@ class Session:
 
     def inpaint(
         self,
-        image: str | Path,
-        mask: str | Path,
+        image: PictureLike,
+        mask: PictureLike,
         prompts: str | Sequence[str],
-        **options: Unpack[DrawOptions],
+        **options: Unpack[InpaintOptions],
     ) -> RunResult:
         """Draw a part of a picture again; see `lowmem_if.inpaint`."""
-        with self._call("inpaint", options, DrawOptions) as given:
+        with self._call("inpaint", options, InpaintOptions) as given:
             given |= {"mode": INPAINT, "image": image, "mask": mask}
             return self._draw(make_request(prompts, **_request_options(given)), given)
 
     def upscale(
-        self, image: str | Path, prompts: str | Sequence[str] = "", **options: Unpack[DrawOptions]
+        self, image: PictureLike, prompts: str | Sequence[str] = "", **options: Unpack[DrawOptions]
     ) -> RunResult:
         """Enlarge a picture; see `lowmem_if.upscale`."""
         with self._call("upscale", options, DrawOptions) as given:
@@ -215,12 +216,7 @@ class Session:
         self._check_open()
         return self
 
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def _draw(self, request: Request, given: Mapping[str, Any]) -> RunResult:

@@ -18,7 +18,7 @@ from typing import Any
 
 from lowmem_if.errors import BatchError, PictureError, RequestError
 from lowmem_if.request.build import ROW_NAMES, check_names
-from lowmem_if.request.input_images import look_at
+from lowmem_if.request.pictures.picture_objects import picture_of
 from lowmem_if.request.seeds import parse_seeds
 
 JSON_LINES, CSV, PLAIN = "JSON lines", "CSV", "plain prompts"
@@ -220,20 +220,29 @@ def _csv_record(row: list[str] | csv.Error, names: list[str]) -> Mapping[str, An
         raise RequestError(f"it has {len(row)} cells, but the header has {len(names)}")
     record = dict(zip(names, row, strict=True))
     return {
-        name: _number(name, cell) if name in _NUMBERS else cell
+        name: _parsed(name, cell) if name in _PARSERS else cell
         for name, cell in record.items()
         if cell.strip()
     }
 
 
-_NUMBERS: dict[str, Callable[[str], Any]] = {"images": int, "size": int, "strength": float}
+def _flag(cell: str) -> bool:
+    if cell.strip().lower() not in ("true", "false"):
+        raise ValueError(cell)
+    return cell.strip().lower() == "true"
 
 
-def _number(name: str, cell: str) -> Any:
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    "images": int, "size": int, "strength": float, "invert_mask": _flag, "mask_alpha": _flag,
+}  # fmt: skip
+
+
+def _parsed(name: str, cell: str) -> Any:
     try:
-        return _NUMBERS[name](cell)
+        return _PARSERS[name](cell)
     except ValueError:
-        raise RequestError(f"{name} {cell!r} is not a number") from None
+        kind = "true or false" if _PARSERS[name] is _flag else "a number"
+        raise RequestError(f"{name} {cell!r} is not {kind}") from None
 
 
 def _row(record: Mapping[str, Any], folder: Path | None) -> Row:
@@ -244,9 +253,8 @@ def _row(record: Mapping[str, Any], folder: Path | None) -> Row:
         values["seed"] = parse_seeds(seed, 1)
     for name in ("image", "mask"):
         path = values.get(name)
-        if not isinstance(path, str | None):
-            raise RequestError(f"{name} must be the path of an image, not {path!r}")
+        if isinstance(path, str) and folder is not None and "://" not in path:
+            path = str(folder / os.path.expanduser(path))  # noqa: PTH111  raises nothing
         if path is not None:
-            whole = path if folder is None else str(folder / os.path.expanduser(path))  # noqa: PTH111  raises nothing
-            values[name] = look_at(whole)
+            values[name] = picture_of(path, name)
     return values

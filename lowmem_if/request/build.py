@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.locate import existing_folder
 from lowmem_if.cascade.lora.adapter import Lora, loras
-from lowmem_if.cascade.modes import TEXT
+from lowmem_if.cascade.modes import INPAINT, TEXT
 from lowmem_if.errors import RequestError
 from lowmem_if.request.checks import (
     as_tuple,
@@ -24,15 +24,20 @@ from lowmem_if.request.checks import (
     whole,
 )
 from lowmem_if.request.image_spec import ImageSpec
-from lowmem_if.request.input_images import Picture, look_at
 from lowmem_if.request.noise_scheduler import DDPM
+from lowmem_if.request.pictures.input_images import Picture
+from lowmem_if.request.pictures.masks import mask_of
+from lowmem_if.request.pictures.picture_objects import PictureLike, picture_of
 from lowmem_if.request.request import Request, components_of
 from lowmem_if.request.seeds import MOST
 
 _OWN = tuple(
     field.name for field in fields(ImageSpec) if field.name not in ("number", "prompt", "seed")
 )
-ROW_NAMES = ("prompt", "negative_prompt", "seed", "images", *_OWN[1:])
+_MASKING = ("invert_mask", "mask_alpha")
+"""The values that say what a mask repaints; they are kept in the mask."""
+
+ROW_NAMES = ("prompt", "negative_prompt", "seed", "images", *_OWN[1:], *_MASKING)
 """The values that a row of a batch may set: those of an image, and the number of images."""
 
 
@@ -45,8 +50,10 @@ def make_request(
     size: int = 1024,
     negative_prompt: str = "",
     mode: str = TEXT,
-    image: str | Path | Picture | None = None,
-    mask: str | Path | Picture | None = None,
+    image: PictureLike | None = None,
+    mask: PictureLike | None = None,
+    invert_mask: bool | None = None,
+    mask_alpha: bool | None = None,
     strength: float | Iterable[float] | None = None,
     style_prompt: str = "",
     aspect: str | Iterable[int] | None = None,
@@ -75,8 +82,11 @@ def make_request(
         images: images per prompt.
         size: side of the finished images in pixels: 64, 256 or 1024.
         mode: `text`, `vary` (redraw an image), `inpaint` (redraw a part of one) or `upscale`.
-        image: path of the image to start from.
-        mask: path of the mask, white where `inpaint` repaints.
+        image: the image to start from: a path, a PIL image, a numpy array (height, width[, 3 or 4]) of
+            uint8 or of floats from 0 to 1, a torch tensor (3, height, width), bytes or a binary file.
+        mask: the mask for `inpaint`, as `image` or of booleans; white (1, True) repaints.
+        invert_mask: whether the mask's black parts are repainted instead of the white ones.
+        mask_alpha: whether the mask's transparent parts are repainted; with `invert_mask`, the others.
         strength: share of `image` that noise replaces, above 0 up to 1: one number for stages 1 and 2,
             or one for each. None: the mode's default.
         style_prompt: the style, for `vary`; the prompt describes the content and may then be empty.
@@ -96,7 +106,7 @@ def make_request(
 
     Raises:
         RequestError: no cascade can run one of the values.
-        PictureError: an input image is not valid.
+        PictureError: an input image is not valid, or a mask repaints nothing.
         LoraError, CheckpointError: a LoRA is not valid.
     """
     texts, rows = as_tuple(prompts), tuple(lines)
@@ -108,8 +118,9 @@ def make_request(
     common = _checked({
         "negative_prompt": negative_prompt, "style_prompt": style_prompt, "size": size,
         "images": images, "mode": mode, "image": image, "mask": mask, "strength": strength,
-        "aspect": aspect,
+        "aspect": aspect, "invert_mask": invert_mask, "mask_alpha": mask_alpha,
     })  # fmt: skip
+    common["mask"] = _mask(common, set() if rows else common)
     common["seed"] = checked_seeds(seed, common["images"], len(texts) or 1)
     expanded = _of_rows(rows, common) if rows else _numbered(texts, common)
     specs = tuple(expanded)
@@ -160,8 +171,23 @@ def _text(value: Any) -> Any:
     return value
 
 
-def _picture(value: Any) -> Any:
-    return look_at(value) if isinstance(value, str | Path) else value
+def _image(value: Any) -> Any:
+    return None if value is None else picture_of(value, "image")
+
+
+def _mask(values: Mapping[str, Any], own: Collection[str]) -> Picture | None:
+    """The mask, with the part that it repaints; `own` are the values that were given for it alone."""
+    invert, alpha = (values[name] for name in _MASKING)
+    check_kinds({name: values[name] for name in _MASKING if values[name] is not None}, bool)
+    if (given := values["mask"]) is not None:
+        mask, image = picture_of(given, "mask"), values["image"]
+        if values["mode"] != INPAINT or (image and image.size != mask.size):
+            return mask  # `ImageSpec` says what is wrong, or a row says what it is for
+        return mask_of(mask, invert=invert, alpha=alpha)
+    for name in _MASKING:
+        if name in own and values[name]:
+            raise RequestError(f"{name} needs a mask")
+    return None
 
 
 _CHECKS: dict[str, Callable[[Any], Any]] = {
@@ -170,8 +196,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "style_prompt": _text,
     "size": checked_size,
     "images": lambda value: whole("images", value, 1, MOST),
-    "image": _picture,
-    "mask": _picture,
+    "image": _image,
     "strength": checked_strength,
     "aspect": checked_aspect,
 }
@@ -189,6 +214,7 @@ def _of_rows(rows: Iterable[Mapping[str, Any]], common: Mapping[str, Any]) -> It
     for row in rows:
         own = _checked({name: value for name, value in row.items() if value is not None})
         values = {**common, **own}
+        values["mask"] = _mask(values, own)
         values["seed"] = checked_seeds(values["seed"], values["images"], 1)
         specs = _numbered((values.get("prompt", ""),), values, first)
         yield from specs

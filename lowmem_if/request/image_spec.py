@@ -8,7 +8,7 @@ from lowmem_if.cascade import catalog
 from lowmem_if.cascade.catalog import UPSCALER
 from lowmem_if.cascade.modes import INPAINT, MODES, REDRAWN, TEXT, UPSCALE, VARY
 from lowmem_if.errors import PictureError, RequestError
-from lowmem_if.request.input_images import Picture
+from lowmem_if.request.pictures.input_images import Picture
 from lowmem_if.request.tiling import UPSCALER_SIDE, boxes
 
 _SMALL_SIDE = 64

@@ -17,7 +17,7 @@ from lowmem_if.cascade.lora.adapter import Lora
 from lowmem_if.cascade.modes import TEXT
 from lowmem_if.request.build import ROW_NAMES, make_request
 from lowmem_if.request.image_spec import ImageSpec
-from lowmem_if.request.input_images import Picture
+from lowmem_if.request.pictures.input_images import WHITE, Picture
 from lowmem_if.request.request import Request
 
 _PICTURE = TypeAdapter(Picture)
@@ -62,11 +62,17 @@ _KNOWN = {*ROW_NAMES, *_RUN_WIDE, "prompts", "steps", "timesteps", "guidance_sca
 
 def _pictures(values: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: values[name] for name in ("image", "mask") if values.get(name) is not None}
+    # A file of version 0.2 does not say what its masks repaint: white.
+    if "mask" in found:
+        found["mask"] = {"repaints": WHITE, **found["mask"]}
     return {**values, **{name: _PICTURE.validate_python(v) for name, v in found.items()}}
 
 
 def _own(spec: ImageSpec) -> dict[str, Any]:
     values = asdict(spec)
+    for picture in filter(None, (values["image"], values["mask"])):
+        del picture["content"]  # the run folder has a copy
+    del (values["image"] or {"repaints": ""})["repaints"]
     return {name: values[name] for name in _PER_IMAGE}
 
 

@@ -21,7 +21,7 @@ from lowmem_if.request.batch_file import (
     parse_batch,
     read_batch,
 )
-from lowmem_if.request.input_images import look_at
+from lowmem_if.request.pictures.input_images import look_at
 
 
 def check(row: Row) -> None:
@@ -199,7 +199,7 @@ def test_pictures_are_looked_for_beside_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "words"),
-    [('"none.png"', "does not exist"), ("5", "path of an image"), ("[]", "path of")],
+    [('"none.png"', "does not exist"), ("5", "give a path, a PIL image"), ("[]", "give a path")],
 )
 def test_a_line_whose_picture_is_none_is_a_bad_line(value: str, words: str, tmp_path: Path) -> None:
     """As bad as any other."""

@@ -380,7 +380,7 @@ def test_named_timesteps_and_steps_do_not_contradict_each_other() -> None:
 def test_a_row_may_say_everything_of_an_image_and_how_many() -> None:
     """The names are the image's own, so that a new option of an image is one of rows, too."""
     own = {field.name for field in fields(ImageSpec)}
-    assert {*ROW_NAMES} == own - {"number"} | {"images"}
+    assert {*ROW_NAMES} == own - {"number"} | {"images", "invert_mask", "mask_alpha"}
 
 
 def test_a_row_may_have_its_own_aspect() -> None:

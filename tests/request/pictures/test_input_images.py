@@ -17,7 +17,7 @@ from lowmem_if.engine.run_folder.input_copies import IMAGE, MASK, source_bytes
 from lowmem_if.errors import PictureError, RequestError
 from lowmem_if.request.build import make_request
 from lowmem_if.request.image_spec import ImageSpec
-from lowmem_if.request.input_images import look_at
+from lowmem_if.request.pictures.input_images import look_at
 from lowmem_if.request.tiling import boxes, spans
 
 RED = (220, 40, 30)
@@ -253,7 +253,7 @@ def test_values_that_do_not_go_together_are_told(
     tmp_path: Path, values: dict[str, Any], words: str
 ) -> None:
     """Each in one line that says which."""
-    own = save(tmp_path / "own.png", Image.new("RGB", (9, 9)))
+    own = save(tmp_path / "own.png", Image.new("RGB", (9, 9), "white"))
     given = {name: own if value == "own" else value for name, value in values.items()}
     with pytest.raises(RequestError, match=words):
         make_request(**{"prompts": "a red circle", "seed": 1} | given)

@@ -1,14 +1,17 @@
-"""Image files that a user gives: find them, measure them, and identify them by content."""
+"""Images that a user gives: find files, measure images, and identify them by content."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from lowmem_if.errors import PictureError
 
@@ -19,20 +22,32 @@ _FIRST_IS_WHOLE = ("MPO",)
 """Formats whose further images are previews or stereo views of the first."""
 
 
+WHITE, BLACK, TRANSPARENT, OPAQUE = "white", "black", "transparent", "opaque"
+"""The parts of a mask that can be repainted; white is, if nothing else was asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An image file of the user.
+    """An image of the user.
 
     Attributes:
-        path: its absolute path; a run keeps a copy and no longer needs the file.
+        path: absolute path of its file, or in angle brackets what it is if it is no file, like
+            `<PIL image>`. A run keeps a copy and needs neither file nor object again.
         width, height: in pixels, after EXIF's rotation.
-        digest: SHA-256 of the file.
+        digest: SHA-256 of the file, or of the pixels.
+        repaints: the part of a mask that is repainted: `white`, `black`, `transparent` or `opaque`.
+            Empty for an image, and for a mask whose pixels have not been looked at.
+        content: an image file in memory, if the user gave an object; it is in no JSON.
     """
 
     path: str
     width: int
     height: int
     digest: str
+    repaints: str = ""
+    content: Annotated[bytes | None, Field(exclude=True)] = field(
+        default=None, repr=False, compare=False
+    )
 
     @property
     def size(self) -> str:
@@ -50,26 +65,50 @@ def look_at(path: str | Path) -> Picture:
     Raises:
         PictureError: the file is missing, not an image, an animation, or too large to open.
     """
+    if "://" in str(path):
+        raise PictureError(f"{path} is an address: download the image, and give its path")
     with opened(path) as image:
-        width, height = image.size
-        # Pillow rotates a TIFF itself.
-        if image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE:
-            width, height = height, width
+        width, height = _upright_size(image)
     file = Path(path).expanduser().resolve()
-    with _reported(file), file.open("rb") as stream:
+    with reported(file), file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return Picture(str(file), width, height, digest)
 
 
+def look_at_content(content: bytes, name: str) -> Picture:
+    """Measure an image file that is in memory; `name` says what it is.
+
+    Raises:
+        PictureError: as `look_at`.
+    """
+    with opened(name, content) as image:
+        width, height = _upright_size(image)
+    return Picture(name, width, height, hashlib.sha256(content).hexdigest(), content=content)
+
+
+def _upright_size(image: Any) -> tuple[int, int]:
+    width, height = image.size
+    # Pillow rotates a TIFF itself.
+    if image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE:
+        return height, width
+    return width, height
+
+
 @contextmanager
-def opened(path: str | Path) -> Iterator[Any]:
-    """An image opened by Pillow but not decoded; its errors become `PictureError`."""
+def opened(path: str | Path, content: bytes | None = None) -> Iterator[Any]:
+    """An image opened by Pillow but not decoded; its errors become `PictureError`.
+
+    Args:
+        path: the file, or the name of an image that is in memory.
+        content: the file in memory.
+    """
     from PIL import Image
 
-    with _reported(path), warnings.catch_warnings():
+    source = Path(path).expanduser() if content is None else io.BytesIO(content)
+    with reported(path), warnings.catch_warnings():
         # Pillow warns above its limit and refuses above twice the limit; only the refusal matters here.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(Path(path).expanduser()) as image:
+        with Image.open(source) as image:
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format not in _FIRST_IS_WHOLE:
                 raise PictureError(
@@ -79,7 +118,7 @@ def opened(path: str | Path) -> Iterator[Any]:
 
 
 @contextmanager
-def _reported(path: str | Path) -> Iterator[None]:
+def reported(path: str | Path) -> Iterator[None]:
     """Turn any error of Pillow into a `PictureError` of one line."""
     from PIL import Image, UnidentifiedImageError
 
