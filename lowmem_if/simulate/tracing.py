@@ -17,20 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from lowmem_if.planning.estimates.memory_table import FUSED
+from lowmem_if.simulate import fake_views
 from lowmem_if.simulate.assumed_values import AssumedValues, tensors_in
 from lowmem_if.simulate.fake_streams import COMPUTING, HOST, Timeline
-from lowmem_if.simulate.fake_views import fake_view
 from lowmem_if.simulate.memory_tracker import MemoryTracker
 
 _DEVICE = torch.ops.prim.device.default
-_CUTS = {
-    torch.ops.aten.slice.Tensor,
-    torch.ops.aten.view.default,
-    torch.ops.aten.view.dtype,
-    torch.ops.aten.detach.default,
-}
-"""Operators that streaming calls several times for each weight, each time with other numbers."""
-
 _CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
@@ -75,7 +67,7 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]
             if shaped is not None:
                 self.tracker.see(shaped)
                 return shaped
-        out = self._run(func, args, kwargs)
+        out = fake_views.run(func, args, kwargs)
         for tensor in tensors_in(out):
             self.tracker.see(tensor)
         self._count(func, args, kwargs, out)
@@ -83,11 +75,6 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]
         if self.values is not None:
             self.values.follow(func, args, kwargs, out)
         return out
-
-    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        if func in _CUTS and not kwargs and isinstance(args[0], FakeTensor):
-            return fake_view(func, args)
-        return func(*args, **kwargs)
 
     def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         packet = func.overloadpacket
