@@ -58,8 +58,8 @@ def configs_for(
         (workload,) = workloads_of(request, location.cascade, component)
         return _batched(configs, workload.texts)
     configs = _sized(configs, component, specs)
-    merging = merge_bytes_of(of_stage(request.lora, component))
-    configs = [replace(config, merge_bytes=merging) for config in configs]
+    if merging := merge_bytes_of(of_stage(request.lora, component)):
+        configs = [replace(config, merge_bytes=merging) for config in configs]
     return configs + (_compiled(machine, configs) if request.compile else [])
 
 
@@ -75,8 +75,9 @@ def _compiled(machine: Machine, configs: list[ExecutionConfig]) -> list[Executio
 
 def _batched(configs: list[ExecutionConfig], texts: int) -> list[ExecutionConfig]:
     """The configs with the number of prompts that a streaming encoder processes per pass."""
+    together = texts_together(texts)
     return [
-        replace(config, batch=texts_together(texts) if config.strategy == STREAM else 1)
+        replace(config, batch=together) if config.strategy == STREAM and together > 1 else config
         for config in configs
     ]
 
@@ -86,7 +87,8 @@ def _sized(
 ) -> list[ExecutionConfig]:
     """The configs with the area of the largest image, and tiles for the user's own images."""
     area = max((spec.area_in(component) for spec in specs), default=1.0)
-    configs = [replace(config, area=area) for config in configs]
+    if area != 1.0:
+        configs = [replace(config, area=area) for config in configs]
     own = [spec for spec in specs if spec.is_enlarged_as_it_is]
     if not (catalog.facts(component).decodes and own):
         return configs

@@ -50,13 +50,18 @@ def evaluate(
     machine: Machine, part: Part, config: ExecutionConfig, workloads: Sequence[Workload]
 ) -> Evaluation:
     """Evaluate a config of a component for all its workloads."""
-    memory = predict(part, config, reserve=machine.counts_reserve)
+    memory = predict_memory(machine, part, config)
     left = machine.ram_bytes - memory.ram_bytes
     left -= memory.vram_bytes if machine.unified else 0
     seconds = predict_seconds(
         part, config, workloads, machine.speeds, left, unified=machine.unified
     )
     return Evaluation(config, replace(memory, seconds=seconds), shortage(machine, config, memory))
+
+
+def predict_memory(machine: Machine, part: Part, config: ExecutionConfig) -> Estimate:
+    """The bytes of a config on a machine, without its seconds."""
+    return predict(part, config, reserve=machine.counts_reserve)
 
 
 def shortage(

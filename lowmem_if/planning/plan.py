@@ -14,9 +14,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from lowmem_if.cascade.catalog import component_name
-from lowmem_if.cascade.locate import Location, locate
+from lowmem_if.cascade.locate import Location
 from lowmem_if.cascade.lora.adapter import Lora, of_stage
-from lowmem_if.cascade.lora.lora_fit import assign_stages
 from lowmem_if.cascade.strategies import (
     EXACT,
     PREFERENCES,
@@ -24,20 +23,14 @@ from lowmem_if.cascade.strategies import (
     parse_pin,
     pin_texts,
 )
-from lowmem_if.errors import (
-    CascadeError,
-    CheckpointError,
-    DeviceError,
-    DoesNotFit,
-    RequestError,
-    RunFolderError,
-)
+from lowmem_if.errors import CheckpointError, DoesNotFit, RequestError, RunFolderError
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.planning.alternatives import closest_alternatives
 from lowmem_if.planning.candidates import configs_for
 from lowmem_if.planning.estimates.execution import Estimate, ExecutionConfig
 from lowmem_if.planning.estimates.workload import samplings_of
 from lowmem_if.planning.evaluate import Evaluation, deficit, evaluated
+from lowmem_if.planning.fitting import Fitting, located
 from lowmem_if.planning.plan_json import flat_step, nested_step
 from lowmem_if.planning.reasons import reason, runner_up
 from lowmem_if.request.image_spec import ImageSpec
@@ -157,14 +150,14 @@ def make_plan(
     if prefer not in PREFERENCES:
         raise RequestError(f"unknown preference {prefer!r}: use exact or balanced")
     pins = {component_name(c): parse_pin(c, str(pin)) for c, pin in (pins or {}).items()}
-    request, location = _located(request)
+    request, location = located(request)
     try:
         steps = tuple(
             _choose(machine, request, location, component, prefer, pins.get(component))
             for component in request.components
         )
     except _NoFit as error:
-        alternatives = closest_alternatives(machine, request, prefer, pins, _fits)
+        alternatives = closest_alternatives(machine, request, prefer, pins, Fitting())
         raise DoesNotFit(*error.figures, alternatives) from None
     return Plan(machine, request, prefer, pin_texts(pins), steps, _download_bytes(location, steps))
 
@@ -218,30 +211,6 @@ def _evaluated(
 def cuts(config: ExecutionConfig) -> float:
     """How finely the user's own images are divided into tiles; 0: no tiles."""
     return UPSCALER_SIDE / config.tile if config.tile else 0.0
-
-
-def _fits(machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pin]) -> bool:
-    """Whether a plan exists; a cascade that cannot be found or loaded does not fit."""
-    try:
-        request, location = _located(request)
-        return all(
-            any(
-                candidate.short is None
-                for candidate in _evaluated(
-                    machine, request, location, name, prefer, pins.get(name)
-                )
-            )
-            for name in request.components
-        )
-    except (DeviceError, CascadeError, CheckpointError):
-        return False
-
-
-def _located(request: Request) -> tuple[Request, Location]:
-    """Where the cascade is, and the request with each LoRA assigned to the stages it fits."""
-    location = locate(request.cascade, components=request.components, revision=request.revision)
-    lora = assign_stages(request.lora, location, request.components)
-    return replace(request, lora=lora), location
 
 
 def _download_bytes(location: Location, steps: tuple[Step, ...]) -> int:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -89,7 +91,7 @@ class AssumedValues:
 
     def faked(self, func: Any, arguments: Any) -> Any:
         """The arguments of an operator, with fakes in place of real tensors (buffers, from numpy)."""
-        if func in _LIFTS or not any(map(_is_real, tree_leaves(arguments))):
+        if func in _LIFTS or not any(map(_is_real, tensors_in(arguments))):
             return arguments
         return tree_map(self._fake, arguments)
 
@@ -103,13 +105,14 @@ class AssumedValues:
 
     def follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Compute the real result of a fake operator, if it is small and known."""
-        outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, FakeTensor)]
-        small = all(tensor.numel() <= MOST_KNOWN_NUMBERS for tensor in outputs)
-        random = torch.Tag.nondeterministic_seeded in func.tags
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        written = func._schema.is_mutable
-        if random or not small or func in _UNFILLED or any(self.of(t) is None for t in inputs):
-            if written:
+        outputs = [tensor for tensor in tensors_in(out) if isinstance(tensor, FakeTensor)]
+        if (
+            any(self.of(tensor) is None for tensor in tensors_in((args, kwargs)))
+            or any(tensor.numel() > MOST_KNOWN_NUMBERS for tensor in outputs)
+            or func in _UNFILLED
+            or torch.Tag.nondeterministic_seeded in func.tags
+        ):
+            if func._schema.is_mutable:
                 self._forget(outputs)
             return
         real = self._compute(func, args, kwargs)
@@ -123,13 +126,13 @@ class AssumedValues:
         Raises:
             SimulationError: the numbers are unknown.
         """
-        if torch.Tag.dynamic_output_shape not in func.tags:
+        if not _has_shape_by_numbers(func):
             return None
         if func is torch.ops.aten.index.Tensor and not any(
             index is not None and index.dtype == torch.bool for index in args[1]
         ):
             return None  # indices choose rows; only a mask decides how many there are
-        inputs = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
+        inputs = list(tensors_in(args))
         if any(self.of(tensor) is None for tensor in inputs):
             self.assume()
         real: torch.Tensor = self._compute(func, args, {})
@@ -188,6 +191,22 @@ class AssumedValues:
             if known is not None:
                 storage = known.untyped_storage()
                 self._stale[storage._cdata] = storage
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors among an operator's arguments or results: on their own, or in lists and dicts."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from tensors_in(part)
+    elif isinstance(value, dict):
+        yield from tensors_in(tuple(value.values()))
+
+
+@cache
+def _has_shape_by_numbers(func: Any) -> bool:
+    return torch.Tag.dynamic_output_shape in func.tags
 
 
 def _is_real(leaf: Any) -> bool:

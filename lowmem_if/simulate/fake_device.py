@@ -26,7 +26,6 @@ from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._mode_utils import no_dispatch
-from torch.utils._pytree import tree_map
 from transformers.utils import import_utils
 
 from lowmem_if.errors import SimulationError
@@ -183,7 +182,8 @@ class _Calls(TorchFunctionMode):  # type: ignore[misc]
         self._trace = trace
 
     def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = tree_map(_indexed, (args, kwargs or {}))
+        args = [_indexed(given) for given in args]
+        kwargs = {name: _indexed(given) for name, given in (kwargs or {}).items()}
         if func is torch.nn.functional.scaled_dot_product_attention and args[0].is_cuda:
             return attend(self._trace.kernel, *args, **kwargs)
         if func in _NUMBERS:

@@ -8,18 +8,21 @@ oneDNN's copies.
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from lowmem_if.planning.estimates.memory_table import FUSED
-from lowmem_if.simulate.assumed_values import AssumedValues
+from lowmem_if.simulate import fake_views
+from lowmem_if.simulate.assumed_values import AssumedValues, tensors_in
 from lowmem_if.simulate.fake_streams import COMPUTING, HOST, Timeline
 from lowmem_if.simulate.memory_tracker import MemoryTracker
 
+_DEVICE = torch.ops.prim.device.default
 _CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
@@ -46,7 +49,15 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]
         self.flops = 0
         self.moved: Counter[tuple[str, str]] = Counter()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, and torch's guard against it costs as much as the tracing."""
+        return False
+
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _DEVICE:  # half of all calls; nothing is read, written or made
+            (tensor,) = args
+            return tensor.fake_device if isinstance(tensor, FakeTensor) else func(tensor)
         kwargs = kwargs or {}
         if self.values is not None:
             args, kwargs = self.values.faked(func, (args, kwargs))
@@ -56,10 +67,9 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]
             if shaped is not None:
                 self.tracker.see(shaped)
                 return shaped
-        out = func(*args, **kwargs)
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, torch.Tensor):
-                self.tracker.see(leaf)
+        out = fake_views.run(func, args, kwargs)
+        for tensor in tensors_in(out):
+            self.tracker.see(tensor)
         self._count(func, args, kwargs, out)
         self._order(func, args)
         if self.values is not None:
@@ -79,20 +89,27 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]
 
     def _order(self, func: Any, args: Any) -> None:
         """Order what an operator reads and writes on the current stream, or on the host."""
-        tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
-        schema = func._schema
-        views = not schema.is_mutable and any(given.alias_info for given in schema.returns)
-        if views or not tensors or func is torch.ops.prim.device.default:
+        if _is_view(func):
             return  # done on the host; no bytes are touched
+        tensors = list(tensors_in(args))
+        if not tensors:
+            return
         on_host = all(tensor.device.type == "cpu" for tensor in tensors)
         stream = HOST if on_host else self.timeline.current
         for tensor in tensors:
             if stream not in (COMPUTING, HOST):
                 self.timeline.watch(tensor)
-            writes = schema.is_mutable and tensor is tensors[0]
+            writes = func._schema.is_mutable and tensor is tensors[0]
             self.timeline.use(tensor, stream=stream, writes=writes)
 
     def _move(self, source: torch.Tensor, target: torch.Tensor) -> None:
         ways = source.device.type, target.device.type
         if ways[0] != ways[1]:
             self.moved[ways] += target.numel() * source.element_size()
+
+
+@cache
+def _is_view(func: Any) -> bool:
+    """Whether an operator only looks at its input in another way."""
+    schema = func._schema
+    return not schema.is_mutable and any(given.alias_info for given in schema.returns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,20 @@ from lowmem_if.weights.streaming.transports import DeviceTransport
 ROOTS = {STAGE_1: "stage_1", STAGE_2: "stage_2", TEXT_ENCODER: "stage_1", UPSCALER: "upscaler"}
 
 
-def simulate(component: str, strategy: str, storage: str = "float16", **options: Any) -> Simulated:
+def simulate(component: str, strategy: str, storage: str = "float16") -> Simulated:
     step = step_of(component, Case(strategy, storage))
-    return simulate_step(step, DEMO_FOLDER / ROOTS[component], **options)
+    return simulate_step(step, DEMO_FOLDER / ROOTS[component])
+
+
+simulated_once = cache(simulate)
+"""For tests that only look at a dry run, not for those that change what runs in it."""
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("component", [TEXT_ENCODER, STAGE_1])
 def test_every_strategy_runs_and_leaves_nothing_behind(component: str, strategy: str) -> None:
     """Hooks, transports and pipelines run on an accelerator, and all of it is given back."""
-    simulated = simulate(component, strategy)
+    simulated = simulated_once(component, strategy)
     assert simulated.left_allocated == 0
     assert simulated.peak("allocated", DRAWING) > 0
     assert sum(phase.flops for phase in simulated.phases) > 0
@@ -45,7 +50,7 @@ def test_every_strategy_runs_and_leaves_nothing_behind(component: str, strategy:
 
 def test_offload_moves_weights_and_streaming_reads_them() -> None:
     """Resident ones cross the bus once, leaves at every step, streamed ones from the file."""
-    resident, model, leaves, streamed = (simulate(STAGE_1, strategy) for strategy in STRATEGIES)
+    resident, model, leaves, streamed = (simulated_once(STAGE_1, strategy) for strategy in STRATEGIES)
     second = {s: [p for p in run.phases if p.name == DRAWING][1] for s, run in (
         (RESIDENT, resident), (MODEL_OFFLOAD, model), (SEQUENTIAL_OFFLOAD, leaves), (STREAM, streamed),
     )}  # fmt: skip
@@ -59,20 +64,20 @@ def test_offload_moves_weights_and_streaming_reads_them() -> None:
 def test_two_buffers_are_pinned_and_never_a_network() -> None:
     """Pinned memory is what loading and streaming need on their way."""
     for strategy in (RESIDENT, STREAM):
-        assert simulate(STAGE_1, strategy).peak("pinned") == 2 * STAGING_BYTES
-    assert simulate(STAGE_1, SEQUENTIAL_OFFLOAD).peak("pinned") == 0
+        assert simulated_once(STAGE_1, strategy).peak("pinned") == 2 * STAGING_BYTES
+    assert simulated_once(STAGE_1, SEQUENTIAL_OFFLOAD).peak("pinned") == 0
 
 
 def test_the_same_run_gives_the_same_bytes() -> None:
     """Nothing depends on threads or time."""
-    assert simulate(STAGE_1, STREAM) == simulate(STAGE_1, STREAM)
+    assert simulate(STAGE_1, STREAM) == simulated_once(STAGE_1, STREAM)
 
 
 def test_the_8_bit_encoder_names_what_it_assumes() -> None:
     """How many columns are left out of 8-bit products depends on numbers that are not there."""
-    simulated = simulate(TEXT_ENCODER, RESIDENT, "int8")
+    simulated = simulated_once(TEXT_ENCODER, RESIDENT, "int8")
     assert [line for line in simulated.assumed if "bitsandbytes" in line]
-    assert simulate(TEXT_ENCODER, RESIDENT).assumed == ()
+    assert simulated_once(TEXT_ENCODER, RESIDENT).assumed == ()
 
 
 # --- the order of streams -----------------------------------------------------------------------
@@ -104,7 +109,7 @@ def test_a_freed_block_that_is_copied_over_too_early_is_found_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """8-bit loading: the allocator hands on a block whose numbers are still being quantised."""
-    assert simulate(TEXT_ENCODER, RESIDENT, "int8").phases
+    assert simulated_once(TEXT_ENCODER, RESIDENT, "int8").phases
     monkeypatch.setattr(Staging, "follow_computing", lambda _staging: None)
     with pytest.raises(SimulationError, match=r"race: stream .* writes over what computing"):
         simulate(TEXT_ENCODER, RESIDENT, "int8")

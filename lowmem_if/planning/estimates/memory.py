@@ -8,6 +8,7 @@ with hooks and allocator. A step that it lacks is composed from the passes of it
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 from lowmem_if.cascade.parts import Part
 from lowmem_if.cascade.strategies import FLOATS, MODEL_OFFLOAD, RESIDENT, STRATEGIES, STREAM
@@ -62,12 +63,13 @@ def predict(part: Part, config: ExecutionConfig, *, reserve: bool = False) -> Es
     Args:
         reserve: count all that torch's allocator holds from the driver, not only what is in use.
     """
-    plain = _predict(part, _as_simulated(config))
+    simulated = _as_simulated(config)
+    plain = _predict(part, simulated, _REMEMBERED.get((part, simulated)))
     if reserve and config.device != "cpu":
-        unused = _unused_bytes(part, _as_simulated(config))
+        unused = _unused_bytes(part, simulated)
         plain = replace(plain, vram_bytes=plain.vram_bytes + unused)
-    compiler = COMPILER_RAM_BYTES if config.speedup > 1 else 0
-    return replace(plain, ram_bytes=plain.ram_bytes + config.merge_bytes + compiler)
+    more = config.merge_bytes + (COMPILER_RAM_BYTES if config.speedup > 1 else 0)
+    return replace(plain, ram_bytes=plain.ram_bytes + more) if more else plain
 
 
 _REMEMBERED: dict[tuple[Part, ExecutionConfig], tuple[int, int, int]] = {}
@@ -95,10 +97,15 @@ def is_simulated(part: Part, config: ExecutionConfig) -> bool:
 
 def _as_simulated(config: ExecutionConfig) -> ExecutionConfig:
     """The config that dry runs and the table know: nothing is merged or compiled there."""
+    if not config.merge_bytes and config.speedup == 1.0:
+        return config
     return replace(config, merge_bytes=0, speedup=1.0)
 
 
-def _predict(part: Part, config: ExecutionConfig) -> Estimate:
+@lru_cache(maxsize=1024)  # the search for requests that fit asks for the same ones again and again
+def _predict(
+    part: Part, config: ExecutionConfig, remembered: tuple[int, int, int] | None
+) -> Estimate:
     read = part.read_bytes(config.storage_dtype)
     if config.device == "cpu":
         ram = (
@@ -110,7 +117,7 @@ def _predict(part: Part, config: ExecutionConfig) -> Estimate:
             + result_bytes(config)
         )
         return Estimate(0, ram, read)
-    vram, host = _simulated(part, config) or _composed(part, config)
+    vram, host = _simulated(part, config, remembered) or _composed(part, config)
     host += PROCESS_RAM_BYTES + ACCELERATOR_RAM_BYTES + result_bytes(config)
     return Estimate(vram + waiting_bytes(config), host, read)
 
@@ -128,10 +135,12 @@ def _profiles(part: Part, config: ExecutionConfig) -> dict[str, StepProfile]:
     return known if profiles.keys() - known.keys() <= {STREAM} else {}
 
 
-def _simulated(part: Part, config: ExecutionConfig) -> tuple[int, int] | None:
+def _simulated(
+    part: Part, config: ExecutionConfig, remembered: tuple[int, int, int] | None
+) -> tuple[int, int] | None:
     """(VRAM, host memory in addition to the process) of a step that a dry run has covered."""
-    if (part, config) in _REMEMBERED:
-        vram, _reserved, host = _REMEMBERED[part, config]
+    if remembered:
+        vram, _reserved, host = remembered
         return vram, host
     if config.drawn_area != 1:
         return None  # the table is about squares, drawn as a whole

@@ -86,7 +86,7 @@ class Streamed:
         """
         self.module, self._checkpoint, self._between = module, checkpoint, between
         self._owners: dict[Slot, list[tuple[torch.nn.Module, str]]] = {}
-        self._absent: dict[Slot, torch.Tensor] = {}
+        self._absent: dict[Slot, torch.nn.Parameter] = {}
         self._stop = Event()
         self._merges = NOTHING
         self._hooks: list[Any] = []
@@ -126,9 +126,7 @@ class Streamed:
         """Put placeholders where weights are absent, hook the modules, and begin to load."""
         self._settle(self._mapped_residents)
         self._absent = {
-            slot: torch.full((), torch.nan, dtype=slot.dtype, device=device)
-            for group in self._groups
-            for slot in group.slots
+            slot: _absent(slot, device) for group in self._groups for slot in group.slots
         }
         for group in self._groups:
             self._put_absent(group)
@@ -213,13 +211,15 @@ class Streamed:
 
     def _put(self, group: OffloadGroup, weights: list[torch.Tensor]) -> None:
         for slot, weight in zip(group.slots, weights, strict=True):
-            parameter = as_weight(weight)
-            for owner, leaf in self._owners[slot]:
-                owner._parameters[leaf] = parameter
+            self._place(slot, as_weight(weight))
 
     def _put_absent(self, group: OffloadGroup) -> None:
-        """NaNs of the right shape: a forward that computed with them would show."""
-        self._put(group, [self._absent[slot].expand(slot.stored.shape) for slot in group.slots])
+        for slot in group.slots:
+            self._place(slot, self._absent[slot])
+
+    def _place(self, slot: Slot, parameter: torch.nn.Parameter) -> None:
+        for owner, leaf in self._owners[slot]:
+            owner._parameters[leaf] = parameter
 
     # --- on the loading thread, which may be the same
 
@@ -232,6 +232,13 @@ class Streamed:
         if self._stop.is_set():
             raise Closed
         self._between()
+
+
+def _absent(slot: Slot, device: str) -> torch.nn.Parameter:
+    """NaNs of a weight's shape, all of them one number: a forward that computed with them would show."""
+    return as_weight(
+        torch.full((), torch.nan, dtype=slot.dtype, device=device).expand(slot.stored.shape)
+    )
 
 
 def _all_weights(module: torch.nn.Module) -> Iterator[tuple[list[str], torch.Tensor]]:

@@ -131,6 +131,7 @@ class _ArenaTransport:
         self._arena = Arena(aligned(window_bytes))
         self._memory = torch.empty(self._arena.size, dtype=torch.uint8, device=device)
         self._reserved: dict[OffloadGroup, tuple[int | None, torch.Tensor]] = {}
+        self._tensors: dict[OffloadGroup, list[torch.Tensor]] = {}
 
     def reserve(self, group: OffloadGroup, *, force: bool = False) -> bool:
         size = group.size_bytes
@@ -145,24 +146,30 @@ class _ArenaTransport:
         return offset is not None or force
 
     def tensors(self, group: OffloadGroup) -> list[torch.Tensor]:
+        return self._tensors[group]
+
+    def _cut(self, group: OffloadGroup) -> list[torch.Tensor]:
+        """Cut a group's memory into its weights, for loading now and for computing later."""
         _, memory = self._reserved[group]
         tensors, start = [], 0
         for slot in group.slots:
             flat = memory[start : start + size_of(slot)].view(slot.dtype)
-            tensors.append(flat.reshape(slot.stored.shape))
+            tensors.append(flat.view(slot.stored.shape))
             start += aligned(size_of(slot))
+        self._tensors[group] = tensors
         return tensors
 
     def _free(self, group: OffloadGroup) -> tuple[int, int] | None:
         """Free a group's memory; returns where in the arena it was."""
         offset, memory = self._reserved.pop(group)
+        self._tensors.pop(group, None)
         if offset is None:
             return None
         self._arena.give_back(offset)
         return offset, offset + memory.numel()
 
     def close(self) -> None:
-        self._reserved = {}
+        self._reserved, self._tensors = {}, {}
         self._memory = torch.empty(0)
 
 
@@ -175,7 +182,7 @@ class CastTransport(_ArenaTransport):
         self._reader = reader_of(settings.checkpoint, settings.merges, settings.between)
 
     def load(self, group: OffloadGroup) -> None:
-        for slot, tensor in zip(group.slots, self.tensors(group), strict=True):
+        for slot, tensor in zip(group.slots, self._cut(group), strict=True):
             self._reader.read(slot.stored, tensor)
             self._settings.drop_cache(group, slot)
 
@@ -200,7 +207,7 @@ class DeviceTransport(_ArenaTransport):
 
     def load(self, group: OffloadGroup) -> None:
         self._wait_for_released(group)
-        for slot, tensor in zip(group.slots, super().tensors(group), strict=True):
+        for slot, tensor in zip(group.slots, self._cut(group), strict=True):
             self._staging.send(slot.stored, tensor)
             self._settings.drop_cache(group, slot)
         if self._staging.stream is not None:
