@@ -7,7 +7,7 @@ the simplest. A user's pins are never overridden.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -157,19 +157,19 @@ def make_plan(
     if prefer not in PREFERENCES:
         raise RequestError(f"unknown preference {prefer!r}: use exact or balanced")
     pins = {component_name(c): parse_pin(c, str(pin)) for c, pin in (pins or {}).items()}
-    request, location = _located(request)
+    request, location = located(request)
     try:
         steps = tuple(
             _choose(machine, request, location, component, prefer, pins.get(component))
             for component in request.components
         )
-    except _NoFit as error:
+    except NoFit as error:
         alternatives = closest_alternatives(machine, request, prefer, pins, _fits)
         raise DoesNotFit(*error.figures, alternatives) from None
     return Plan(machine, request, prefer, pin_texts(pins), steps, _download_bytes(location, steps))
 
 
-class _NoFit(Exception):
+class NoFit(Exception):
     """No strategy of a component fits; the figures are those of the smallest shortage."""
 
     def __init__(self, component: str, resource: str, needed: int, available: int) -> None:
@@ -185,11 +185,27 @@ def _choose(
     pin: Pin | None,
 ) -> Step:
     candidates = list(_evaluated(machine, request, location, component, prefer, pin))
+    return best_step(machine, request, location, candidates, pin)
+
+
+def best_step(
+    machine: Machine,
+    request: Request,
+    location: Location,
+    candidates: list[Evaluation],
+    pin: Pin | None,
+) -> Step:
+    """The best of one component's candidates, as a step.
+
+    Raises:
+        NoFit: none fits.
+    """
+    component = candidates[0].config.component
     fitting = [candidate for candidate in candidates if candidate.short is None]
     if not fitting:
         closest = min((c for c in candidates if c.short), key=deficit)
         assert closest.short is not None
-        raise _NoFit(component, *closest.short)
+        raise NoFit(component, *closest.short)
     # Tiles are no smaller than necessary; among configs with equal tiles the fastest wins.
     chosen = min(fitting, key=lambda candidate: (cuts(candidate.config), candidate.seconds))
     return Step(
@@ -223,7 +239,7 @@ def cuts(config: ExecutionConfig) -> float:
 def _fits(machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pin]) -> bool:
     """Whether a plan exists; a cascade that cannot be found or loaded does not fit."""
     try:
-        request, location = _located(request)
+        request, location = located(request)
         return all(
             any(
                 candidate.short is None
@@ -237,10 +253,17 @@ def _fits(machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pi
         return False
 
 
-def _located(request: Request) -> tuple[Request, Location]:
-    """Where the cascade is, and the request with each LoRA assigned to the stages it fits."""
-    location = locate(request.cascade, components=request.components, revision=request.revision)
-    lora = assign_stages(request.lora, location, request.components)
+def located(
+    request: Request, components: Collection[str] | None = None
+) -> tuple[Request, Location]:
+    """Where the cascade is, and the request with each LoRA assigned to the stages it fits.
+
+    Args:
+        components: those that are examined; None: all that the request needs.
+    """
+    wanted = tuple(components or request.components)
+    location = locate(request.cascade, components=wanted, revision=request.revision)
+    lora = assign_stages(request.lora, location, wanted)
     return replace(request, lora=lora), location
 
 
