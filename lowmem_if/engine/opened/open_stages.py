@@ -19,6 +19,7 @@ from huggingface_hub.utils import tqdm
 
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.locate import Location
+from lowmem_if.cascade.strategies import STREAM
 from lowmem_if.engine.opened.stage_plan import StagePlan
 from lowmem_if.engine.opened.stage_request import StageRequest
 from lowmem_if.errors import CascadeError, DeviceError, DoesNotFit
@@ -32,6 +33,7 @@ from lowmem_if.stages.lifetime import Lifetime, closed_on_error
 from lowmem_if.stages.opened.open_pipeline import OpenPipeline
 from lowmem_if.stages.opened.opened_networks import OpenedNetworks
 from lowmem_if.stages.stage import StageConfig
+from lowmem_if.system.process_memory import keep_heap_small
 from lowmem_if.weights.allocator import sees, used_accelerator
 from lowmem_if.weights.hub import repository
 from lowmem_if.weights.hub.transfer import Progress
@@ -180,6 +182,8 @@ def _load(wanted: StageRequest, plan: StagePlan, location: Location) -> OpenPipe
     root = location.folder(step.component)
     if root is None:
         raise CascadeError(f"{plan.name} is not on this disk: check the folder of the cascade")
+    if (step.config.strategy, device) == (STREAM, "cpu"):
+        keep_heap_small()
     wake(device, step.config.compute_dtype)
     before = release_memory(device)
     life = Lifetime(
