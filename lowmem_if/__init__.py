@@ -11,6 +11,7 @@ from lowmem_if.api.batch import batch
 from lowmem_if.api.enlarge import enlarge
 from lowmem_if.api.fetch import Fetched, fetch
 from lowmem_if.api.generate import generate, inpaint, upscale, vary
+from lowmem_if.api.open_stage import close_stages, open_stage
 from lowmem_if.api.run import resume, run
 from lowmem_if.cascade.lora.adapter import Lora
 from lowmem_if.cascade.strategies import Pin, parse_pins
@@ -28,6 +29,7 @@ from lowmem_if.engine.options import (
     ResumeOptions,
     RunOptions,
     SessionOptions,
+    StageOptions,
 )
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.run_folder.gallery import write_gallery
@@ -99,9 +101,11 @@ __all__ = [
     "Session",
     "SessionError",
     "SessionOptions",
+    "StageOptions",
     "Step",
     "WorkerDied",
     "batch",
+    "close_stages",
     "enlarge",
     "fetch",
     "generate",
@@ -109,6 +113,7 @@ __all__ = [
     "load_profile",
     "make_plan",
     "make_request",
+    "open_stage",
     "parse_pins",
     "probe",
     "resume",

@@ -48,6 +48,33 @@ class PlanOptions(MachineOptions, total=False):
     prefer: str
 
 
+class StageOptions(MachineOptions, total=False):
+    """How a stage is opened for a loop of the user's own.
+
+    Attributes:
+        mode: `text` (the default), `vary` (diffusers' img2img) or `inpaint`: which pipeline it is.
+        pin: `STRATEGY[:DTYPE]`, which the planner does not override.
+        dtype: the number type of the UNet, like `float16` or `torch.float16`; the planner chooses where
+            the weights are kept.
+        prefer: `exact` (the default) or `balanced`.
+        batch: pictures for which the UNet is called at once, each with its guidance; memory is planned
+            for so many.
+        lora: LoRAs that are merged into the UNet's weights.
+        revision: branch, tag or commit of the weights' repository.
+        report: called with a file's name, the bytes done and the bytes in all while missing weights are
+            downloaded; None: a bar shows it.
+    """
+
+    mode: str
+    pin: str | Pin | None
+    dtype: Any
+    prefer: str
+    batch: int
+    lora: LoraGiven | Sequence[LoraGiven]
+    revision: str
+    report: Callable[[str, int, int], None] | None
+
+
 class RunOptions(TypedDict, total=False):
     """How a run reports its progress.
 

@@ -63,6 +63,12 @@ def configs_for(
     return configs + (_compiled(machine, configs) if request.compile else [])
 
 
+def pins_of(machine: Machine, component: str, storage: str, prefer: str) -> list[Pin]:
+    """Every way to keep a component's weights in one number type, best first."""
+    pairs = _pairs(machine, component, storage, prefer, small=True)
+    return [Pin(strategy, storage) for strategy, _storage in pairs]
+
+
 def _compiled(machine: Machine, configs: list[ExecutionConfig]) -> list[ExecutionConfig]:
     """The configs with a resident UNet, with compiling: weights must not move for that."""
     gains = {component: speedup(machine, component) for component in catalog.IMAGE_STAGES}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from lowmem_if.cascade.locate import Location, locate
@@ -45,10 +45,17 @@ class Fitting:
         )
 
 
-def located(request: Request) -> tuple[Request, Location]:
-    """Where the cascade is, and the request with each LoRA assigned to the stages it fits."""
-    location = locate(request.cascade, components=request.components, revision=request.revision)
-    lora = assign_stages(request.lora, location, request.components)
+def located(
+    request: Request, components: Collection[str] | None = None
+) -> tuple[Request, Location]:
+    """Where the cascade is, and the request with each LoRA assigned to the stages it fits.
+
+    Args:
+        components: those that are examined; None: all that the request needs.
+    """
+    wanted = tuple(components or request.components)
+    location = locate(request.cascade, components=wanted, revision=request.revision)
+    lora = assign_stages(request.lora, location, wanted)
     return replace(request, lora=lora), location
 
 

@@ -156,13 +156,13 @@ def make_plan(
             _choose(machine, request, location, component, prefer, pins.get(component))
             for component in request.components
         )
-    except _NoFit as error:
+    except NoFit as error:
         alternatives = closest_alternatives(machine, request, prefer, pins, Fitting())
         raise DoesNotFit(*error.figures, alternatives) from None
     return Plan(machine, request, prefer, pin_texts(pins), steps, _download_bytes(location, steps))
 
 
-class _NoFit(Exception):
+class NoFit(Exception):
     """No strategy of a component fits; the figures are those of the smallest shortage."""
 
     def __init__(self, component: str, resource: str, needed: int, available: int) -> None:
@@ -178,11 +178,27 @@ def _choose(
     pin: Pin | None,
 ) -> Step:
     candidates = list(_evaluated(machine, request, location, component, prefer, pin))
+    return best_step(machine, request, location, candidates, pin)
+
+
+def best_step(
+    machine: Machine,
+    request: Request,
+    location: Location,
+    candidates: list[Evaluation],
+    pin: Pin | None,
+) -> Step:
+    """The best of one component's candidates, as a step.
+
+    Raises:
+        NoFit: none fits.
+    """
+    component = candidates[0].config.component
     fitting = [candidate for candidate in candidates if candidate.short is None]
     if not fitting:
         closest = min((c for c in candidates if c.short), key=deficit)
         assert closest.short is not None
-        raise _NoFit(component, *closest.short)
+        raise NoFit(component, *closest.short)
     # Tiles are no smaller than necessary; among configs with equal tiles the fastest wins.
     chosen = min(fitting, key=lambda candidate: (cuts(candidate.config), candidate.seconds))
     return Step(

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-from lowmem_if.stages.stage import Stage
+import torch
+
 from lowmem_if.weights.memory_readings import (
     MemoryReading,
     Release,
@@ -19,7 +20,21 @@ from lowmem_if.weights.memory_readings import (
     release_memory,
 )
 
-C = TypeVar("C", bound=Stage[Any, Any])
+
+class Releasable(Protocol):
+    """What has a lifetime: a `Stage`, or the networks of one.
+
+    Attributes:
+        modules: the networks, whose release is proved.
+    """
+
+    modules: list[torch.nn.Module]
+
+    def close(self) -> None:
+        """Remove all hooks and drop every reference to the networks."""
+
+
+C = TypeVar("C", bound=Releasable)
 
 
 class Lifetime(Generic[C]):

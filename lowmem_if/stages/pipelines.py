@@ -51,6 +51,11 @@ class DrawingStage:
         if self._compiled:
             compile_unet(pipeline.unet)
 
+    @property
+    def pipeline(self) -> Any:
+        """The pipeline for images from text, with all networks of the stage."""
+        return self._pipeline
+
     def _draw(
         self, inputs: ImageInputs, on_step: OnStep, kind: type[Any], **arguments: Any
     ) -> torch.Tensor:

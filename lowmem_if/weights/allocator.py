@@ -48,6 +48,25 @@ def _is_refusal(text: str) -> bool:
     return "driver error" in text.lower() or "operation not supported" in text.lower()
 
 
+def used_accelerator() -> str:
+    """The kind of accelerator that this process has used already; `cpu` if none.
+
+    It may hold memory, and asking it costs nothing. The first use of another one allocates a context.
+    """
+    current = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if current is None:
+        return "cpu"
+    is_initialized = getattr(getattr(torch, current.type), "is_initialized", lambda: True)
+    return current.type if is_initialized() else "cpu"
+
+
+def sees(device: str) -> bool:
+    """Whether torch sees an accelerator of this kind here; always for `cpu`."""
+    kind = device.partition(":")[0]
+    current = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return kind == "cpu" or (current is not None and current.type == kind)
+
+
 def limit(device: str, usable_bytes: int, total_bytes: int) -> None:
     """Limit how much of a CUDA device torch's allocator may hold.
 

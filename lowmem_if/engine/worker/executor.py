@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
-import torch
-
 from lowmem_if.cascade.locate import locate
 from lowmem_if.cascade.lora.adapter import file_digest
 from lowmem_if.engine.events import Report, StepFinished, StepSkipped, StepStarted
@@ -28,7 +26,7 @@ from lowmem_if.errors import DeviceError, NotFinite, RunFolderError
 from lowmem_if.hardware.dtypes import likely_cause
 from lowmem_if.planning.estimates.memory import VRAM_WORKSPACE_BYTES
 from lowmem_if.planning.plan import Step
-from lowmem_if.weights.allocator import limit, try_segments
+from lowmem_if.weights.allocator import limit, sees, try_segments
 from lowmem_if.weights.memory_readings import wake
 
 
@@ -102,9 +100,7 @@ def _explained(run: StepRun) -> Iterator[None]:
 
 
 def _check_device(step: Step) -> None:
-    kind = step.config.device.partition(":")[0]
-    current = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if kind != "cpu" and (current is None or current.type != kind):
+    if not sees(step.config.device):
         raise DeviceError(
             f"the plan is for {step.config.device}, which torch does not see here: "
             "run it where it was begun, or start a new folder"

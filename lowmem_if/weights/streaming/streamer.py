@@ -52,6 +52,9 @@ class Streamed:
     Attributes:
         module: the network, to be called as if its weights were in memory.
         streamed_bytes: of the weights that every pass loads and unloads.
+        weights_remain: whether a weight is still right after its layer's forward, as a backward pass
+            needs it: nothing streams, or weights are views of the mapped files. The module has this
+            attribute, too.
     """
 
     def __init__(
@@ -118,6 +121,8 @@ class Streamed:
         as_stored = not self._merges and all(_is_as_stored(slot) for slot in wanted)
         self._mapped = device == "cpu" and as_stored
         self._mapped_residents = resident if self._mapped else set()
+        self.weights_remain = self._mapped or not self._groups
+        self.module.weights_remain = self.weights_remain
         if self._mapped:
             return always
         return [*always, *(slot for group in resident for slot in group.slots)]
@@ -219,6 +224,8 @@ class Streamed:
 
     def _place(self, slot: Slot, parameter: torch.nn.Parameter) -> None:
         for owner, leaf in self._owners[slot]:
+            # A user's own loop may say `requires_grad_(False)`, which changes bits; see `as_weight`.
+            parameter.requires_grad = owner._parameters[leaf].requires_grad
             owner._parameters[leaf] = parameter
 
     # --- on the loading thread, which may be the same

@@ -1,0 +1,1 @@
+"""Open single stages in the user's own process: planned, counted, and released."""
