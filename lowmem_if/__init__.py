@@ -8,6 +8,7 @@ or step by step: `machine = lm.probe()`, `request = lm.make_request("a red circl
 """
 
 from lowmem_if.api.batch import batch
+from lowmem_if.api.embed import embed
 from lowmem_if.api.enlarge import enlarge
 from lowmem_if.api.fetch import Fetched, fetch
 from lowmem_if.api.generate import generate, inpaint, upscale, vary
@@ -18,6 +19,7 @@ from lowmem_if.engine.answers import LoadedComponent
 from lowmem_if.engine.events import Event
 from lowmem_if.engine.options import (
     DrawOptions,
+    EmbedOptions,
     EnlargeOptions,
     FetchOptions,
     GenerateOptions,
@@ -38,6 +40,7 @@ from lowmem_if.errors import (
     CheckpointError,
     DeviceError,
     DoesNotFit,
+    EmbeddingsError,
     HubError,
     LoraError,
     LowmemError,
@@ -56,6 +59,7 @@ from lowmem_if.report.notebook import NotebookProgress
 from lowmem_if.request.batch_file import BadLine
 from lowmem_if.request.build import make_request
 from lowmem_if.request.request import Request
+from lowmem_if.weights.embedding_files.embedding_tensors import load_embeddings
 
 __all__ = [
     "BadLine",
@@ -66,6 +70,8 @@ __all__ = [
     "DeviceError",
     "DoesNotFit",
     "DrawOptions",
+    "EmbedOptions",
+    "EmbeddingsError",
     "EnlargeOptions",
     "Event",
     "FetchOptions",
@@ -100,10 +106,12 @@ __all__ = [
     "Step",
     "WorkerDied",
     "batch",
+    "embed",
     "enlarge",
     "fetch",
     "generate",
     "inpaint",
+    "load_embeddings",
     "load_profile",
     "make_plan",
     "make_request",

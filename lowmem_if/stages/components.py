@@ -27,9 +27,6 @@ STAGES: Mapping[str, type[Stage[Any, Any]]] = {
     catalog.POSTPROCESS: Postprocessor,
 }
 
-READ_T5 = {catalog.STAGE_1, catalog.STAGE_2}
-"""The stages that read their prompts as embeddings of the text encoder."""
-
 
 def image_inputs(step: Step, tasks: Sequence[ImageSpec], materials: Materials) -> ImageInputs:
     """What an image stage draws a micro-batch of tasks from."""
@@ -38,7 +35,7 @@ def image_inputs(step: Step, tasks: Sequence[ImageSpec], materials: Materials) -
     before = stage_before(component, tasks[0])
     pictures = materials.pictures(before, tasks) if before else None
     embeds = negative = style = None
-    if component in READ_T5:
+    if component in catalog.READ_T5:
         embeds = materials.embeddings([task.words for task in tasks])
         if sampling.guidance_scale > 1:
             negative = materials.embeddings([task.negative_prompt for task in tasks])

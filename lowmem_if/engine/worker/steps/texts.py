@@ -5,8 +5,8 @@ from __future__ import annotations
 from lowmem_if.cascade import catalog
 from lowmem_if.engine.events import Drawing
 from lowmem_if.engine.worker.embedding_cache import EmbeddingCache
-from lowmem_if.engine.worker.steps.pending import texts_of
 from lowmem_if.engine.worker.steps.step_run import StepRun
+from lowmem_if.planning.texts import texts_of
 from lowmem_if.stages.finite import check_finite
 from lowmem_if.stages.stage import TextInputs
 from lowmem_if.stages.text_encoder import CleanedText, TextCleaner
@@ -17,7 +17,7 @@ from lowmem_if.weights.files.tensor_file import is_sound, tensor_bytes
 def encode_texts(run: StepRun) -> None:
     """Encode the texts that have no embedding in the folder yet; known ones are taken from the cache."""
     folder = run.folder
-    texts = texts_of(folder)
+    texts = texts_of(folder.plan)
     cleaner = TextCleaner(run.root)
     cleaned = {text: cleaner.clean(text) for text in texts}
     _warn(run, cleaned, cleaner.known_words)
