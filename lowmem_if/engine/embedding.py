@@ -23,6 +23,7 @@ from lowmem_if.errors import (
 from lowmem_if.planning.plan import Plan
 from lowmem_if.request.build import make_request
 from lowmem_if.request.checks import as_tuple
+from lowmem_if.units import shorten
 from lowmem_if.weights.embedding_files.embedding_reader import opened_embeddings
 from lowmem_if.weights.embedding_files.embedding_writer import (
     check_writable,
@@ -120,9 +121,10 @@ def _check_nothing_lost(file: Path, texts: tuple[str, ...]) -> None:
     except EmbeddingsError as error:
         raise EmbeddingsError(f"{error}; give --out another name, or delete this file") from error
     if lost:
+        more = f" and {len(lost) - 1} more" if lost[1:] else ""
         raise EmbeddingsError(
-            f"{file} holds {len(lost)} other prompts, {lost[0][:60]!r} for example, which would be "
-            "lost: give --out another name, or give all prompts"
+            f"{file} also holds {shorten(lost[0], 60)!r}{more}, which would be lost: give --out "
+            "another name, or give these prompts, too"
         )
 
 

@@ -6,6 +6,7 @@ Only here a process that plans and prints imports torch.
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -30,7 +31,9 @@ def pickled_entries(path: Path) -> Iterator[dict[str, Entry]]:
     Raises:
         EmbeddingsError: the file is broken, or holds something else than a dictionary of tensors.
     """
-    content = _load(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's about old and odd pickles
+        content = _load(path)
     if not isinstance(content, dict):
         raise EmbeddingsError(
             f"it holds a {type(content).__name__}: save a dictionary of prompts and tensors"
