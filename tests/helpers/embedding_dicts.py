@@ -14,7 +14,9 @@ from lowmem_if.weights.embedding_files.stored_embedding import DTYPES, StoredEmb
 SUFFIXES = (".pth", ".pt", ".safetensors", ".npz")
 
 
-def made_up(*prompts: str, width: int = 8, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+def made_up(
+    *prompts: str, width: int = 8, dtype: torch.dtype = torch.float32
+) -> dict[str, torch.Tensor]:
     """An embedding of other numbers for each prompt."""
     generator = torch.Generator().manual_seed(5)
     return {p: torch.randn(1, 77, width, generator=generator).to(dtype) for p in prompts}

@@ -178,7 +178,9 @@ def test_a_missing_prompt_is_answered_with_the_nearest(tmp_path: Path, suffix: s
         with pytest.raises(EmbeddingsError) as caught:
             opened.check("a red circle")
         text = str(caught.value)
-        assert text.startswith(f"{file} has no embedding of the prompt 'a red circle'; it has 'a red circl',")
+        assert text.startswith(
+            f"{file} has no embedding of the prompt 'a red circle'; it has 'a red circl',"
+        )
         assert text.endswith(" and 8 more")
         assert len(text) < len(str(file)) + 300
         opened.check("a fox", width=8)

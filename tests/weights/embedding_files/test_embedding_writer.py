@@ -76,7 +76,9 @@ def test_bfloat16_is_widened(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_numbers_that_float16_cannot_hold_are_an_error(tmp_path: Path, suffix: str) -> None:
     """Nothing is written then."""
-    with pytest.raises(EmbeddingsError, match="'a' has numbers that float16 cannot hold: use --dtype"):
+    with pytest.raises(
+        EmbeddingsError, match="'a' has numbers that float16 cannot hold: use --dtype"
+    ):
         write(tmp_path / f"a{suffix}", {"a": torch.full((1, 77, 8), 70_000.0)}, "float16")
     assert not [file for file in tmp_path.iterdir() if file.is_file()]
 
