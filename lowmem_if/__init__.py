@@ -8,6 +8,7 @@ or step by step: `machine = lm.probe()`, `request = lm.make_request("a red circl
 """
 
 from lowmem_if.api.batch import batch
+from lowmem_if.api.embed import embed
 from lowmem_if.api.enlarge import enlarge
 from lowmem_if.api.fetch import Fetched, fetch
 from lowmem_if.api.generate import generate, inpaint, upscale, vary
@@ -19,6 +20,7 @@ from lowmem_if.engine.answers import LoadedComponent
 from lowmem_if.engine.events import Event
 from lowmem_if.engine.options import (
     DrawOptions,
+    EmbedOptions,
     EnlargeOptions,
     FetchOptions,
     GenerateOptions,
@@ -41,6 +43,7 @@ from lowmem_if.errors import (
     CheckpointError,
     DeviceError,
     DoesNotFit,
+    EmbeddingsError,
     HubError,
     LoraError,
     LowmemError,
@@ -59,6 +62,7 @@ from lowmem_if.report.notebook import NotebookProgress
 from lowmem_if.request.batch_file import BadLine
 from lowmem_if.request.build import make_request
 from lowmem_if.request.request import Request
+from lowmem_if.weights.embedding_files.embedding_tensors import load_embeddings
 
 __all__ = [
     "BadLine",
@@ -69,6 +73,8 @@ __all__ = [
     "DeviceError",
     "DoesNotFit",
     "DrawOptions",
+    "EmbedOptions",
+    "EmbeddingsError",
     "EnlargeOptions",
     "Event",
     "FetchOptions",
@@ -106,10 +112,12 @@ __all__ = [
     "WorkerDied",
     "batch",
     "close_stages",
+    "embed",
     "enlarge",
     "fetch",
     "generate",
     "inpaint",
+    "load_embeddings",
     "load_profile",
     "make_plan",
     "make_request",

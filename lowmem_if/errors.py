@@ -4,6 +4,7 @@
     ├── RequestError           the request itself cannot be run (prompt, seed, size, steps, pin)
     ├── CacheError             there is no folder to keep files in for later runs
     ├── BatchError             a file of prompts cannot be read, or some of its lines could not be used
+    ├── EmbeddingsError        a file of prompt embeddings cannot be used, or lacks a prompt
     ├── PictureError           an input image is missing, broken, or has a size that no stage accepts
     ├── ProfileError           a machine profile is unknown, unreadable or has a wrong key
     ├── CascadeError           no such cascade, or a folder that is not one
@@ -45,6 +46,10 @@ class CacheError(LowmemError):
 
 class BatchError(LowmemError):
     """A file of prompts cannot be read, or some of its lines could not be used; names them."""
+
+
+class EmbeddingsError(LowmemError):
+    """A file of prompt embeddings is missing, broken, for another encoder, or lacks a prompt."""
 
 
 class PictureError(LowmemError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Unpack
@@ -21,6 +21,7 @@ from lowmem_if.engine.session import Session
 from lowmem_if.planning.plan import Plan
 from lowmem_if.request.build import make_request
 from lowmem_if.request.request import Request
+from lowmem_if.request.texts.given_embeddings import given_embeddings
 
 BytesReport = Callable[[str, int, int], None]
 """Called with a file's name, the bytes done and the bytes in all."""
@@ -45,11 +46,13 @@ def fetch(cascade: str, **options: Unpack[FetchOptions]) -> Fetched:
 
     Raises:
         RequestError: an unknown option.
+        EmbeddingsError: the file of embeddings does not exist.
         HubError: the Hub cannot be reached, asks for a login or the licence, or lacks a file.
         DoesNotFit: the machine could not run what would be fetched.
     """
     check_options("fetch", options, FetchOptions)
     request = _request(cascade, options.get("revision", "main"), options.get("size", 1024))
+    request = replace(request, embeds=given_embeddings(options.get("embeds")))
     published = catalog.PUBLISHED.get(cascade)
     notice = options.get("notice", _ignore)
     with Session(keep_loaded=False, **part_of(options, PlanOptions)) as session:
@@ -76,7 +79,8 @@ def _download(published: Cascade, plan: Plan, report: BytesReport) -> Fetched:
     from lowmem_if.weights.hub import repository
 
     request = plan.request
-    eight_bit = plan.step(catalog.TEXT_ENCODER).config.storage_dtype == "int8"
+    encoders = [step for step in plan.steps if step.component == catalog.TEXT_ENCODER]
+    eight_bit = any(step.config.storage_dtype == "int8" for step in encoders)
     files = repository.list_files(
         published, request.components, eight_bit=eight_bit, revision=request.revision
     )

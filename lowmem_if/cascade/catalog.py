@@ -30,6 +30,7 @@ def component_name(name: str) -> str:
 IMAGE_STAGES = (STAGE_1, STAGE_2, UPSCALER)
 """The image stages, in order; a request's size decides how many of them run."""
 
+
 SIZES = {64: (STAGE_1,), 256: (STAGE_1, STAGE_2), 1024: IMAGE_STAGES}
 """Image side in pixels -> the stages that an image of this size runs through."""
 
@@ -40,6 +41,9 @@ TIMESTEP_LISTS = (
 
 MAX_TOKENS = 77
 """Prompt tokens that IF was trained with. T5 can read more, but IF never saw more."""
+
+TEXT_WIDTH = 4096
+"""Numbers per token of T5-XXL, the text encoder of every published cascade."""
 
 IF_LICENCE_PAGE = "https://huggingface.co/DeepFloyd/IF-I-XL-v1.0"
 """A user who accepts the licence on this page may also read the other IF repositories."""

@@ -220,6 +220,15 @@ def read_as(file: Path, kind: type[T]) -> T:
         raise CheckpointError(f"{file}: {_first(error)}; fetch or copy the folder again") from error
 
 
+def text_width(root: Path) -> int:
+    """Numbers per token of the embeddings that the UNet in a stage's folder reads.
+
+    Raises:
+        CheckpointError: its configuration is missing or broken.
+    """
+    return read_as(root / "unet/config.json", _UNet).text_width
+
+
 def configuration_files(component: str, part: Part) -> Iterator[str]:
     """The configuration files that a component reads, as paths in its root."""
     folders = {".", *part.extras, *(module.folder for module in part.modules)}

@@ -11,6 +11,9 @@ TEXT, VARY, INPAINT, UPSCALE = "text", "vary", "inpaint", "upscale"
 MODES = (TEXT, VARY, INPAINT, UPSCALE)
 """Draw from text only, redraw an image, redraw a part of an image, enlarge an image."""
 
+EMBED = "embed"
+"""Encode prompts and draw nothing: the mode of `lowmem-if embed`, not of a picture."""
+
 REDRAWN = (VARY, INPAINT)
 """Modes that add noise to an input image and redraw it, with a strength."""
 

@@ -21,6 +21,9 @@ ITEM_BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2,
     "U16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
+TENSOR_NAME = "tensor"
+"""The name of the only tensor in the files of a run folder."""
+
 _MAX_HEADER_BYTES = 100_000_000
 """The reference implementation refuses longer headers."""
 

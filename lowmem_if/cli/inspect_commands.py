@@ -33,6 +33,7 @@ from lowmem_if.cli.shared_options import (
     run_folder,
 )
 from lowmem_if.engine.options import PlanOptions, RequestOptions, part_of
+from lowmem_if.engine.run_folder.embedding_copies import check_embeddings
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.run_folder.gallery import write_gallery
 from lowmem_if.engine.run_folder.library_versions import PACKAGE, installed_versions
@@ -73,6 +74,7 @@ def plan(prompts: tuple[str, ...], as_json: bool, simulate: bool, **given: Any) 
                     click.echo(f"with --prefer {BALANCED}:")
                     print_plan(balanced, console(sys.stdout))
             raise
+    check_embeddings(found)
     if as_json:
         print_json(found.to_json())
     else:

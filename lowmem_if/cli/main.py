@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import click
 
-from lowmem_if.cli import draw_commands, inspect_commands, weight_commands
+from lowmem_if.cli import draw_commands, embed_command, inspect_commands, weight_commands
 from lowmem_if.cli.command import CommandGroup
 from lowmem_if.cli.output import say
 from lowmem_if.engine.run_folder.library_versions import PACKAGE, installed_versions
@@ -35,8 +35,9 @@ def app() -> None:
     """Run the DeepFloyd IF cascade on machines it does not fit."""
 
 
-for _command in (*draw_commands.COMMANDS, *inspect_commands.COMMANDS, *weight_commands.COMMANDS):
-    app.add_command(_command)
+for _module in (draw_commands, embed_command, inspect_commands, weight_commands):
+    for _command in _module.COMMANDS:
+        app.add_command(_command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

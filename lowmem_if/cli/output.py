@@ -101,6 +101,18 @@ def print_result(result: RunResult, *, as_json: bool, **more: Any) -> None:
 
 def run_json(folder: RunFolder) -> dict[str, Any]:
     """A run as a JSON object: its pictures, steps, notices and log."""
+    return {
+        "run": str(folder.path),
+        "complete": folder.complete,
+        "images": [str(image) for image in folder.images],
+        "steps": steps_json(folder),
+        "notices": list(folder.notices),
+        "log": list(folder.log),
+    }
+
+
+def steps_json(folder: RunFolder) -> list[dict[str, Any]]:
+    """The steps of a run's plan, each with what was measured and the proof of its release."""
     steps = []
     for step in folder.plan.to_json()["steps"]:
         measured, released = (
@@ -108,14 +120,7 @@ def run_json(folder: RunFolder) -> dict[str, Any]:
             for value in (folder.measured(step["component"]), folder.released(step["component"]))
         )
         steps.append(step | {"measured": measured, "released": released})
-    return {
-        "run": str(folder.path),
-        "complete": folder.complete,
-        "images": [str(image) for image in folder.images],
-        "steps": steps,
-        "notices": list(folder.notices),
-        "log": list(folder.log),
-    }
+    return steps
 
 
 def unfit_json(request: Request, machine: Machine, error: DoesNotFit) -> dict[str, Any]:

@@ -137,6 +137,11 @@ other_versions = option(
     help="Resume even if libraries that pixels depend on have changed.",
 )  # fmt: skip
 
+embeds = option(
+    "--embeds", group=COMMON, type=FILE,
+    help="A file with the embeddings of all prompts, from `embed`: no text encoder is needed.",
+)  # fmt: skip
+
 picture_options = together(
     option(
         "--negative-prompt", group=PICTURE, default="", show_default=False,
@@ -191,6 +196,7 @@ drawing_options = together(
         help="Pictures for each prompt; seeds count up.",
     ),
     out,
+    embeds,
     picture_options,
     budgets,
     profile,

@@ -20,6 +20,7 @@ from lowmem_if.cli.shared_options import (
     as_json,
     budgets,
     cascade_argument,
+    embeds,
     pin,
     prefer,
     profile,
@@ -48,6 +49,7 @@ _COPIES, _NO_COPIES = "bf16", "none"
 )
 @cascade_argument
 @size
+@embeds
 @option(
     "--convert", group=COMMON,
     help="bf16: also write bfloat16 copies of the UNets, for a CPU that streams them; "

@@ -91,22 +91,27 @@ def _grown(folder: RunFolder, plan: Plan, picks: Sequence[ImageSpec]) -> RunFold
 
 
 def _copy_sources(source: RunFolder, picks: Sequence[ImageSpec], out: Path) -> None:
-    """Copy the input pictures, whose originals may have been deleted, into an empty folder."""
+    """Copy input pictures and given embeddings, whose files may be gone, into an empty folder."""
     files = [source.source_file(t, kind) for t in picks for kind in KINDS if getattr(t, kind)]
+    if source.plan.request.embeds is not None:
+        files += [f for task in picks for f in _embeddings(source, task) if f.is_file()]
     with writing(out):
         if not files or (out.is_dir() and any(out.iterdir())):
             return
-        (out / files[0].parent.name).mkdir(parents=True, exist_ok=True)
-        for file in files:
+        for file in dict.fromkeys(files):
+            (out / file.parent.name).mkdir(parents=True, exist_ok=True)
             write_bytes(out / file.parent.name / file.name, file.read_bytes())
+
+
+def _embeddings(folder: RunFolder, task: ImageSpec) -> list[Path]:
+    """The files of a task's embeddings; not all of them exist."""
+    texts = (task.words, task.negative_prompt, task.style_prompt)
+    return [folder.embedding_file(text) for text in texts]
 
 
 def _copy(source: RunFolder, old: ImageSpec, target: RunFolder, new: ImageSpec) -> None:
     """Copy the embeddings and the stages' pictures of one image."""
-    pairs = [
-        (source.embedding_file(text), target.embedding_file(text))
-        for text in (old.words, old.negative_prompt)
-    ]
+    pairs = list(zip(_embeddings(source, old), _embeddings(target, new), strict=True))
     for stage in old.stages:
         pairs.append((source.preview_file(stage, old), target.preview_file(stage, new)))
         pairs.append((source.tensor_file(stage, old), target.tensor_file(stage, new)))

@@ -131,6 +131,8 @@ class ImageOptions(TypedDict, total=False):
         thresholding: dynamic thresholding of stages 1 and 2: the ratio, or ratio and largest value.
         compile: whether UNets may be compiled by `torch.compile` where that saves time.
         lora: LoRAs for stages 1 and 2; several add up.
+        embeds: a file with the embeddings of all prompts, as `embed` writes it: the text encoder is
+            neither planned nor loaded.
     """
 
     negative_prompt: str
@@ -152,6 +154,7 @@ class ImageOptions(TypedDict, total=False):
     thresholding: Numbers | None
     compile: bool
     lora: LoraGiven | Sequence[LoraGiven]
+    embeds: str | Path | None
 
 
 class MaskOptions(TypedDict, total=False):
@@ -217,18 +220,36 @@ class SessionOptions(PlanOptions, RunOptions, total=False):
     planner: Planner | None
 
 
+class EmbedOptions(PlanOptions, RunOptions, total=False):
+    """Which text encoder `embed` uses, and in which number type it returns or writes.
+
+    Attributes:
+        cascade: a published cascade, `demo`, or a folder in diffusers layout.
+        revision: branch, tag or commit of the weights' repositories.
+        dtype: `float16` (the default) or `float32`.
+        planner: makes the plan; None: `make_plan`.
+    """
+
+    cascade: str | Path
+    revision: str
+    dtype: str
+    planner: Planner | None
+
+
 class FetchOptions(PlanOptions, total=False):
     """Which weights `fetch` downloads, and what it reports.
 
     Attributes:
         revision: branch, tag or commit of the weights' repositories.
         size: shorter side in pixels of the pictures to be drawn: 64 needs no stage 2.
+        embeds: a file of prompt embeddings, with which no text encoder is needed.
         report: called with a file's name, its bytes so far and its bytes in all.
         notice: called with each thing that the user should know, in words.
     """
 
     revision: str
     size: int
+    embeds: str | Path | None
     report: Callable[[str, int, int], None]
     notice: Callable[[str], None]
 

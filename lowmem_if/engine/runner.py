@@ -69,6 +69,7 @@ def continue_run(
         differs = folder.check_versions(others=other_versions)
         with folder.locked() as lock:
             folder = folder.reload()
+            folder.restore_embeddings()
             if differs and folder.note(differs):
                 (keeper or report)(Notice(differs))
             _work(folder, worker, keeper or report, lock, preview_every)

@@ -58,6 +58,8 @@ def _smaller(request: Request) -> Iterator[Request]:
     for size in sizes:
         with suppress(RequestError, PictureError):  # not every mode exists at every size
             yield _without_upscaler(request.no_larger_than(size))
+    if request.embeds is not None:  # the demo reads embeddings of another width
+        cascades = [name for name in cascades if name in catalog.PUBLISHED]
     for cascade in cascades:
         yield replace(request, cascade=cascade)
 

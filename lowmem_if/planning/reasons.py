@@ -17,6 +17,7 @@ from lowmem_if.cascade.strategies import (
 from lowmem_if.hardware.dtypes import doubt
 from lowmem_if.hardware.machine import INSTALL_BITSANDBYTES, Machine
 from lowmem_if.planning.candidates import compute_dtype
+from lowmem_if.planning.estimates.activations import TEXTS_A_PASS
 from lowmem_if.planning.estimates.compile_time import speedup
 from lowmem_if.planning.estimates.execution import ExecutionConfig
 from lowmem_if.planning.evaluate import Evaluation
@@ -100,7 +101,8 @@ def _merging(config: ExecutionConfig, lora: Sequence[Lora]) -> list[str]:
 def _streaming(config: ExecutionConfig) -> str:
     """Which layers of a streaming component are read from its file, and how often."""
     if config.facts.encodes:
-        return "layers are read from the file once"
+        more = f" for every {TEXTS_A_PASS} prompts" if config.batch == TEXTS_A_PASS else ""
+        return f"layers are read from the file once{more}"
     resident = config.resident_bytes
     others = f"{format_bytes(resident)} resident, other " if resident else ""
     return others + "layers are read from the file in every pass"

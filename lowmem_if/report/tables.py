@@ -150,6 +150,8 @@ def _total(plan: Plan) -> str:
     """`total 3 min 4 s an image, 21.3 GB to download, 70.0 GB of disk free. It fits.`"""
     images = len(plan.request.images)
     each = f", {format_seconds(plan.seconds / images)} an image" if images > 1 else " an image"
+    if not plan.request.pictures:
+        each = ""
     words = [f"total {format_seconds(plan.seconds)}{each}"]
     if plan.download_bytes:
         free = format_bytes(plan.machine.disk_free_bytes)

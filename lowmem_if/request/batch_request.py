@@ -18,12 +18,16 @@ from lowmem_if.request.batch_file import (
     read_batch,
 )
 from lowmem_if.request.build import make_request
+from lowmem_if.request.checks import check_texts
 from lowmem_if.request.request import Request
 
 _LISTED = 10
 """How many invalid lines the error at the end lists."""
 
 STANDARD_INPUT = Path("-")
+
+_TEXTS = ("prompt", "style_prompt", "negative_prompt")
+"""The values of a row that the text encoder reads."""
 
 
 def read_request(file: Path, **values: Any) -> tuple[Request, tuple[BadLine, ...]]:
@@ -50,6 +54,30 @@ def request_of(
     return _request(values, parse_records(records, check))
 
 
+def read_texts(file: Path) -> tuple[str, ...]:
+    """Every prompt, style and negative prompt in a file (`-`: standard input), each once.
+
+    The formats are those of a batch, so that a batch's own file can be encoded.
+
+    Raises:
+        BatchError: the file cannot be read, is empty, or one of its lines is not valid.
+    """
+
+    def check(row: Row) -> None:
+        check_texts(row.get(name, "") for name in _TEXTS)
+
+    if file == STANDARD_INPUT:
+        batch = parse_batch(sys.stdin.buffer.read(), check)
+    else:
+        batch = read_batch(file, check)
+    if batch.bad_lines:
+        raise BatchError(f"{file}, {batch.bad_lines[0]}")
+    texts = [row[name] for row in batch.rows for name in _TEXTS if row.get(name, "").strip()]
+    if not texts:
+        raise BatchError(f"{file} holds no prompt: write one prompt per line")
+    return tuple(dict.fromkeys(texts))
+
+
 def _checking(values: Mapping[str, Any]) -> tuple[Check, dict[str, Any]]:
     """A function that checks one row, and the run-wide values; files are read and a seed drawn once.
 
@@ -58,7 +86,8 @@ def _checking(values: Mapping[str, Any]) -> tuple[Check, dict[str, Any]]:
     """
     common = make_request(lines=({"prompt": "any"},), **values)
     spec = common.images[0]
-    once = {"image": spec.image, "mask": spec.mask, "cascade": common.cascade, "lora": common.lora}
+    once = {"image": spec.image, "mask": spec.mask, "cascade": common.cascade, "lora": common.lora,
+            "embeds": common.embeds}  # fmt: skip
     complete = {**values, **once}
     if complete.get("seed") is None:
         complete["seed"] = common.seed

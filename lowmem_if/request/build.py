@@ -10,7 +10,7 @@ from typing import Any
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.locate import existing_folder
 from lowmem_if.cascade.lora.adapter import Lora, loras
-from lowmem_if.cascade.modes import INPAINT, TEXT
+from lowmem_if.cascade.modes import EMBED, INPAINT, MODES, TEXT
 from lowmem_if.errors import RequestError
 from lowmem_if.request.checks import (
     as_tuple,
@@ -30,6 +30,7 @@ from lowmem_if.request.pictures.masks import mask_of
 from lowmem_if.request.pictures.picture_objects import PictureLike, picture_of
 from lowmem_if.request.request import Request, components_of
 from lowmem_if.request.seeds import MOST
+from lowmem_if.request.texts.given_embeddings import GivenEmbeddings, given_embeddings
 
 _OWN = tuple(
     field.name for field in fields(ImageSpec) if field.name not in ("number", "prompt", "seed")
@@ -66,6 +67,7 @@ def make_request(
     scheduler: str = DDPM,
     thresholding: float | Iterable[float] | None = None,
     lora: str | Path | Lora | Iterable[str | Path | Lora] | None = (),
+    embeds: str | Path | GivenEmbeddings | None = None,
     watermark: bool = True,
     safety_checker: bool = True,
     compile: bool = False,
@@ -100,6 +102,7 @@ def make_request(
         thresholding: dynamic thresholding of stages 1 and 2: the ratio, above 0 up to 1, and optionally
             the largest value that it scales down from. None: the cascade's default.
         lora: LoRAs for stages 1 and 2, which add up: texts like `FILE:SCALE`, paths or `Lora`.
+        embeds: a file with the embeddings of all prompts, as `lowmem-if embed` writes it.
         watermark: whether finished images get IF's watermark.
         safety_checker: whether IF's safety checker checks finished images.
         compile: whether UNets may be compiled (`torch.compile`); images then differ by rounding.
@@ -108,6 +111,7 @@ def make_request(
         RequestError: no cascade can run one of the values.
         PictureError: an input image is not valid, or a mask repaints nothing.
         LoraError, CheckpointError: a LoRA is not valid.
+        EmbeddingsError: the file of embeddings cannot be read.
     """
     texts, rows = as_tuple(prompts), tuple(lines)
     cascade = str(cascade) if isinstance(cascade, Path) else cascade
@@ -124,6 +128,8 @@ def make_request(
     common["seed"] = checked_seeds(seed, common["images"], len(texts) or 1)
     expanded = _of_rows(rows, common) if rows else _numbered(texts, common)
     specs = tuple(expanded)
+    if rows and any(spec.mode == EMBED for spec in specs):
+        raise RequestError(f"unknown mode {EMBED!r}: use one of {', '.join(MODES)}")
     return Request(
         specs,
         _cascade_name(cascade),
@@ -133,6 +139,7 @@ def make_request(
             noise_level=noise_level, scheduler=scheduler, thresholding=thresholding,
         ),
         loras(lora),
+        given_embeddings(embeds),
         **flags,
         gallery=bool(rows),
         seed=common["seed"][0],

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.catalog import UPSCALER
-from lowmem_if.cascade.modes import INPAINT, MODES, REDRAWN, TEXT, UPSCALE, VARY
+from lowmem_if.cascade.modes import EMBED, INPAINT, MODES, REDRAWN, TEXT, UPSCALE, VARY
 from lowmem_if.errors import PictureError, RequestError
 from lowmem_if.request.pictures.input_images import Picture
 from lowmem_if.request.tiling import UPSCALER_SIDE, boxes
@@ -33,7 +33,7 @@ class ImageSpec:
     Attributes:
         number: its number in the run folder.
         size: shorter side of the finished image; in mode `upscale` it selects the stages instead.
-        mode: one of `MODES`.
+        mode: one of `MODES`, or `embed`: only the prompt is encoded.
         image, mask: the user's images, for `vary`, `inpaint` and `upscale`.
         strength: share of `image` that noise replaces, in stages 1 and 2; None: the mode's default.
         style_prompt: the style, for `vary`; `prompt` describes the content.
@@ -78,7 +78,9 @@ class ImageSpec:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The image stages that this image runs through, in order."""
+        """The image stages that this image runs through, in order; none if nothing is drawn."""
+        if self.mode == EMBED:
+            return ()
         if self.mode == UPSCALE and self.image:
             # The upscaler enlarges what stage 2 was not trained on, including long strips.
             small = min(self.image.width, self.image.height) <= _SMALL_SIDE
@@ -94,7 +96,7 @@ class ImageSpec:
     @property
     def needs_t5(self) -> bool:
         """Whether a stage needs T5 embeddings of its prompts; the upscaler has its own encoder."""
-        return any(catalog.facts(stage).reads_t5 for stage in self.stages)
+        return self.mode == EMBED or any(catalog.facts(stage).reads_t5 for stage in self.stages)
 
     @property
     def proportions(self) -> tuple[int, int]:
@@ -135,9 +137,9 @@ class ImageSpec:
 
 
 def _check_values(spec: ImageSpec) -> None:
-    if spec.mode not in MODES:
+    if spec.mode not in (*MODES, EMBED):
         raise RequestError(f"unknown mode {spec.mode!r}: use one of {', '.join(MODES)}")
-    wanted = {"image": spec.mode != TEXT, "mask": spec.mode == INPAINT}
+    wanted = {"image": spec.mode not in (TEXT, EMBED), "mask": spec.mode == INPAINT}
     for name, needed in wanted.items():
         if needed and getattr(spec, name) is None:
             raise RequestError(f"{spec.mode} needs {'an image' if name == 'image' else 'a mask'}")
@@ -149,7 +151,7 @@ def _check_values(spec: ImageSpec) -> None:
         raise RequestError(f"{spec.mode} takes no style prompt: only {VARY} does")
     if spec.aspect and spec.image:
         raise RequestError("the input image sets the aspect: leave it out, or crop the image")
-    if spec.mode != UPSCALE and not (spec.prompt.strip() or spec.style_prompt.strip()):
+    if spec.mode not in (UPSCALE, EMBED) and not (spec.prompt.strip() or spec.style_prompt.strip()):
         raise RequestError("the prompt is empty: describe the image")
     if spec.mode == UPSCALE and spec.size == min(catalog.SIZES):
         raise RequestError(f"no stage enlarges to {spec.size} pixels: use size 256 or 1024")

@@ -8,6 +8,7 @@ from lowmem_if.cascade import catalog
 from lowmem_if.cascade.lora.adapter import Lora
 from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.request.sampling import SamplingOptions
+from lowmem_if.request.texts.given_embeddings import GivenEmbeddings
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,7 @@ class Request:
         cascade: a name in the catalogue, or the absolute path of a folder.
         revision: branch, tag or commit on the Hub.
         lora: LoRAs for stages 1 and 2, which add up.
+        embeds: a file with the embeddings of all prompts, so that no text encoder is needed.
         watermark: whether finished images get IF's watermark.
         safety_checker: whether IF's safety checker checks finished images.
         compile: whether UNets may be compiled where that saves time.
@@ -32,6 +34,7 @@ class Request:
     revision: str = "main"
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     lora: tuple[Lora, ...] = ()
+    embeds: GivenEmbeddings | None = None
     watermark: bool = True
     safety_checker: bool = True
     compile: bool = False
@@ -41,7 +44,13 @@ class Request:
     @property
     def components(self) -> tuple[str, ...]:
         """The components this request needs, in the order in which they run."""
-        return components_of(self.images)
+        needed = components_of(self.images)
+        return tuple(c for c in needed if c != catalog.TEXT_ENCODER or self.embeds is None)
+
+    @property
+    def pictures(self) -> tuple[ImageSpec, ...]:
+        """The images that are drawn; none if the request only encodes prompts."""
+        return tuple(spec for spec in self.images if spec.stages)
 
     @property
     def size(self) -> int:
@@ -74,7 +83,9 @@ class Request:
 
 def components_of(images: tuple[ImageSpec, ...]) -> tuple[str, ...]:
     """The components that images need, in the order in which they run."""
-    needed = {stage for spec in images for stage in spec.stages} | {catalog.POSTPROCESS}
+    needed = {stage for spec in images for stage in spec.stages}
+    if needed:
+        needed.add(catalog.POSTPROCESS)
     if any(spec.needs_t5 for spec in images):
         needed.add(catalog.TEXT_ENCODER)
     return tuple(component for component in catalog.COMPONENTS if component in needed)

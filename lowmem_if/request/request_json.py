@@ -19,9 +19,11 @@ from lowmem_if.request.build import ROW_NAMES, make_request
 from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.request.pictures.input_images import WHITE, Picture
 from lowmem_if.request.request import Request
+from lowmem_if.request.texts.given_embeddings import GivenEmbeddings
 
 _PICTURE = TypeAdapter(Picture)
 _LORA = TypeAdapter(tuple[Lora, ...])
+_EMBEDS = TypeAdapter(GivenEmbeddings | None)
 _PER_IMAGE = [f.name for f in fields(ImageSpec) if f.name not in ("number", "prompt", "seed")]
 _RUN_WIDE = ("cascade", "revision", "watermark", "safety_checker", "compile")
 _EMPTY: dict[str, Any] = {
@@ -37,6 +39,7 @@ def request_to_json(request: Request) -> dict[str, Any]:
     images = _rows(request) if request.gallery else _prompts(request)
     sampling = asdict(request.sampling)
     data = images | run_wide | sampling | {"lora": [asdict(one) for one in request.lora]}
+    data["embeds"] = request.embeds
     found: dict[str, Any] = to_jsonable_python(data)
     return found
 
@@ -53,7 +56,8 @@ def request_from_json(data: Mapping[str, Any]) -> Request:
     ]
     known = {name: value for name, value in data.items() if name in _KNOWN}
     lora = _LORA.validate_python(data.get("lora", ()))
-    return make_request(**{**_pictures(known), "lines": rows, "lora": lora})
+    embeds = _EMBEDS.validate_python(data.get("embeds"))
+    return make_request(**{**_pictures(known), "lines": rows, "lora": lora, "embeds": embeds})
 
 
 _KNOWN = {*ROW_NAMES, *_RUN_WIDE, "prompts", "steps", "timesteps", "guidance_scale", "noise_level",

@@ -178,7 +178,7 @@ def encode_in_one_pass(
     for number, (ids, mask) in enumerate(passes):
         blocks = len(stack.block)
         tell = _counting_on(on_block, number * blocks, len(passes) * blocks)
-        yield from _one_pass(streamed, stack, ids, mask, tell)
+        yield from _one_pass(streamed, stack, ids, mask, tell, is_last=number == len(passes) - 1)
 
 
 def _counting_on(on_block: OnStep, before: int, total: int) -> Callable[[int], None]:
@@ -191,9 +191,13 @@ def _one_pass(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
     on_block: Callable[[int], None],
+    *,
+    is_last: bool,
 ) -> Iterator[torch.Tensor]:
     # One tensor for each prompt: it is freed as soon as the first block has replaced it.
     with streamed.holding(stack.embed_tokens):
+        if is_last:
+            streamed.begin_last_pass([*stack.block, stack.final_layer_norm])
         hidden = [stack.embed_tokens(ids) for ids in input_ids.split(1)]
     masks = [
         create_bidirectional_mask(

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from lowmem_if.engine.run_folder.embedding_copies import copies, restored
 from lowmem_if.engine.run_folder.folder_layout import (
     EMBEDDINGS,
     LOCK,
@@ -198,14 +199,24 @@ class RunFolder(FolderState):
         with writing(self.path):
             write_bytes(file, content)
 
+    def restore_embeddings(self) -> None:
+        """Copy the user's embeddings again that are lost or broken, if their file still exists."""
+        for file, content in restored(self.plan, self.embedding_file):
+            self._write_in_folder(file, content)
+
     def _copy_inputs(self) -> None:
-        """Copy each input picture of the request once; a broken one ends the run before it begins."""
+        """Copy input pictures and embeddings; a broken one ends the run before it begins."""
         for spec, kind in inputs(self.plan.request.images):
             if not (file := self.source_file(spec, kind)).exists():
-                content = source_bytes(spec, kind)
-                with writing(self.path):
-                    file.parent.mkdir(exist_ok=True)
-                self.write(file, content)
+                self._write_in_folder(file, source_bytes(spec, kind))
+        for file, content in copies(self.plan, self.embedding_file):
+            self._write_in_folder(file, content)
+
+    def _write_in_folder(self, file: Path, content: bytes) -> None:
+        """Write a file whose folder may not exist yet."""
+        with writing(self.path):
+            file.parent.mkdir(exist_ok=True)
+        self.write(file, content)
 
     def _change(self, record: RunRecord) -> None:
         self._record = record
@@ -224,7 +235,7 @@ def _make_empty(path: Path) -> None:
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
         names = {entry.name for entry in path.iterdir() if not is_partial(entry)}
-    strangers = sorted(names - {LOCK, SOURCES})
+    strangers = sorted(names - {LOCK, SOURCES, EMBEDDINGS})
     if strangers:
         raise RunFolderError(
             f"{path} holds other files ({strangers[0]}): give --out a new or empty folder"

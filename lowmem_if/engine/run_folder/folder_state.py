@@ -30,7 +30,7 @@ class FolderState(FolderLayout):
     @property
     def complete(self) -> bool:
         done = all(step.status == "done" for step in self._record.steps.values())
-        return done and len(self.images) == len(self.plan.request.images)
+        return done and len(self.images) == len(self.plan.request.pictures)
 
     def is_done(self, component: str) -> bool:
         return self._record.steps[component].status == "done"
@@ -51,7 +51,7 @@ class FolderState(FolderLayout):
     @property
     def images(self) -> tuple[Path, ...]:
         """The finished pictures that exist."""
-        files = [self.image_file(spec) for spec in self.plan.request.images]
+        files = [self.image_file(spec) for spec in self.plan.request.pictures]
         return tuple(file for file in files if is_whole_png(file))
 
     @property

@@ -27,6 +27,19 @@ def write_bytes(file: Path, content: bytes) -> None:
         remove(partial)
 
 
+@contextmanager
+def whole_file(file: Path) -> Iterator[Path]:
+    """A partial file to write; at the end it is renamed to `file`, on failure it is removed."""
+    partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}{_PARTIAL}")
+    try:
+        yield partial
+        with partial.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        replace(partial, file)
+    finally:
+        remove(partial)
+
+
 def is_partial(file: Path) -> bool:
     """Whether a file is the partial file of a writer that was killed."""
     return file.name.startswith(".") and file.name.endswith(_PARTIAL)

@@ -25,7 +25,7 @@ class NewTensor:
         return prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
-def header_bytes(tensors: Iterable[NewTensor]) -> bytes:
+def header_bytes(tensors: Iterable[NewTensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """The safetensors header: length, then JSON padded to a multiple of eight bytes."""
     table, offset = {}, 0
     for tensor in tensors:
@@ -36,7 +36,7 @@ def header_bytes(tensors: Iterable[NewTensor]) -> bytes:
             "data_offsets": [offset, end],
         }
         offset = end
-    text = json.dumps({"__metadata__": {"format": "pt"}, **table}).encode()
+    text = json.dumps({"__metadata__": {"format": "pt", **(metadata or {})}, **table}).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 

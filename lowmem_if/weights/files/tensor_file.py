@@ -8,22 +8,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from lowmem_if.cascade.safetensors_header import read_header
+from lowmem_if.cascade.safetensors_header import TENSOR_NAME, read_header
 from lowmem_if.errors import CheckpointError
-
-_NAME = "tensor"
 
 
 def tensor_bytes(tensor: torch.Tensor, **metadata: str) -> bytes:
     """The content of a safetensors file that holds `tensor` (from any device) and `metadata`."""
-    content: bytes = save({_NAME: tensor.detach().contiguous().cpu()}, metadata=metadata)
+    content: bytes = save({TENSOR_NAME: tensor.detach().contiguous().cpu()}, metadata=metadata)
     return content
 
 
 def is_sound(file: Path) -> bool:
     """Whether the file holds a tensor for `load_tensor`, by its header and its length."""
     try:
-        return _NAME in read_header(file)
+        return TENSOR_NAME in read_header(file)
     except CheckpointError:
         return False
 
@@ -36,7 +34,7 @@ def load_tensor(file: Path, **expected: str) -> torch.Tensor | None:
             metadata = content.metadata() or {}
             if any(metadata.get(key) != value for key, value in expected.items()):
                 return None
-            tensor: torch.Tensor = content.get_tensor(_NAME)
+            tensor: torch.Tensor = content.get_tensor(TENSOR_NAME)
             return tensor
     except (CheckpointError, SafetensorError, OSError):
         return None

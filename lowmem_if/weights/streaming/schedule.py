@@ -48,6 +48,10 @@ class Schedule:
         self._current = group
         return not self._users.get(group)
 
+    def end_with(self, group: OffloadGroup) -> None:
+        """The pass that computes now is the last one, and ends with `group`: none is loaded after it."""
+        self._follower.pop(group, None)
+
     def request(self, group: OffloadGroup | None) -> None:
         """Computing waits for this group; None: for none any more."""
         self._requested = group

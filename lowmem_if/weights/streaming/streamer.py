@@ -195,6 +195,17 @@ class Streamed:
             if held and module in self._of_module:
                 self._end(module)
 
+    def begin_last_pass(self, modules: Sequence[torch.nn.Module]) -> None:
+        """Prefetch nothing after the pass that has begun, so that no weight is read in vain.
+
+        Args:
+            modules: what the pass computes with, in order.
+        """
+        groups = [self._of_module[module] for module in modules if module in self._of_module]
+        if groups:
+            with self._prefetch.changed:
+                self._schedule.end_with(groups[-1])
+
     # --- on the computing thread
 
     def _begin(self, module: torch.nn.Module) -> None:

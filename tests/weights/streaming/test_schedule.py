@@ -127,3 +127,18 @@ def test_any_order_of_forwards_is_served_within_the_window(seed: int) -> None:
         compute(schedule, chance.choice(GROUPS))
         assert len(memory.held) <= memory.count
         assert set(memory.held) == {group for group in GROUPS if schedule.is_loaded(group)}
+
+
+def test_nothing_is_loaded_after_the_last_pass() -> None:
+    """Where it is known to be the last; another pass that comes all the same is loaded as before."""
+    schedule = Schedule((A, B, C), Slots(2))
+    for _ in range(2):
+        for group in (A, B, C):
+            compute(schedule, group)
+    assert schedule.is_loaded(A)  # of the third pass
+    schedule.reach(A)
+    schedule.end_with(C)
+    loaded = [group for step in (A, B, C) for group in compute(schedule, step)]
+    assert A not in loaded
+    assert not any(schedule.is_loaded(group) for group in (A, B, C))
+    assert [group for step in (A, B, C) for group in compute(schedule, step)][:3] == [A, B, C]

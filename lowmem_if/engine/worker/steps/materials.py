@@ -15,6 +15,9 @@ from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.stages.finite import is_finite
 from lowmem_if.weights.files.tensor_file import load_tensor
 
+_AGAIN = "`lowmem-if resume` makes it again"
+"""How to mend a file that a run has written itself."""
+
 
 class FolderMaterials:
     """What earlier steps have written, and the copies of the user's own images."""
@@ -42,13 +45,17 @@ class FolderMaterials:
         Raises:
             RunFolderError: a file is missing, broken, or holds NaN or infinity.
         """
-        return torch.cat([_read(self._folder.embedding_file(text)) for text in texts])
+        given = self._folder.plan.request.embeds
+        how = _AGAIN
+        if given is not None:
+            how = f"put {given.path} back as it was, then `lowmem-if resume` copies it again"
+        return torch.cat([_read(self._folder.embedding_file(text), how) for text in texts])
 
 
-def _read(file: Path) -> torch.Tensor:
+def _read(file: Path, how: str = _AGAIN) -> torch.Tensor:
     tensor = load_tensor(file)
     if tensor is None:
-        raise RunFolderError(f"{file} is missing or broken: `lowmem-if resume` makes it again")
+        raise RunFolderError(f"{file} is missing or broken: {how}")
     if not is_finite(tensor):  # written by an earlier release
         raise RunFolderError(
             f"{file} holds NaN or infinite numbers: delete it, and `lowmem-if resume` makes it again"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from lowmem_if.cascade import catalog
 from lowmem_if.engine.run_folder.folder import RunFolder
+from lowmem_if.planning.texts import texts_of
 from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.stages.components import stage_after
 from lowmem_if.weights.files.tensor_file import is_sound
@@ -15,29 +16,18 @@ def pending_components(folder: RunFolder) -> set[str]:
     """The components whose step must run: not done, or done and then lost while still needed."""
     request = folder.plan.request
     pending = {component for component in request.components if not folder.is_done(component)}
-    if len(folder.images) < len(request.images):
+    if len(folder.images) < len(request.pictures):
         pending.add(catalog.POSTPROCESS)
     for stage in reversed(catalog.IMAGE_STAGES):
         tasks = [task for task in request.images if stage in task.stages]
         needed = [task for task in tasks if stage_after(stage, task) in pending]
         if not all(is_sound(folder.tensor_file(stage, task)) for task in needed):
             pending.add(stage)
-    texts = [folder.embedding_file(text) for text in texts_of(folder)]
-    if pending.intersection(catalog.T5_STAGES) and not all(map(is_sound, texts)):
+    texts = [folder.embedding_file(text) for text in texts_of(folder.plan)]
+    encoded = not request.pictures or not pending.isdisjoint(catalog.T5_STAGES)
+    if encoded and request.embeds is None and not all(map(is_sound, texts)):
         pending.add(catalog.TEXT_ENCODER)
     return pending
-
-
-def texts_of(folder: RunFolder) -> list[str]:
-    """Every text that a stage of the run needs an embedding of, once; negative ones are last."""
-    positive, negative = [], []
-    for task in folder.plan.request.images:
-        steps = [folder.plan.step(stage) for stage in task.stages if stage in catalog.T5_STAGES]
-        if steps:
-            positive += [task.words, task.style_prompt] if task.is_styled else [task.words]
-        if any(step.sampling_of(task).guidance_scale > 1 for step in steps):
-            negative.append(task.negative_prompt)
-    return list(dict.fromkeys([*positive, *negative]))
 
 
 def micro_batches(tasks: Sequence[ImageSpec], size: int) -> list[list[ImageSpec]]:

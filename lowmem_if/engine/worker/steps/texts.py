@@ -5,19 +5,22 @@ from __future__ import annotations
 from lowmem_if.cascade import catalog
 from lowmem_if.engine.events import Drawing
 from lowmem_if.engine.worker.embedding_cache import EmbeddingCache
-from lowmem_if.engine.worker.steps.pending import texts_of
 from lowmem_if.engine.worker.steps.step_run import StepRun
+from lowmem_if.planning.texts import texts_of
 from lowmem_if.stages.finite import check_finite
 from lowmem_if.stages.stage import TextInputs
 from lowmem_if.stages.text_encoder import CleanedText, TextCleaner
 from lowmem_if.units import shorten
 from lowmem_if.weights.files.tensor_file import is_sound, tensor_bytes
 
+_LISTED = 10
+"""How many unknown words a notice lists."""
+
 
 def encode_texts(run: StepRun) -> None:
     """Encode the texts that have no embedding in the folder yet; known ones are taken from the cache."""
     folder = run.folder
-    texts = texts_of(folder)
+    texts = texts_of(folder.plan)
     cleaner = TextCleaner(run.root)
     cleaned = {text: cleaner.clean(text) for text in texts}
     _warn(run, cleaned, cleaner.known_words)
@@ -56,7 +59,9 @@ def _warn(run: StepRun, cleaned: dict[str, CleanedText], known: dict[str, list[s
             )
         if text.strip() and not seen.text:
             run.notice(f"IF's caption cleaning leaves nothing of the prompt {text!r}")
-    unknown = dict.fromkeys(word for seen in cleaned.values() for word in seen.unknown)
+    unknown = list(dict.fromkeys(word for seen in cleaned.values() for word in seen.unknown))
     if unknown:
         language = "; ".join(f"{kind}: {', '.join(words)}" for kind, words in known.items())
-        run.notice(f"this cascade never learnt {', '.join(unknown)}; it knows {language}")
+        more = f" and {len(unknown) - _LISTED} more" if unknown[_LISTED:] else ""
+        listed = ", ".join(unknown[:_LISTED])
+        run.notice(f"this cascade never learnt {listed}{more}; it knows {language}")

@@ -1,0 +1,1 @@
+"""What a request brings along about its texts."""
