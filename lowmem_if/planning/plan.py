@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from lowmem_if.cascade.catalog import component_name
-from lowmem_if.cascade.locate import Location, locate
+from lowmem_if.cascade.locate import Location
 from lowmem_if.cascade.lora.adapter import Lora, of_stage
 from lowmem_if.cascade.lora.lora_fit import assign_stages
 from lowmem_if.cascade.strategies import (
@@ -151,6 +151,7 @@ def make_plan(
     Raises:
         DoesNotFit: no strategy of a component fits; the error names requests that fit.
         CascadeError, CheckpointError: there is no such cascade, or one of its files is broken.
+        HubError: a repository in `parts` is not on this disk, and the Hub cannot be asked about it.
         LoraError: a LoRA fits none of the stages that run, or both.
         DeviceError, RequestError: the device or the component does not support a pin.
     """
@@ -239,7 +240,7 @@ def _fits(machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pi
 
 def _located(request: Request) -> tuple[Request, Location]:
     """Where the cascade is, and the request with each LoRA assigned to the stages it fits."""
-    location = locate(request.cascade, components=request.components, revision=request.revision)
+    location = request.locate()
     lora = assign_stages(request.lora, location, request.components)
     return replace(request, lora=lora), location
 
@@ -248,5 +249,6 @@ def _download_bytes(location: Location, steps: tuple[Step, ...]) -> int:
     return sum(
         step.estimate.read_bytes
         for step in steps
-        if location.folder(step.component, storage=step.config.storage_dtype) is None
+        if location.cascade.parts[step.component].repository  # else its weights are here
+        and location.folder(step.component, storage=step.config.storage_dtype) is None
     )

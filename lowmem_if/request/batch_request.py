@@ -58,7 +58,8 @@ def _checking(values: Mapping[str, Any]) -> tuple[Check, dict[str, Any]]:
     """
     common = make_request(lines=({"prompt": "any"},), **values)
     spec = common.images[0]
-    once = {"image": spec.image, "mask": spec.mask, "cascade": common.cascade, "lora": common.lora}
+    once = {"image": spec.image, "mask": spec.mask, "cascade": common.cascade, "lora": common.lora,
+            "parts": {part.component: part for part in common.weights.parts}}  # fmt: skip
     complete = {**values, **once}
     if complete.get("seed") is None:
         complete["seed"] = common.seed

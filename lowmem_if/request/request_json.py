@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
+from lowmem_if.cascade.locating.weights_choice import PartChoice
 from lowmem_if.cascade.lora.adapter import Lora
 from lowmem_if.cascade.modes import TEXT
 from lowmem_if.request.build import ROW_NAMES, make_request
@@ -22,6 +23,7 @@ from lowmem_if.request.request import Request
 
 _PICTURE = TypeAdapter(Picture)
 _LORA = TypeAdapter(tuple[Lora, ...])
+_PARTS = TypeAdapter(tuple[PartChoice, ...])
 _PER_IMAGE = [f.name for f in fields(ImageSpec) if f.name not in ("number", "prompt", "seed")]
 _RUN_WIDE = ("cascade", "revision", "watermark", "safety_checker", "compile")
 _EMPTY: dict[str, Any] = {
@@ -37,6 +39,7 @@ def request_to_json(request: Request) -> dict[str, Any]:
     images = _rows(request) if request.gallery else _prompts(request)
     sampling = asdict(request.sampling)
     data = images | run_wide | sampling | {"lora": [asdict(one) for one in request.lora]}
+    data["parts"] = [asdict(part) for part in request.weights.parts]
     found: dict[str, Any] = to_jsonable_python(data)
     return found
 
@@ -53,7 +56,8 @@ def request_from_json(data: Mapping[str, Any]) -> Request:
     ]
     known = {name: value for name, value in data.items() if name in _KNOWN}
     lora = _LORA.validate_python(data.get("lora", ()))
-    return make_request(**{**_pictures(known), "lines": rows, "lora": lora})
+    parts = {part.component: part for part in _PARTS.validate_python(data.get("parts", ()))}
+    return make_request(**{**_pictures(known), "lines": rows, "lora": lora, "parts": parts})
 
 
 _KNOWN = {*ROW_NAMES, *_RUN_WIDE, "prompts", "steps", "timesteps", "guidance_scale", "noise_level",
