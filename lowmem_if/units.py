@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 
 from lowmem_if.errors import RequestError
 
@@ -39,6 +41,12 @@ def format_bytes(size: int) -> str:
 def shorten(text: str, length: int) -> str:
     """The beginning of a text, for a message about it."""
     return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """`: did you mean 'x'?` for the name that is most similar; empty if none is similar."""
+    near = difflib.get_close_matches(name, sorted(names), n=1)
+    return f": did you mean {near[0]!r}?" if near else ""
 
 
 def format_seconds(seconds: float) -> str:

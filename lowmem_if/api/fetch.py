@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Unpack
 
 from lowmem_if.cascade import catalog
-from lowmem_if.cascade.locate import locate
-from lowmem_if.cascade.parts import Cascade
+from lowmem_if.cascade.locate import Location, locate, parts_on_hub
 from lowmem_if.engine.options import (
     FetchOptions,
+    Parts,
     PlanOptions,
     check_options,
     part_of,
@@ -51,38 +51,43 @@ def fetch(cascade: str, **options: Unpack[FetchOptions]) -> Fetched:
         DoesNotFit: the machine could not run what would be fetched.
     """
     check_options("fetch", options, FetchOptions)
-    request = _request(cascade, options.get("revision", "main"), options.get("size", 1024))
+    request = _request(
+        cascade, options.get("revision", "main"), options.get("size", 1024), options.get("parts")
+    )
     request = replace(request, embeds=given_embeddings(options.get("embeds")))
-    published = catalog.PUBLISHED.get(cascade)
     notice = options.get("notice", _ignore)
     with Session(keep_loaded=False, **part_of(options, PlanOptions)) as session:
         machine = session.measure()
         for card in machine.unused:
             notice(card)
-        if published:
-            _drop_broken(published, request, notice)
+        _drop_broken(request, notice)
         plan = session.plan(request, machine)
-    if published is None:
+    if not plan.request.locate().cascade.repositories:
         return Fetched(0, 0)
-    return _download(published, plan, options.get("report", _ignore))
+    return _download(plan, options.get("report", _ignore))
 
 
-def _drop_broken(published: Cascade, request: Request, notice: Callable[[str], None]) -> None:
+def _drop_broken(request: Request, notice: Callable[[str], None]) -> None:
     """Remove broken files before the plan, which needs files that are sound or not here at all."""
     from lowmem_if.weights.hub.hub_cache import drop_broken
 
-    for file in drop_broken(published, request.components, revision=request.revision):
+    parts = parts_on_hub(request.weights)
+    wanted = {name: part for name, part in parts.items() if name in request.components}
+    for file in drop_broken(wanted, revision=request.revision) if wanted else ():
         notice(f"{file} is broken and is downloaded again")
 
 
-def _download(published: Cascade, plan: Plan, report: BytesReport) -> Fetched:
+def _download(plan: Plan, report: BytesReport) -> Fetched:
     from lowmem_if.weights.hub import repository
 
     request = plan.request
     encoders = [step for step in plan.steps if step.component == catalog.TEXT_ENCODER]
     eight_bit = any(step.config.storage_dtype == "int8" for step in encoders)
     files = repository.list_files(
-        published, request.components, eight_bit=eight_bit, revision=request.revision
+        request.locate().cascade,
+        request.components,
+        eight_bit=eight_bit,
+        revision=request.revision,
     )
     repository.fetch(files, report=lambda p: report(p.file, p.done_bytes, p.total_bytes))
     return Fetched(
@@ -96,6 +101,7 @@ def copy_for_streaming(
     *,
     revision: str = "main",
     size: int = 1024,
+    parts: Parts | None = None,
     report: BytesReport = lambda _file, _done, _total: None,
 ) -> dict[str, Path | None]:
     """Write bfloat16 copies of what a CPU streams at every step; those that are fresh are kept.
@@ -108,9 +114,10 @@ def copy_for_streaming(
     """
     from lowmem_if.weights.files.bf16_copies import convert, needs_conversion, streamed_networks
 
-    networks = streamed_networks(locate(cascade, components=(), revision=revision))
+    request = _request(cascade, revision, size, parts)
+    networks = streamed_networks(_with_parts(request))
     copies: dict[str, Path | None] = {}
-    for component in _request(cascade, revision, size).components:
+    for component in request.components:
         if component not in networks:
             continue
         folder = networks[component]
@@ -119,11 +126,11 @@ def copy_for_streaming(
     return copies
 
 
-def remove_copies(cascade: str, *, revision: str = "main") -> int:
+def remove_copies(cascade: str, *, revision: str = "main", parts: Parts | None = None) -> int:
     """Remove the copies that `copy_for_streaming` wrote, and say how many bytes they took."""
     from lowmem_if.weights.files.bf16_copies import remove_converted, streamed_networks
 
-    networks = streamed_networks(locate(cascade, components=(), revision=revision))
+    networks = streamed_networks(_with_parts(_request(cascade, revision, 1024, parts)))
     return sum(map(remove_converted, networks.values()))
 
 
@@ -135,6 +142,14 @@ def _ignore(*_given: object) -> None:
     """A report that is not shown."""
 
 
-def _request(cascade: str, revision: str, size: int) -> Request:
+def _request(cascade: str, revision: str, size: int, parts: Parts | None) -> Request:
     """A request for one picture of that size."""
-    return make_request("a picture", cascade=cascade, revision=revision, size=size, seed=0)
+    return make_request(
+        "a picture", cascade=cascade, revision=revision, parts=parts, size=size, seed=0
+    )
+
+
+def _with_parts(request: Request) -> Location:
+    """Where the networks are; only the parts of the user's own are examined."""
+    own = [part.component for part in request.weights.parts]
+    return locate(request.weights, components=own)

@@ -19,7 +19,6 @@ from statistics import median
 from typing import Any
 
 from lowmem_if.cascade import catalog
-from lowmem_if.cascade.locate import locate
 from lowmem_if.cascade.parts import Part
 from lowmem_if.cascade.strategies import EXACT, RESIDENT, STREAM, Pin
 from lowmem_if.engine.events import Event, Loading, Report, ignore
@@ -113,12 +112,13 @@ def rehearse(
         LowmemError: no plan fits, the disk is too small, or a component cannot be run.
     """
     plan = make_plan(machine, request, prefer=prefer, pins=pins)
+    _check_parts(request)
     with _weights(request, folder, report) as weights, _scratch() as scratch:
-        short = _shortened(plan, str(weights), steps)
+        short = _shortened(plan, weights, steps)
         clock = _Clock(report)
         with Session(keep_loaded=False) as session:
             run = RunFolder.open(session.run(short, scratch / "run", report=clock).folder)
-        parts = locate(str(weights), components=request.components).cascade.parts
+        parts = run.plan.request.locate().cascade.parts
         done = tuple(_rehearsed(step, run, clock) for step in run.plan.steps)
     speeds = machine.speeds
     paces = tuple(
@@ -136,19 +136,29 @@ def _origin(speeds: Speeds) -> str:
 
 
 @contextmanager
-def _weights(request: Request, folder: Path | None, report: Report) -> Iterator[Path]:
+def _weights(request: Request, folder: Path | None, report: Report) -> Iterator[str]:
     """A cascade on this disk: the requested one if it is local, else made-up weights of its sizes."""
-    if request.cascade not in catalog.PUBLISHED:
-        location = locate(request.cascade, components=request.components)
-        yield next(iter(location.folders.values())).parent
+    if request.cascade not in catalog.ON_HUB:
+        yield request.cascade
         return
     if folder is not None:
         _synthesize(request, folder, report)
-        yield folder
+        yield str(folder.resolve())
         return
     with _scratch() as temporary:
         _synthesize(request, temporary / "weights", report)
-        yield temporary / "weights"
+        yield str(temporary / "weights")
+
+
+def _check_parts(request: Request) -> None:
+    """Raise `CascadeError` for a part of the user's own that is not on this disk."""
+    location = request.locate()
+    for own in request.weights.parts:
+        if own.component in request.components and location.place(own.component) is None:
+            raise CascadeError(
+                f"--part {own} is not on this disk, and a rehearsal needs its weights: "
+                f"`lowmem-if fetch {request.weights.options}`, or leave it out"
+            )
 
 
 def _synthesize(request: Request, folder: Path, report: Report) -> None:
@@ -178,7 +188,7 @@ def _shortened(plan: Plan, cascade: str, steps: int) -> Plan:
     sampling = replace(
         plan.request.sampling, steps=(steps,) * len(catalog.IMAGE_STAGES), timesteps=None
     )
-    request = replace(plan.request.alone(first), cascade=cascade, sampling=sampling)
+    request = replace(plan.request.alone(first).with_cascade(cascade), sampling=sampling)
     short = tuple(
         replace(
             step,

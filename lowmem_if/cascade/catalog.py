@@ -163,49 +163,78 @@ def _part(component: str, repository: str, *modules: Module, eight_bit: int = 0)
     return Part(facts.root, repository, modules, facts.extras, eight_bit)
 
 
-def _if_cascade(name: str, first: str, stage_1: Module, second: str, stage_2: Module) -> Cascade:
-    x4 = "stabilityai/stable-diffusion-x4-upscaler"
+X4_REPOSITORY = "stabilityai/stable-diffusion-x4-upscaler"
+
+FIRST_STAGES = {
+    "I-XL": _unet(4_304_695_110, channels=704),
+    "I-L": _unet(935_365_830, channels=320),
+    "I-M": _unet(371_605_830, channels=192),
+}
+"""Published networks of stage 1 by their own names, largest first."""
+
+SECOND_STAGES = {
+    "II-L": _unet(1_243_277_190, channels=160),
+    "II-M": _unet(461_064_198, channels=128),
+}
+"""Published networks of stage 2 by their own names, largest first."""
+
+
+def stage_repository(name: str) -> str:
+    """The Hub repository of a published stage, like `I-L` or `II-M`."""
+    return f"DeepFloyd/IF-{name}-v1.0"
+
+
+def _if_cascade(name: str, first: str, second: str) -> Cascade:
+    stage_1, stage_2 = stage_repository(first), stage_repository(second)
     return Cascade(
         name,
         {
-            TEXT_ENCODER: _part(TEXT_ENCODER, first, _T5_XXL, eight_bit=7_920_000_000),
-            STAGE_1: _part(STAGE_1, first, stage_1),
-            STAGE_2: _part(STAGE_2, second, stage_2),
-            UPSCALER: _part(UPSCALER, x4, _X4_UNET, _X4_TEXT, _X4_VAE),
-            POSTPROCESS: _part(POSTPROCESS, first, _SAFETY, _WATERMARK),
+            TEXT_ENCODER: _part(TEXT_ENCODER, stage_1, _T5_XXL, eight_bit=7_920_000_000),
+            STAGE_1: _part(STAGE_1, stage_1, FIRST_STAGES[first]),
+            STAGE_2: _part(STAGE_2, stage_2, SECOND_STAGES[second]),
+            UPSCALER: _part(UPSCALER, X4_REPOSITORY, _X4_UNET, _X4_TEXT, _X4_VAE),
+            POSTPROCESS: _part(POSTPROCESS, stage_1, _SAFETY, _WATERMARK),
         },
         IF_DEFAULTS,
         gated=True,
     )
 
 
-_II_L = _unet(1_243_277_190, channels=160)
-_II_M = _unet(461_064_198, channels=128)
+_NAMED_PAIRS = {"if-xl": ("I-XL", "II-L"), "if-l": ("I-L", "II-M"), "if-m": ("I-M", "II-M")}
+_MIXED_PAIRS = {
+    f"{first}+{second}": (first, second)
+    for first in FIRST_STAGES
+    for second in SECOND_STAGES
+    if (first, second) not in _NAMED_PAIRS.values()
+}
+STAGE_PAIRS = _NAMED_PAIRS | _MIXED_PAIRS
+"""Name of a cascade on the Hub -> the names of its stages 1 and 2."""
 
-PUBLISHED = {
-    cascade.name: cascade
-    for cascade in (
-        _if_cascade(
-            "if-xl",
-            "DeepFloyd/IF-I-XL-v1.0", _unet(4_304_695_110, 704),
-            "DeepFloyd/IF-II-L-v1.0", _II_L,
-        ),
-        _if_cascade(
-            "if-l",
-            "DeepFloyd/IF-I-L-v1.0", _unet(935_365_830, 320),
-            "DeepFloyd/IF-II-M-v1.0", _II_M,
-        ),
-        _if_cascade(
-            "if-m",
-            "DeepFloyd/IF-I-M-v1.0", _unet(371_605_830, 192),
-            "DeepFloyd/IF-II-M-v1.0", _II_M,
-        ),
-    )
-}  # fmt: skip
-"""The cascades on the Hub, largest first."""
+PUBLISHED = {name: _if_cascade(name, *pair) for name, pair in _NAMED_PAIRS.items()}
+"""The cascades on the Hub that have a name, largest first."""
+
+MIXED = {name: _if_cascade(name, *pair) for name, pair in _MIXED_PAIRS.items()}
+"""The other combinations of a published stage 1 with a published stage 2."""
+
+ON_HUB = PUBLISHED | MIXED
+"""Every cascade whose parts are on the Hub."""
 
 DEMO = "demo"
 """The bundled cascade."""
 
 CASCADES = (*PUBLISHED, DEMO)
-"""Every name that `--cascade` accepts; it also accepts a folder."""
+"""The names of cascades; `--cascade` also accepts two stages, like `I-L+II-L`, and a folder."""
+
+
+def smaller_cascades(name: str) -> tuple[str, ...]:
+    """The named cascades that are smaller, largest first; none for a folder, whose size is unknown."""
+    if name not in STAGE_PAIRS:
+        return ()
+    names, own = [*FIRST_STAGES, *SECOND_STAGES], STAGE_PAIRS[name]
+    smaller = (
+        other
+        for other, pair in _NAMED_PAIRS.items()
+        if pair != own
+        and all(names.index(a) >= names.index(b) for a, b in zip(pair, own, strict=True))
+    )
+    return (*smaller, DEMO)

@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
-from lowmem_if.cascade.parts import Part
+from lowmem_if.cascade.parts import Part, Place
 from lowmem_if.cascade.safetensors_header import unreadable
 from lowmem_if.errors import CheckpointError
 
@@ -237,8 +237,8 @@ def configuration_files(component: str, part: Part) -> Iterator[str]:
             yield name
 
 
-def check_configurations(roots: Mapping[str, Path], parts: Mapping[str, Part]) -> None:
-    """Read every configuration of the components in `parts`.
+def check_configurations(places: Mapping[str, Place], parts: Mapping[str, Part]) -> None:
+    """Read every configuration of the components in `parts`; `places`: component -> its folders.
 
     Raises:
         CheckpointError: a file is missing, broken or for another network, or two files disagree.
@@ -246,7 +246,7 @@ def check_configurations(roots: Mapping[str, Path], parts: Mapping[str, Part]) -
     read: dict[tuple[str, str], tuple[Path, _File]] = {}
     for component, part in parts.items():
         for name in configuration_files(component, part):
-            file = roots[part.root] / name
+            file = places[component].file(name)
             read[component, name] = (file, read_as(file, _FILES[component][name]))
     for one, other in _SAME:
         if one[:2] in read and other[:2] in read:

@@ -1,8 +1,9 @@
 """Find a cascade's files on this disk, and read their headers.
 
 A name in the catalogue is looked up in the Hugging Face cache, and `demo` in the package itself. Any
-other name is a folder with `stage_1/`, `stage_2/` and `upscaler/` in diffusers' layout. This module
-downloads nothing and reads no tensor.
+other name is a folder in diffusers' layout: with `stage_1/`, `stage_2/` and `upscaler/`, or with
+repositories under their own names. No weights are downloaded and no tensor is read here. The Hub is
+asked only about a repository of the user's own that is not on this disk.
 """
 
 from __future__ import annotations
@@ -12,240 +13,166 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lowmem_if.cascade import catalog
+from lowmem_if.cascade.catalog import COMPONENTS, TEXT_ENCODER
 from lowmem_if.cascade.configs import check_configurations, read_config
-from lowmem_if.cascade.module_files import (
-    file_names,
-    files_in,
-    folder_names,
-    is_whole,
-    usable_variant,
-    weight_variant,
+from lowmem_if.cascade.locating.base_cascade import (
+    BaseCascade,
+    declared_part,
+    hub_cascade,
+    local_cascade,
 )
-from lowmem_if.cascade.parts import Cascade, Module, Part, Weights
-from lowmem_if.cascade.safetensors_header import (
-    TensorHeader,
-    are_bfloat16,
-    read_headers,
-    unreadable,
-)
+from lowmem_if.cascade.locating.cascade_names import canonical_name, unknown_cascade
+from lowmem_if.cascade.locating.hub_folders import existing_folder
+from lowmem_if.cascade.locating.own_parts import check_unet, own_part
+from lowmem_if.cascade.locating.weights_choice import WeightsChoice
+from lowmem_if.cascade.module_files import file_names, files_in, folder_names, is_whole
+from lowmem_if.cascade.parts import Cascade, Part, Place
 from lowmem_if.cascade.variants import lacks_vocabulary
-from lowmem_if.errors import CascadeError, CheckpointError
+from lowmem_if.errors import CheckpointError
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 """The folder of the bundled cascade."""
 
-_ROOTS = tuple(dict.fromkeys(facts.root for facts in catalog.COMPONENT.values()))
-
-_QUANTISED = (".q.weight", ".k.weight", ".v.weight", ".o.weight", ".wi_0.weight", ".wi_1.weight")
-
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A cascade and, for each root (`stage_1`, `stage_2`, `upscaler`), its folder if it exists."""
+    """A cascade, and where the folders of each component are, as far as they exist.
+
+    Attributes:
+        places: component -> its folders.
+        choice: what the user chose, for messages.
+    """
 
     cascade: Cascade
-    folders: dict[str, Path]
+    places: dict[str, Place]
+    choice: WeightsChoice
+
+    def place(self, component: str, *, storage: str = "float16") -> Place | None:
+        """Where all is that `component` needs for `storage`; None if anything is missing."""
+        part, place = self.cascade.parts.get(component), self.places.get(component)
+        if part is None or place is None:
+            return None
+        return place if is_whole(place, component, part, eight_bit=storage == "int8") else None
 
     def folder(self, component: str, *, storage: str = "float16") -> Path | None:
-        """The folder with all that `component` needs for `storage`; None if anything is missing."""
-        part = self.cascade.parts.get(component)
-        folder = self.folders.get(part.root) if part else None
-        if part is None or folder is None:
-            return None
-        return folder if is_whole(folder, component, part, eight_bit=storage == "int8") else None
+        """The folder with the networks of `component`; None if anything of it is missing."""
+        place = self.place(component, storage=storage)
+        return place.root if place else None
 
     def files(self, component: str, *, storage: str = "float16") -> tuple[Path, ...]:
-        """Every file on this disk that `component` reads for `storage`, as paths in its root."""
-        part = self.cascade.parts[component]
-        return files_in(self.folders[part.root], component, part, eight_bit=storage == "int8")
+        """Every file on this disk that `component` reads for `storage`."""
+        part, place = self.cascade.parts[component], self.places[component]
+        return files_in(place, component, part, eight_bit=storage == "int8")
 
 
 def locate(
-    name: str,
+    weights: str | WeightsChoice,
     *,
-    components: Collection[str] = catalog.COMPONENTS,
+    components: Collection[str] = COMPONENTS,
     revision: str = "main",
 ) -> Location:
-    """Find a cascade by its name or folder; sizes are read from the files on this disk.
+    """Find a cascade; sizes are read from the files on this disk.
 
     Args:
-        name: a name in the catalogue, or a folder.
+        weights: what the user chose, or a cascade alone: a name in the catalogue, or a folder.
         components: the components that will be used; the others are not examined.
-        revision: a branch, tag or commit of the Hub repositories.
+        revision: a branch, tag or commit of the Hub repositories, for a cascade alone.
 
     Raises:
-        CascadeError: no cascade has this name, or the folder contains none.
+        CascadeError: no cascade has this name, or the folder contains none; a part is of another kind.
         CheckpointError: a weight file or configuration is broken or cannot be read, or a local cascade
             lacks one.
+        HubError: a part's repository is not on this disk, and the Hub cannot be asked about it.
     """
-    if name == catalog.DEMO:
-        return _local_cascade(catalog.DEMO, DEMO_FOLDER, components)
-    if name in catalog.PUBLISHED:
-        return _published_cascade(catalog.PUBLISHED[name], revision, components)
-    if (folder := existing_folder(name)) is not None:
-        return _local_cascade(str(folder), folder, components)
-    known = ", ".join(catalog.CASCADES)
-    raise CascadeError(f"no cascade or folder {name!r}: use {known} or a folder with stage_1/")
-
-
-def existing_folder(name: str) -> Path | None:
-    """The absolute path of the folder that a user's text names; None if there is no such folder."""
-    try:
-        folder = Path(name).expanduser()
-        return folder.resolve() if folder.is_dir() else None
-    except (OSError, RuntimeError, ValueError):  # too long, no such user, a zero byte
-        return None
-
-
-def snapshot_folder(repository: str, revision: str = "main") -> Path | None:
-    """The folder of a downloaded repository in the Hugging Face cache; None if it is not there."""
-    root = storage_folder(repository)
-    commit = _commit(root / "refs" / revision) or revision
-    return root / "snapshots" / commit if commit in folder_names(root / "snapshots") else None
-
-
-def storage_folder(repository: str) -> Path:
-    """The folder in which the Hugging Face cache keeps all revisions of a repository."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    return Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-
-
-def _commit(reference: Path) -> str:
-    """The commit of a branch or tag in the cache; empty if the cache does not know it."""
-    try:
-        return reference.read_text(encoding="ascii").strip()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
-        return ""
-    except OSError as error:
-        raise unreadable(reference, error) from error
-
-
-def _local_cascade(name: str, folder: Path, components: Collection[str]) -> Location:
-    present = folder_names(folder)
-    roots = {root: folder / root for root in _ROOTS if root in present}
-    if "stage_1" not in roots:
-        raise CascadeError(
-            f"{folder} is not a cascade: it has no stage_1/ folder; "
-            "--cascade takes a name or a folder with stage_1/, stage_2/ and upscaler/"
-        )
-    parts = {}
+    choice = WeightsChoice(weights, revision) if isinstance(weights, str) else weights
+    base = _base(choice)
+    parts, places = {}, dict(base.places)
     for component in components:
-        facts = catalog.COMPONENT[component]
-        root, modules, extras = facts.root, facts.networks, facts.extras
-        if root not in roots:
-            raise CascadeError(f"{folder} has no {root}/ folder, which {component} needs")
-        measured = tuple(
-            _measure(roots[root] / module, eight_bit=component == catalog.TEXT_ENCODER)
-            for module in modules
-        )
-        _check_extras(roots[root], extras)
-        parts[component] = Part(root, None, measured, extras)
-    _check_contents(roots, parts)
-    tiny = name == catalog.DEMO or catalog.KNOWN_WORDS in file_names(roots["stage_1"] / "tokenizer")
-    defaults = catalog.DEMO_DEFAULTS if tiny else catalog.IF_DEFAULTS
-    return Location(Cascade(name, parts, defaults), roots)
+        own, place = choice.part(component), base.places.get(component)
+        if own is None:
+            parts[component] = base.part(component)
+        else:
+            parts[component], place = own_part(own, base.declared(component), place)
+        if place is None:
+            places.pop(component, None)
+        else:
+            places[component] = place
+    cascade = replace(base.cascade, parts={**base.cascade.parts, **parts})
+    location = Location(cascade, places, choice.of_cascade(cascade.name))
+    _check(location, parts)
+    return location
 
 
-def _check_extras(root: Path, extras: tuple[str, ...]) -> None:
-    """Raise `CheckpointError` if a small folder of a local cascade is missing."""
-    for extra in extras:
-        if extra not in folder_names(root):
-            raise CheckpointError(
-                f"{root / extra}: this folder is missing; copy it from the source of the cascade"
-            )
-        if lacks_vocabulary(extra, file_names(root / extra)):
-            raise CheckpointError(
-                f"{root / extra}: it has neither spiece.model nor vocab.json with merges.txt; "
-                "fetch or copy the folder again"
-            )
+def parts_on_hub(choice: WeightsChoice) -> dict[str, Part]:
+    """Component -> what it loads from the Hub, before any file is looked at."""
+    hub = catalog.ON_HUB.get(choice.cascade)
+    parts = dict(hub.parts) if hub else {}
+    for own in choice.parts:
+        parts.pop(own.component, None)
+        if own.folder is None:
+            declared = declared_part(own.component)
+            parts[own.component] = replace(declared, repository=own.source, revision=own.revision)
+    return parts
 
 
-def _check_contents(roots: Mapping[str, Path], parts: Mapping[str, Part]) -> None:
-    """Raise `CheckpointError` if a component's JSON file is broken or belongs to another network."""
-    check_configurations(roots, parts)
-    for part in parts.values():
-        for folder in (roots[part.root] / extra for extra in part.extras):
+def _base(choice: WeightsChoice) -> BaseCascade:
+    """The cascade that a choice is based on."""
+    name = choice.cascade
+    if name == catalog.DEMO:
+        return local_cascade(name, DEMO_FOLDER)
+    if name in catalog.ON_HUB:
+        return hub_cascade(name, choice.revision)
+    if (folder := existing_folder(name)) is not None:
+        return local_cascade(str(folder), folder)
+    if canonical := canonical_name(name):
+        return _base(choice.of_cascade(canonical))
+    raise unknown_cascade(name)
+
+
+def _check(location: Location, parts: Mapping[str, Part]) -> None:
+    """Raise an error if a file is broken, or belongs to another network or another component."""
+    width = _text_width(location)
+    for component in parts:
+        own, place = location.choice.part(component), location.places.get(component)
+        if own and place and catalog.facts(component).draws:
+            check_unet(own, place.file("unet/config.json"), width)
+    whole = {component: part for component, part in parts.items() if _is_here(location, component)}
+    for component, part in whole.items():
+        _check_extras(location.places[component], part)
+    check_configurations(location.places, whole)
+    for component, part in whole.items():
+        for folder in map(location.places[component].folder, part.extras):
             for name in sorted(file_names(folder)):
                 if name.endswith(".json"):
                     read_config(folder / name)
 
 
-def _published_cascade(cascade: Cascade, revision: str, components: Collection[str]) -> Location:
-    folders = {}
-    for part in cascade.parts.values():
-        folder = snapshot_folder(part.repository, revision) if part.repository else None
-        if folder:
-            folders[part.root] = folder
-    parts = {
-        component: replace(
-            part,
-            modules=tuple(
-                _measure_if_here(folders.get(part.root), module, component)
-                for module in part.modules
-            ),
-        )
-        for component, part in cascade.parts.items()
-        if component in components
-    }
-    location = Location(replace(cascade, parts=cascade.parts | parts), folders)
-    whole = {
-        component: part
-        for component, part in parts.items()
-        if any(location.folder(component, storage=storage) for storage in ("float16", "int8"))
-    }
-    _check_contents(folders, whole)
-    return location
+def _is_here(location: Location, component: str) -> bool:
+    """Whether all files of a component must be on this disk, or are there."""
+    if not any(location.cascade.parts[component].origins):
+        return True
+    return any(location.place(component, storage=storage) for storage in ("float16", "int8"))
 
 
-def _measure_if_here(root: Path | None, module: Module, component: str) -> Module:
-    """A module as its files describe it; as the catalogue describes it while a file is missing."""
-    eight_bit = component == catalog.TEXT_ENCODER
-    if root is None or not usable_variant(root / module.folder, eight_bit=eight_bit):
-        return module
-    return _measure(root / module.folder, eight_bit=eight_bit)
+def _text_width(location: Location) -> int | None:
+    """Numbers per token that the text encoder gives; None if that is not known."""
+    place = location.places.get(TEXT_ENCODER)
+    if place and (file := place.file("text_encoder/config.json")).is_file():
+        width = read_config(file).get("d_model")
+        return width if isinstance(width, int) else None
+    return catalog.TEXT_WIDTH if location.cascade.name in catalog.ON_HUB else None
 
 
-def _measure(folder: Path, *, eight_bit: bool) -> Module:
-    """A module as its files describe it; the 8-bit file is used only if no other set is complete."""
-    eight_bit = eight_bit and not usable_variant(folder, eight_bit=False)
-    variant = weight_variant(folder, eight_bit=eight_bit)
-    files = [folder / name for name in variant.files]
-    if variant.index:
-        read_config(folder / variant.index)
-    config = read_config(folder / "config.json")
-    blocks = config.get("block_out_channels", [0])
-    if not isinstance(blocks, list) or not isinstance(next(iter(blocks), None), int):
-        raise CheckpointError(
-            f"{folder / 'config.json'}: block_out_channels is not a list of numbers"
-        )
-    tensors = read_headers(files)
-    return Module(
-        folder.name,
-        summarise(tensors),
-        sum(file.stat().st_size for file in files),
-        channels=blocks[0],
-        is_bfloat16=are_bfloat16(tensors.values()),
-    )
-
-
-def summarise(tensors: dict[str, TensorHeader]) -> Weights:
-    """Count a module's parameters by what a storage dtype does with them.
-
-    Only the text encoder is ever quantised, so only its layer names count as `linear` and `kept`. An
-    embedding with two names in a file is counted once (T5 ties `shared` and `embed_tokens`).
-    """
-    linear = kept = other = rows = 0
-    for name, tensor in tensors.items():
-        if name == "encoder.embed_tokens.weight" and "shared.weight" in tensors:
-            continue
-        if name.endswith((".SCB", ".weight_format")):
-            continue
-        if "DenseReluDense.wo.weight" in name:
-            kept += tensor.numbers
-        elif name.startswith("encoder.block.") and name.endswith(_QUANTISED):
-            linear += tensor.numbers
-            rows += tensor.shape[0]
-        else:
-            other += tensor.numbers
-    return Weights(other, linear, kept, rows)
+def _check_extras(place: Place, part: Part) -> None:
+    """Raise `CheckpointError` if a small folder of a component is missing."""
+    for extra in part.extras:
+        folder = place.folder(extra)
+        if folder.name not in folder_names(folder.parent):
+            raise CheckpointError(
+                f"{folder}: this folder is missing; copy it from the source of the cascade"
+            )
+        if lacks_vocabulary(extra, file_names(folder)):
+            raise CheckpointError(
+                f"{folder}: it has neither spiece.model nor vocab.json with merges.txt; "
+                "fetch or copy the folder again"
+            )

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from lowmem_if.cascade.configs import configuration_files
-from lowmem_if.cascade.parts import Part
+from lowmem_if.cascade.parts import Part, Place
 from lowmem_if.cascade.safetensors_header import unreadable
-from lowmem_if.cascade.variants import SMALL_FILES, Variant, choose_variant, lacks_vocabulary
+from lowmem_if.cascade.variants import (
+    SMALL_FILES,
+    Variant,
+    choose_variant,
+    is_pickle,
+    lacks_vocabulary,
+    safetensors_name,
+)
 from lowmem_if.errors import CheckpointError
+
+CONVERT = (
+    'python -c "import sys, torch; from safetensors.torch import save_file; save_file({name: '
+    "number.clone().contiguous() for name, number in torch.load(sys.argv[1], map_location='cpu', "
+    'weights_only=True).items()}, sys.argv[2])"'
+)
+"""A command that converts a pickle into a safetensors file; torch reads only numbers from it."""
+
+GUIDE = "docs/how-to/own-weights.md"
+"""The page about weights of the user's own."""
 
 
 def file_names(folder: Path) -> set[str]:
@@ -41,7 +59,7 @@ def weight_variant(folder: Path, *, eight_bit: bool = False) -> Variant:
     """
     variant = choose_variant(file_names(folder), eight_bit=eight_bit)
     if variant is None:
-        raise CheckpointError(f"{folder}: no safetensors weights; fetch or copy the folder again")
+        raise CheckpointError(without_safetensors(folder))
     if variant.missing:
         raise CheckpointError(
             f"{folder}: {', '.join(variant.missing)} missing; fetch or copy the folder again"
@@ -49,6 +67,25 @@ def weight_variant(folder: Path, *, eight_bit: bool = False) -> Variant:
     if len(variant.files) > 1 and variant.index is None:
         raise CheckpointError(f"{folder}: the shards have no index file; fetch the folder again")
     return variant
+
+
+def without_safetensors(folder: Path) -> str:
+    """Why a module folder has no weights that can be loaded, and what to do, in one line."""
+    pickles = sorted(name for name in file_names(folder) if is_pickle(name))
+    if not pickles:
+        return f"{folder}: no safetensors weights; fetch or copy the folder again"
+    what = (
+        f"{folder}: its weights are pickles ({pickles[0]}), which can run code and are never read"
+    )
+    if len(pickles) > 1:
+        return (
+            f"{what}; copy the .safetensors files of their source, or convert them as {GUIDE} says"
+        )
+    target = folder / safetensors_name(pickles[0])
+    return (
+        f"{what}; copy the .safetensors file of its source, or convert it: "
+        f"{CONVERT} {shlex.quote(str(folder / pickles[0]))} {shlex.quote(str(target))}"
+    )
 
 
 def usable_variant(folder: Path, *, eight_bit: bool) -> Variant | None:
@@ -60,31 +97,34 @@ def usable_variant(folder: Path, *, eight_bit: bool) -> Variant | None:
     return variant if variant.index or len(variant.files) == 1 else None
 
 
-def files_in(root: Path, component: str, part: Part, *, eight_bit: bool) -> tuple[Path, ...]:
-    """The files in a root that a component reads: weights, configurations, vocabularies."""
-    files = {root / name for name in configuration_files(component, part)}
-    for folder in (root / module.folder for module in part.modules):
-        variant = choose_variant(file_names(folder), eight_bit=eight_bit)
-        files |= {
-            folder / name for name in ("config.json", *(variant.all_files if variant else ()))
-        }
-    for folder in (root / extra for extra in part.extras):
-        files |= {folder / name for name in file_names(folder) if name.endswith(SMALL_FILES)}
-    return tuple(sorted(filter(_is_here, files)))
+def files_in(place: Place, component: str, part: Part, *, eight_bit: bool) -> tuple[Path, ...]:
+    """The files that a component reads: weights, configurations, vocabularies.
+
+    They are sorted by their folders' names and their own, wherever the folders are.
+    """
+    names = set(configuration_files(component, part))
+    for module in part.modules:
+        variant = choose_variant(file_names(place.folder(module.folder)), eight_bit=eight_bit)
+        weights = variant.all_files if variant else ()
+        names |= {f"{module.folder}/{name}" for name in ("config.json", *weights)}
+    for extra in part.extras:
+        small = (name for name in file_names(place.folder(extra)) if name.endswith(SMALL_FILES))
+        names |= {f"{extra}/{name}" for name in small}
+    return tuple(filter(_is_here, map(place.file, sorted(names, key=PurePosixPath))))
 
 
 def _is_here(file: Path) -> bool:
     return file.name in file_names(file.parent)
 
 
-def is_whole(root: Path, component: str, part: Part, *, eight_bit: bool) -> bool:
+def is_whole(place: Place, component: str, part: Part, *, eight_bit: bool) -> bool:
     """Whether all files exist that a component reads."""
     weights = all(
-        usable_variant(root / module.folder, eight_bit=eight_bit) for module in part.modules
+        usable_variant(place.folder(module.folder), eight_bit=eight_bit) for module in part.modules
     )
-    small = all(_is_here(root / name) for name in configuration_files(component, part))
+    small = all(map(_is_here, map(place.file, configuration_files(component, part))))
     return (
         weights
         and small
-        and not any(lacks_vocabulary(extra, file_names(root / extra)) for extra in part.extras)
+        and not any(lacks_vocabulary(e, file_names(place.folder(e))) for e in part.extras)
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +61,33 @@ class Module:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Folders of a component that are in one repository of the Hub.
+
+    Attributes:
+        repository: its name on the Hub.
+        revision: a branch, tag or commit; None: that of the cascade.
+        folders: the folders that are loaded from it.
+    """
+
+    repository: str
+    revision: str | None
+    folders: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
     """What one component loads: a repository (or a folder of a local cascade) and its modules.
 
     Attributes:
         root: the folder in a local cascade: `stage_1`, `stage_2` or `upscaler`.
-        repository: the Hub repository; None for a local cascade.
+        repository: the Hub repository; None for files on this disk only.
         modules: the networks.
         extras: the small folders without weights (tokenizer, schedulers).
         eight_bit_file_bytes: size of a published 8-bit file; 0 if there is none.
+        revision: a branch, tag or commit of `repository`; None: that of the cascade.
+        borrowed: folders that a part of the user's own lacks, and that the cascade's part supplies.
+        lender: the repository of the cascade's part; None: a folder on this disk.
     """
 
     root: str
@@ -75,16 +95,55 @@ class Part:
     modules: tuple[Module, ...]
     extras: tuple[str, ...] = ()
     eight_bit_file_bytes: int = 0
+    revision: str | None = None
+    borrowed: tuple[str, ...] = ()
+    lender: str | None = None
 
     @property
     def largest(self) -> Module:
         """The network with the most bytes in its files."""
         return max(self.modules, key=lambda module: module.file_bytes)
 
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """All its folders: the networks, then the small ones."""
+        return (*(module.folder for module in self.modules), *self.extras)
+
+    @property
+    def origins(self) -> Iterator[Origin]:
+        """The repositories that it is downloaded from."""
+        own = tuple(folder for folder in self.folders if folder not in self.borrowed)
+        if self.repository:
+            yield Origin(self.repository, self.revision, own)
+        if self.lender and self.borrowed:
+            yield Origin(self.lender, None, self.borrowed)
+
     def read_bytes(self, storage: str) -> int:
         """Bytes of the weight files that are read for a storage dtype."""
         eight_bit = self.eight_bit_file_bytes if storage == "int8" else 0
         return eight_bit or sum(module.file_bytes for module in self.modules)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the folders of a component are on this disk.
+
+    Attributes:
+        root: the folder that they are in.
+        elsewhere: those that are not: name of the folder -> where it is.
+    """
+
+    root: Path
+    elsewhere: Mapping[str, Path] = field(default_factory=dict)
+
+    def folder(self, name: str) -> Path:
+        """The path of a folder like `unet`; `.` is the place of `model_index.json`."""
+        return self.elsewhere.get(name, self.root / name)
+
+    def file(self, name: str) -> Path:
+        """The path of a file like `unet/config.json`."""
+        folder, _, file = name.rpartition("/")
+        return self.folder(folder or ".") / file
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,4 +167,6 @@ class Cascade:
 
     @property
     def repositories(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(p.repository for p in self.parts.values() if p.repository))
+        """Every repository that its parts are downloaded from, each once."""
+        found = (origin.repository for part in self.parts.values() for origin in part.origins)
+        return tuple(dict.fromkeys(found))

@@ -74,11 +74,28 @@ def read_header_and_metadata(file: Path) -> tuple[dict[str, TensorHeader], dict[
         with file.open("rb") as stream:
             size = file.stat().st_size
             length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
-                raise _broken(file, f"it is {size} bytes long and has no safetensors header")
-            header = json.loads(stream.read(length))
+            check_length(file, length, size)
+            return parse_header(file, stream.read(length), size)
     except OSError as error:
         raise unreadable(file, error) from error
+
+
+def check_length(file: Path, length: int, size: int) -> None:
+    """Raise `CheckpointError` unless a file of `size` bytes can have a header of `length` bytes."""
+    if size < 8 or not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
+        raise _broken(file, f"it is {size} bytes long and has no safetensors header")
+
+
+def parse_header(
+    file: Path, text: bytes, size: int
+) -> tuple[dict[str, TensorHeader], dict[str, str]]:
+    """The tensors and the metadata in a header, for a file of `size` bytes.
+
+    Raises:
+        CheckpointError: the header is not valid, or is not for a file of this size.
+    """
+    try:
+        header = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise _broken(file, f"its header is not valid JSON ({error})") from error
     if not isinstance(header, dict):
@@ -86,7 +103,7 @@ def read_header_and_metadata(file: Path) -> tuple[dict[str, TensorHeader], dict[
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise _broken(file, "its metadata is not a table of texts")
-    tensors = _checked(file, header, data_offset=8 + length, data_bytes=size - 8 - length)
+    tensors = _checked(file, header, data_offset=8 + len(text), data_bytes=size - 8 - len(text))
     return tensors, metadata
 
 

@@ -19,6 +19,7 @@ _FILE = re.compile(
 _INDEX = re.compile(
     r"(?:model|diffusion_pytorch_model)\.safetensors\.index(?:\.(?P<variant>[a-z0-9_]+))?\.json"
 )
+_PICKLE = re.compile(r"(?:pytorch_model|diffusion_pytorch_model)[\w.-]*\.bin")
 PREFERENCE = ("fp16", "bf16", None)
 """Variants in order of preference; the plain files are usually float32, so they are the last."""
 
@@ -82,3 +83,13 @@ def _variant(name: str | None, matches: list[re.Match[str]], index: str | None) 
     wanted = tuple(f"{stem}-{k:05}-of-{count:05}.safetensors" for k in range(1, count + 1))
     present = {m.string for m in matches}
     return Variant(name, wanted, index, tuple(file for file in wanted if file not in present))
+
+
+def is_pickle(name: str) -> bool:
+    """Whether a file of a module folder holds weights as a pickle, as libraries wrote before."""
+    return bool(_PICKLE.fullmatch(name))
+
+
+def safetensors_name(pickle: str) -> str:
+    """The name of the safetensors file that holds what a pickle of this name holds."""
+    return re.sub(r"^pytorch_model", "model", pickle).removesuffix(".bin") + ".safetensors"

@@ -41,7 +41,7 @@ SECTION = "Draw pictures"
 @command(
     "generate",
     'lowmem-if generate "a red circle on a blue background" --seed 1 --out runs/circle',
-    'lowmem-if generate "a fox in the snow" --cascade if-xl --size 256 --seed 1..4',
+    'lowmem-if generate "a fox in the snow" --cascade I-L+II-L --part stage_1=my-if',
     section=SECTION,
 )
 @prompts

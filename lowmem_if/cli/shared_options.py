@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from lowmem_if.cascade import catalog
+from lowmem_if.cascade.locating.weights_choice import parse_parts
 from lowmem_if.cascade.modes import MODES, TEXT
 from lowmem_if.cascade.strategies import EXACT, parse_pins
 from lowmem_if.cli.command import argument, option, together
@@ -46,6 +47,10 @@ def numbers(name: str, text: str | None, kind: type[Any]) -> tuple[Any, ...] | N
         raise RequestError(f"{name} {text!r} is not a {what}, or several with commas") from None
 
 
+def _parts(_ctx: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]) -> Any:
+    return parse_parts(texts)
+
+
 def _pins(_ctx: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]) -> Any:
     return parse_pins(texts)
 
@@ -61,13 +66,20 @@ mask = argument(
     "mask", type=FILE, metavar="MASK", help="A mask of the same size, white where to repaint."
 )
 run_folder = argument("run_folder", type=FILE, metavar="RUN", help="The run folder.")
+CASCADES = f"{', '.join(catalog.CASCADES)}, two stages like I-L+II-L"
 cascade_argument = argument(
-    "cascade", metavar="CASCADE", help=f"One of {', '.join(catalog.CASCADES)}, or a folder."
+    "cascade", metavar="CASCADE", help=f"One of {CASCADES}, or a folder in diffusers layout."
 )
 
 cascade = option(
     "--cascade", group=COMMON, default=catalog.DEMO,
-    help=f"One of {', '.join(catalog.CASCADES)}, or a folder in diffusers layout.",
+    help=f"One of {CASCADES}, or a folder in diffusers layout.",
+)  # fmt: skip
+part = option(
+    "--part", "parts", group=COMMON, multiple=True, callback=_parts,
+    metavar="COMPONENT=WEIGHTS",
+    help="Load a component from fine-tuned weights in diffusers layout: a folder, or a repository "
+    "OWNER/NAME[@REVISION]; may be repeated.",
 )  # fmt: skip
 size = option(
     "--size", group=COMMON, type=int, default=1024,
@@ -187,6 +199,7 @@ picture_options = together(
 )  # fmt: skip
 drawing_options = together(
     cascade,
+    part,
     size,
     option(
         "--seed", group=COMMON, help="One number, one for each prompt (7,8), or a series (1..16)."

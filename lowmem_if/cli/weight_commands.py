@@ -21,6 +21,7 @@ from lowmem_if.cli.shared_options import (
     budgets,
     cascade_argument,
     embeds,
+    part,
     pin,
     prefer,
     profile,
@@ -28,7 +29,7 @@ from lowmem_if.cli.shared_options import (
     revision,
     size,
 )
-from lowmem_if.engine.options import checked_pins
+from lowmem_if.engine.options import Parts, checked_pins
 from lowmem_if.engine.session import Session
 from lowmem_if.errors import RequestError
 from lowmem_if.report.progress import RunProgress, bytes_progress
@@ -44,10 +45,11 @@ _COPIES, _NO_COPIES = "bf16", "none"
 @command(
     "fetch",
     "lowmem-if fetch if-xl",
-    "lowmem-if fetch if-xl --size 256 --convert bf16",
+    "lowmem-if fetch if-l --part stage_1=me/my-if@v2",
     section=SECTION,
 )
 @cascade_argument
+@part
 @size
 @embeds
 @option(
@@ -66,7 +68,7 @@ def fetch_weights(cascade: str, convert: str | None, quiet: bool, **options: Any
     if convert not in (None, _COPIES, _NO_COPIES):
         raise RequestError(f"unknown conversion {convert!r}: use {_COPIES} or {_NO_COPIES}")
     if convert == _NO_COPIES:
-        _remove_copies(cascade, options["revision"])
+        _remove_copies(cascade, options["revision"], options["parts"])
         return
     with bytes_progress(console(sys.stderr), "downloading", quiet=quiet) as report:
         found = fetch(cascade, **options, report=report, notice=say)
@@ -75,20 +77,21 @@ def fetch_weights(cascade: str, convert: str | None, quiet: bool, **options: Any
     else:
         click.echo(f"{cascade} is on this disk already")
     if convert:
-        _write_copies(cascade, options["revision"], options["size"], quiet=quiet)
+        names = ("revision", "size", "parts")
+        _write_copies(cascade, {name: options[name] for name in names}, quiet=quiet)
 
 
-def _remove_copies(cascade: str, revision: str) -> None:
-    freed = remove_copies(cascade, revision=revision)
+def _remove_copies(cascade: str, revision: str, parts: Parts) -> None:
+    freed = remove_copies(cascade, revision=revision, parts=parts)
     copies = f"{format_bytes(freed)} of bfloat16 copies removed" if freed else "no copy to remove"
     click.echo(f"{cascade}: {copies}")
 
 
-def _write_copies(cascade: str, revision: str, size: int, *, quiet: bool) -> None:
+def _write_copies(cascade: str, options: dict[str, Any], *, quiet: bool) -> None:
     from lowmem_if.weights.files.bf16_copies import copy_bytes
 
     with bytes_progress(console(sys.stderr), "converting", quiet=quiet) as report:
-        copies = copy_for_streaming(cascade, revision=revision, size=size, report=report)
+        copies = copy_for_streaming(cascade, **options, report=report)
     for component, copy in copies.items():
         what = (
             f"{format_bytes(copy_bytes(copy))} in bfloat16 are in {copy}"
@@ -105,6 +108,7 @@ def _write_copies(cascade: str, revision: str, size: int, *, quiet: bool) -> Non
     section=SECTION,
 )
 @cascade_argument
+@part
 @size
 @option(
     "--folder", group=COMMON, type=FILE, help="Keep the made-up weights here for the next time."
@@ -119,8 +123,8 @@ def _write_copies(cascade: str, revision: str, size: int, *, quiet: bool) -> Non
 @as_json
 @quiet
 def rehearse_cascade(
-    cascade: str, size: int, folder: Path | None, steps: int, as_json: bool, quiet: bool,
-    **options: Any,
+    cascade: str, parts: Parts, size: int, folder: Path | None, steps: int, as_json: bool,
+    quiet: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Run a few steps of everything with made-up weights; predict the real run from them."""
     from lowmem_if.api.rehearse import rehearse
@@ -129,7 +133,7 @@ def rehearse_cascade(
     prefer, pins = options.pop("prefer"), checked_pins(options.pop("pins"))
     with Session(keep_loaded=False) as session:
         machine = session.measure(**options)
-    request = make_request("a rehearsal", cascade=cascade, seed=1, size=size)
+    request = make_request("a rehearsal", cascade=cascade, parts=parts, seed=1, size=size)
     with RunProgress(console(sys.stderr), quiet=quiet) as progress:
         result = rehearse(
             request, machine, prefer=prefer, pins=pins, folder=folder, steps=steps, report=progress
@@ -144,7 +148,7 @@ def rehearse_cascade(
 @command(
     "synthesize",
     "lowmem-if synthesize if-xl weights",
-    "lowmem-if synthesize if-xl weights --fill zeros --only stage_1",
+    "lowmem-if synthesize I-L+II-L weights --fill zeros --only stage_1",
     section=SECTION,
 )
 @cascade_argument

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
+from lowmem_if.cascade.locating.weights_choice import PartChoice
 from lowmem_if.cascade.lora.adapter import Lora
 from lowmem_if.cascade.strategies import Pin, parse_pin
 from lowmem_if.engine.events import Report
 from lowmem_if.errors import RequestError
 from lowmem_if.planning.plan import Plan
 from lowmem_if.request.pictures.picture_objects import PictureLike
+from lowmem_if.units import did_you_mean
 
 Numbers = float | Sequence[float]
 """One number, or one for each stage."""
 
 LoraGiven = str | Path | Lora
 """A LoRA as `[STAGE=]FILE[:SCALE]`, as a path, or as the library's own value."""
+
+
+Parts = Mapping[str, str | Path | PartChoice]
+"""Component -> the folder or repository that it is loaded from."""
 
 
 class MachineOptions(TypedDict, total=False):
@@ -114,7 +119,10 @@ class ImageOptions(TypedDict, total=False):
 
     Attributes:
         negative_prompt: what the pictures should not show.
-        cascade: a published cascade, `demo`, or a folder in diffusers layout.
+        cascade: a published cascade, two stages like `I-L+II-L`, `demo`, or a folder in diffusers
+            layout.
+        parts: component -> fine-tuned weights: a folder in diffusers layout, or a repository, with
+            `@REVISION` if it is not `main`.
         revision: branch, tag or commit of the weights' repositories.
         seed: one number, one for each prompt, or a series (`range`) for every prompt; None draws one.
         images: pictures for each prompt; their seeds count up.
@@ -137,6 +145,7 @@ class ImageOptions(TypedDict, total=False):
 
     negative_prompt: str
     cascade: str | Path
+    parts: Parts | None
     revision: str
     seed: int | Sequence[int] | range | None
     images: int
@@ -210,12 +219,13 @@ class SessionOptions(PlanOptions, RunOptions, total=False):
     """What every call of a session uses unless the call says something else.
 
     Attributes:
-        cascade: as in `ImageOptions`.
+        cascade, parts: as in `ImageOptions`.
         keep_loaded: whether components remain loaded between steps and calls (the default).
         planner: makes the plans; None: `make_plan`.
     """
 
     cascade: str | Path | None
+    parts: Parts | None
     keep_loaded: bool
     planner: Planner | None
 
@@ -241,6 +251,7 @@ class FetchOptions(PlanOptions, total=False):
 
     Attributes:
         revision: branch, tag or commit of the weights' repositories.
+        parts: as in `ImageOptions`.
         size: shorter side in pixels of the pictures to be drawn: 64 needs no stage 2.
         embeds: a file of prompt embeddings, with which no text encoder is needed.
         report: called with a file's name, its bytes so far and its bytes in all.
@@ -248,6 +259,7 @@ class FetchOptions(PlanOptions, total=False):
     """
 
     revision: str
+    parts: Parts | None
     size: int
     embeds: str | Path | None
     report: Callable[[str, int, int], None]
@@ -263,12 +275,7 @@ def check_options(function: str, given: Iterable[str], known: type[Any]) -> None
     names: frozenset[str] = known.__optional_keys__
     for name in given:
         if name not in names:
-            raise RequestError(f"{function} has no option {name!r}{_suggestion(name, names)}")
-
-
-def _suggestion(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, sorted(names), n=1)
-    return f": did you mean {near[0]!r}?" if near else ""
+            raise RequestError(f"{function} has no option {name!r}{did_you_mean(name, names)}")
 
 
 def part_of(options: Mapping[str, Any], names: type[Any]) -> dict[str, Any]:

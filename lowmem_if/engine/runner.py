@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lowmem_if.cascade.catalog import label
-from lowmem_if.cascade.locate import Location, locate
+from lowmem_if.cascade.locate import Location
 from lowmem_if.engine.answers import MemoryShortage
 from lowmem_if.engine.events import Notice, Report, Retry
 from lowmem_if.engine.run_folder.folder import RunFolder
@@ -186,8 +186,7 @@ def _reason(short: MemoryShortage) -> str:
 
 
 def _location(folder: RunFolder) -> Location:
-    request = folder.plan.request
-    return locate(request.cascade, components=request.components, revision=request.revision)
+    return folder.plan.request.locate()
 
 
 def _nothing_cheaper(folder: RunFolder, short: MemoryShortage) -> OutOfMemory:

@@ -52,16 +52,15 @@ def _changed(
 
 def _smaller(request: Request) -> Iterator[Request]:
     """The request with smaller images, then with smaller cascades, if its modes exist there."""
-    names = list(catalog.CASCADES)
-    cascades = names[names.index(request.cascade) + 1 :] if request.cascade in names else []
     sizes = [size for size in sorted(catalog.SIZES, reverse=True) if size < request.size]
     for size in sizes:
         with suppress(RequestError, PictureError):  # not every mode exists at every size
             yield _without_upscaler(request.no_larger_than(size))
+    cascades = catalog.smaller_cascades(request.cascade)
     if request.embeds is not None:  # the demo reads embeddings of another width
-        cascades = [name for name in cascades if name in catalog.PUBLISHED]
+        cascades = tuple(name for name in cascades if name != catalog.DEMO)
     for cascade in cascades:
-        yield replace(request, cascade=cascade)
+        yield request.with_cascade(cascade)
 
 
 def _without_upscaler(request: Request) -> Request:

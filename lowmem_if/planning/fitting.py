@@ -54,7 +54,7 @@ def located(
         components: those that are examined; None: all that the request needs.
     """
     wanted = tuple(components or request.components)
-    location = locate(request.cascade, components=wanted, revision=request.revision)
+    location = locate(request.weights, components=wanted)
     lora = assign_stages(request.lora, location, wanted)
     return replace(request, lora=lora), location
 

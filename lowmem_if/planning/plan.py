@@ -144,6 +144,7 @@ def make_plan(
     Raises:
         DoesNotFit: no strategy of a component fits; the error names requests that fit.
         CascadeError, CheckpointError: there is no such cascade, or one of its files is broken.
+        HubError: a repository in `parts` is not on this disk, and the Hub cannot be asked about it.
         LoraError: a LoRA fits none of the stages that run, or both.
         DeviceError, RequestError: the device or the component does not support a pin.
     """
@@ -233,5 +234,6 @@ def _download_bytes(location: Location, steps: tuple[Step, ...]) -> int:
     return sum(
         step.estimate.read_bytes
         for step in steps
-        if location.folder(step.component, storage=step.config.storage_dtype) is None
+        if location.cascade.parts[step.component].repository  # else its weights are here
+        and location.folder(step.component, storage=step.config.storage_dtype) is None
     )

@@ -123,7 +123,7 @@ def write_chart(folder: RunFolder, file: Path) -> None:
         budget = machine.ram_bytes if kind == "ram" else machine.vram_bytes
         marks = {step.component: _mark(folder, step, kind) for step in folder.plan.steps}
         _draw(axis, kind, samples, marks, budget)
-    axes[0].set_title(f"{folder.plan.request.cascade} on {machine.device_name}", loc="left")
+    axes[0].set_title(f"{folder.plan.request.weights} on {machine.device_name}", loc="left")
     axes[-1].set_xlabel("seconds of work")
     try:
         figure.savefig(file, dpi=120)

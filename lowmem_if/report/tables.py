@@ -75,7 +75,7 @@ def print_machine(machine: Machine, out: Console) -> None:
 
 def print_plan(plan: Plan, out: Console) -> None:
     """Print every step with its strategy, its peaks and its reason."""
-    _line(out, f"{plan.request.cascade} on {machine_line(plan.machine)}")
+    _line(out, f"{plan.request.weights} on {machine_line(plan.machine)}")
     table = _table(
         out, "step", "strategy", "storage", "batch", "VRAM peak", "RAM peak", "time", "why"
     )
@@ -93,7 +93,7 @@ def print_plan(plan: Plan, out: Console) -> None:
 
 def print_run(folder: RunFolder, out: Console) -> None:
     """Print the predicted and the measured figures of each step."""
-    _line(out, f"{folder.plan.request.cascade} on {machine_line(folder.plan.machine)}")
+    _line(out, f"{folder.plan.request.weights} on {machine_line(folder.plan.machine)}")
     kinds = ("vram", "ram") if folder.plan.machine.kind != "cpu" else ("ram",)
     peaks = [f"{kind.upper()}\npredicted" for kind in kinds]
     headings = [heading for peak in peaks for heading in (peak, "\nmeasured")]
@@ -111,7 +111,7 @@ def print_run(folder: RunFolder, out: Console) -> None:
 def print_rehearsal(rehearsal: Rehearsal, out: Console) -> None:
     """Print what a few denoising steps took, and the prediction for the real run."""
     plan = rehearsal.plan
-    _line(out, f"{plan.request.cascade} rehearsed on {machine_line(plan.machine)}")
+    _line(out, f"{plan.request.weights} rehearsed on {machine_line(plan.machine)}")
     vram = ("VRAM\nmeasured",) if plan.machine.vram_total_bytes else ()
     table = _table(
         out, "step", "strategy", "storage", *vram, "RAM\npredicted", "RAM\nmeasured",
@@ -132,7 +132,7 @@ def print_rehearsal(rehearsal: Rehearsal, out: Console) -> None:
     peaks = f"peak RAM {format_bytes(rehearsal.ram_bytes)}"
     peaks += f", peak VRAM {format_bytes(rehearsal.vram_bytes)}" if rehearsal.vram_bytes else ""
     each_image = format_seconds(plan.seconds / len(plan.request.images))
-    _line(out, f"{plan.request.cascade} at {plan.request.size} px: {each_image} an image, {peaks}")
+    _line(out, f"{plan.request.weights} at {plan.request.size} px: {each_image} an image, {peaks}")
 
 
 def _device_name(machine: Machine) -> str:

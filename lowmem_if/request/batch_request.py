@@ -87,7 +87,8 @@ def _checking(values: Mapping[str, Any]) -> tuple[Check, dict[str, Any]]:
     common = make_request(lines=({"prompt": "any"},), **values)
     spec = common.images[0]
     once = {"image": spec.image, "mask": spec.mask, "cascade": common.cascade, "lora": common.lora,
-            "embeds": common.embeds}  # fmt: skip
+            "embeds": common.embeds,
+            "parts": {part.component: part for part in common.weights.parts}}  # fmt: skip
     complete = {**values, **once}
     if complete.get("seed") is None:
         complete["seed"] = common.seed

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_if.cascade import catalog
-from lowmem_if.cascade.locate import existing_folder
+from lowmem_if.cascade.locating.cascade_names import canonical_name
+from lowmem_if.cascade.locating.hub_folders import existing_folder
+from lowmem_if.cascade.locating.weights_choice import PartChoice, WeightsChoice, part_choices
 from lowmem_if.cascade.lora.adapter import Lora, loras
 from lowmem_if.cascade.modes import EMBED, INPAINT, MODES, TEXT
 from lowmem_if.errors import RequestError
@@ -60,6 +62,7 @@ def make_request(
     aspect: str | Iterable[int] | None = None,
     cascade: str | Path = catalog.DEMO,
     revision: str = "main",
+    parts: Mapping[str, str | Path | PartChoice] | None = None,
     steps: int | Iterable[int] | None = None,
     timesteps: str | None = None,
     guidance_scale: float | Iterable[float] | None = None,
@@ -93,7 +96,10 @@ def make_request(
             or one for each. None: the mode's default.
         style_prompt: the style, for `vary`; the prompt describes the content and may then be empty.
         aspect: width and height of images from text, like (3, 2); `size` is the shorter side.
-        cascade: a name in the catalogue, or a folder.
+        cascade: a name in the catalogue, two published stages like `I-L+II-L`, or a folder.
+        revision: branch, tag or commit of the cascade's repositories on the Hub.
+        parts: parts of the cascade that are loaded from elsewhere: component -> a folder in diffusers
+            layout, or a repository like `OWNER/NAME@REVISION`.
         steps: denoising steps, one number for every stage or one for each; None: the cascade's default.
         timesteps: one of diffusers' named lists, which replaces `steps` in stages 1 and 2.
         guidance_scale: one number for every stage or one for each; 1 or less disables guidance.
@@ -132,8 +138,7 @@ def make_request(
         raise RequestError(f"unknown mode {EMBED!r}: use one of {', '.join(MODES)}")
     return Request(
         specs,
-        _cascade_name(cascade),
-        revision,
+        WeightsChoice(_cascade_name(cascade), revision, part_choices(parts)),
         checked_sampling(
             components_of(specs), steps=steps, timesteps=timesteps, guidance_scale=guidance_scale,
             noise_level=noise_level, scheduler=scheduler, thresholding=thresholding,
@@ -170,7 +175,7 @@ def _cascade_name(cascade: str) -> str:
     """A name in the catalogue, or an absolute path: a run may be resumed from another directory."""
     if cascade not in catalog.CASCADES and (folder := existing_folder(cascade)):
         return str(folder)
-    return cascade
+    return canonical_name(cascade) or cascade
 
 
 def _text(value: Any) -> Any:

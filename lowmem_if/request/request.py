@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from lowmem_if.cascade import catalog
+from lowmem_if.cascade.locate import Location, locate
+from lowmem_if.cascade.locating.weights_choice import WeightsChoice
 from lowmem_if.cascade.lora.adapter import Lora
 from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.request.sampling import SamplingOptions
@@ -17,8 +19,7 @@ class Request:
 
     Attributes:
         images: numbered from 0 in the order of the run folder.
-        cascade: a name in the catalogue, or the absolute path of a folder.
-        revision: branch, tag or commit on the Hub.
+        weights: the cascade, its revision, and the parts that are loaded from elsewhere.
         lora: LoRAs for stages 1 and 2, which add up.
         embeds: a file with the embeddings of all prompts, so that no text encoder is needed.
         watermark: whether finished images get IF's watermark.
@@ -30,8 +31,7 @@ class Request:
     """
 
     images: tuple[ImageSpec, ...]
-    cascade: str = catalog.DEMO
-    revision: str = "main"
+    weights: WeightsChoice = field(default_factory=WeightsChoice)
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     lora: tuple[Lora, ...] = ()
     embeds: GivenEmbeddings | None = None
@@ -40,6 +40,16 @@ class Request:
     compile: bool = False
     gallery: bool = False
     seed: int = field(default=0, compare=False)
+
+    @property
+    def cascade(self) -> str:
+        """The cascade: a name in the catalogue, or the absolute path of a folder."""
+        return self.weights.cascade
+
+    @property
+    def revision(self) -> str:
+        """Branch, tag or commit of the cascade's repositories on the Hub."""
+        return self.weights.revision
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -61,6 +71,18 @@ class Request:
         """The request for only one of the images."""
         one = replace(spec, number=0)
         return replace(self, images=(one,), gallery=False, seed=spec.seed)
+
+    def with_cascade(self, cascade: str) -> Request:
+        """The same images from another cascade; parts of the user's own stay."""
+        return replace(self, weights=self.weights.of_cascade(cascade))
+
+    def locate(self) -> Location:
+        """Where the weights are on this disk, for the components that it needs.
+
+        Raises:
+            CascadeError, CheckpointError, HubError: as `cascade.locate.locate`.
+        """
+        return locate(self.weights, components=self.components)
 
     def no_larger_than(self, size: int) -> Request:
         """The same images, with larger ones reduced to `size`.

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
+from lowmem_if.cascade.locating.weights_choice import PartChoice
 from lowmem_if.cascade.lora.adapter import Lora
 from lowmem_if.cascade.modes import TEXT
 from lowmem_if.request.build import ROW_NAMES, make_request
@@ -24,6 +25,7 @@ from lowmem_if.request.texts.given_embeddings import GivenEmbeddings
 _PICTURE = TypeAdapter(Picture)
 _LORA = TypeAdapter(tuple[Lora, ...])
 _EMBEDS = TypeAdapter(GivenEmbeddings | None)
+_PARTS = TypeAdapter(tuple[PartChoice, ...])
 _PER_IMAGE = [f.name for f in fields(ImageSpec) if f.name not in ("number", "prompt", "seed")]
 _RUN_WIDE = ("cascade", "revision", "watermark", "safety_checker", "compile")
 _EMPTY: dict[str, Any] = {
@@ -40,6 +42,7 @@ def request_to_json(request: Request) -> dict[str, Any]:
     sampling = asdict(request.sampling)
     data = images | run_wide | sampling | {"lora": [asdict(one) for one in request.lora]}
     data["embeds"] = request.embeds
+    data["parts"] = [asdict(part) for part in request.weights.parts]
     found: dict[str, Any] = to_jsonable_python(data)
     return found
 
@@ -57,7 +60,10 @@ def request_from_json(data: Mapping[str, Any]) -> Request:
     known = {name: value for name, value in data.items() if name in _KNOWN}
     lora = _LORA.validate_python(data.get("lora", ()))
     embeds = _EMBEDS.validate_python(data.get("embeds"))
-    return make_request(**{**_pictures(known), "lines": rows, "lora": lora, "embeds": embeds})
+    parts = {part.component: part for part in _PARTS.validate_python(data.get("parts", ()))}
+    return make_request(
+        **{**_pictures(known), "lines": rows, "lora": lora, "embeds": embeds, "parts": parts}
+    )
 
 
 _KNOWN = {*ROW_NAMES, *_RUN_WIDE, "prompts", "steps", "timesteps", "guidance_scale", "noise_level",

@@ -8,9 +8,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from lowmem_if.cascade import catalog
-from lowmem_if.cascade.locate import Location, locate
-from lowmem_if.cascade.parts import Part
+from lowmem_if.cascade.locate import Location
+from lowmem_if.cascade.parts import Part, Place
 from lowmem_if.cascade.strategies import EXACT, Pin
+from lowmem_if.errors import CascadeError
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.planning.estimates.memory import is_simulated, remember
 from lowmem_if.planning.estimates.passes import attention_of
@@ -37,7 +38,7 @@ def simulated_plan(
         SimulationError: the simulator does not support this version of torch.
         DoesNotFit and the others of `make_plan`.
     """
-    location = locate(request.cascade, components=request.components, revision=request.revision)
+    location = request.locate()
     plan = make_plan(machine, request, prefer=prefer, pins=pins)
     for _ in range(_MOST_ROUNDS):
         unknown = [step for step in plan.steps if not _is_known(location, step)]
@@ -64,10 +65,12 @@ def _simulate(location: Location, step: Step) -> None:
     """Simulate a step by the headers of its files, or of made-up ones if they are not downloaded."""
     part = location.cascade.parts[step.component]
     with ExitStack() as undo:
-        root = location.folder(step.component, storage=step.config.storage_dtype)
-        if root is None:
-            root = _made_up(location.cascade.name, part, step, undo)
-        simulated = simulate_step(step, root, attention=attention_of(step.config.device))
+        place = location.place(step.component, storage=step.config.storage_dtype)
+        if place is None:
+            place = Place(_made_up(location, part, step, undo))
+        simulated = simulate_step(
+            step, place.root, attention=attention_of(step.config.device), elsewhere=place.elsewhere
+        )
     host = simulated.peak("anonymous") + simulated.peak("pinned")
     remember(
         part,
@@ -78,8 +81,13 @@ def _simulate(location: Location, step: Step) -> None:
     )
 
 
-def _made_up(cascade: str, part: Part, step: Step, undo: ExitStack) -> Path:
-    assert cascade in catalog.PUBLISHED, "a local cascade has its files"
+def _made_up(location: Location, part: Part, step: Step, undo: ExitStack) -> Path:
+    name = location.cascade.name
+    if location.choice.part(step.component) or name not in catalog.ON_HUB:
+        raise CascadeError(
+            f"the {step.component} of {location.choice} is not on this disk, and its sizes are not "
+            f"published: `lowmem-if fetch {location.choice.options}`, or leave --simulate out"
+        )
     folder = Path(undo.enter_context(tempfile.TemporaryDirectory()))
-    synthesize(cascade, folder, fill=ZEROS, components=(step.component,))
+    synthesize(name, folder, fill=ZEROS, components=(step.component,))
     return folder / part.root

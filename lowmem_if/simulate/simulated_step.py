@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from PIL import Image
 
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.configs import read_config
+from lowmem_if.cascade.parts import Place
 from lowmem_if.errors import SimulationError
 from lowmem_if.planning.estimates.memory_table import FUSED
 from lowmem_if.planning.plan import Step
@@ -74,13 +76,19 @@ class Simulated:
 
 
 def simulate_step(
-    step: Step, root: Path, *, attention: str = FUSED, texts: tuple[str, ...] = ("a red circle", "")
+    step: Step,
+    root: Path,
+    *,
+    attention: str = FUSED,
+    texts: tuple[str, ...] = ("a red circle", ""),
+    elsewhere: Mapping[str, Path] = MappingProxyType({}),
 ) -> Simulated:
     """The memory of a step of a plan, with the weights in `root` (only headers are read).
 
     Args:
         attention: the accelerator's kernel, `fused` or `math`.
         texts: what the text encoder encodes.
+        elsewhere: folders of the component that are not in `root`, by name.
 
     Raises:
         SimulationError: the simulator does not support this torch, or an unknown number is needed.
@@ -96,19 +104,21 @@ def simulate_step(
     with ExitStack() as undo:
         trace = undo.enter_context(dry_run(kernel=attention))
         undo.enter_context(spelled_out(trace))
-        return _Run(step, root, trace, texts).take()
+        return _Run(step, Place(root, elsewhere), trace, texts).take()
 
 
 class _Run:
     """One simulated step of a component, cut into phases."""
 
-    def __init__(self, step: Step, root: Path, trace: Trace, texts: tuple[str, ...]) -> None:
-        self._step, self._root, self._trace, self._texts = step, root, trace, texts
+    def __init__(self, step: Step, place: Place, trace: Trace, texts: tuple[str, ...]) -> None:
+        self._step, self._place, self._trace, self._texts = step, place, trace, texts
         self._phases: list[Phase] = []
         self._releases: list[Release] = []
 
     def take(self) -> Simulated:
-        config = StageConfig(self._root, self._step, dry_source(self._trace))
+        config = StageConfig(
+            self._place.root, self._step, dry_source(self._trace), elsewhere=self._place.elsewhere
+        )
         with alive(
             partial(STAGES[self._step.component].load, config),
             device=self._step.config.device,
@@ -141,7 +151,9 @@ class _Run:
         tasks = [
             ImageSpec(number, "a red circle", number) for number in range(self._step.config.batch)
         ]
-        materials = _DryMaterials(self._root, getattr(torch, self._step.config.compute_dtype))
+        materials = _DryMaterials(
+            self._place.folder("unet"), getattr(torch, self._step.config.compute_dtype)
+        )
         stage.run(
             image_inputs(self._step, tasks, materials),
             lambda _done, _total: self._end_phase(DRAWING),
@@ -174,8 +186,8 @@ class _Run:
 class _DryMaterials:
     """Inputs of the sizes that the pipelines get."""
 
-    def __init__(self, root: Path, dtype: torch.dtype) -> None:
-        self._root, self._dtype = root, dtype
+    def __init__(self, unet: Path, dtype: torch.dtype) -> None:
+        self._unet, self._dtype = unet, dtype
 
     def images(self, _tasks: Sequence[ImageSpec], _kind: str) -> list[Image.Image]:
         """The user has none: images are drawn from text."""
@@ -188,7 +200,7 @@ class _DryMaterials:
 
     def embeddings(self, texts: Sequence[str]) -> torch.Tensor:
         """Embeddings, (n, 77, width)."""
-        config = read_config(self._root / "unet" / "config.json")
+        config = read_config(self._unet / "config.json")
         width = config.get("encoder_hid_dim") or config["cross_attention_dim"]
         return torch.randn(len(texts), catalog.MAX_TOKENS, width, dtype=self._dtype)
 

@@ -128,7 +128,7 @@ class DrawingStage:
 
 def load_unet(config: StageConfig, streams: ExitStack) -> Any:
     """The UNet of a stage, in memory or streaming; a streaming one is closed with `streams`."""
-    step, folder = config.step, config.root / "unet"
+    step, folder = config.step, config.folder("unet")
     options = loading_options(config)
     # A LoRA of scale 0 is left out, so that a bfloat16 copy of the weights can be used.
     options["lora"] = [one for one in step.lora if one.scale]

@@ -38,11 +38,10 @@ class Postprocessor:
 
     @classmethod
     def load(cls, config: StageConfig) -> Self:
-        root = config.root
         return cls(
-            load_safety_checker(root / "safety_checker") if config.checks else None,
-            load_feature_extractor(root / "feature_extractor") if config.checks else None,
-            load_watermarker(root / "watermarker") if config.marks else None,
+            load_safety_checker(config.folder("safety_checker")) if config.checks else None,
+            load_feature_extractor(config.folder("feature_extractor")) if config.checks else None,
+            load_watermarker(config.folder("watermarker")) if config.marks else None,
         )
 
     def run(self, inputs: torch.Tensor, on_step: OnStep) -> Postprocessed:  # noqa: ARG002

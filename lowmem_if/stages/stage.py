@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self, TypeVar
 
 import torch
 from PIL import Image
 
+from lowmem_if.cascade.parts import Place
 from lowmem_if.planning.plan import Step
 from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.request.sampling import Sampling
@@ -29,6 +30,7 @@ class StageConfig:
 
     Attributes:
         root: the folder of its networks.
+        elsewhere: its folders that are not in `root`: name of the folder -> where it is.
         step: the plan's step: strategy, number types, device, sampling.
         source: where its weights come from.
         checks: whether the safety checker is loaded (postprocessing only).
@@ -40,6 +42,11 @@ class StageConfig:
     source: WeightSource = FILES
     checks: bool = True
     marks: bool = True
+    elsewhere: Mapping[str, Path] = field(default_factory=dict)
+
+    def folder(self, name: str) -> Path:
+        """The path of one of its folders, like `unet`; `.` is the place of `model_index.json`."""
+        return Place(self.root, self.elsewhere).folder(name)
 
 
 class Stage(Protocol[In, Out]):

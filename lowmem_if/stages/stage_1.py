@@ -20,7 +20,7 @@ class Stage1(DrawingStage):
     def load(cls, config: StageConfig) -> Self:
         with ExitStack() as streams:
             unet = load_unet(config, streams)
-            scheduler = stage_scheduler(config.root / "scheduler", config.step)
+            scheduler = stage_scheduler(config.folder("scheduler"), config.step)
             pipeline = IFPipeline(
                 None, None, unet, scheduler, None, None, None, requires_safety_checker=False
             )

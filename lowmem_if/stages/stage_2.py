@@ -26,8 +26,8 @@ class Stage2(DrawingStage):
         with ExitStack() as streams:
             unet = load_unet(config, streams)
             pipeline = IFSuperResolutionPipeline(
-                None, None, unet, stage_scheduler(config.root / "scheduler", config.step),
-                load_scheduler(config.root / "image_noising_scheduler"), None, None, None,
+                None, None, unet, stage_scheduler(config.folder("scheduler"), config.step),
+                load_scheduler(config.folder("image_noising_scheduler")), None, None, None,
                 requires_safety_checker=False,
             )  # fmt: skip
             return cls(pipeline, [unet], config.step, streams)

@@ -98,7 +98,7 @@ class TextEncoder:
                     root, storage=storage, compute=step.config.compute_dtype, **options
                 )
             pipeline = IFPipeline(
-                load_tokenizer(root / "tokenizer"), encoder, None, None, None, None, None,
+                load_tokenizer(config.folder("tokenizer")), encoder, None, None, None, None, None,
                 requires_safety_checker=False,
             )  # fmt: skip
             loaded = cls(pipeline, encoder, step, streamed)

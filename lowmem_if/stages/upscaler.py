@@ -40,15 +40,16 @@ class Upscaler(DrawingStage):
 
     @classmethod
     def load(cls, config: StageConfig) -> Self:
-        root, step = config.root, config.step
+        step = config.step
         with ExitStack() as streams:
             unet = load_unet(config, streams)
             vae = _load_vae(config, streams)
             text_encoder = _load_text_encoder(config, streams)
             pipeline = StableDiffusionUpscalePipeline(
-                vae, text_encoder, load_tokenizer(root / "tokenizer"), unet,
-                load_scheduler(root / "low_res_scheduler"), load_scheduler(root / "scheduler"),
-                max_noise_level=read_as(root / "model_index.json", UpscalerIndex).max_noise_level,
+                vae, text_encoder, load_tokenizer(config.folder("tokenizer")), unet,
+                load_scheduler(config.folder("low_res_scheduler")),
+                load_scheduler(config.folder("scheduler")),
+                max_noise_level=_index(config).max_noise_level,
             )  # fmt: skip
             vae.enable_slicing()  # one image of a batch at a time, as its memory is predicted
             if step.config.vae_tiling:
@@ -137,12 +138,16 @@ def _part_of(image: Image.Image, box: Box) -> Image.Image:
     return Image.fromarray(numpy.pad(numpy.asarray(part), missing, mode="edge"))
 
 
+def _index(config: StageConfig) -> UpscalerIndex:
+    return read_as(config.folder(".") / "model_index.json", UpscalerIndex)
+
+
 def _load_vae(config: StageConfig, streams: ExitStack) -> Any:
     """The decoder, which needs more precision than 16 bits have.
 
     The pipeline upcasts a float16 one itself, but cannot upcast streamed weights.
     """
-    folder, options = config.root / "vae", loading_options(config)
+    folder, options = config.folder("vae"), loading_options(config)
     streaming, dtype = config.step.config.strategy == STREAM, config.step.config.storage_dtype
     upcast = dtype == "float16" and read_config(folder / "config.json").get("force_upcast", True)
     if dtype == "bfloat16" or (streaming and upcast):
@@ -153,7 +158,7 @@ def _load_vae(config: StageConfig, streams: ExitStack) -> Any:
 
 
 def _load_text_encoder(config: StageConfig, streams: ExitStack) -> Any:
-    folder, options = config.root / "text_encoder", loading_options(config)
+    folder, options = config.folder("text_encoder"), loading_options(config)
     if config.step.config.strategy != STREAM:
         return load_clip_text(folder, **options)
     return streams.enter_context(stream_clip_text(folder, **options)).module

@@ -119,7 +119,7 @@ def test_streaming_to_an_accelerator_says_nothing_of_its_pace(tiny: Path) -> Non
     request = make_request(("a",), cascade=str(tiny), seed=(1,), size=64)
     plan = make_plan(machine, request, pins=parse_pins(["stage_1=stream"]))
     step = plan.step("stage_1").with_config(device="cuda:0")
-    part = rehearsal.locate(str(tiny)).cascade.parts["stage_1"]
+    part = request.locate().cascade.parts["stage_1"]
     seen = rehearsal.Rehearsed(step, 0, 0, 1.0, 1.0, 1.0)
     assert list(rehearsal._paces(seen, part, machine.speeds)) == []
 

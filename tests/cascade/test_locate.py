@@ -20,10 +20,11 @@ from lowmem_if.cascade.catalog import (
     UPSCALER,
 )
 from lowmem_if.cascade.configs import read_config
-from lowmem_if.cascade.locate import locate, snapshot_folder, summarise
+from lowmem_if.cascade.locate import locate
+from lowmem_if.cascade.locating.hub_folders import snapshot_folder
 from lowmem_if.cascade.modes import VARY, defaults_for
 from lowmem_if.cascade.module_files import weight_variant
-from lowmem_if.cascade.safetensors_header import TensorHeader, read_headers
+from lowmem_if.cascade.safetensors_header import read_headers
 from lowmem_if.errors import CascadeError, CheckpointError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -179,7 +180,7 @@ def test_a_folder_that_is_no_cascade_says_what_one_looks_like(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     "name",
-    ["if-xxl", "IF-XL", "/no/such/folder", "no\0name", "~no-such-user/x",
+    ["if-xxl", "IF-XXL", "/no/such/folder", "no\0name", "~no-such-user/x",
      pytest.param("x" * 5000, id="too long")],
 )  # fmt: skip
 def test_an_unknown_name_lists_the_known_ones(name: str) -> None:
@@ -337,56 +338,6 @@ def test_weight_variant_names_what_is_wrong(tmp_path: Path) -> None:
         weight_variant(tmp_path)
     (tmp_path / "model.safetensors.index.json").touch()
     assert len(weight_variant(tmp_path).files) == 2
-
-
-# --- sorting tensors ----------------------------------------------------------------------------
-
-
-def half(*shape: int) -> TensorHeader:
-    size = 2
-    for side in shape:
-        size *= side
-    return TensorHeader("F16", shape, size)
-
-
-def test_tensors_of_the_text_encoder_are_sorted_by_what_quantising_does_to_them() -> None:
-    """Attention and input projections are quantised, `wo` is kept, the rest is neither."""
-    block = "encoder.block.3.layer"
-    tensors = {
-        "shared.weight": half(100, 8),
-        **{f"{block}.0.SelfAttention.{k}.weight": half(8, 8) for k in "qkvo"},
-        f"{block}.0.SelfAttention.relative_attention_bias.weight": half(32, 2),
-        f"{block}.0.layer_norm.weight": half(8),
-        f"{block}.1.DenseReluDense.wi_0.weight": half(20, 8),
-        f"{block}.1.DenseReluDense.wi_1.weight": half(20, 8),
-        f"{block}.1.DenseReluDense.wo.weight": half(8, 20),
-        "encoder.final_layer_norm.weight": half(8),
-    }
-    found = summarise(tensors)
-    assert found.linear == 4 * 64 + 2 * 160
-    assert found.linear_rows == 4 * 8 + 2 * 20
-    assert found.kept == 160
-    assert found.other == 800 + 64 + 8 + 8
-    assert found.parameters == sum(tensor.numbers for tensor in tensors.values())
-
-
-def test_a_tied_embedding_counts_once() -> None:
-    """T5 ties `shared` and `embed_tokens`: some files hold it twice, memory does not."""
-    both = {"shared.weight": half(100, 8), "encoder.embed_tokens.weight": half(100, 8)}
-    assert summarise(both).parameters == 800
-    assert summarise({"encoder.embed_tokens.weight": half(100, 8)}).parameters == 800
-
-
-def test_layers_of_other_networks_are_never_quantised() -> None:
-    """A UNet's or CLIP's projections are neither quantised nor kept, whatever they are called."""
-    tensors = {
-        "down_blocks.0.attentions.0.to_q.weight": half(8, 8),
-        "text_model.encoder.layers.0.self_attn.q_proj.weight": half(8, 8),
-        "mid_block.q.weight": half(8, 8),
-    }
-    found = summarise(tensors)
-    assert (found.linear, found.kept, found.linear_rows) == (0, 0, 0)
-    assert found.other == 192
 
 
 # --- the bundled cascade ------------------------------------------------------------------------

@@ -919,7 +919,7 @@ def take(
     if found := re.search(r"--prefer (\w+)", nearest):
         prefer = found[1]
     if found := re.search(r"--cascade ([\w-]+)", nearest):
-        request = replace(request, cascade=found[1])
+        request = request.with_cascade(found[1])
     if found := re.search(r"--size (\d+)", nearest):
         request = request.no_larger_than(int(found[1]))
     return request, prefer, {} if "without the pins" in nearest else pins
@@ -946,7 +946,7 @@ def test_what_a_refusal_proposes_really_fits(
     place = catalog.CASCADES.index(request.cascade)
     for cascade in catalog.CASCADES[place:]:
         for preference in PREFERENCES:
-            other = replace(request, cascade=cascade)
+            other = request.with_cascade(cascade)
             assert try_plan(machine, other, prefer=preference) is None, (cascade, preference)
 
 

@@ -311,7 +311,7 @@ def test_a_request_is_a_frozen_value() -> None:
     assert first == make_request(["a"], seed=[1], steps=(1, 2, 3))
     assert hash(first) == hash(replace(first))
     with pytest.raises(AttributeError):
-        first.cascade = "demo"  # type: ignore[misc]
+        first.watermark = False  # type: ignore[misc]
 
 
 @settings(derandomize=True, database=None, deadline=None, max_examples=100)

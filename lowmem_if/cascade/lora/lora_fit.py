@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lowmem_if.cascade.catalog import label
 from lowmem_if.cascade.locate import Location
+from lowmem_if.cascade.locating.weights_choice import WeightsChoice
 from lowmem_if.cascade.lora.adapter import STAGES, Lora
 from lowmem_if.cascade.lora.lora_keys import Pair, plain_shape, read_pairs
 from lowmem_if.cascade.module_files import weight_variant
@@ -67,18 +68,19 @@ def assign_stages(
     loras = tuple(loras)
     running = [stage for stage in STAGES if stage in components] if loras else []
     shapes = {stage: _shapes(location, stage) for stage in running}
-    return tuple(_assigned(lora, shapes, location.cascade.name) for lora in loras)
+    return tuple(_assigned(lora, shapes, location.choice) for lora in loras)
 
 
-def _assigned(lora: Lora, networks: Mapping[str, Shapes | None], cascade: str) -> Lora:
+def _assigned(lora: Lora, networks: Mapping[str, Shapes | None], weights: WeightsChoice) -> Lora:
     if not networks or (lora.stage and lora.stage not in networks):
         what = label(lora.stage) if lora.stage else "neither stage 1 nor stage 2"
         runs = "does not run" if lora.stage else "runs"
         raise LoraError(f"{lora.path}: {what} {runs} for this request: leave the LoRA out")
     if len(networks) > 1 and lora.stage is None and None in networks.values():
         raise LoraError(
-            f"{lora.path} cannot be compared with the UNets of {cascade}, which are not on this disk: "
-            f"run `lowmem-if fetch {cascade}`, or name the stage, like stage_1={Path(lora.path).name}"
+            f"{lora.path} cannot be compared with the UNets of {weights.cascade}, which are not on "
+            f"this disk: run `lowmem-if fetch {weights.options}`, or name the stage, like "
+            f"stage_1={Path(lora.path).name}"
         )
     pairs = read_pairs(Path(lora.path))
     right, wrong = [], []
@@ -103,10 +105,10 @@ def _assigned(lora: Lora, networks: Mapping[str, Shapes | None], cascade: str) -
 
 def _shapes(location: Location, stage: str) -> Shapes | None:
     """The shapes of a stage's UNet, from its files' headers; None if the files are not on this disk."""
-    root = location.folder(stage)
-    if root is None:
+    place = location.place(stage)
+    if place is None:
         return None
-    folder = root / "unet"
+    folder = place.folder("unet")
     headers = read_headers(folder / name for name in weight_variant(folder).files)
     return {name: header.shape for name, header in headers.items()}
 

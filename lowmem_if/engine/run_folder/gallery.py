@@ -114,7 +114,7 @@ def _page(folder: RunFolder) -> str:
 
 def _settings(folder: RunFolder) -> Iterator[str]:
     request = folder.plan.request
-    yield f"cascade {request.cascade}"
+    yield f"cascade {request.weights}"
     for name, value in _own_settings(request):
         yield f"{name} {value}"
     yield f"diffusers {folder.versions['diffusers']}"

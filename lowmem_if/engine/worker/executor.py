@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
-from lowmem_if.cascade.locate import locate
 from lowmem_if.cascade.lora.adapter import file_digest
 from lowmem_if.engine.events import Report, StepFinished, StepSkipped, StepStarted
 from lowmem_if.engine.run_folder.folder import RunFolder
@@ -44,7 +43,7 @@ def work(
     """
     folder.prepare(previews=preview_every > 0)
     request = folder.plan.request
-    location = locate(request.cascade, components=request.components, revision=request.revision)
+    location = request.locate()
     pending = pending_components(folder)
     cache = cache or ModelCache()
     for step in folder.plan.steps:
@@ -92,7 +91,9 @@ def _explained(run: StepRun) -> Iterator[None]:
     try:
         yield
     except NotFinite as error:
-        cause = likely_cause(run.folder.plan.machine, step.config.compute_dtype, str(run.root))
+        cause = likely_cause(
+            run.folder.plan.machine, step.config.compute_dtype, str(run.place.root)
+        )
         raise NotFinite(
             f"{step.component.replace('_', ' ')}: {error} holds NaN or infinite numbers, computed "
             f"in {step.config.compute_dtype} on {step.config.device}; {cause}"

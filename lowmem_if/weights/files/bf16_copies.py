@@ -17,7 +17,8 @@ from pathlib import Path
 
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.cache_dir import cache_folder
-from lowmem_if.cascade.locate import Location, storage_folder
+from lowmem_if.cascade.locate import Location
+from lowmem_if.cascade.locating.hub_folders import storage_folder
 from lowmem_if.cascade.module_files import weight_variant
 from lowmem_if.cascade.safetensors_header import are_bfloat16, read_headers, unreadable
 from lowmem_if.errors import CacheError, CascadeError, CheckpointError
@@ -159,10 +160,9 @@ def streamed_networks(location: Location) -> dict[str, Path]:
     """
     found = {}
     for component in catalog.IMAGE_STAGES:
-        root = catalog.COMPONENT[component].root
-        part = location.cascade.parts.get(component)
-        if root in location.folders:
-            found[component] = location.folders[root] / "unet"
+        part, place = location.cascade.parts.get(component), location.places.get(component)
+        if place:
+            found[component] = place.folder("unet")
         elif part and part.repository:
             # Copies are looked up by repository, whatever the commit.
             found[component] = storage_folder(part.repository) / "snapshots" / "none" / "unet"

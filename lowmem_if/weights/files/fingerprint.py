@@ -19,6 +19,8 @@ _SAMPLES, _SAMPLE_BYTES = 64, 64 * 2**10
 def fingerprint(root: Path, files: Iterable[Path]) -> str:
     """A hexadecimal digest of the contents of `files` and their paths below `root`.
 
+    A file elsewhere counts by the names of its folder and its own: where it is does not matter.
+
     Raises:
         CheckpointError: one of them cannot be read.
     """
@@ -26,12 +28,18 @@ def fingerprint(root: Path, files: Iterable[Path]) -> str:
     for file in files:
         try:
             size = file.stat().st_size
-            digest.update(f"{file.relative_to(root).as_posix()}:{size}\n".encode())
+            digest.update(f"{_name(file, root)}:{size}\n".encode())
             for piece in _pieces(file, size):
                 digest.update(piece)
         except OSError as error:
             raise unreadable(file, error) from error
     return digest.hexdigest()
+
+
+def _name(file: Path, root: Path) -> str:
+    if file.is_relative_to(root):
+        return file.relative_to(root).as_posix()
+    return f"{file.parent.name}/{file.name}"
 
 
 def _pieces(file: Path, size: int) -> Iterator[bytes]:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lowmem_if.cascade.locate import storage_folder
+from lowmem_if.cascade.locating.hub_folders import storage_folder
+from lowmem_if.cascade.remote.hub_errors import plain_words, retry_busy
 from lowmem_if.errors import HubError
 from lowmem_if.system.file_operations import replace
 from lowmem_if.system.paths import too_long
 from lowmem_if.units import GB, format_bytes
-from lowmem_if.weights.hub.hub_errors import plain_words, retry_busy
 from lowmem_if.weights.hub.transfer import (
     Download,
     HubFile,

@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection
+from collections.abc import Mapping
 from pathlib import Path
 
 from lowmem_if.cascade.configs import read_config
-from lowmem_if.cascade.locate import snapshot_folder
+from lowmem_if.cascade.locating.hub_folders import snapshot_folder
 from lowmem_if.cascade.module_files import files_in
-from lowmem_if.cascade.parts import Cascade
+from lowmem_if.cascade.parts import Part, Place
+from lowmem_if.cascade.remote.hub_errors import plain_words
 from lowmem_if.cascade.safetensors_header import read_header
 from lowmem_if.errors import CheckpointError
 from lowmem_if.system.file_operations import remove
-from lowmem_if.weights.hub.hub_errors import plain_words
 
 _HASHED_BYTES = 32 * 2**20
 """Larger files, which are all weights, are judged by their headers: hashing them takes minutes."""
 
 
-def drop_broken(
-    cascade: Cascade, components: Collection[str], *, revision: str = "main"
-) -> tuple[Path, ...]:
-    """Delete the broken files among those that `components` read from the cache; no network is used.
+def drop_broken(parts: Mapping[str, Part], *, revision: str = "main") -> tuple[Path, ...]:
+    """Delete the broken files among those that components read from the cache; no network is used.
 
     A file is broken if its safetensors header does not fit its length, if it should be JSON and is not,
     or if it is small and its content does not have the hash in its blob's name. `fetch` finds files that
     have another length than on the Hub.
+
+    Args:
+        parts: component -> what it loads.
+        revision: branch, tag or commit of the parts that have none of their own.
 
     Returns:
         The deleted files.
@@ -36,23 +38,23 @@ def drop_broken(
         HubError: a file cannot be read, or not be deleted.
     """
     dropped = []
-    for component in components:
-        part = cascade.parts[component]
-        repository = part.repository or ""
-        folder = snapshot_folder(repository, revision)
-        if folder is None:
-            continue
-        files = {
-            file
-            for eight_bit in (False, True)
-            for file in files_in(folder, component, part, eight_bit=eight_bit)
-        }
-        with plain_words(repository, revision):
-            for file in sorted(files):
-                # Equal files share a blob, which may have been deleted by now.
-                if file.is_file() and not _is_sound(file):
-                    _drop(file)
-                    dropped.append(file)
+    for component, part in parts.items():
+        for origin in part.origins:
+            asked = origin.revision or revision
+            folder = snapshot_folder(origin.repository, asked)
+            if folder is None:
+                continue
+            files = {
+                file
+                for eight_bit in (False, True)
+                for file in files_in(Place(folder), component, part, eight_bit=eight_bit)
+            }
+            with plain_words(origin.repository, asked):
+                for file in sorted(files):
+                    # Equal files share a blob, which may have been deleted by now.
+                    if file.is_file() and not _is_sound(file):
+                        _drop(file)
+                        dropped.append(file)
     return tuple(dropped)
 
 

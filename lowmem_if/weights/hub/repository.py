@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from lowmem_if.cascade import catalog
-from lowmem_if.cascade.locate import snapshot_folder
-from lowmem_if.cascade.parts import Cascade
-from lowmem_if.cascade.variants import SMALL_FILES, choose_variant, lacks_vocabulary
+from lowmem_if.cascade.locating.hub_folders import snapshot_folder
+from lowmem_if.cascade.parts import Cascade, Part
+from lowmem_if.cascade.remote.hub_errors import foreign_errors, plain_words, why_unreachable
+from lowmem_if.cascade.remote.hub_listing import list_repository
+from lowmem_if.cascade.variants import (
+    SMALL_FILES,
+    choose_variant,
+    is_pickle,
+    lacks_vocabulary,
+)
 from lowmem_if.errors import HubError
 from lowmem_if.weights.hub.download import RepoFiles, fetch, missing_bytes
-from lowmem_if.weights.hub.hub_errors import (
-    foreign_errors,
-    plain_words,
-    retry_busy,
-    why_unreachable,
-)
 from lowmem_if.weights.hub.transfer import Progress
 
 __all__ = ["Progress", "RepoFiles", "fetch", "list_files", "missing_bytes"]
@@ -43,23 +44,23 @@ def list_files(
     Raises:
         HubError: no such repository or revision, no network and not cached, or no safetensors.
     """
-    by_repository: dict[str, list[str]] = {}
+    wanted: dict[tuple[str, str], list[_Wanted]] = {}
     for component in components:
-        repository = cascade.parts[component].repository
-        if repository:
-            by_repository.setdefault(repository, []).append(component)
-    return tuple(
-        _list_repository(repository, cascade, wanted, eight_bit, revision)
-        for repository, wanted in by_repository.items()
-    )
+        for origin in cascade.parts[component].origins:
+            key = origin.repository, origin.revision or revision
+            use_8bit = eight_bit and catalog.facts(component).encodes
+            wanted.setdefault(key, []).append((cascade.parts[component], origin.folders, use_8bit))
+    return tuple(_list_repository(*key, each) for key, each in wanted.items())
 
 
-def _list_repository(
-    repository: str, cascade: Cascade, components: list[str], eight_bit: bool, revision: str
-) -> RepoFiles:
+_Wanted = tuple[Part, tuple[str, ...], bool]
+"""A part, which of its folders are needed, and whether a published 8-bit file is chosen."""
+
+
+def _list_repository(repository: str, revision: str, wanted: list[_Wanted]) -> RepoFiles:
     with plain_words(repository, revision):
         try:
-            commit, sizes = retry_busy(lambda: _ask(repository, revision))
+            commit, sizes = list_repository(repository, revision)
         except foreign_errors() as error:
             trouble = why_unreachable(error)
             if trouble is None:
@@ -69,24 +70,11 @@ def _list_repository(
         else:
             where = f"{repository} at {revision}"
             advice = "choose another revision; lowmem-if loads safetensors only"
-    chosen, absent = _select(sizes, cascade, components, eight_bit)
+    chosen, absent = _select(sizes, wanted)
     if absent:
         shown = absent if len(absent) <= 4 else [*absent[:3], f"{len(absent) - 3} more"]
         raise HubError(f"{where} lacks {', '.join(shown)}: {advice}")
     return RepoFiles(repository, commit, tuple((p, sizes[p]) for p in chosen), revision)
-
-
-def _ask(repository: str, revision: str) -> tuple[str, dict[str, int]]:
-    from huggingface_hub import HfApi, constants
-
-    # Without a timeout the client waits for ever: it sets none for this call.
-    info = HfApi().model_info(
-        repository,
-        revision=revision,
-        files_metadata=True,
-        timeout=constants.HF_HUB_ETAG_TIMEOUT,
-    )
-    return str(info.sha), {s.rfilename: int(s.size or 0) for s in info.siblings or ()}
 
 
 def _cached(repository: str, revision: str) -> tuple[str, dict[str, int]]:
@@ -97,20 +85,15 @@ def _cached(repository: str, revision: str) -> tuple[str, dict[str, int]]:
     return folder.name, {p.relative_to(folder).as_posix(): p.stat().st_size for p in files}
 
 
-def _select(
-    paths: Collection[str], cascade: Cascade, components: list[str], eight_bit: bool
-) -> tuple[list[str], list[str]]:
+def _select(paths: Collection[str], wanted: list[_Wanted]) -> tuple[list[str], list[str]]:
     """(The needed ones among `paths`, each once; what is needed and missing, in words)."""
     chosen, absent = [path for path in paths if path == "model_index.json"], []
-    for component in components:
-        part = cascade.parts[component]
-        for module in part.modules:
-            names = _in_folder(paths, module.folder)
-            use_8bit = eight_bit and catalog.facts(component).encodes
-            files, lacking = _select_module(names, use_8bit)
-            chosen += [f"{module.folder}/{name}" for name in files]
-            absent += [f"{module.folder}/{name}" for name in lacking]
-        for folder in part.extras:
+    for part, folders, eight_bit in wanted:
+        for module in (module.folder for module in part.modules if module.folder in folders):
+            files, lacking = _select_module(_in_folder(paths, module), eight_bit)
+            chosen += [f"{module}/{name}" for name in files]
+            absent += [f"{module}/{name}" for name in lacking]
+        for folder in (extra for extra in part.extras if extra in folders):
             names = {n for n in _in_folder(paths, folder) if n.endswith(SMALL_FILES)}
             chosen += [f"{folder}/{name}" for name in sorted(names)]
             absent += [f"{folder}/{name}" for name in _lacking_extra(folder, names)]
@@ -126,7 +109,7 @@ def _select_module(names: set[str], eight_bit: bool) -> tuple[list[str], list[st
     variant = choose_variant(names, eight_bit=eight_bit)
     lacking = [] if "config.json" in names else ["config.json"]
     if variant is None:
-        only_bin = " (there are only .bin files)" if any(n.endswith(".bin") for n in names) else ""
+        only_bin = " (there are only .bin files)" if any(map(is_pickle, names)) else ""
         return [], [*lacking, f"*.safetensors{only_bin}"]
     lacking += variant.missing
     if len(variant.files) > 1 and not variant.index:

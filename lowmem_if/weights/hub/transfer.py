@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lowmem_if.cascade.locate import storage_folder
+from lowmem_if.cascade.locating.hub_folders import storage_folder
+from lowmem_if.cascade.remote.hub_errors import retry_busy
 from lowmem_if.errors import HubError
 from lowmem_if.system.file_operations import remove, replace
-from lowmem_if.weights.hub.hub_errors import retry_busy
 
 
 @dataclass(frozen=True, slots=True)

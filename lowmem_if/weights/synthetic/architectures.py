@@ -41,9 +41,7 @@ def networks(cascade: str) -> dict[str, tuple[Network, ...]]:
     Raises:
         KeyError: no such cascade.
     """
-    first, second = {"if-xl": ("I-XL", "II-L"), "if-l": ("I-L", "II-M"), "if-m": ("I-M", "II-M")}[
-        cascade
-    ]
+    first, second = catalog.STAGE_PAIRS[cascade]
     unet = diffusers.UNet2DConditionModel
     return {
         catalog.TEXT_ENCODER: (

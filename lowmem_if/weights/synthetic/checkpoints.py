@@ -21,6 +21,7 @@ import numpy
 
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.locate import DEMO_FOLDER
+from lowmem_if.cascade.locating.cascade_names import canonical_name
 from lowmem_if.cascade.safetensors_header import ITEM_BYTES
 from lowmem_if.errors import CascadeError, RequestError
 from lowmem_if.system.file_operations import replace
@@ -84,9 +85,11 @@ def synthesize(
         CascadeError: the cascade has no published sizes, or the folder cannot take it.
         RequestError: an unknown fill or component.
     """
-    if cascade not in catalog.PUBLISHED:
+    name = canonical_name(cascade)
+    if name not in catalog.ON_HUB:
         raise CascadeError(
-            f"{cascade!r} has no published sizes: use {', '.join(catalog.PUBLISHED)}"
+            f"{cascade!r} has no published sizes: use {', '.join(catalog.PUBLISHED)}, or two stages "
+            "like I-L+II-L"
         )
     if fill not in FILLS:
         raise RequestError(f"unknown fill {fill!r}: use {' or '.join(FILLS)}")
@@ -94,7 +97,7 @@ def synthesize(
         if component not in catalog.COMPONENTS:
             known = ", ".join(catalog.COMPONENTS)
             raise RequestError(f"unknown component {component!r}: use {known}")
-    wanted = [network for component in components for network in networks(cascade)[component]]
+    wanted = [network for component in components for network in networks(name)[component]]
     try:
         return _write_all(wanted, folder, fill, report)
     except OSError as error:

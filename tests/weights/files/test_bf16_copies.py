@@ -17,9 +17,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lowmem_if.cascade import locate as locations
 from lowmem_if.cascade.catalog import PUBLISHED
 from lowmem_if.cascade.locate import locate
+from lowmem_if.cascade.locating.hub_folders import storage_folder
 from lowmem_if.cli.main import main
 from lowmem_if.errors import CascadeError, CheckpointError
 from lowmem_if.weights.files import convert_dtype, safetensors_writer
@@ -462,7 +462,7 @@ def test_other_revisions_of_a_repository_are_removed(
     hub = tmp_path / "hub"
     repository = PUBLISHED["if-m"].parts["stage_1"].repository or ""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
-    old = locations.storage_folder(repository) / "snapshots" / ("a" * 40) / "unet"
+    old = storage_folder(repository) / "snapshots" / ("a" * 40) / "unet"
     shutil.copytree(unet, old)
     convert(old)
     shutil.rmtree(hub)

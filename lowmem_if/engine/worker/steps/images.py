@@ -84,7 +84,7 @@ def _is_drawn(run: StepRun, task: ImageSpec) -> bool:
 
 
 def _warn_of_long_prompts(run: StepRun) -> None:
-    tokenizer = load_tokenizer(run.root / "tokenizer")
+    tokenizer = load_tokenizer(run.place.folder("tokenizer"))
     texts = [text for task in run.tasks for text in (task.words, task.negative_prompt)]
     for text in dict.fromkeys(texts):
         if cut := cut_off(tokenizer, text):

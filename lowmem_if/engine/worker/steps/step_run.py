@@ -7,10 +7,10 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from lowmem_if.cascade.locate import Location
+from lowmem_if.cascade.parts import Place
 from lowmem_if.engine.events import CacheHit, Notice, Report, StepResumed
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.run_folder.run_record import Measured, Released
@@ -35,7 +35,7 @@ class StepRun:
         folder: the run folder.
         step: the plan's step.
         tasks: the images that its component draws; empty for the text encoder and postprocessing.
-        root: the folder of the component's networks.
+        place: where the component's folders are.
         weights: the fingerprint of the files in it.
         recorder: measures the step.
         release: the proof that the component was released; None until then.
@@ -49,7 +49,7 @@ class StepRun:
         self._cache = cache
         request = folder.plan.request
         self.tasks = [task for task in request.images if step.component in task.stages]
-        self.root = root_of(location, step)
+        self.place = place_of(location, step)
         self._part = location.cascade.parts[step.component]
         self.recorder = Recorder(
             step, folder.memory_file, report, counts_reserve=folder.plan.machine.counts_reserve
@@ -67,7 +67,7 @@ class StepRun:
             checks, marks: as in `StageConfig`.
         """
         step, cache = self.step, self._cache
-        key = CacheKey.of(self.root, self.weights, step, (checks, marks))
+        key = CacheKey.of(self.place.root, self.weights, step, (checks, marks))
         self._evict(key)
         life: Lifetime[Any] = self._cached() or Lifetime(
             lambda: self._load(checks=checks, marks=marks),
@@ -125,7 +125,9 @@ class StepRun:
             self.notice(f"not compiled, since torch.compile does not work here: {why}")
             step = step.with_config(speedup=1.0)
         with self.recorder.loading(in_place_bytes(self._part, step.config)):
-            config = StageConfig(self.root, step, checks=checks, marks=marks)
+            config = StageConfig(
+                self.place.root, step, checks=checks, marks=marks, elsewhere=self.place.elsewhere
+            )
             return STAGES[step.component].load(config)
 
     def _check_vram(self) -> None:
@@ -148,7 +150,7 @@ class StepRun:
 
 def weights_fingerprint(location: Location, step: Step) -> str:
     """The fingerprint of all files of a step: weights, configurations, vocabulary and LoRAs."""
-    root = root_of(location, step)
+    root = place_of(location, step).root
     files = fingerprint(root, location.files(step.component, storage=step.config.storage_dtype))
     if not step.lora:
         return files
@@ -156,16 +158,17 @@ def weights_fingerprint(location: Location, step: Step) -> str:
     return hashlib.sha256(json.dumps([files, merged]).encode()).hexdigest()
 
 
-def root_of(location: Location, step: Step) -> Path:
-    """The folder of a step's networks.
+def place_of(location: Location, step: Step) -> Place:
+    """Where the folders of a step's component are.
 
     Raises:
-        CascadeError: it is not on this disk.
+        CascadeError: they are not on this disk.
     """
-    folder = location.folder(step.component, storage=step.config.storage_dtype)
-    if folder is None:
-        name = location.cascade.name
+    place = location.place(step.component, storage=step.config.storage_dtype)
+    if place is None:
+        choice = location.choice
         raise CascadeError(
-            f"the {step.component} of {name} is not on this disk: `lowmem-if fetch {name}` downloads it"
+            f"the {step.component} of {choice} is not on this disk: `lowmem-if fetch {choice.options}` "
+            "downloads it"
         )
-    return folder
+    return place

@@ -21,7 +21,7 @@ def encode_texts(run: StepRun) -> None:
     """Encode the texts that have no embedding in the folder yet; known ones are taken from the cache."""
     folder = run.folder
     texts = texts_of(folder.plan)
-    cleaner = TextCleaner(run.root)
+    cleaner = TextCleaner(run.place.folder("tokenizer").parent)
     cleaned = {text: cleaner.clean(text) for text in texts}
     _warn(run, cleaned, cleaner.known_words)
     cache = EmbeddingCache(run.weights, run.step)

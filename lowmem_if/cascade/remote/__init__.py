@@ -1,0 +1,1 @@
+"""What the Hub says about weights that are not on this disk."""
