@@ -17,9 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from lowmem_if.planning.estimates.memory_table import FUSED
-from lowmem_if.simulate import fake_views
 from lowmem_if.simulate.assumed_values import AssumedValues, tensors_in
-from lowmem_if.simulate.fake_streams import COMPUTING, HOST, Timeline
+from lowmem_if.simulate.fakes import fake_views
+from lowmem_if.simulate.fakes.fake_streams import COMPUTING, HOST, Timeline
 from lowmem_if.simulate.memory_tracker import MemoryTracker
 
 _DEVICE = torch.ops.prim.device.default

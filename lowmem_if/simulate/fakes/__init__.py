@@ -1,0 +1,1 @@
+"""Stand-ins below the simulated device: its streams, and views of fake tensors."""
