@@ -50,7 +50,9 @@ def test_every_strategy_runs_and_leaves_nothing_behind(component: str, strategy:
 
 def test_offload_moves_weights_and_streaming_reads_them() -> None:
     """Resident ones cross the bus once, leaves at every step, streamed ones from the file."""
-    resident, model, leaves, streamed = (simulated_once(STAGE_1, strategy) for strategy in STRATEGIES)
+    resident, model, leaves, streamed = (
+        simulated_once(STAGE_1, strategy) for strategy in STRATEGIES
+    )
     second = {s: [p for p in run.phases if p.name == DRAWING][1] for s, run in (
         (RESIDENT, resident), (MODEL_OFFLOAD, model), (SEQUENTIAL_OFFLOAD, leaves), (STREAM, streamed),
     )}  # fmt: skip
