@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowmem_if.cascade import catalog
@@ -115,3 +117,34 @@ pins = st.fixed_dictionaries(
 )
 
 thorough = settings(derandomize=True, database=None, deadline=None, max_examples=200)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A machine and a request that hypothesis drew, with the plan if there is one."""
+
+    machine: Machine
+    request: Request
+    prefer: str
+    plan: Plan | None
+
+
+@cache
+def drawn_plans() -> tuple[Drawn, ...]:
+    """Plans that are made once, for all tests that only look at them."""
+    found = []
+
+    @settings(thorough, max_examples=400)
+    @given(machines, requests, preferences)
+    def draw(machine: Machine, request: Request, prefer: str) -> None:
+        found.append(Drawn(machine, request, prefer, try_plan(machine, request, prefer=prefer)))
+
+    draw()
+    return tuple(found)
+
+
+def drawn_steps() -> Iterator[tuple[Drawn, Step]]:
+    """Every step of these plans."""
+    for drawn in drawn_plans():
+        for each in drawn.plan.steps if drawn.plan else ():
+            yield drawn, each
