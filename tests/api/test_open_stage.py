@@ -292,7 +292,7 @@ def test_the_plan_is_a_text(tiny: Path) -> None:
 
 def test_an_unknown_option_is_refused(tiny: Path) -> None:
     """With the nearest name."""
-    with pytest.raises(lm.RequestError, match="open_stage has no option 'pins'.*'pin'"):
+    with pytest.raises(lm.RequestError, match=r"open_stage has no option 'pins'.*'pin'"):
         lm.open_stage(tiny, 1, pins={})  # type: ignore[call-arg]
 
 
