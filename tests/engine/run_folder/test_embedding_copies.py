@@ -11,7 +11,7 @@ import pytest
 import torch
 from embedding_dicts import SUFFIXES, encoded, made_up, write
 from PIL import Image
-from runs import CPU, kinds, plan_of, run_here
+from runs import CPU, plan_of, run_here
 from safetensors.torch import load_file
 
 from lowmem_if.cascade.catalog import STAGE_1, TEXT_ENCODER
@@ -241,4 +241,6 @@ def test_published_cascades_are_planned_without_t5(tmp_path: Path) -> None:
     check_embeddings(plan)
     narrow = write(tmp_path / "b.pth", made_up(RED, "", width=128))
     with pytest.raises(EmbeddingsError, match=r"makes \(1, 77, 4096\)"):
-        check_embeddings(replace(plan, request=plan_of("if-m", RED, embeds=narrow).request))
+        check_embeddings(
+            replace(plan, request=plan_of("if-m", RED, size=64, embeds=narrow).request)
+        )
