@@ -17,8 +17,7 @@ from lowmem_if.cascade.catalog import TEXT_ENCODER
 from lowmem_if.cascade.modes import EMBED
 from lowmem_if.engine.events import Event
 from lowmem_if.engine.run_folder.folder import RunFolder
-from lowmem_if.engine.worker.embedding_cache import EmbeddingCache
-from lowmem_if.planning.estimates.activations import TEXTS_A_PASS
+from lowmem_if.planning.estimates import activations
 from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.weights.embedding_files.embedding_tensors import load_embeddings
 from lowmem_if.weights.files.checkpoint import Checkpoint
@@ -43,8 +42,8 @@ def options(tiny: Path) -> dict[str, Any]:
 def test_the_plan_has_no_other_step_than_the_text_encoder(tiny: Path, tmp_path: Path) -> None:
     """No other network of the cascade need be on this disk."""
     alone = tmp_path / "cascade"
-    for folder in ("text_encoder", "tokenizer"):
-        shutil.copytree(tiny / "stage_1" / folder, alone / "stage_1" / folder)
+    for name in ("text_encoder", "tokenizer"):
+        shutil.copytree(tiny / "stage_1" / name, alone / "stage_1" / name)
     plan = embed_plan(alone, PROMPTS)
     assert [step.component for step in plan.steps] == [TEXT_ENCODER]
     assert lm.Plan.from_json(plan.to_json()) == plan
@@ -140,16 +139,15 @@ def test_a_killed_run_resumes_with_the_same_bytes(tiny: Path, tmp_path: Path) ->
     assert events
 
 
-def test_a_thousand_prompts_read_a_streaming_encoder_four_times(
+def test_a_streaming_encoder_is_read_once_for_256_prompts(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Counted in bytes that are read from the file."""
-    monkeypatch.setattr(EmbeddingCache, "put", lambda *_given: "")
-    prompts = [f"a red circle {number}" for number in range(999)]
-    plan = embed_plan(tiny, prompts, pins=["text_encoder=stream"])
-    assert plan.steps[0].config.batch == TEXTS_A_PASS
-    assert f"once for every {TEXTS_A_PASS} prompts" in plan.steps[0].reason
-    read = []
+    """So 1,000 prompts read it four times. Counted in bytes, here with 16 prompts a pass."""
+    assert activations.texts_together(1000) == 256
+    monkeypatch.setattr(activations, "TEXTS_A_PASS", 16)
+    plan = embed_plan(tiny, [f"a {number}" for number in range(61)], pins=["text_encoder=stream"])
+    assert plan.steps[0].config.batch == 16
+    read: list[int] = []
     original = Checkpoint.read_into
 
     def counting(self: Any, target: memoryview, stored: Stored, start: int = 0) -> None:
@@ -157,7 +155,6 @@ def test_a_thousand_prompts_read_a_streaming_encoder_four_times(
         original(self, target, stored, start)
 
     monkeypatch.setattr(Checkpoint, "read_into", counting)
-    monkeypatch.setattr("os.fsync", lambda _descriptor: None)
     run_here(plan, tmp_path / "run")
     size = plan.steps[0].estimate.read_bytes
     assert 3 * size < sum(read) <= 4 * size

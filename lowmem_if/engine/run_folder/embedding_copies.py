@@ -14,7 +14,7 @@ from lowmem_if.cascade.configs import text_width
 from lowmem_if.cascade.locate import locate
 from lowmem_if.cascade.safetensors_header import TENSOR_NAME, read_header_and_metadata
 from lowmem_if.errors import CheckpointError, EmbeddingsError
-from lowmem_if.planning.encoded_texts import texts_of
+from lowmem_if.planning.needed_texts import texts_of
 from lowmem_if.planning.plan import Plan
 from lowmem_if.request.texts.given_embeddings import embeddings_digest
 

@@ -83,8 +83,8 @@ def _load(path: Path) -> Any:
         raise
     except pickle.UnpicklingError as error:
         raise EmbeddingsError(
-            "it is broken, or holds something else than tensors, which could run any code and is "
-            "never loaded: save a dictionary of prompts and tensors"
+            "it is broken, or holds something else than tensors, which "
+            "could run any code and is never loaded: save a dictionary of prompts and tensors"
         ) from error
     # A broken file raises many types: RuntimeError, ValueError, EOFError, KeyError, struct.error ...
     except Exception as error:

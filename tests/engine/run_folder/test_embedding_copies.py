@@ -241,4 +241,6 @@ def test_published_cascades_are_planned_without_t5(tmp_path: Path) -> None:
     check_embeddings(plan)
     narrow = write(tmp_path / "b.pth", made_up(RED, "", width=128))
     with pytest.raises(EmbeddingsError, match=r"makes \(1, 77, 4096\)"):
-        check_embeddings(replace(plan, request=plan_of("if-m", RED, embeds=narrow).request))
+        check_embeddings(
+            replace(plan, request=plan_of("if-m", RED, size=64, embeds=narrow).request)
+        )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lowmem_if.cascade import catalog
 from lowmem_if.engine.run_folder.folder import RunFolder
-from lowmem_if.planning.encoded_texts import texts_of
+from lowmem_if.planning.needed_texts import texts_of
 from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.stages.components import stage_after
 from lowmem_if.weights.files.tensor_file import is_sound

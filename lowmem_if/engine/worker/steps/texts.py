@@ -6,7 +6,7 @@ from lowmem_if.cascade import catalog
 from lowmem_if.engine.events import Drawing
 from lowmem_if.engine.worker.embedding_cache import EmbeddingCache
 from lowmem_if.engine.worker.steps.step_run import StepRun
-from lowmem_if.planning.encoded_texts import texts_of
+from lowmem_if.planning.needed_texts import texts_of
 from lowmem_if.stages.finite import check_finite
 from lowmem_if.stages.stage import TextInputs
 from lowmem_if.stages.text_encoder import CleanedText, TextCleaner
