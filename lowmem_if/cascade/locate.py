@@ -70,6 +70,7 @@ def locate(
     *,
     components: Collection[str] = COMPONENTS,
     revision: str = "main",
+    asks_hub: bool = True,
 ) -> Location:
     """Find a cascade; sizes are read from the files on this disk.
 
@@ -77,6 +78,7 @@ def locate(
         weights: what the user chose, or a cascade alone: a name in the catalogue, or a folder.
         components: the components that will be used; the others are not examined.
         revision: a branch, tag or commit of the Hub repositories, for a cascade alone.
+        asks_hub: whether the Hub is asked for the sizes of a part that is not on this disk.
 
     Raises:
         CascadeError: no cascade has this name, or the folder contains none; a part is of another kind.
@@ -92,7 +94,9 @@ def locate(
         if own is None:
             parts[component] = base.part(component)
         else:
-            parts[component], place = own_part(own, base.declared(component), place)
+            parts[component], place = own_part(
+                own, base.declared(component), place, asks_hub=asks_hub
+            )
         if place is None:
             places.pop(component, None)
         else:

@@ -76,13 +76,16 @@ class Request:
         """The same images from another cascade; parts of the user's own stay."""
         return replace(self, weights=self.weights.of_cascade(cascade))
 
-    def locate(self) -> Location:
+    def locate(self, *, asks_hub: bool = True) -> Location:
         """Where the weights are on this disk, for the components that it needs.
+
+        Args:
+            asks_hub: whether the Hub is asked for the sizes of a part that is not on this disk.
 
         Raises:
             CascadeError, CheckpointError, HubError: as `cascade.locate.locate`.
         """
-        return locate(self.weights, components=self.components)
+        return locate(self.weights, components=self.components, asks_hub=asks_hub)
 
     def no_larger_than(self, size: int) -> Request:
         """The same images, with larger ones reduced to `size`.

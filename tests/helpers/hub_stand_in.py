@@ -266,10 +266,11 @@ class _Handler(BaseHTTPRequestHandler):
         # What may be compressed on the way is sent whole, as the Hub's own network does.
         whole = faults.ignore_range or "gzip" in self.headers.get("Accept-Encoding", "")
         asked = None if whole else self.headers.get("Range")
-        start = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
-        headers = {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"} if asked else {}
+        first, _, last = (asked or "bytes=0-").removeprefix("bytes=").partition("-")
+        start, end = int(first), min(int(last or len(body)), len(body) - 1)
+        headers = {"Content-Range": f"bytes {start}-{end}/{len(body)}"} if asked else {}
         status = 206 if asked else 200
-        self._answer(status, body[start:], headers, f"{repository}/{path}", start, path)
+        self._answer(status, body[start : end + 1], headers, f"{repository}/{path}", start, path)
 
     def _answer(
         self,

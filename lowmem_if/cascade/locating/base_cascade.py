@@ -105,7 +105,7 @@ def _no_cascade(folder: Path) -> CascadeError:
     kind = kind_of(folder)
     if kind is not None:
         return CascadeError(
-            f"{folder} is one repository, a {catalog.label(kind)}, and not a cascade: give the folder "
+            f"{folder} is one repository ({catalog.label(kind)}), not a cascade: give the folder "
             f"that has it and the other stages, or a name with --part {kind}={folder}"
         )
     return CascadeError(

@@ -32,12 +32,15 @@ from lowmem_if.errors import CascadeError, HubError
 _LORA_FILES = {"pytorch_lora_weights.safetensors", "adapter_model.safetensors"}
 
 
-def own_part(choice: PartChoice, lent: Part, lent_place: Place | None) -> tuple[Part, Place | None]:
+def own_part(
+    choice: PartChoice, lent: Part, lent_place: Place | None, *, asks_hub: bool = True
+) -> tuple[Part, Place | None]:
     """A part of the user's own, and where it is on this disk; None: nowhere yet.
 
     Args:
         lent: the cascade's part, which supplies the folders that the user's own lacks.
         lent_place: where the cascade's part is.
+        asks_hub: whether the Hub is asked for the sizes of a repository that is not on this disk.
 
     Raises:
         CascadeError: it is not a part of this kind.
@@ -53,6 +56,8 @@ def own_part(choice: PartChoice, lent: Part, lent_place: Place | None) -> tuple[
         return _part_here(choice, place, lent, lent_place)
     if known := _catalogued(choice):
         return known, None
+    if not asks_hub:
+        return _part(choice, (), lent, lent.modules), None
     try:
         with plain_words(choice.source, choice.revision):
             return _remote_part(choice, lent, lent_place)
@@ -88,7 +93,7 @@ def _other_kind(choice: PartChoice, kind: str | None) -> CascadeError:
         return CascadeError(f"--part {choice}: its UNet is not one of IF: {wanted} needs its own")
     other = str(choice).replace(choice.component, kind, 1)
     return CascadeError(
-        f"--part {choice}: this is a {catalog.label(kind)}, not a {wanted}: "
+        f"--part {choice}: this is {catalog.label(kind)}, not {wanted}: "
         f"did you mean --part {other}?"
     )
 

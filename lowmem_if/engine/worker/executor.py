@@ -43,7 +43,7 @@ def work(
     """
     folder.prepare(previews=preview_every > 0)
     request = folder.plan.request
-    location = request.locate()
+    location = request.locate(asks_hub=False)
     pending = pending_components(folder)
     cache = cache or ModelCache()
     for step in folder.plan.steps:
