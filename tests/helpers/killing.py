@@ -16,15 +16,21 @@ KILLABLE = Path(__file__).with_name("killable.py")
 NEVER = 10**6
 
 
-def work_until(path: Path, last: int = NEVER) -> tuple[int, list[tuple[str, str]]]:
+def work_until(
+    path: Path, last: int = NEVER, copies: Path | None = None
+) -> tuple[int, list[tuple[str, str]]]:
     """Work on a run in a process that dies at its `last` event.
+
+    Args:
+        copies: gets a copy of the run folder at each event, named by the event's number.
 
     Returns:
         its exit code, and the (kind, component) of each event.
     """
     own = {"LOWMEM_IF_CACHE": f"{path}-cache"}
+    more = [] if copies is None else [str(copies)]
     with start(
-        [sys.executable, str(KILLABLE), str(path), str(last)],
+        [sys.executable, str(KILLABLE), str(path), str(last), *more],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
         env=worker_environment(os.environ) | own,
     ) as process:  # fmt: skip
