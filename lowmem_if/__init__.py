@@ -18,6 +18,7 @@ from lowmem_if.cascade.lora.adapter import Lora
 from lowmem_if.cascade.strategies import Pin, parse_pins
 from lowmem_if.engine.answers import LoadedComponent
 from lowmem_if.engine.events import Event
+from lowmem_if.engine.opened.stage_plan import StagePlan
 from lowmem_if.engine.options import (
     DrawOptions,
     EmbedOptions,
@@ -108,6 +109,7 @@ __all__ = [
     "SessionError",
     "SessionOptions",
     "StageOptions",
+    "StagePlan",
     "Step",
     "WorkerDied",
     "batch",

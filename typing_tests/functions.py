@@ -30,6 +30,11 @@ def right_calls(plan: lm.Plan, mine: lm.Lora) -> None:
     assert_type(lm.run(plan, "runs/a", preview_every=10), lm.RunResult)
     assert_type(lm.resume("runs/a", report=lm.NotebookProgress()), lm.RunResult)
     assert_type(lm.fetch("if-xl", vram="6GB"), lm.Fetched)
+    with lm.open_stage("demo", 1, dtype="float32", pin=lm.Pin("stream"), batch=2) as stage:
+        stage.unet(1, 2, encoder_hidden_states=3)
+        stage(prompt_embeds=1, output_type="pt")
+        stage.close()
+    lm.open_stage(Path("folder"), "upscaler", ram="4GB", mode="text")
 
 
 def pictures_as_objects(image: Image.Image, array: numpy.ndarray, tensor: torch.Tensor) -> None:
@@ -64,3 +69,5 @@ def wrong_calls(plan: lm.Plan) -> None:
     lm.run(plan, "runs/a", other_versions=True)  # type: ignore[call-arg]
     lm.resume("runs/a", size=64)  # type: ignore[call-arg]
     lm.fetch("if-xl", seed=1)  # type: ignore[call-arg]
+    lm.open_stage("demo", 1, pins={"stage_1": "stream"})  # type: ignore[call-arg]
+    lm.open_stage("demo", 1, batch="2")  # type: ignore[arg-type]
