@@ -26,6 +26,10 @@ def right_calls(plan: lm.Plan, mine: lm.Lora) -> None:
     assert_type(lm.inpaint("a.png", "mask.png", "b", strength=(0.8, 0.7)), lm.RunResult)
     assert_type(lm.upscale(Path("a.png"), size=256), lm.RunResult)
     assert_type(lm.batch(["a", {"prompt": "b", "seed": 7}], size=64), lm.BatchResult)
+    embeddings = lm.embed(["a", "b"], "prompts.pth", dtype="float32", ram="8GB")
+    assert_type(embeddings["a"].shape, torch.Size)
+    assert_type(lm.load_embeddings("prompts.pth"), dict[str, torch.Tensor])
+    lm.generate("a", embeds=Path("prompts.pth"))
     assert_type(lm.enlarge("runs/a", [3, 7], size=1024, other_versions=True), lm.RunResult)
     assert_type(lm.run(plan, "runs/a", preview_every=10), lm.RunResult)
     assert_type(lm.resume("runs/a", report=lm.NotebookProgress()), lm.RunResult)
@@ -65,6 +69,8 @@ def wrong_calls(plan: lm.Plan) -> None:
     lm.vary("a.png", "b", invert_mask=True)  # type: ignore[call-arg]
     lm.inpaint("a.png", "b.png", "c", invert_mask="yes")  # type: ignore[arg-type]
     lm.batch(["a"], pins=["stage_1=stream"])  # type: ignore[arg-type]
+    lm.embed("a", size=64)  # type: ignore[call-arg]
+    lm.embed("a", out=3)  # type: ignore[arg-type]
     lm.enlarge("runs/a", [1], prefer="exact")  # type: ignore[call-arg]
     lm.run(plan, "runs/a", other_versions=True)  # type: ignore[call-arg]
     lm.resume("runs/a", size=64)  # type: ignore[call-arg]

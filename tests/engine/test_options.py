@@ -28,6 +28,7 @@ CALLS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "inpaint": (lm.inpaint, ("x.png", "mask.png", "x")),
     "upscale": (lm.upscale, ("x.png",)),
     "batch": (lm.batch, (["x"],)),
+    "embed": (lm.embed, ("x",)),
     "enlarge": (lm.enlarge, ("runs/x", [1])),
     "run": (lm.run, (None, "runs/x")),
     "resume": (lm.resume, ("runs/x",)),

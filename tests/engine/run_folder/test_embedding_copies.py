@@ -21,7 +21,7 @@ from lowmem_if.engine.run_folder.embedding_copies import check_embeddings
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.runner import continue_run
 from lowmem_if.engine.worker.executor import work
-from lowmem_if.errors import EmbeddingsError, RunFolderError
+from lowmem_if.errors import CascadeError, EmbeddingsError, RunFolderError
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.request.batch_request import request_of
 
@@ -239,6 +239,8 @@ def test_published_cascades_are_planned_without_t5(tmp_path: Path) -> None:
     assert components(plan) == [STAGE_1, "postprocess"]
     assert plan.download_bytes < plain.download_bytes - 9e9
     check_embeddings(plan)
+    with pytest.raises(CascadeError, match=r"`lowmem-if fetch if-m --embeds .*a\.safetensors`"):
+        run_here(plan, tmp_path / "run")
     narrow = write(tmp_path / "b.pth", made_up(RED, "", width=128))
     with pytest.raises(EmbeddingsError, match=r"makes \(1, 77, 4096\)"):
         check_embeddings(

@@ -20,10 +20,12 @@ from lowmem_if.errors import CascadeError
 from lowmem_if.planning.estimates.weight_bytes import at_rest, in_place_bytes
 from lowmem_if.planning.eviction import CacheEntry
 from lowmem_if.planning.plan import Step
+from lowmem_if.request.texts.given_embeddings import GivenEmbeddings
 from lowmem_if.stages.compiling import why_not
 from lowmem_if.stages.components import STAGES
 from lowmem_if.stages.lifetime import Lifetime, closed_on_error
 from lowmem_if.stages.stage import StageConfig
+from lowmem_if.system.paths import quoted
 from lowmem_if.weights.files.fingerprint import fingerprint
 from lowmem_if.weights.memory_readings import Release, VramTaken, free_vram
 
@@ -49,7 +51,7 @@ class StepRun:
         self._cache = cache
         request = folder.plan.request
         self.tasks = [task for task in request.images if step.component in task.stages]
-        self.place = place_of(location, step)
+        self.place = place_of(location, step, request.embeds)
         self._part = location.cascade.parts[step.component]
         self.recorder = Recorder(
             step, folder.memory_file, report, counts_reserve=folder.plan.machine.counts_reserve
@@ -158,8 +160,11 @@ def weights_fingerprint(location: Location, step: Step) -> str:
     return hashlib.sha256(json.dumps([files, merged]).encode()).hexdigest()
 
 
-def place_of(location: Location, step: Step) -> Place:
+def place_of(location: Location, step: Step, embeds: GivenEmbeddings | None = None) -> Place:
     """Where the folders of a step's component are.
+
+    Args:
+        embeds: the run's own file of embeddings, with which less needs to be downloaded.
 
     Raises:
         CascadeError: they are not on this disk.
@@ -167,8 +172,9 @@ def place_of(location: Location, step: Step) -> Place:
     place = location.place(step.component, storage=step.config.storage_dtype)
     if place is None:
         choice = location.choice
+        less = f" --embeds {quoted(Path(embeds.path))}" if embeds else ""
         raise CascadeError(
-            f"the {step.component} of {choice} is not on this disk: `lowmem-if fetch {choice.options}` "
-            "downloads it"
+            f"the {step.component} of {choice} is not on this disk: "
+            f"`lowmem-if fetch {choice.options}{less}` downloads it"
         )
     return place
