@@ -25,6 +25,8 @@ def right_calls(plan: lm.Plan, mine: lm.Lora) -> None:
     assert_type(lm.run(plan, "runs/a", preview_every=10), lm.RunResult)
     assert_type(lm.resume("runs/a", report=lm.NotebookProgress()), lm.RunResult)
     assert_type(lm.fetch("if-xl", vram="6GB"), lm.Fetched)
+    lm.generate("a", cascade="I-L+II-L", parts={"stage_1": Path("mine"), "stage_2": "me/my-if@v2"})
+    lm.fetch("if-l", parts={"stage_1": "me/my-if"})
 
 
 def wrong_calls(plan: lm.Plan) -> None:
@@ -40,3 +42,4 @@ def wrong_calls(plan: lm.Plan) -> None:
     lm.run(plan, "runs/a", other_versions=True)  # type: ignore[call-arg]
     lm.resume("runs/a", size=64)  # type: ignore[call-arg]
     lm.fetch("if-xl", seed=1)  # type: ignore[call-arg]
+    lm.generate("a", parts=["stage_1=mine"])  # type: ignore[arg-type]
