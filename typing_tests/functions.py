@@ -39,6 +39,8 @@ def right_calls(plan: lm.Plan, mine: lm.Lora) -> None:
         stage(prompt_embeds=1, output_type="pt")
         stage.close()
     lm.open_stage(Path("folder"), "upscaler", ram="4GB", mode="text")
+    lm.generate("a", cascade="I-L+II-L", parts={"stage_1": Path("mine"), "stage_2": "me/my-if@v2"})
+    lm.fetch("if-l", parts={"stage_1": "me/my-if"})
 
 
 def pictures_as_objects(image: Image.Image, array: numpy.ndarray, tensor: torch.Tensor) -> None:
@@ -77,3 +79,4 @@ def wrong_calls(plan: lm.Plan) -> None:
     lm.fetch("if-xl", seed=1)  # type: ignore[call-arg]
     lm.open_stage("demo", 1, pins={"stage_1": "stream"})  # type: ignore[call-arg]
     lm.open_stage("demo", 1, batch="2")  # type: ignore[arg-type]
+    lm.generate("a", parts=["stage_1=mine"])  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ from lowmem_if.cascade.locating.base_cascade import (
 )
 from lowmem_if.cascade.locating.cascade_names import canonical_name, unknown_cascade
 from lowmem_if.cascade.locating.hub_folders import existing_folder
-from lowmem_if.cascade.locating.own_parts import check_unet, own_part
+from lowmem_if.cascade.locating.own_parts import check_unet, check_widths, own_part, text_width
 from lowmem_if.cascade.locating.weights_choice import WeightsChoice
 from lowmem_if.cascade.module_files import file_names, files_in, folder_names, is_whole
 from lowmem_if.cascade.parts import Cascade, Part, Place
@@ -135,11 +135,7 @@ def _base(choice: WeightsChoice) -> BaseCascade:
 
 def _check(location: Location, parts: Mapping[str, Part]) -> None:
     """Raise an error if a file is broken, or belongs to another network or another component."""
-    width = _text_width(location)
-    for component in parts:
-        own, place = location.choice.part(component), location.places.get(component)
-        if own and place and catalog.facts(component).draws:
-            check_unet(own, place.file("unet/config.json"), width)
+    _check_own(location, parts)
     whole = {component: part for component, part in parts.items() if _is_here(location, component)}
     for component, part in whole.items():
         _check_extras(location.places[component], part)
@@ -158,13 +154,17 @@ def _is_here(location: Location, component: str) -> bool:
     return any(location.place(component, storage=storage) for storage in ("float16", "int8"))
 
 
-def _text_width(location: Location) -> int | None:
-    """Numbers per token that the text encoder gives; None if that is not known."""
-    place = location.places.get(TEXT_ENCODER)
-    if place and (file := place.file("text_encoder/config.json")).is_file():
-        width = read_config(file).get("d_model")
-        return width if isinstance(width, int) else None
-    return catalog.TEXT_WIDTH if location.cascade.name in catalog.ON_HUB else None
+def _check_own(location: Location, parts: Mapping[str, Part]) -> None:
+    """Raise `CascadeError` if a part of the user's own is for another component or cascade."""
+    known, places, own = location.cascade.parts, location.places, location.choice.part
+    encoder = known.get(TEXT_ENCODER)
+    given = text_width(encoder, places.get(TEXT_ENCODER), TEXT_ENCODER) if encoder else None
+    for component, part in parts.items():
+        facts, chosen, place = catalog.facts(component), own(component), places.get(component)
+        if chosen and place and facts.draws:
+            check_unet(chosen, place.file("unet/config.json"))
+        if facts.reads_t5 and (concerned := chosen or own(TEXT_ENCODER)):
+            check_widths(concerned, given, text_width(part, place, component))
 
 
 def _check_extras(place: Place, part: Part) -> None:

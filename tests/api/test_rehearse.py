@@ -80,6 +80,32 @@ def test_the_real_plan_is_rehearsed_with_few_steps(tiny: Path, weights: Path) ->
     assert list(weights.iterdir()) == []
 
 
+@pytest.mark.worker
+def test_a_part_of_the_users_own_is_rehearsed_with_its_weights(tiny: Path, weights: Path) -> None:
+    """The plan for the real run keeps the part, and so does the rehearsal."""
+    machine = replace(probe("cpu"), ram_bytes=4 * 10**9)
+    parts = {"stage_1": tiny / "stage_1" / "unet"}
+    request = make_request(("a",), cascade=str(tiny), parts=parts, seed=(1,), size=64)
+    result = rehearse(request, machine, steps=2)
+    assert result.plan.request == request
+    assert [each.step.component for each in result.components] == [
+        catalog.TEXT_ENCODER, catalog.STAGE_1, catalog.POSTPROCESS,
+    ]  # fmt: skip
+
+
+def test_a_part_that_is_not_here_cannot_be_rehearsed(
+    weights: Path, nothing_downloaded: Path
+) -> None:
+    """Made-up weights have published sizes, and the user asked for their own."""
+    machine = replace(probe("cpu"), ram_bytes=16 * 10**9)
+    request = make_request(("a",), cascade="if-m", parts={"stage_1": "I-L"}, seed=(1,), size=64)
+    with pytest.raises(
+        CascadeError, match="needs its weights: `lowmem-if fetch if-m --part stage_1="
+    ):
+        rehearse(request, machine)
+    assert list(weights.iterdir()) == []
+
+
 def test_what_does_not_fit_is_told_before_anything_is_written(weights: Path) -> None:
     """The plan comes first: no file is made for a machine that the cascade does not fit."""
     machine = replace(probe("cpu"), ram_bytes=10**8)

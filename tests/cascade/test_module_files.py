@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lowmem_if.cascade.module_files import weight_variant, without_safetensors
+from lowmem_if.cascade.module_files import GUIDE, weight_variant, without_safetensors
 from lowmem_if.cascade.variants import is_pickle, safetensors_name
 from lowmem_if.errors import CheckpointError
 
@@ -51,6 +53,31 @@ def test_several_pickles_lead_to_the_page_about_them(tmp_path: Path) -> None:
     for number in (1, 2):
         (tmp_path / f"pytorch_model-0000{number}-of-00002.bin").touch()
     assert without_safetensors(tmp_path).endswith("convert them as docs/how-to/own-weights.md says")
+
+
+def test_the_pages_script_converts_shards_and_their_index(tiny: Path, tmp_path: Path) -> None:
+    """What the page shows is run as it is: the folder is loadable, with the same tensors."""
+    page = (Path(__file__).parents[2] / GUIDE).read_text(encoding="utf-8")
+    (script,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    source = tiny / "stage_1" / "text_encoder"
+    folder = Path(shutil.copytree(source, tmp_path / "text_encoder"))
+    for file in sorted(folder.glob("*.safetensors")):
+        torch.save(load_file(file), folder / file.name.replace("model.", "pytorch_model.", 1).replace(
+            ".safetensors", ".bin"
+        ))  # fmt: skip
+        file.unlink()
+    (index,) = folder.glob("*.index*.json")
+    text = index.read_text().replace('"model.', '"pytorch_model.').replace(".safetensors", ".bin")
+    (folder / "pytorch_model.bin.index.fp16.json").write_text(text)
+    index.unlink()
+    subprocess.run([sys.executable, "-c", script, str(folder)], check=True)
+    assert weight_variant(folder) == weight_variant(source)
+    for file in source.glob("*.safetensors"):
+        again, tensors = load_file(folder / file.name), load_file(file)
+        assert all(torch.equal(again[name], tensors[name]) for name in tensors)
+    assert json.loads((folder / index.name).read_text()) == json.loads(
+        (source / index.name).read_text()
+    )
 
 
 def test_an_empty_folder_is_not_said_to_have_pickles(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from lowmem_if.cascade import catalog
+from lowmem_if.cascade.locating.hub_folders import near_folder
 from lowmem_if.errors import CascadeError
 from lowmem_if.units import did_you_mean
 
@@ -64,9 +65,9 @@ def unknown_cascade(text: str) -> CascadeError:
             "--size 1024 runs it"
         )
     known = ", ".join(catalog.CASCADES)
-    near = did_you_mean(text.lower(), catalog.CASCADES)
+    near = did_you_mean(text.lower(), catalog.CASCADES) or near_folder(text)
     if is_repository_name(text):
-        near = f"; give a repository of your own by --part stage_1={text}"
+        near = near or f"; give a repository of your own by --part stage_1={text}"
     return CascadeError(
         f"no cascade or folder {text!r}: use {known}, two stages like I-L+II-L, "
         f"or a folder with stage_1/{near}"

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from lowmem_if.cascade.module_files import folder_names
 from lowmem_if.cascade.safetensors_header import unreadable
+from lowmem_if.errors import CheckpointError
+from lowmem_if.units import did_you_mean
 
 
 def existing_folder(name: str) -> Path | None:
@@ -15,6 +17,18 @@ def existing_folder(name: str) -> Path | None:
         return folder.resolve() if folder.is_dir() else None
     except (OSError, RuntimeError, ValueError):  # too long, no such user, a zero byte
         return None
+
+
+def near_folder(text: str) -> str:
+    """The folder that a wrong path could mean, in words; empty if none is similar."""
+    path = Path(text)
+    try:
+        parent = existing_folder(str(path.parent))
+        names = folder_names(parent) if parent else set()
+    except CheckpointError:  # the parent folder may not be read
+        return ""
+    near = did_you_mean(path.name, names)
+    return near.replace("'", f"'{path.parent}/", 1) if near and str(path.parent) != "." else near
 
 
 def snapshot_folder(repository: str, revision: str = "main") -> Path | None:

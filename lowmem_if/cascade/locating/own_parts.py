@@ -65,26 +65,43 @@ def own_part(
         raise HubError(f"{missing_folder(choice)}; {error}") from error
 
 
-def check_unet(choice: PartChoice, file: Path, text_width: int | None) -> None:
-    """Check that a part's UNet is for its component and reads the embeddings of the text encoder.
-
-    Args:
-        file: its configuration.
-        text_width: numbers per token of the text encoder; None if it is not known.
-
-    Raises:
-        CascadeError: it is for another component, or reads other embeddings.
-    """
-    config = read_config(file)
-    kind = kind_of_unet(config)
+def check_unet(choice: PartChoice, file: Path) -> None:
+    """Raise `CascadeError` unless a part's UNet, with this configuration, is for its component."""
+    kind = kind_of_unet(read_config(file))
     if kind != choice.component:
         raise _other_kind(choice, kind)
-    width = config.get("encoder_hid_dim") or config.get("cross_attention_dim", 1280)
-    if catalog.facts(choice.component).reads_t5 and text_width not in (None, width):
+
+
+def text_width(part: Part, place: Place | None, component: str) -> int | None:
+    """Numbers per token that a text encoder gives, or that a UNet reads; None if it is not known."""
+    encodes = catalog.facts(component).encodes
+    if place and (file := place.file(f"{part.folders[0]}/config.json")).is_file():
+        config = read_config(file)
+        read = config.get("encoder_hid_dim") or config.get("cross_attention_dim", 1280)
+        width = config.get("d_model") if encodes else read
+        return width if isinstance(width, int) else None
+    published = part.repository and component_of(part.repository)
+    return catalog.TEXT_WIDTH if published else None
+
+
+def check_widths(choice: PartChoice, encoder: int | None, unet: int | None) -> None:
+    """Raise `CascadeError` if a part of the user's own does not go with the rest of the cascade.
+
+    Args:
+        encoder: numbers per token that the text encoder gives; None: not known.
+        unet: numbers per token that a UNet reads; None: not known.
+    """
+    if None in (encoder, unet) or encoder == unet:
+        return
+    if catalog.facts(choice.component).encodes:
         raise CascadeError(
-            f"--part {choice}: its UNet reads {width} numbers per token, and the text encoder of this "
-            f"cascade gives {text_width}: it was trained for another text encoder"
+            f"--part {choice}: it gives {encoder} numbers per token, and a UNet of this cascade reads "
+            f"{unet}: it is another text encoder than theirs"
         )
+    raise CascadeError(
+        f"--part {choice}: its UNet reads {unet} numbers per token, and the text encoder of this "
+        f"cascade gives {encoder}: it was trained for another text encoder"
+    )
 
 
 def _other_kind(choice: PartChoice, kind: str | None) -> CascadeError:

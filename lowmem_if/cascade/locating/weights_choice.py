@@ -10,9 +10,8 @@ from typing import Any
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.catalog import COMPONENTS, component_name
 from lowmem_if.cascade.locating.cascade_names import is_repository_name, stage_name
-from lowmem_if.cascade.locating.hub_folders import existing_folder
-from lowmem_if.cascade.module_files import folder_names
-from lowmem_if.errors import CheckpointError, RequestError
+from lowmem_if.cascade.locating.hub_folders import existing_folder, near_folder
+from lowmem_if.errors import RequestError
 from lowmem_if.units import did_you_mean
 
 MAIN = "main"
@@ -139,7 +138,7 @@ def _choice(component: str, value: Any) -> PartChoice:
     repository = catalog.stage_repository(name) if name else source
     if isinstance(value, Path) or not is_repository_name(repository) or (at and not revision):
         raise RequestError(
-            f"--part {component}={text}: there is no such folder{_near(text)}; "
+            f"--part {component}={text}: there is no such folder{near_folder(text)}; "
             "give a folder or a repository like OWNER/NAME"
         )
     return PartChoice(component, repository, revision or MAIN)
@@ -147,16 +146,4 @@ def _choice(component: str, value: Any) -> PartChoice:
 
 def missing_folder(choice: PartChoice) -> str:
     """That a part may be meant as a folder, which does not exist, with the nearest one that does."""
-    return f"--part {choice}: there is no folder {choice.source!r} here{_near(choice.source)}"
-
-
-def _near(text: str) -> str:
-    """The folder that a wrong path could mean, in words; empty if none is similar."""
-    path = Path(text)
-    try:
-        parent = existing_folder(str(path.parent))
-        names = folder_names(parent) if parent else set()
-    except CheckpointError:  # the parent folder may not be read
-        return ""
-    near = did_you_mean(path.name, names)
-    return near.replace("'", f"'{path.parent}/", 1) if near and str(path.parent) != "." else near
+    return f"--part {choice}: there is no folder {choice.source!r} here{near_folder(choice.source)}"

@@ -148,6 +148,17 @@ def test_a_unet_for_another_text_encoder_is_refused(
     )
 
 
+def test_what_is_not_here_yet_is_compared_by_what_is_published(
+    tiny: Path, nothing_downloaded: Path
+) -> None:
+    """IF's stages read T5-XXL, and its T5-XXL is for them alone."""
+    text = refused(CascadeError, lambda: placed(tiny, stage_1="I-L"))
+    assert "reads 4096 numbers per token, and the text encoder of this cascade gives 64" in text
+    text = refused(CascadeError, lambda: placed(tiny, text_encoder="DeepFloyd/IF-I-L-v1.0"))
+    assert "it gives 4096 numbers per token, and a UNet of this cascade reads 64" in text
+    assert placed("if-m", text_encoder="DeepFloyd/IF-I-L-v1.0").folder(TEXT_ENCODER) is None
+
+
 def test_a_folder_with_pickles_only_says_how_to_convert_them(tiny: Path, tuned: Path) -> None:
     """No pickle is read; the command in the line makes the file that is missing."""
     (tuned / "unet" / UNET).rename(tuned / "unet" / "diffusion_pytorch_model.fp16.bin")
