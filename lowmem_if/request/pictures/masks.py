@@ -73,7 +73,7 @@ def _check(picture: Picture, repaints: str) -> None:
     if brightest < _REPAINTED:
         reason = _reason(repaints, transparent, brightest)
         raise PictureError(f"the mask {picture.path} repaints nothing: {reason}")
-    if _extremes(_as_stage_1_sees(levels))[1] < _REPAINTED:
+    if _extremes(as_stage_1_sees(levels))[1] < _REPAINTED:
         raise PictureError(
             f"the mask {picture.path} repaints too little: at stage 1's {facts(STAGE_1).side} pixels "
             f"nothing of it is left; enlarge its {repaints} part"
@@ -117,7 +117,7 @@ def _is_photograph(image: Any) -> bool:
     return shown.getcolors(_MOST_COLOURS) is None
 
 
-def _as_stage_1_sees(mask: Any) -> Any:
+def as_stage_1_sees(mask: Any) -> Any:
     """The mask in the size that diffusers gives it for stage 1 (`resize` of `IFInpaintingPipeline`)."""
     from PIL import Image
 
