@@ -51,7 +51,7 @@ def decoded_mask(image: Any, repaints: str) -> Image.Image:
 
 
 def plain(image: Image.Image) -> Image.Image:
-    """An image object upright, in 8 bits and one of the modes L, RGB and RGBA."""
+    """An image upright, in 8 bits and one of the modes L, RGB and RGBA; RGBA if it has transparency."""
     straight = image.convert("LA") if image.mode == "La" else image  # Pillow knows no other way
     small = _shallow(_smaller(straight))
     mode = "RGBA" if has_alpha(small) else "L" if small.mode in ("L", "1") else "RGB"

@@ -11,7 +11,7 @@ from typing import Any
 
 from lowmem_if.cascade.catalog import STAGE_1, facts
 from lowmem_if.errors import PictureError
-from lowmem_if.request.pictures.decoding import decoded_mask, has_alpha
+from lowmem_if.request.pictures.decoding import decoded_mask, has_alpha, plain
 from lowmem_if.request.pictures.input_images import (
     BLACK,
     OPAQUE,
@@ -52,8 +52,9 @@ def mask_of(picture: Picture, *, invert: bool | None = None, alpha: bool | None 
 def _check(picture: Picture, repaints: str) -> None:
     """Raise `PictureError` for a mask that repaints nothing, or is a picture with a hole."""
     with opened(picture.path, picture.content) as image:
-        transparent = has_alpha(image) and _extremes(_alpha(image))[0] < _REPAINTED
-        if repaints == WHITE and transparent and _is_photograph(image):
+        shown = plain(image) if has_alpha(image) else None
+        transparent = shown is not None and _extremes(shown.getchannel("A"))[0] < _REPAINTED
+        if repaints == WHITE and transparent and _is_photograph(shown):
             raise PictureError(
                 f"the mask {picture.path} is a picture with transparent parts, and white repaints: "
                 "--mask-alpha repaints the transparent parts"
@@ -73,7 +74,7 @@ def _check(picture: Picture, repaints: str) -> None:
     if brightest < _REPAINTED:
         reason = _reason(repaints, transparent, brightest)
         raise PictureError(f"the mask {picture.path} repaints nothing: {reason}")
-    if _extremes(_as_stage_1_sees(levels))[1] < _REPAINTED:
+    if _extremes(as_stage_1_sees(levels))[1] < _REPAINTED:
         raise PictureError(
             f"the mask {picture.path} repaints too little: at stage 1's {facts(STAGE_1).side} pixels "
             f"nothing of it is left; enlarge its {repaints} part"
@@ -103,21 +104,17 @@ def _extremes(grey: Any) -> tuple[int, int]:
     return lowest, highest
 
 
-def _alpha(image: Any) -> Any:
-    return image.convert("RGBA").getchannel("A")
-
-
 def _is_photograph(image: Any) -> bool:
-    """Whether the visible part of a mask has more colours than a mask has."""
+    """Whether the visible part of a mask in RGBA has more colours than a mask has."""
     from PIL import Image
 
-    visible = _alpha(image).point(lambda level: 255 if level == 255 else 0)
+    visible = image.getchannel("A").point(lambda level: 255 if level == 255 else 0)
     shown = Image.new("RGB", image.size)
-    shown.paste(image.convert("RGBA").convert("RGB"), mask=visible)
+    shown.paste(image.convert("RGB"), mask=visible)
     return shown.getcolors(_MOST_COLOURS) is None
 
 
-def _as_stage_1_sees(mask: Any) -> Any:
+def as_stage_1_sees(mask: Any) -> Any:
     """The mask in the size that diffusers gives it for stage 1 (`resize` of `IFInpaintingPipeline`)."""
     from PIL import Image
 

@@ -86,17 +86,17 @@ def picture_of(given: Any, what: str) -> Picture:
 
 def _of_pil(image: Image.Image, name: str) -> Picture:
     """The current frame of an image object; its digest is that of its pixels."""
+    from PIL import ImageOps
+
     with reported(name):
         image.load()
-        whole = image.width, image.height
-        small = plain(image)
+        upright = ImageOps.exif_transpose(image)
+        small = plain(upright)
         stream = io.BytesIO()
         small.save(stream, "PNG", compress_level=1)
-    turned = (small.width < small.height) != (whole[0] < whole[1])
-    width, height = reversed(whole) if turned else whole
     head = f"{small.mode} {small.width}x{small.height} ".encode()
     digest = hashlib.sha256(head + small.tobytes()).hexdigest()
-    return Picture(name, width, height, digest, content=stream.getvalue())
+    return Picture(name, upright.width, upright.height, digest, content=stream.getvalue())
 
 
 def _read(file: Any, what: str) -> bytes:

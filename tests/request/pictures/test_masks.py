@@ -20,6 +20,7 @@ from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.request.batch_request import read_request, request_of
 from lowmem_if.request.build import make_request
 from lowmem_if.request.image_spec import ImageSpec
+from lowmem_if.request.pictures.masks import as_stage_1_sees
 
 SIDE = 128
 SPOT = (40, 40, 90, 90)
@@ -267,3 +268,14 @@ def test_what_a_mask_repaints_is_part_of_the_request(
     del lines[0]["mask"]["repaints"]
     mask.unlink()
     assert Plan.from_json(data) == plan
+
+
+@pytest.mark.parametrize("size", [(128, 128), (300, 100), (77, 300), (64, 64), (1, 1)])
+def test_too_little_is_what_the_pipeline_makes_of_it(size: tuple[int, int]) -> None:
+    """The mask is checked in the very levels that diffusers gives it for stage 1."""
+    from diffusers.pipelines.deepfloyd_if.pipeline_if_inpainting import resize
+
+    width, height = size
+    levels = numpy.random.default_rng(0).integers(0, 256, (height, width), dtype=numpy.uint8)
+    mask = Image.fromarray(levels)
+    assert numpy.array_equal(as_stage_1_sees(mask), resize(mask, 64))
