@@ -19,7 +19,7 @@ from huggingface_hub.utils import tqdm
 
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.locate import Location
-from lowmem_if.cascade.strategies import STREAM
+from lowmem_if.cascade.strategies import STREAM, Pin
 from lowmem_if.engine.opened.stage_plan import StagePlan
 from lowmem_if.engine.opened.stage_request import StageRequest
 from lowmem_if.errors import CascadeError, DeviceError, DoesNotFit
@@ -84,7 +84,8 @@ def open_one(wanted: StageRequest, given: Mapping[str, Any]) -> OpenPipeline:
         LowmemError: device, files or network fail.
     """
     with _LOCK:
-        machine = _left(given)
+        machine, pins = _left(given)
+        wanted = wanted.with_default(pins.get(wanted.component))
         step, location = _planned(wanted, machine)
         if location.folder(step.component) is None:
             _download(wanted, location, given.get("report"))
@@ -105,16 +106,17 @@ def _names() -> tuple[str, ...]:
     return tuple(promise.name for promise in _OPEN.values())
 
 
-def _left(given: Mapping[str, Any]) -> Machine:
-    """The machine with what is left of its memory, or of the user's budgets, for another stage."""
+def _left(given: Mapping[str, Any]) -> tuple[Machine, dict[str, Pin]]:
+    """The machine with what is left of its memory or of the user's budgets; the pins of a profile."""
     release_memory(used_accelerator())
     profile, ram, vram = given.get("profile"), given.get("ram"), given.get("vram")
-    machine, _pins = choose_machine(profile, device=given.get("device", "auto"), ram=ram, vram=vram)
-    return left_of(
+    machine, pins = choose_machine(profile, device=given.get("device", "auto"), ram=ram, vram=vram)
+    left = left_of(
         machine, read_memory(used_accelerator()),
         ram_is_budget=ram is not None or profile is not None,
         vram_is_budget=vram is not None or profile is not None,
     )  # fmt: skip
+    return left, pins
 
 
 def left_of(

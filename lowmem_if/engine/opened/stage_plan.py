@@ -37,6 +37,7 @@ class StagePlan:
             f"left for it: {self._left()}",
             f"open already: {', '.join(self.others)}" if self.others else "",
             f"number type: {machine.compute_dtype_reason}" if self._has_machines_type else "",
+            *(f"note: {card}" for card in machine.unused),
         ]
         wrapped = (textwrap.wrap(line, 100, subsequent_indent="    ") for line in lines if line)
         return "\n".join(row for rows in wrapped for row in rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,11 @@ class StageRequest:
         )  # fmt: skip
         prefer, batch = given.get("prefer", EXACT), _batch(given.get("batch", 1))
         return StageRequest(request, component, mode, pin, storage, prefer, batch)
+
+    def with_default(self, pin: Pin | None) -> StageRequest:
+        """The same with a profile's pin, unless the user has chosen a pin or a number type."""
+        chosen = pin is None or self.pin is not None or self.storage
+        return self if chosen else replace(self, pin=pin)
 
     def planned(self, machine: Machine) -> tuple[Step, Location]:
         """The plan of this stage alone, and where its files are.

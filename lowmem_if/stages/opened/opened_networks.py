@@ -70,7 +70,7 @@ class OpenedNetworks:
         return made
 
     def close(self) -> None:
-        """Remove hooks, close files, and take the weights off the networks, which may live on."""
+        """Remove hooks and close files; take the weights off the networks, which a variable may hold."""
         for one in self._guards:
             one.close(f"{self._name} is closed: open it again with open_stage")
         self._stage.close()

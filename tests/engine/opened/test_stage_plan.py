@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from machines import ask, card, cpu
 
 from lowmem_if.cascade.catalog import STAGE_1
@@ -11,7 +13,7 @@ from lowmem_if.planning.component_plan import plan_component
 
 def test_it_says_what_why_and_how_much() -> None:
     """On a card: strategy, reason, runner-up, peaks, what is left, open stages, number type."""
-    machine = card(15, 12)
+    machine = replace(card(15, 12), unused=("the old card is too old",))
     step, _location = plan_component(machine, ask(size=64), STAGE_1)
     text = str(StagePlan("stage 1 of if-xl", step, machine, ("stage 2 of if-xl",)))
     lines = dict(line.split(": ", 1) for line in text.splitlines() if not line.startswith(" "))
@@ -22,6 +24,7 @@ def test_it_says_what_why_and_how_much() -> None:
     assert lines["left for it"] == "15.0 GB of VRAM, 12.0 GB of RAM"
     assert lines["open already"] == "stage 2 of if-xl"
     assert lines["number type"] == "the published weights' own type"
+    assert lines["note"] == "the old card is too old"
     assert max(map(len, text.splitlines())) <= 100
 
 

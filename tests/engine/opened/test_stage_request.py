@@ -107,3 +107,12 @@ def test_the_name_of_a_folder_is_short(tmp_path: Path) -> None:
     folder.mkdir()
     assert wanted(2, folder).name == "stage 2 of mine"
     assert wanted(3).name == "upscaler of if-xl"
+
+
+def test_a_profiles_pin_is_a_default() -> None:
+    """What the user says wins."""
+    own = Pin("stream", "float32")
+    assert wanted().with_default(own).pin == own
+    assert wanted().with_default(None).pin is None
+    assert wanted(pin="resident").with_default(own).pin == Pin("resident")
+    assert wanted(dtype="float16").with_default(own).pin is None
