@@ -41,8 +41,9 @@ def request_to_json(request: Request) -> dict[str, Any]:
     images = _rows(request) if request.gallery else _prompts(request)
     sampling = asdict(request.sampling)
     data = images | run_wide | sampling | {"lora": [asdict(one) for one in request.lora]}
-    data["embeds"] = request.embeds
     data["parts"] = [asdict(part) for part in request.weights.parts]
+    if request.embeds is not None:  # version 0.1 had no such key
+        data["embeds"] = request.embeds
     found: dict[str, Any] = to_jsonable_python(data)
     return found
 

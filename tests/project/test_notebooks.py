@@ -21,9 +21,9 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("01_first_image", "colab_free_tier")
+NAMES = ("01_first_image", "02_own_sampling_loops", "colab_free_tier")
 MOST_BYTES = 1_500_000
-OF_THE_MACHINE = re.compile(r"lowmem-if (probe|plan|show)|lm\.probe\(\)|memory\.png")
+OF_THE_MACHINE = re.compile(r"lowmem-if (probe|plan|show)|lm\.probe\(\)|memory\.png|stage_1\.plan")
 """Cells whose outputs tell of the machine that ran them."""
 TIMES = re.compile(r"(?<=done in )[^<]*")
 PICTURES = re.compile(r"data:image/jpeg;base64,([^\"]+)")
