@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from lowmem_if.simulate.fakes.fake_streams import HOST
+from lowmem_if.simulate.fake_streams import HOST
 from lowmem_if.simulate.memory_tracker import MAPPED
 from lowmem_if.simulate.tracing import Trace
 from lowmem_if.weights.files.checkpoint import Checkpoint

@@ -31,7 +31,7 @@ from transformers.utils import import_utils
 from lowmem_if.errors import SimulationError
 from lowmem_if.simulate.assumed_values import AssumedValues
 from lowmem_if.simulate.attention import attend
-from lowmem_if.simulate.fakes.fake_streams import COMPUTING, HOST, FakeStream, StreamEvent
+from lowmem_if.simulate.fake_streams import COMPUTING, HOST, FakeStream, StreamEvent
 from lowmem_if.simulate.memory_tracker import PINNED, MemoryTracker
 from lowmem_if.simulate.tracing import Trace
 

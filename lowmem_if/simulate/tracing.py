@@ -12,15 +12,27 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, in_kernel_invocation_manager
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from lowmem_if.planning.estimates.memory_table import FUSED
 from lowmem_if.simulate.assumed_values import AssumedValues, tensors_in
-from lowmem_if.simulate.fakes import fake_views
-from lowmem_if.simulate.fakes.fake_streams import COMPUTING, HOST, Timeline
+from lowmem_if.simulate.fake_streams import COMPUTING, HOST, Timeline
 from lowmem_if.simulate.memory_tracker import MemoryTracker
+
+_VIEWS = {
+    torch.ops.aten.slice.Tensor,
+    torch.ops.aten.view.default,
+    torch.ops.aten.view.dtype,
+    torch.ops.aten.detach.default,
+}
+"""Operators that streaming calls several times for each weight, each time with other numbers.
+
+torch finds the result of an operator on fake tensors by a key from all its arguments. If the key is new,
+decompositions derive the result. Streaming cuts every weight out of one block of memory, so each key is
+new, and that takes ten times as long as asking the meta kernel.
+"""
 
 _DEVICE = torch.ops.prim.device.default
 _CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -67,7 +79,7 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]
             if shaped is not None:
                 self.tracker.see(shaped)
                 return shaped
-        out = fake_views.run(func, args, kwargs)
+        out = run_operator(func, args, kwargs)
         for tensor in tensors_in(out):
             self.tracker.see(tensor)
         self._count(func, args, kwargs, out)
@@ -113,3 +125,26 @@ def _is_view(func: Any) -> bool:
     """Whether an operator only looks at its input in another way."""
     schema = func._schema
     return not schema.is_mutable and any(given.alias_info for given in schema.returns)
+
+
+def run_operator(func: Any, args: Any, kwargs: Any) -> Any:
+    """The result of an operator on fake tensors, by the shortest way there is for it."""
+    if kwargs or not isinstance(args[0] if args else None, FakeTensor):
+        return func(*args, **kwargs)
+    if func in _VIEWS:
+        return _view(func, args)
+    if func is torch.ops.aten.copy_.default and _are_alike(*args):
+        return args[0]
+    return func(*args)
+
+
+def _are_alike(target: torch.Tensor, source: Any, _non_blocking: bool = False) -> bool:
+    return isinstance(source, FakeTensor) and source.shape == target.shape
+
+
+def _view(func: Any, args: Any) -> FakeTensor:
+    """The result of an operator that only looks at the storage of its first argument in another way."""
+    tensor: FakeTensor = args[0]
+    with in_kernel_invocation_manager(tensor.fake_mode):
+        view = func(*args)
+    return FakeTensor(tensor.fake_mode, view, tensor.fake_device)

@@ -1,1 +1,0 @@
-"""Stand-ins below the simulated device: its streams, and views of fake tensors."""
