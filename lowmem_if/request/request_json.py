@@ -39,7 +39,8 @@ def request_to_json(request: Request) -> dict[str, Any]:
     images = _rows(request) if request.gallery else _prompts(request)
     sampling = asdict(request.sampling)
     data = images | run_wide | sampling | {"lora": [asdict(one) for one in request.lora]}
-    data["parts"] = [asdict(part) for part in request.weights.parts]
+    if parts := request.weights.parts:  # other requests are as version 0.1 wrote them
+        data["parts"] = [asdict(part) for part in parts]
     found: dict[str, Any] = to_jsonable_python(data)
     return found
 
