@@ -41,8 +41,9 @@ def request_to_json(request: Request) -> dict[str, Any]:
     images = _rows(request) if request.gallery else _prompts(request)
     sampling = asdict(request.sampling)
     data = images | run_wide | sampling | {"lora": [asdict(one) for one in request.lora]}
-    data["parts"] = [asdict(part) for part in request.weights.parts]
-    if request.embeds is not None:  # version 0.1 had no such key
+    if parts := request.weights.parts:  # other requests are as version 0.1 wrote them
+        data["parts"] = [asdict(part) for part in parts]
+    if request.embeds is not None:
         data["embeds"] = request.embeds
     found: dict[str, Any] = to_jsonable_python(data)
     return found

@@ -89,8 +89,7 @@ def test_a_run_folder_of_before_has_no_parts(tiny: Path, tmp_path: Path) -> None
     folder = run_here(plan_of(tiny, PROMPT, size=64), tmp_path / "run")
     file = folder.path / "run.json"
     record = json.loads(file.read_text())
-    assert record["plan"]["request"].pop("parts") == []
-    file.write_text(json.dumps(record))
+    assert "parts" not in record["plan"]["request"]
     again = RunFolder.open(folder.path)
     assert again.plan == folder.plan
     assert again.plan.request.weights.parts == ()

@@ -38,7 +38,7 @@ def describe(folder: RunFolder, task: ImageSpec) -> dict[str, object]:
     request = request_to_json(whole.alone(task))
     for source in filter(None, (request[kind] for kind in KINDS)):
         source["path"] = Path(source["path"]).name
-    for part in request["parts"]:
+    for part in request.get("parts", ()):
         source = Path(part["source"])
         part["source"] = source.name if source.is_absolute() else part["source"]
     steps = [flat_step(asdict(step)) for step in folder.plan.steps]
