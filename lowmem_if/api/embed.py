@@ -6,10 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Unpack
 
-from lowmem_if.engine.embedding import embed_into
+from lowmem_if.engine.embedding import embed_into, embed_texts
 from lowmem_if.engine.options import EmbedOptions, check_options
-from lowmem_if.errors import EmbeddingsError
-from lowmem_if.hardware.weights_disk import scratch_folder
 from lowmem_if.weights.embedding_files.embedding_tensors import Embeddings, load_embeddings
 
 
@@ -39,12 +37,4 @@ def embed(
     check_options("embed", options, EmbedOptions)
     if out is not None:
         return load_embeddings(embed_into(prompts, Path(out).expanduser(), **options).file)
-    try:
-        scratch = scratch_folder()
-    except OSError as error:
-        raise EmbeddingsError(
-            f"no temporary folder can be written ({error.strerror}): give a file as out"
-        ) from error
-    with scratch as folder:
-        file = Path(folder) / "embeddings.safetensors"
-        return load_embeddings(embed_into(prompts, file, **options).file)
+    return embed_texts(prompts, **options)

@@ -30,8 +30,8 @@ def open_stage(
 
     Returns:
         An `IFPipeline`, or its sibling for the stage and the mode, which is a context manager, too; else
-        call its `close()`. `plan` says what was chosen and why. It has no T5 text encoder: give prompts
-        as `prompt_embeds`. No safety checker runs.
+        call its `close()`. `plan` says what was chosen and why. It has no T5 text encoder: texts are
+        encoded in a process of its own, or are given as `prompt_embeds`. No safety checker runs.
 
     Raises:
         DoesNotFit: the stage does not fit what is left; the message says what to close.

@@ -20,11 +20,13 @@ from lowmem_if.errors import (
     RequestError,
     RunFolderError,
 )
+from lowmem_if.hardware.weights_disk import scratch_folder
 from lowmem_if.planning.plan import Plan
 from lowmem_if.request.build import make_request
 from lowmem_if.request.checks import as_tuple
 from lowmem_if.units import shorten
 from lowmem_if.weights.embedding_files.embedding_reader import opened_embeddings
+from lowmem_if.weights.embedding_files.embedding_tensors import Embeddings, load_embeddings
 from lowmem_if.weights.embedding_files.embedding_writer import (
     check_writable,
     write_embeddings,
@@ -95,6 +97,27 @@ def embed_into(
     width = read(texts[0]).shape[-1]
     remove_folder(work)
     return EmbedResult(file, texts, dtype, width, folder, result.notices)
+
+
+def embed_texts(prompts: str | Iterable[str], **options: Unpack[EmbedOptions]) -> Embeddings:
+    """Encode prompts and keep no file.
+
+    Returns:
+        Prompt -> tensor of shape (1, 77, width) on the CPU.
+
+    Raises:
+        EmbeddingsError: there is no room for temporary files.
+        LowmemError: as `embed_into`.
+    """
+    try:
+        scratch = scratch_folder()
+    except OSError as error:
+        raise EmbeddingsError(
+            f"no temporary folder can be written ({error.strerror}): give a file as out"
+        ) from error
+    with scratch as folder:
+        file = Path(folder) / "embeddings.safetensors"
+        return load_embeddings(embed_into(prompts, file, **options).file)
 
 
 def _checked_dtype(dtype: Any) -> str:

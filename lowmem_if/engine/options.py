@@ -65,6 +65,7 @@ class StageOptions(MachineOptions, total=False):
         batch: pictures for which the UNet is called at once, each with its guidance; memory is planned
             for so many.
         lora: LoRAs that are merged into the UNet's weights.
+        parts: as in `ImageOptions`.
         revision: branch, tag or commit of the weights' repository.
         report: called with a file's name, the bytes done and the bytes in all while missing weights are
             downloaded; None: a bar shows it.
@@ -76,6 +77,7 @@ class StageOptions(MachineOptions, total=False):
     prefer: str
     batch: int
     lora: LoraGiven | Sequence[LoraGiven]
+    parts: Parts | None
     revision: str
     report: Callable[[str, int, int], None] | None
 

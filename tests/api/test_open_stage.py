@@ -67,6 +67,52 @@ def test_a_loop_by_hand_has_the_bits_of_diffusers(cascade: Path, stage: int) -> 
             assert not forgetful.requires_grad
 
 
+@pytest.mark.worker
+def test_texts_are_encoded_in_a_process_of_its_own(tiny: Path) -> None:
+    """So a script that gives prompts runs unchanged, with the embeddings that `embed` gives."""
+    expected = lm.embed(["a red circle", "a cross"], cascade=tiny, dtype="float32", device="cpu")
+    with opened(tiny, 1) as pipeline:
+        positive, negative = pipeline.encode_prompt("a red circle")
+        assert torch.equal(positive, expected["a red circle"])
+        assert torch.equal(negative, expected[""])
+        several, _ = pipeline.encode_prompt(["a cross", "a red circle"], num_images_per_prompt=2)
+        assert torch.equal(several, torch.cat([expected["a cross"]] * 2 + [positive] * 2))
+        alone, none = pipeline.encode_prompt("a cross", do_classifier_free_guidance=False)
+        assert torch.equal(alone, expected["a cross"])
+        assert none is None
+        call = {"num_inference_steps": 2, "output_type": "pt"}
+        by_text = pipeline("a cross", generator=torch.manual_seed(1), **call).images
+        by_embeds = pipeline(
+            prompt_embeds=alone,
+            negative_prompt_embeds=negative,
+            generator=torch.manual_seed(1),
+            **call,
+        ).images
+        assert torch.equal(by_text, by_embeds)
+
+
+@pytest.mark.worker
+def test_a_text_without_an_encoder_is_one_line(tiny: Path, tmp_path: Path) -> None:
+    """The stage's weights are here, T5's are not."""
+    shutil.copytree(tiny, tmp_path / "cascade")
+    shutil.rmtree(tmp_path / "cascade" / "stage_1" / "text_encoder")
+    with opened(tmp_path / "cascade", 1) as pipeline:
+        with pytest.raises(lm.RequestError, match="Give prompt_embeds and negative_prompt_embeds"):
+            pipeline.encode_prompt("a red circle")
+        with pytest.raises(lm.RequestError, match="needs a prompt"):
+            pipeline.encode_prompt(None)
+
+
+def test_a_part_of_ones_own_is_opened(tiny: Path, tmp_path: Path) -> None:
+    """A fine-tuned UNet in a folder of its own; the scheduler is the cascade's."""
+    mine = tmp_path / "mine"
+    shutil.copytree(tiny / "stage_1" / "unet", mine / "unet")
+    with opened(tiny, 1) as pipeline:
+        expected = guided_loop(pipeline)
+    with opened(tiny, 1, parts={"stage_1": mine}) as pipeline:
+        assert torch.equal(guided_loop(pipeline), expected)
+
+
 CALLS: list[tuple[int, str, Any]] = [
     (1, "text", diffusers.IFPipeline),
     (1, "img2img", diffusers.IFImg2ImgPipeline),
@@ -265,14 +311,10 @@ def test_where_a_script_moves_the_pipeline_nothing_happens(tiny: Path) -> None:
             pipeline.unet.state_dict()
 
 
-def test_texts_need_embeddings(tiny: Path) -> None:
-    """There is no T5: a prompt, or guidance without the negative embedding, is an error in words."""
+def test_without_guidance_no_negative_embedding_is_needed(tiny: Path) -> None:
+    """Nothing is encoded."""
     with opened(tiny, 1) as pipeline:
         given = embeddings(pipeline)
-        with pytest.raises(lm.RequestError, match="give prompt_embeds"):
-            pipeline("a red circle")
-        with pytest.raises(lm.RequestError, match="give negative_prompt_embeds"):
-            pipeline(prompt_embeds=given["prompt_embeds"])
         unguided = pipeline(
             prompt_embeds=given["prompt_embeds"], guidance_scale=1.0, num_inference_steps=1
         )

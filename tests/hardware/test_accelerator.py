@@ -388,6 +388,7 @@ def test_asking_for_the_card_ends_with_the_same_words(
     assert capsys.readouterr().err == f"error: {card_unused}; or use --device cpu\n"
 
 
+@pytest.mark.worker
 def test_generate_prints_the_note_and_keeps_it(
     card_unused: str, tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -400,6 +401,7 @@ def test_generate_prints_the_note_and_keeps_it(
     assert json.loads(captured.out)["notices"][0] == card_unused
 
 
+@pytest.mark.worker
 def test_a_run_in_python_reports_the_note(card_unused: str, tiny: Path, tmp_path: Path) -> None:
     """As an event, and in the result."""
     events: list[lm.Event] = []

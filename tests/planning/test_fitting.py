@@ -9,6 +9,7 @@ import pytest
 from machines import GB, ask, card, cpu, drawn_plans, try_plan
 
 from lowmem_if.cascade.catalog import STAGE_1, TEXT_ENCODER
+from lowmem_if.cascade.locating.weights_choice import WeightsChoice
 from lowmem_if.cascade.strategies import RESIDENT, Pin
 from lowmem_if.planning import fitting
 from lowmem_if.planning.fitting import Fitting
@@ -31,9 +32,9 @@ def test_a_cascade_is_located_once_for_all_sizes_of_memory(monkeypatch: pytest.M
     found: list[str] = []
     locate = fitting.locate
 
-    def counted(name: str, **options: Any) -> Any:
-        found.append(name)
-        return locate(name, **options)
+    def counted(weights: WeightsChoice, **options: Any) -> Any:
+        found.append(weights.cascade)
+        return locate(weights, **options)
 
     monkeypatch.setattr(fitting, "locate", counted)
     fits = Fitting()

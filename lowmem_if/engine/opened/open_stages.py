@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -17,9 +17,9 @@ from typing import Any
 
 from huggingface_hub.utils import tqdm
 
-from lowmem_if.cascade import catalog
 from lowmem_if.cascade.locate import Location
 from lowmem_if.cascade.strategies import STREAM, Pin
+from lowmem_if.engine.embedding import embed_texts
 from lowmem_if.engine.opened.stage_plan import StagePlan
 from lowmem_if.engine.opened.stage_request import StageRequest
 from lowmem_if.errors import CascadeError, DeviceError, DoesNotFit
@@ -30,11 +30,12 @@ from lowmem_if.planning.estimates.memory import PROCESS_RAM_BYTES
 from lowmem_if.planning.estimates.weight_bytes import in_place_bytes
 from lowmem_if.planning.plan import Step
 from lowmem_if.stages.lifetime import Lifetime, closed_on_error
-from lowmem_if.stages.opened.open_pipeline import OpenPipeline
+from lowmem_if.stages.opened.open_pipeline import Encode, OpenPipeline
 from lowmem_if.stages.opened.opened_networks import OpenedNetworks
 from lowmem_if.stages.stage import StageConfig
 from lowmem_if.system.process_memory import keep_heap_small
 from lowmem_if.weights.allocator import sees, used_accelerator
+from lowmem_if.weights.embedding_files.embedding_tensors import Embeddings
 from lowmem_if.weights.hub import repository
 from lowmem_if.weights.hub.transfer import Progress
 from lowmem_if.weights.memory_readings import (
@@ -91,7 +92,7 @@ def open_one(wanted: StageRequest, given: Mapping[str, Any]) -> OpenPipeline:
             _download(wanted, location, given.get("report"))
             step, location = _planned(wanted, machine)
         plan = StagePlan(wanted.name, step, machine, _names())
-        return _load(wanted, plan, location)
+        return _load(wanted, plan, location, _encoder(wanted, given))
 
 
 def close_all() -> None:
@@ -156,11 +157,10 @@ def _planned(wanted: StageRequest, machine: Machine) -> tuple[Step, Location]:
 def _download(wanted: StageRequest, location: Location, report: Report | None) -> None:
     """Download what this stage lacks, and nothing of the others; without `report` a bar shows it."""
     request = wanted.request
-    published = catalog.PUBLISHED.get(request.cascade)
-    if published is None:
+    if location.cascade.parts[wanted.component].repository is None:
         raise CascadeError(f"the {wanted.component} of {location.cascade.name} is not on this disk")
     files = repository.list_files(
-        published, (wanted.component,), eight_bit=False, revision=request.revision
+        location.cascade, (wanted.component,), eight_bit=False, revision=request.revision
     )
     if report is not None:
         repository.fetch(files, report=lambda p: report(p.file, p.done_bytes, p.total_bytes))
@@ -174,29 +174,45 @@ def _download(wanted: StageRequest, location: Location, report: Report | None) -
         repository.fetch(files, report=show)
 
 
-def _load(wanted: StageRequest, plan: StagePlan, location: Location) -> OpenPipeline:
+def _encoder(wanted: StageRequest, given: Mapping[str, Any]) -> Encode:
+    """Encodes texts in a process of its own, with what this one leaves; known texts only once."""
+    known: Embeddings = {}
+
+    def encode(texts: Iterable[str]) -> Embeddings:
+        if missing := [text for text in texts if text not in known]:
+            left, _pins = _left(given)
+            known.update(embed_texts(missing, **wanted.text_options(left)))
+        return known
+
+    return encode
+
+
+def _load(
+    wanted: StageRequest, plan: StagePlan, location: Location, encode: Encode
+) -> OpenPipeline:
     step, device = plan.step, plan.step.config.device
     if not sees(device):
         raise DeviceError(
             f"{plan.name} is planned for {device}, which torch does not see here: "
             "open it with device='cpu'"
         )
-    root = location.folder(step.component)
-    if root is None:
+    place = location.place(step.component)
+    if place is None:
         raise CascadeError(f"{plan.name} is not on this disk: check the folder of the cascade")
     if (step.config.strategy, device) == (STREAM, "cpu"):
         keep_heap_small()
+    config = StageConfig(place.root, step, elsewhere=place.elsewhere)
     wake(device, step.config.compute_dtype)
     before = release_memory(device)
     life = Lifetime(
-        lambda: OpenedNetworks.load(StageConfig(root, step), plan.name),
+        lambda: OpenedNetworks.load(config, plan.name),
         device=device,
         weight_bytes=in_place_bytes(location.cascade.parts[step.component], step.config),
     )
     with closed_on_error(life):
-        stage = life.component.pipeline(step.component, wanted.mode, root)
+        stage = life.component.pipeline(step.component, wanted.mode, place)
         key = next(_KEYS)
-        stage.begin(plan, partial(_end, key, life), partial(_release, key, life))
+        stage.begin(plan, encode, partial(_end, key, life), partial(_release, key, life))
         grown = release_memory(device) - before
         _OPEN[key] = _Promise(plan.name, weakref.ref(stage), *_outstanding(step.estimate, grown))
         return stage

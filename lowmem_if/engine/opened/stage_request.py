@@ -84,9 +84,18 @@ class StageRequest:
         request = make_request(
             "a picture", cascade=cascade, size=_SIZES[component], seed=0,
             lora=given.get("lora", ()), revision=given.get("revision", "main"),
+            parts=given.get("parts"),
         )  # fmt: skip
         prefer, batch = given.get("prefer", EXACT), _batch(given.get("batch", 1))
         return StageRequest(request, component, mode, pin, storage, prefer, batch)
+
+    def text_options(self, left: Machine) -> Any:
+        """The options to encode texts for this stage with, on what is left of the machine."""
+        return {
+            "cascade": self.request.cascade, "revision": self.request.weights.revision,
+            "dtype": "float32", "device": left.device, "ram": left.ram_bytes,
+            "vram": left.vram_bytes if left.kind != "cpu" else None,
+        }  # fmt: skip
 
     def with_default(self, pin: Pin | None) -> StageRequest:
         """The same with a profile's pin, unless the user has chosen a pin or a number type."""
@@ -133,11 +142,9 @@ class StageRequest:
 
     def _smaller(self, machine: Machine) -> str:
         """The largest smaller cascade whose stage fits; empty if there is none."""
-        names = list(catalog.PUBLISHED)
-        after = (
-            names.index(self.request.cascade) + 1 if self.request.cascade in names else len(names)
-        )
-        for name in names[after:]:
+        for name in catalog.smaller_cascades(self.request.cascade):
+            if name == catalog.DEMO:
+                continue
             other = make_request("a picture", cascade=name, size=_SIZES[self.component], seed=0)
             try:
                 self._plan(machine, other)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from lowmem_if.cascade.catalog import T5_STAGES, TEXT_WIDTH
 from lowmem_if.cascade.configs import text_width
-from lowmem_if.cascade.locate import locate
 from lowmem_if.cascade.safetensors_header import TENSOR_NAME, read_header_and_metadata
 from lowmem_if.errors import CheckpointError, EmbeddingsError
 from lowmem_if.planning.needed_texts import texts_of
@@ -93,7 +92,7 @@ def _is_copied(file: Path, digest: str) -> bool:
 def _width(plan: Plan) -> int:
     """Numbers per token that the stages read: from their configuration, if it is on this disk."""
     request = plan.request
-    location = locate(request.cascade, components=request.components, revision=request.revision)
+    location = request.locate(asks_hub=False)
     for stage in T5_STAGES:
         if stage in request.components and (root := location.folder(stage)):
             return text_width(root)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
+from inspect import signature
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,7 +24,17 @@ from diffusers import (
 from lowmem_if.cascade.catalog import STAGE_1, STAGE_2, UPSCALER
 from lowmem_if.cascade.modes import INPAINT, TEXT, VARY
 from lowmem_if.cascade.strategies import MODEL_OFFLOAD
-from lowmem_if.errors import DeviceError, RequestError, SessionError
+from lowmem_if.errors import (
+    CascadeError,
+    CheckpointError,
+    DeviceError,
+    DoesNotFit,
+    RequestError,
+    SessionError,
+)
+
+Encode = Callable[[list[str]], Mapping[str, torch.Tensor]]
+"""Texts -> their embeddings, each (1, 77, width)."""
 
 PIPELINES: dict[tuple[str, str], Any] = {
     (STAGE_1, TEXT): IFPipeline,
@@ -53,14 +64,18 @@ class OpenPipeline:
     text_encoder: Any
     __call__: Callable[..., Any]
 
-    def begin(self, plan: Any, end: Callable[[], Any], release: Callable[[], None]) -> None:
+    def begin(
+        self, plan: Any, encode: Encode, end: Callable[[], Any], release: Callable[[], None]
+    ) -> None:
         """Take over a loaded stage.
 
         Args:
+            encode: encodes texts with T5, which is not in this process.
             end: closes the stage and returns the proof that it was released.
             release: closes it without a proof, when nothing refers to this object any more.
         """
         self.plan, self.released = plan, None
+        self._encode = encode
         self._end: Callable[[], Any] | None = end
         self._left = weakref.finalize(self, release)
         self._is_placing = False
@@ -145,21 +160,57 @@ class OpenPipeline:
         self._say_placed("enable_group_offload")
 
     def encode_prompt(self, *args: Any, **options: Any) -> Any:
-        """As in diffusers, where a prompt is given as embeddings: there is no T5 text encoder.
+        """As in diffusers; T5 encodes texts in a process of its own, which ends before this returns.
 
         Raises:
-            RequestError: a text would have to be encoded.
+            RequestError: a text cannot be encoded here; the message says what to give instead.
         """
+        pipeline: Any = super()
         if self.text_encoder is not None:  # the upscaler's own, or the user's
-            return super().encode_prompt(*args, **options)  # type: ignore[misc]
-        guided = options.get("do_classifier_free_guidance", (*args, True, True)[1])
-        needed = _EMBEDDINGS if guided else {"prompt_embeds": _EMBEDDINGS["prompt_embeds"]}
-        for name, words in needed.items():
-            if options.get(name) is None:
-                raise RequestError(
-                    f"{self.plan.name} is open without a text encoder: give {name}, {words}"
-                )
-        return super().encode_prompt(*args, **options)  # type: ignore[misc]
+            return pipeline.encode_prompt(*args, **options)
+        given = signature(pipeline.encode_prompt).bind(*args, **options)
+        given.apply_defaults()
+        given.arguments |= self._embeddings_for(**given.arguments)
+        return pipeline.encode_prompt(*given.args, **given.kwargs)
+
+    def _embeddings_for(
+        self,
+        *,
+        prompt: str | list[str] | None,
+        do_classifier_free_guidance: bool,
+        negative_prompt: str | list[str] | None,
+        prompt_embeds: Any,
+        negative_prompt_embeds: Any,
+        **_others: Any,
+    ) -> dict[str, Any]:
+        """The embeddings that are not given, in place of their texts."""
+        if prompt_embeds is None:
+            prompt_embeds = self._encoded([prompt] if isinstance(prompt, str) else prompt)
+        if do_classifier_free_guidance and negative_prompt_embeds is None:
+            negative = negative_prompt or ""
+            texts = [negative] * len(prompt_embeds) if isinstance(negative, str) else negative
+            negative_prompt_embeds = self._encoded(texts)
+        return {
+            "prompt": None,
+            "negative_prompt": None,
+            "prompt_embeds": prompt_embeds,
+            "negative_prompt_embeds": negative_prompt_embeds,
+        }
+
+    def _encoded(self, texts: list[str] | None) -> torch.Tensor:
+        self._check_open()
+        if not texts:
+            raise RequestError(
+                f"{self.plan.name} needs a prompt, or its embedding as prompt_embeds"
+            )
+        try:
+            known = self._encode(texts)
+        except (CascadeError, CheckpointError, DoesNotFit) as error:
+            raise RequestError(
+                f"{self.plan.name} is open without a text encoder, and T5 cannot encode the text here "
+                f"({error}). Give prompt_embeds and negative_prompt_embeds, as `lm.embed` returns them"
+            ) from error
+        return torch.cat([known[text] for text in texts]).to(self.device, self.dtype)
 
     def _is_at(self, place: Any) -> bool:
         if isinstance(place, torch.dtype):
@@ -182,14 +233,6 @@ class OpenPipeline:
     def _check_open(self) -> None:
         if self._end is None:
             raise SessionError(f"{self.plan.name} is closed: open it again with open_stage")
-
-
-_EMBEDDINGS = {
-    "prompt_embeds": "the embedding of the prompt",
-    "negative_prompt_embeds": "the embedding of the negative prompt (of an empty text, if there is "
-    "none), or guidance_scale=1",
-}
-"""Argument of the pipelines -> what it is, in words."""
 
 
 @cache

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Self
 
 import torch
 
 from lowmem_if.cascade.catalog import UPSCALER
+from lowmem_if.cascade.parts import Place
 from lowmem_if.cascade.strategies import RESIDENT, STREAM
 from lowmem_if.errors import CheckpointError
 from lowmem_if.stages.components import STAGES
@@ -53,7 +53,7 @@ class OpenedNetworks:
         stage: Any = STAGES[config.step.component].load(config)
         return cls(stage, config, name)
 
-    def pipeline(self, component: str, mode: str, root: Path) -> OpenPipeline:
+    def pipeline(self, component: str, mode: str, place: Place) -> OpenPipeline:
         """diffusers' pipeline for a mode, over these networks.
 
         A stage of IF gets its watermark and its tokenizer if their files are here, as `from_pretrained`
@@ -65,7 +65,7 @@ class OpenedNetworks:
         if component == UPSCALER:
             settings = {"max_noise_level": own.config.max_noise_level}
         else:
-            parts |= _small_parts(root)
+            parts |= _small_parts(place)
         made: OpenPipeline = kind(**parts, **settings)
         return made
 
@@ -79,14 +79,14 @@ class OpenedNetworks:
         self.modules, self._guards = [], []
 
 
-def _small_parts(root: Path) -> dict[str, Any]:
+def _small_parts(place: Place) -> dict[str, Any]:
     """The watermark and the tokenizer, if they are here: a download of the UNet alone lacks them."""
     loaders = {"watermarker": load_watermarker, "tokenizer": load_tokenizer}
     parts = {}
     for name, load in loaders.items():
-        if (root / name).is_dir():
+        if place.folder(name).is_dir():
             with suppress(CheckpointError):
-                parts[name] = load(root / name)
+                parts[name] = load(place.folder(name))
     return parts
 
 
