@@ -32,8 +32,8 @@ demo: $(READY) ## draw PROMPT with the bundled cascade and its 8-bit text encode
 test: $(READY) ## all tests (TESTS="tests/planning -k ladder": some)
 	$(PYTEST) $(TESTS)
 
-quick: $(READY) ## the tests that start no worker process, in a minute or so
-	$(PYTEST) -m "not worker" $(TESTS)
+quick: $(READY) ## the tests that start no worker process and are not slow, in two minutes or so
+	$(PYTEST) -m "not worker and not slow" $(TESTS)
 
 coverage: $(READY) ## which lines of the package the tests run, workers' lines too
 	rm -f .coverage*

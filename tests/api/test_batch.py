@@ -97,6 +97,7 @@ def test_each_component_is_loaded_once_for_all_lines(
     assert len(list((folder.path / "embeds").iterdir())) == 4  # two prompts, "red" and no words
 
 
+@pytest.mark.slow
 def test_sixty_four_prompts_are_one_load_of_each_component(
     tiny: Path, tmp_path: Path, loads: list[str]
 ) -> None:
@@ -108,6 +109,7 @@ def test_sixty_four_prompts_are_one_load_of_each_component(
     assert len(list((folder.path / "embeds").iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_a_line_has_the_pixels_that_it_has_alone(tiny: Path, tmp_path: Path, picture: Path) -> None:
     """Bit for bit, and its file says of it what a run of its own would."""
     folder = run_here(batch_plan(tiny, *mixed(picture)), tmp_path / "run")
@@ -295,6 +297,7 @@ def seconds_of(plan: Plan, path: Path) -> dict[str, float]:
     return took
 
 
+@pytest.mark.slow
 def test_two_thousand_lines_cost_five_times_what_four_hundred_do(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,6 +332,7 @@ def test_two_thousand_lines_cost_five_times_what_four_hundred_do(
     assert peaks[2000] < 100e6, peaks
 
 
+@pytest.mark.slow
 def test_thousands_of_prompts_stream_through_the_encoder_in_groups(
     tiny: Path, tmp_path: Path
 ) -> None:

@@ -48,6 +48,7 @@ def opened(cascade: Path | str, stage: Any, **options: Any) -> Any:
     return pipeline
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_loop_by_hand_has_the_bits_of_diffusers(cascade: Path, stage: int) -> None:
     """Resident and streamed, with and without `no_grad`; the class is diffusers' own."""
@@ -184,6 +185,7 @@ def test_a_lora_is_merged(tiny: Path, tmp_path: Path) -> None:
 # --- memory -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_streamed_loop_of_50_steps_needs_the_memory_of_its_first(tiny: Path) -> None:
     """The peak stays within the budget, also after an exception in a layer, and is released."""
     guided_loop(loaded_by_diffusers(tiny, 1, diffusers.IFPipeline))  # the libraries' own first use

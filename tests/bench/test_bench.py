@@ -27,6 +27,7 @@ def case(tiny: Path, tmp_path: Path) -> Case:
     return Case("if-m", "stage_1", "resident", tiny, tmp_path / "scratch", steps=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subject", ["stage_1", "text_encoder", "text_encoder-int8"])
 def test_all_ways_compute_the_same_bits(case: Case, subject: str) -> None:
     """Those that run on this machine; the one that never runs on a CPU says so."""

@@ -176,6 +176,7 @@ def test_measured_constants_stand_beside_the_assumed_ones() -> None:
     assert row["constants"]["rates"]["bus_bytes"] == assumed("cpu").bus_bytes
 
 
+@pytest.mark.slow
 def test_a_shortage_on_purpose_is_recognised(
     setup: Setup, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -187,6 +188,7 @@ def test_a_shortage_on_purpose_is_recognised(
     assert "DefaultCPUAllocator" in row["text"]
 
 
+@pytest.mark.slow
 def test_words_that_nobody_knows_are_a_failure(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,7 @@ def test_every_script_can_be_imported(name: str) -> None:
     importlib.import_module(name)
 
 
+@pytest.mark.slow
 def test_a_run_becomes_rows_of_the_table(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

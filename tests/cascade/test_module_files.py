@@ -19,6 +19,7 @@ from lowmem_if.cascade.variants import is_pickle, safetensors_name
 from lowmem_if.errors import CheckpointError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("root", "stem", "pickle"),
     [
@@ -55,6 +56,7 @@ def test_several_pickles_lead_to_the_page_about_them(tmp_path: Path) -> None:
     assert without_safetensors(tmp_path).endswith("convert them as docs/how-to/own-weights.md says")
 
 
+@pytest.mark.slow
 def test_the_pages_script_converts_shards_and_their_index(tiny: Path, tmp_path: Path) -> None:
     """What the page shows is run as it is: the folder is loadable, with the same tensors."""
     page = (Path(__file__).parents[2] / GUIDE).read_text(encoding="utf-8")

@@ -183,6 +183,7 @@ def test_short_of_ram_offloaded_weights_go_to_the_card_or_stay_in_the_file(compo
 # --- any machine --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @thorough
 @given(machines, requests, preferences, pins)
 def test_every_ladder_ends_and_every_step_takes_less(

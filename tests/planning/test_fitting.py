@@ -17,6 +17,7 @@ from lowmem_if.planning.fitting import Fitting
 pytestmark = pytest.mark.usefixtures("nothing_downloaded")
 
 
+@pytest.mark.slow
 def test_it_says_what_planning_would_say() -> None:
     """Of every machine and request, also of one after another that differ in memory alone."""
     for drawn in drawn_plans()[:100]:

@@ -40,6 +40,7 @@ from lowmem_if.request.request import Request
 pytestmark = pytest.mark.usefixtures("nothing_downloaded")
 
 
+@pytest.mark.slow
 @thorough
 @given(machines, requests, preferences, pins)
 def test_pins_are_kept_or_refused(
@@ -62,6 +63,7 @@ def test_pins_are_kept_or_refused(
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
+@pytest.mark.slow
 @thorough
 @given(machines, requests, preferences, pins)
 def test_a_pin_changes_nothing_else(

@@ -66,6 +66,7 @@ from lowmem_if.request.request import Request
 pytestmark = pytest.mark.usefixtures("nothing_downloaded")
 
 
+@pytest.mark.slow
 def test_the_machines_of_these_tests_are_worth_testing() -> None:
     """Of the machines and requests below, enough are planned for, and enough are not."""
     seen = Counter[str]()
@@ -93,6 +94,7 @@ def test_the_machines_of_these_tests_are_worth_testing() -> None:
     assert min(seen[MODEL_OFFLOAD], seen[SEQUENTIAL_OFFLOAD]) > 5, seen
 
 
+@pytest.mark.slow
 def test_any_machine_is_either_planned_for_or_told_what_does_not_fit() -> None:
     """From nothing to plenty no machine makes the planner crash."""
     for vram in (0, 1, 4, 6, 8, 12, 16, 24):
@@ -116,6 +118,7 @@ def test_a_plan_keeps_within_the_budget() -> None:
             assert both <= machine.ram_bytes
 
 
+@pytest.mark.slow
 @thorough
 @given(machines, requests, preferences)
 def test_a_budget_is_used_to_its_last_byte(machine: Machine, request: Request, prefer: str) -> None:
@@ -165,6 +168,7 @@ def test_a_plan_has_a_settled_step_for_each_component() -> None:
         assert (each.sampling is not None) == (each.component in catalog.IMAGE_STAGES)
 
 
+@pytest.mark.slow
 @thorough
 @given(machines, requests, preferences, vrams, rams)
 def test_more_memory_is_never_slower(
@@ -183,6 +187,7 @@ def test_more_memory_is_never_slower(
         assert large.estimate.seconds <= small.estimate.seconds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("features", [(), ("avx512_bf16",)])
 @pytest.mark.parametrize("prefer", PREFERENCES)
 def test_no_larger_memory_ever_slows_a_step(features: tuple[str, ...], prefer: str) -> None:
@@ -196,6 +201,7 @@ def test_no_larger_memory_ever_slows_a_step(features: tuple[str, ...], prefer: s
         before = plan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cascade", "prefer", "kind", "ram"),
     [  # half of all sixteen: every three of the four values are met together

@@ -25,6 +25,7 @@ from lowmem_if.planning.plan import Plan, make_plan
 pytestmark = pytest.mark.usefixtures("nothing_downloaded")
 
 
+@pytest.mark.slow
 def test_a_plan_is_a_value_that_survives_json() -> None:
     """Written as JSON text and read back, a plan is equal to itself, and says that it fits."""
     for plan in filter(None, (drawn.plan for drawn in drawn_plans())):
@@ -35,6 +36,7 @@ def test_a_plan_is_a_value_that_survives_json() -> None:
         assert json.dumps(Plan.from_json(data).to_json()) == text
 
 
+@pytest.mark.slow
 @settings(derandomize=True, database=None, deadline=None, max_examples=60)
 @given(
     st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=3),

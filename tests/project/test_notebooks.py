@@ -314,6 +314,7 @@ def make_wheel(folder: Path, name: str, version: str, *needs: str) -> None:
             wheel.writestr(file, text)
 
 
+@pytest.mark.slow
 def test_the_cell_works_with_the_real_pip(tmp_path: Path) -> None:
     """It stops for a dependency that is too old; else it installs, and imports in this process."""
     shelf = tmp_path / "shelf"

@@ -97,6 +97,7 @@ def test_a_square_covers_the_area_that_its_radius_says() -> None:
     assert covered.mean().item() == pytest.approx((2 * 0.85 * 0.25) ** 2, rel=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [64, 256])
 def test_the_judge_finds_everything_right_in_true_pictures(side: int) -> None:
     """So what it misses in a drawn picture is the picture's fault."""

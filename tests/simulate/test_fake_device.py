@@ -39,6 +39,7 @@ class Bounding(Trace):
             self.most = max(self.most, self.tracker.usage(ANONYMOUS).now + copies)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", SMALL, ids=lambda known: known.network.folder)
 def test_a_dry_run_takes_the_bytes_of_a_real_one(known: Known) -> None:
     """To the byte: the same tracker over real tensors, in float32 on the CPU, two pictures at once."""

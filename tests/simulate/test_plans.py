@@ -12,6 +12,7 @@ from lowmem_if.request.build import make_request
 from lowmem_if.simulate.plans import simulated_plan
 
 
+@pytest.mark.slow
 def test_a_local_cascade_is_simulated_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The plan's figures are the dry run's then; what was simulated is not simulated again."""
     monkeypatch.setattr(memory, "_REMEMBERED", {})

@@ -38,6 +38,7 @@ simulated_once = cache(simulate)
 """For tests that only look at a dry run, not for those that change what runs in it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("component", [TEXT_ENCODER, STAGE_1])
 def test_every_strategy_runs_and_leaves_nothing_behind(component: str, strategy: str) -> None:
@@ -70,6 +71,7 @@ def test_two_buffers_are_pinned_and_never_a_network() -> None:
     assert simulated_once(STAGE_1, SEQUENTIAL_OFFLOAD).peak("pinned") == 0
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_bytes() -> None:
     """Nothing depends on threads or time."""
     assert simulate(STAGE_1, STREAM) == simulated_once(STAGE_1, STREAM)
@@ -194,6 +196,7 @@ def test_an_unlisted_question_is_an_error() -> None:
             torch.randn(3, device=DEVICE).sum().item()
 
 
+@pytest.mark.slow
 def test_files_are_not_read(tmp_path: Path) -> None:
     """Only headers are: a folder whose tensors are holes of the file system is enough."""
     from lowmem_if.weights.synthetic.checkpoints import ZEROS, synthesize

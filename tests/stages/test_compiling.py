@@ -136,6 +136,7 @@ def same(one: RunFolder, other: RunFolder) -> bool:
     return all(torch.equal(a[key], b[key]) for a, b in pairs for key in a)
 
 
+@pytest.mark.slow
 def test_a_compiled_run_is_a_run(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +174,7 @@ def test_where_nothing_can_be_compiled_the_run_says_so_and_goes_on(
     assert notice in done.notices
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile wants a C++ compiler")
 def test_whether_compiling_works_is_tried() -> None:
     """With torch's own compiler, for the CPU; a device that is not here is told."""

@@ -170,6 +170,7 @@ def test_a_broken_file_on_the_hub_is_named(commands: Commands, mine: Path, tiny:
     assert f"{MINE}/{UNET}: " in commands.refusal(tiny, "--part", f"stage_1={MINE}")
 
 
+@pytest.mark.slow
 def test_what_is_not_on_the_hub_is_told_in_one_line(
     commands: Commands, mine: Path, tiny: Path
 ) -> None:

@@ -62,6 +62,7 @@ def components(plan: Plan) -> list[str]:
     return [step.component for step in plan.steps]
 
 
+@pytest.mark.slow
 def test_pictures_are_those_of_a_run_with_t5(
     tiny: Path, without_t5: Path, file: Path, tmp_path: Path
 ) -> None:
@@ -91,6 +92,7 @@ def test_float16_is_enough_where_the_stages_compute_in_float16_or_less(
     assert torch.equal(read, torch.load(full, weights_only=True)[RED].half())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rows",
     [
@@ -120,6 +122,7 @@ def test_every_mode_takes_embeddings(
     assert_same_bits(pair[1], pair[0])
 
 
+@pytest.mark.slow
 def test_a_run_never_needs_the_file_again(tiny: Path, file: Path, tmp_path: Path) -> None:
     """Begun, then the file is lost: it is resumed, and its pictures are enlarged in a new folder."""
     own = Path(shutil.copy(file, tmp_path / "own.pth"))

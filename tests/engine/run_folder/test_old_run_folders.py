@@ -72,6 +72,7 @@ def test_the_keys_of_version_0_1_are_still_written(tmp_path: Path, kind: str) ->
         assert new["request"] == old["request"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ASKED)
 def test_a_run_of_version_0_1_resumes_and_continues(tmp_path: Path, kind: str) -> None:
     """The pixels are those of a run that is begun now, at 64 pixels and enlarged to 256."""

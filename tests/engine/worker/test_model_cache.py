@@ -72,6 +72,7 @@ def with_ram(plan: Plan, ram_bytes: int) -> Plan:
     return replace(plan, machine=replace(plan.machine, ram_bytes=ram_bytes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["resident", "stream"])
 def test_a_second_run_loads_nothing_and_draws_the_pixels_of_a_run_alone(
     tiny: Path, tmp_path: Path, watched: Watched, strategy: str
@@ -90,6 +91,7 @@ def test_a_second_run_loads_nothing_and_draws_the_pixels_of_a_run_alone(
     assert watched.here() == []
 
 
+@pytest.mark.slow
 def test_other_modes_take_the_same_networks(tiny: Path, tmp_path: Path, watched: Watched) -> None:
     """Pictures varied and repainted with the UNets that drew from text, as runs alone do it."""
     watched.run(plan_of(tiny, RED), tmp_path / "text")

@@ -85,6 +85,7 @@ def test_an_unknown_network_is_not_in_it() -> None:
     assert look_up(Module("unet", Weights(1), 2, 704), item_bytes=2) is None
 
 
+@pytest.mark.slow
 def test_a_new_simulation_gives_the_same_rows() -> None:
     """A sample of passes: the small networks, and one of the real size with four pictures at once."""
     for known in known_networks():

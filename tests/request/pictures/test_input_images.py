@@ -191,6 +191,7 @@ def test_a_picture_that_changes_while_it_is_copied_is_told(tmp_path: Path) -> No
 # --- sizes ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_huge_picture_is_shrunk_and_its_mask_alike(tmp_path: Path) -> None:
     """20,000 pixels wide: kept within 17 million pixels, image and mask at one size, JPEG or PNG."""
     image = save(tmp_path / "a.jpg", Image.new("RGB", (20_000, 5_003), RED))

@@ -63,6 +63,7 @@ def test_a_plan_from_elsewhere_is_refused_before_anything_is_read(
         loading.load_text_encoder(tiny / "stage_1", storage="int8", compute="float32", device="cpu")
 
 
+@pytest.mark.slow
 def test_a_float_run_imports_none_of_it(tiny: Path, tmp_path: Path) -> None:
     """A run without quantised weights works where importing bitsandbytes fails."""
     plan = plan_of(tiny, size=64)
