@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Unpack
 
-from lowmem_if.cascade import catalog
 from lowmem_if.cascade.locate import Location, locate, parts_on_hub
 from lowmem_if.engine.options import (
     FetchOptions,
@@ -81,7 +80,7 @@ def _download(plan: Plan, report: BytesReport) -> Fetched:
     from lowmem_if.weights.hub import repository
 
     request = plan.request
-    encoders = [step for step in plan.steps if step.component == catalog.TEXT_ENCODER]
+    encoders = [step for step in plan.steps if step.config.facts.encodes]
     eight_bit = any(step.config.storage_dtype == "int8" for step in encoders)
     files = repository.list_files(
         request.locate().cascade,

@@ -55,7 +55,7 @@ class Request:
     def components(self) -> tuple[str, ...]:
         """The components this request needs, in the order in which they run."""
         needed = components_of(self.images)
-        return tuple(c for c in needed if c != catalog.TEXT_ENCODER or self.embeds is None)
+        return tuple(c for c in needed if not catalog.facts(c).encodes or self.embeds is None)
 
     @property
     def pictures(self) -> tuple[ImageSpec, ...]:

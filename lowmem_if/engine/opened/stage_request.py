@@ -74,7 +74,7 @@ class StageRequest:
             LoraError: a LoRA cannot be used.
         """
         component, mode = _component(stage), _mode(given.get("mode"))
-        if mode != TEXT and component == UPSCALER:
+        if mode != TEXT and catalog.facts(component).decodes:
             raise RequestError(f"the upscaler has no mode {mode}: leave the mode out")
         pin = given.get("pin")
         pin = parse_pin(component, pin) if isinstance(pin, str) else pin
