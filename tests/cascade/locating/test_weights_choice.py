@@ -88,7 +88,7 @@ def test_a_wrong_option_is_refused(texts: list[str], words: str) -> None:
         ("./missing", "no such folder"),
         ("a/b/c", "no such folder"),
         ("me/my-if@", "no such folder"),
-        ("weigths", "no such folder: did you mean 'weights'?"),
+        ("weightz", "no such folder: did you mean 'weights'?"),
         ("./weights/dreambooth1", "did you mean 'weights/dreambooth'?"),
         ("weights@main", "a folder has no revision"),
         (Path("me/my-if"), "no such folder"),
