@@ -66,6 +66,7 @@ class StageOptions(MachineOptions, total=False):
             for so many.
         lora: LoRAs that are merged into the UNet's weights.
         parts: as in `ImageOptions`.
+        embeds: a file of prompt embeddings: texts are looked up there, and never encoded.
         revision: branch, tag or commit of the weights' repository.
         report: called with a file's name, the bytes done and the bytes in all while missing weights are
             downloaded; None: a bar shows it.
@@ -78,6 +79,7 @@ class StageOptions(MachineOptions, total=False):
     batch: int
     lora: LoraGiven | Sequence[LoraGiven]
     parts: Parts | None
+    embeds: str | Path | None
     revision: str
     report: Callable[[str, int, int], None] | None
 

@@ -92,6 +92,26 @@ def test_texts_are_encoded_in_a_process_of_its_own(tiny: Path) -> None:
         assert torch.equal(by_text, by_embeds)
 
 
+def test_texts_are_looked_up_in_a_file_of_embeddings(tiny: Path, tmp_path: Path) -> None:
+    """T5 is not needed, not even on the disk; a text that the file lacks is an error in one line."""
+    shutil.copytree(tiny, tmp_path / "cascade")
+    shutil.rmtree(tmp_path / "cascade" / "stage_1" / "text_encoder")
+
+    with opened(tiny, 1) as pipeline:
+        width = pipeline.unet.config.encoder_hid_dim
+    file = tmp_path / "prompts.pth"
+    known = {text: torch.randn(1, 77, width) for text in ("a red circle", "")}
+    torch.save(known, file)
+    with opened(tmp_path / "cascade", 1, embeds=file) as pipeline:
+        positive, negative = pipeline.encode_prompt("a red circle")
+        assert torch.equal(positive, known["a red circle"])
+        assert torch.equal(negative, known[""])
+        with pytest.raises(lm.EmbeddingsError, match="has no embedding of the prompt 'a cross'"):
+            pipeline.encode_prompt("a cross")
+    with pytest.raises(lm.EmbeddingsError, match=r"missing\.pth"):
+        opened(tiny, 1, embeds=tmp_path / "missing.pth")
+
+
 @pytest.mark.worker
 def test_a_text_without_an_encoder_is_one_line(tiny: Path, tmp_path: Path) -> None:
     """The stage's weights are here, T5's are not."""

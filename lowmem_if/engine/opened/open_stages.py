@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.utils import tqdm
@@ -35,7 +36,8 @@ from lowmem_if.stages.opened.opened_networks import OpenedNetworks
 from lowmem_if.stages.stage import StageConfig
 from lowmem_if.system.process_memory import keep_heap_small
 from lowmem_if.weights.allocator import sees, used_accelerator
-from lowmem_if.weights.embedding_files.embedding_tensors import Embeddings
+from lowmem_if.weights.embedding_files.embedding_reader import opened_embeddings
+from lowmem_if.weights.embedding_files.embedding_tensors import Embeddings, load_embeddings
 from lowmem_if.weights.hub import repository
 from lowmem_if.weights.hub.transfer import Progress
 from lowmem_if.weights.memory_readings import (
@@ -176,6 +178,8 @@ def _download(wanted: StageRequest, location: Location, report: Report | None) -
 
 def _encoder(wanted: StageRequest, given: Mapping[str, Any]) -> Encode:
     """Encodes texts in a process of its own, with what this one leaves; known texts only once."""
+    if file := given.get("embeds"):
+        return _reader(Path(file).expanduser())
     known: Embeddings = {}
 
     def encode(texts: Iterable[str]) -> Embeddings:
@@ -185,6 +189,19 @@ def _encoder(wanted: StageRequest, given: Mapping[str, Any]) -> Encode:
         return known
 
     return encode
+
+
+def _reader(file: Path) -> Encode:
+    """Reads the embeddings of texts from a file, which is checked now and whenever it is read."""
+
+    def read(texts: Iterable[str]) -> Embeddings:
+        with opened_embeddings(file) as opened:
+            for text in texts:
+                opened.check(text)
+        return load_embeddings(file)
+
+    read(())
+    return read
 
 
 def _load(
