@@ -34,7 +34,7 @@ def open_stage(
         encoded in a process of its own, or are given as `prompt_embeds`. No safety checker runs.
 
     Raises:
-        DoesNotFit: the stage does not fit what is left; the message says what to close.
+        DoesNotFit: the stage needs more than the remaining memory; the message says what to close.
         RequestError: an unknown option, stage, mode or number type.
         LowmemError: the weights, the device or the network cannot be used.
     """

@@ -83,7 +83,7 @@ def open_one(wanted: StageRequest, given: Mapping[str, Any]) -> OpenPipeline:
         given: the options that name machine and budgets, and `report`.
 
     Raises:
-        DoesNotFit: nothing fits what is left; the message says what to close.
+        DoesNotFit: the stage needs more than the remaining memory; the message says what to close.
         LowmemError: device, files or network fail.
     """
     with _LOCK:
@@ -110,7 +110,7 @@ def _names() -> tuple[str, ...]:
 
 
 def _left(given: Mapping[str, Any]) -> tuple[Machine, dict[str, Pin]]:
-    """The machine with what is left of its memory or of the user's budgets; the pins of a profile."""
+    """The machine with its remaining memory, or the rest of the user's budgets; a profile's pins."""
     release_memory(used_accelerator())
     profile, ram, vram = given.get("profile"), given.get("ram"), given.get("vram")
     machine, pins = choose_machine(profile, device=given.get("device", "auto"), ram=ram, vram=vram)

@@ -90,7 +90,7 @@ class StageRequest:
         return StageRequest(request, component, mode, pin, storage, prefer, batch)
 
     def text_options(self, left: Machine) -> Any:
-        """The options to encode texts for this stage with, on what is left of the machine."""
+        """Options for encoding this stage's texts in the memory that remains."""
         return {
             "cascade": self.request.cascade, "revision": self.request.weights.revision,
             "dtype": "float32", "device": left.device, "ram": left.ram_bytes,
@@ -106,7 +106,7 @@ class StageRequest:
         """The plan of this stage alone, and where its files are.
 
         Raises:
-            DoesNotFit: nothing fits what is left; `nearest` says what would.
+            DoesNotFit: the remaining memory is not enough; `nearest` says what would fit.
             LowmemError: the pin, the device or the files cannot be used.
         """
         if machine.kind == "cpu" and "float16" in (self.storage, self.pin and self.pin.storage):
