@@ -22,7 +22,7 @@ from lowmem_if.calibrate.compute import (
 from lowmem_if.calibrate.disk import reading_speeds, weight_file
 from lowmem_if.cascade import catalog
 from lowmem_if.errors import DeviceError
-from lowmem_if.hardware.calibration import calibration_bytes, calibration_file, machine_key
+from lowmem_if.hardware.calibration_file import calibration_bytes, calibration_file, machine_key
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.hardware.speeds import ACCELERATOR, ANY, CPU, Speeds, Throughput
 from lowmem_if.weights.files.atomic import write_bytes

@@ -21,9 +21,19 @@ QUANTISED = ("int8", "nf4")
 STORAGES = (*FLOATS, *QUANTISED)
 _SHORT = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
-EXACT, BALANCED = "exact", "balanced"
-PREFERENCES = (EXACT, BALANCED)
-"""`exact` changes no pixel beyond the requested storage dtype; `balanced` may quantise and batch."""
+EXACT, FAITHFUL, BALANCED, FAST = "exact", "faithful", "balanced", "fast"
+PREFERENCES = (EXACT, FAITHFUL, BALANCED, FAST)
+"""How far a result may be from that of plain diffusers; each allows what the ones before it allow.
+
+`exact`: the same bits on this device, in this number type. `faithful`: the same computation, rounded
+otherwise: memory layout, decoding in strips, batches. `balanced`: also quantised weights, and tiles.
+`fast`: also less work, each kind with a measured loss.
+"""
+
+
+def allows(prefer: str, level: str) -> bool:
+    """Whether a preference allows what `level` stands for."""
+    return PREFERENCES.index(prefer) >= PREFERENCES.index(level)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,7 @@ def planner(*, simulate: bool) -> Any:
     """What makes the plans: None for the engine's own, or one that runs steps dry."""
     if not simulate:
         return None
-    from lowmem_if.simulate.plans import simulated_plan
+    from lowmem_if.simulate.simulated_plan import simulated_plan
 
     return partial(simulated_plan, report=say)
 

@@ -12,8 +12,7 @@ from typing import Any, Unpack
 
 from lowmem_if.cascade.modes import INPAINT, UPSCALE, VARY
 from lowmem_if.cascade.strategies import EXACT
-from lowmem_if.engine.answers import LoadedComponent
-from lowmem_if.engine.continuation import continued
+from lowmem_if.engine.enlargement import continued
 from lowmem_if.engine.events import Notice, RunOpened, ignore
 from lowmem_if.engine.options import (
     DrawOptions,
@@ -33,6 +32,7 @@ from lowmem_if.engine.options import (
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.run_folder.out_folder import new_folder, with_begun_seeds
 from lowmem_if.engine.runner import RunResult, continue_run
+from lowmem_if.engine.worker_answers import LoadedComponent
 from lowmem_if.engine.worker_process import WorkerProcess
 from lowmem_if.errors import SessionError
 from lowmem_if.hardware.machine import Machine, with_budget

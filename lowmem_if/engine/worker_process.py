@@ -12,7 +12,11 @@ from types import TracebackType
 from typing import Any
 
 from lowmem_if.cascade.strategies import STREAM
-from lowmem_if.engine.answers import (
+from lowmem_if.engine.events import Event, Evicted, Notice, Report, StepStarted, WorkerStarting
+from lowmem_if.engine.run_folder.folder import RunFolder
+from lowmem_if.engine.run_folder.writing import writing
+from lowmem_if.engine.worker.environment import worker_environment
+from lowmem_if.engine.worker_answers import (
     Answer,
     CacheState,
     CommandDone,
@@ -24,11 +28,7 @@ from lowmem_if.engine.answers import (
     read_event,
     reader,
 )
-from lowmem_if.engine.commands import Command, CommandChannel
-from lowmem_if.engine.events import Event, Evicted, Notice, Report, StepStarted, WorkerStarting
-from lowmem_if.engine.run_folder.folder import RunFolder
-from lowmem_if.engine.run_folder.writing import writing
-from lowmem_if.engine.worker.environment import worker_environment
+from lowmem_if.engine.worker_commands import Command, CommandChannel
 from lowmem_if.errors import DeviceError, NotFinite, WorkerDied
 from lowmem_if.planning.fallback import RAM, VRAM
 from lowmem_if.system.exit_codes import ending

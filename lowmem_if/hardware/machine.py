@@ -14,7 +14,7 @@ import psutil
 
 from lowmem_if.errors import DeviceError
 from lowmem_if.hardware.accelerator import Accelerator, read_accelerator
-from lowmem_if.hardware.calibration import machine_key, read_calibration
+from lowmem_if.hardware.calibration_file import machine_key, read_calibration
 from lowmem_if.hardware.cards import looks_present
 from lowmem_if.hardware.cgroups import tightest_group
 from lowmem_if.hardware.speeds import Speeds, assumed

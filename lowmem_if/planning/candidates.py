@@ -11,7 +11,7 @@ from lowmem_if.cascade.lora.adapter import merge_bytes_of, of_stage
 from lowmem_if.cascade.parts import Part
 from lowmem_if.cascade.strategies import (
     BALANCED,
-    EXACT,
+    FAITHFUL,
     FLOATS,
     MODEL_OFFLOAD,
     QUANTISED,
@@ -19,6 +19,7 @@ from lowmem_if.cascade.strategies import (
     SEQUENTIAL_OFFLOAD,
     STREAM,
     Pin,
+    allows,
 )
 from lowmem_if.errors import CheckpointError, DeviceError, MissingPackage, RequestError
 from lowmem_if.hardware.machine import INSTALL_BITSANDBYTES, Machine
@@ -28,8 +29,8 @@ from lowmem_if.planning.estimates.execution import ExecutionConfig
 from lowmem_if.planning.estimates.weight_bytes import bytes_a_pass, resident_choices
 from lowmem_if.planning.estimates.workload import images_of, workloads_of
 from lowmem_if.request.image_spec import ImageSpec
+from lowmem_if.request.input_tiles import TILES, UPSCALER_SIDE, WHOLE_AREA, aligned
 from lowmem_if.request.request import Request
-from lowmem_if.request.tiling import TILES, UPSCALER_SIDE, WHOLE_AREA, aligned
 
 SMALL_BYTES = 500_000_000
 """A component with smaller float32 weights than this runs in float32: exactness is cheap there."""
@@ -258,8 +259,8 @@ def _pairs(
         quantised = [*eight_bit, (RESIDENT, "nf4")] if four_bit else []
         if offloads:
             # IF's low-memory recipe has always used the 8-bit encoder on a GPU.
-            pairs = [*(quantised if prefer == BALANCED else eight_bit), *pairs]
-        elif prefer == BALANCED:
+            pairs = [*(quantised if allows(prefer, BALANCED) else eight_bit), *pairs]
+        elif allows(prefer, BALANCED):
             pairs += quantised
     if offloads and len(facts.networks) > 1:
         pairs.append((MODEL_OFFLOAD, compute))
@@ -270,7 +271,8 @@ def _pairs(
 
 def _tilings(component: str, prefer: str) -> tuple[bool, ...]:
     """Whether the VAE may decode in tiles: that saves memory, but blended seams change pixels."""
-    return (False, True) if catalog.facts(component).decodes and prefer == BALANCED else (False,)
+    tiles = catalog.facts(component).decodes and allows(prefer, BALANCED)
+    return (False, True) if tiles else (False,)
 
 
 def _batches(component: str, prefer: str, images: int) -> list[int]:
@@ -278,6 +280,6 @@ def _batches(component: str, prefer: str, images: int) -> list[int]:
 
     Prompts are always encoded one at a time, so that every run can reuse an embedding.
     """
-    if prefer == EXACT or catalog.facts(component).encodes:
+    if not allows(prefer, FAITHFUL) or catalog.facts(component).encodes:
         return [1]
     return [batch for batch in (_MAX_BATCH, 4, 2) if batch <= images] + [1]

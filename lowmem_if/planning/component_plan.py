@@ -39,7 +39,7 @@ def plan_component(
         LowmemError: as `make_plan`.
     """
     if prefer not in PREFERENCES:
-        raise RequestError(f"unknown preference {prefer!r}: use exact or balanced")
+        raise RequestError(f"unknown preference {prefer!r}: use {' or '.join(PREFERENCES)}")
     request, location = located(request, (component,))
     configs = [
         replace(config, batch=batch)

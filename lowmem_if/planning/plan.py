@@ -34,10 +34,10 @@ from lowmem_if.planning.fitting import Fitting, located
 from lowmem_if.planning.plan_json import flat_step, nested_step
 from lowmem_if.planning.reasons import reason, runner_up
 from lowmem_if.request.image_spec import ImageSpec
+from lowmem_if.request.input_tiles import UPSCALER_SIDE
 from lowmem_if.request.request import Request
 from lowmem_if.request.request_json import request_from_json, request_to_json
 from lowmem_if.request.sampling import Sampling
-from lowmem_if.request.tiling import UPSCALER_SIDE
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ def make_plan(
         DeviceError, RequestError: the device or the component does not support a pin.
     """
     if prefer not in PREFERENCES:
-        raise RequestError(f"unknown preference {prefer!r}: use exact or balanced")
+        raise RequestError(f"unknown preference {prefer!r}: use {' or '.join(PREFERENCES)}")
     pins = {component_name(c): parse_pin(c, str(pin)) for c, pin in (pins or {}).items()}
     request, location = located(request)
     try:

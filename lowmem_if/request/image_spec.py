@@ -8,8 +8,8 @@ from lowmem_if.cascade import catalog
 from lowmem_if.cascade.catalog import UPSCALER
 from lowmem_if.cascade.modes import EMBED, INPAINT, MODES, REDRAWN, TEXT, UPSCALE, VARY
 from lowmem_if.errors import PictureError, RequestError
+from lowmem_if.request.input_tiles import UPSCALER_SIDE, boxes
 from lowmem_if.request.pictures.input_images import Picture
-from lowmem_if.request.tiling import UPSCALER_SIDE, boxes
 
 _SMALL_SIDE = 64
 """Longest shorter side of an image that stage 2 enlarges; it was not trained on larger ones."""

@@ -151,11 +151,11 @@ class _Run:
         tasks = [
             ImageSpec(number, "a red circle", number) for number in range(self._step.config.batch)
         ]
-        materials = _DryMaterials(
+        source = _DryInputs(
             self._place.folder("unet"), getattr(torch, self._step.config.compute_dtype)
         )
         stage.run(
-            image_inputs(self._step, tasks, materials),
+            image_inputs(self._step, tasks, source),
             lambda _done, _total: self._end_phase(DRAWING),
         )
         self._end_phase(DECODING)
@@ -183,7 +183,7 @@ class _Run:
         trace.flops = 0
 
 
-class _DryMaterials:
+class _DryInputs:
     """Inputs of the sizes that the pipelines get."""
 
     def __init__(self, unet: Path, dtype: torch.dtype) -> None:

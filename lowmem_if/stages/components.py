@@ -13,7 +13,7 @@ from lowmem_if.planning.plan import Step
 from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.stages.pipelines import to_unit_range
 from lowmem_if.stages.postprocess import Postprocessor
-from lowmem_if.stages.stage import ImageInputs, Materials, Stage
+from lowmem_if.stages.stage import ImageInputs, InputSource, Stage
 from lowmem_if.stages.stage_1 import Stage1
 from lowmem_if.stages.stage_2 import Stage2
 from lowmem_if.stages.text_encoder import TextEncoder
@@ -28,19 +28,19 @@ STAGES: Mapping[str, type[Stage[Any, Any]]] = {
 }
 
 
-def image_inputs(step: Step, tasks: Sequence[ImageSpec], materials: Materials) -> ImageInputs:
+def image_inputs(step: Step, tasks: Sequence[ImageSpec], source: InputSource) -> ImageInputs:
     """What an image stage draws a micro-batch of tasks from."""
     component, sampling = step.component, step.sampling_of(tasks[0])
-    images, masks = (materials.images(tasks, kind) for kind in ("image", "mask"))
+    images, masks = (source.images(tasks, kind) for kind in ("image", "mask"))
     before = stage_before(component, tasks[0])
-    pictures = materials.pictures(before, tasks) if before else None
+    pictures = source.pictures(before, tasks) if before else None
     embeds = negative = style = None
     if catalog.facts(component).reads_t5:
-        embeds = materials.embeddings([task.words for task in tasks])
+        embeds = source.embeddings([task.words for task in tasks])
         if sampling.guidance_scale > 1:
-            negative = materials.embeddings([task.negative_prompt for task in tasks])
+            negative = source.embeddings([task.negative_prompt for task in tasks])
         if tasks[0].is_styled:
-            style = materials.embeddings([task.style_prompt for task in tasks])
+            style = source.embeddings([task.style_prompt for task in tasks])
     return ImageInputs(
         tasks, sampling, images, masks, pictures, embeds, negative, style, step.config.tile
     )

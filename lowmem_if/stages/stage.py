@@ -125,7 +125,7 @@ class ImageInputs:
         return self.sampling.count * self.tasks[0].parts(self.tile)
 
 
-class Materials(Protocol):
+class InputSource(Protocol):
     """Where the inputs of an image stage are taken from: a run folder, or made-up tensors."""
 
     def images(self, tasks: Sequence[ImageSpec], kind: str) -> Sequence[Image.Image]:

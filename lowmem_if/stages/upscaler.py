@@ -20,7 +20,7 @@ from torch.nn.functional import avg_pool2d
 from lowmem_if.cascade.configs import UpscalerIndex, read_as, read_config
 from lowmem_if.cascade.strategies import RESIDENT, STREAM
 from lowmem_if.request.image_spec import FACTOR
-from lowmem_if.request.tiling import Box, boxes
+from lowmem_if.request.input_tiles import Box, boxes
 from lowmem_if.stages.pipelines import DrawingStage, load_unet, loading_options
 from lowmem_if.stages.stage import ImageInputs, OnStep, StageConfig
 from lowmem_if.weights.allocator import empty_cache

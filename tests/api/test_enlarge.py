@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
 from lowmem_if.cli.main import main
-from lowmem_if.engine.continuation import continued
+from lowmem_if.engine.enlargement import continued
 from lowmem_if.engine.events import Event
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.worker.executor import work

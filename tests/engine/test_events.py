@@ -8,16 +8,6 @@ from typing import get_args
 import pytest
 from pydantic import ValidationError
 
-from lowmem_if.engine.answers import (
-    AnyEvent,
-    CacheState,
-    CommandDone,
-    CommandFailed,
-    LoadedComponent,
-    MemoryRanOut,
-    SegmentsRefused,
-    read_event,
-)
 from lowmem_if.engine.events import (
     CacheHit,
     Drawing,
@@ -35,6 +25,16 @@ from lowmem_if.engine.events import (
     StepSkipped,
     StepStarted,
     WorkerStarting,
+)
+from lowmem_if.engine.worker_answers import (
+    AnyEvent,
+    CacheState,
+    CommandDone,
+    CommandFailed,
+    LoadedComponent,
+    MemoryRanOut,
+    SegmentsRefused,
+    read_event,
 )
 
 ALL: tuple[tuple[Event, str], ...] = (

@@ -20,13 +20,13 @@ from safetensors.torch import load_file
 
 from lowmem_if.api.run import run
 from lowmem_if.engine import worker_process
-from lowmem_if.engine.answers import CommandFailed
-from lowmem_if.engine.commands import Command, CommandChannel
 from lowmem_if.engine.events import Event
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.session import Session
 from lowmem_if.engine.worker import environment
 from lowmem_if.engine.worker.environment import worker_environment
+from lowmem_if.engine.worker_answers import CommandFailed
+from lowmem_if.engine.worker_commands import Command, CommandChannel
 from lowmem_if.engine.worker_process import WorkerCrashed
 from lowmem_if.errors import DeviceError, LowmemError, OutOfMemory, RunFolderError, WorkerDied
 from lowmem_if.planning.fallback import changed_pixels

@@ -231,7 +231,7 @@ def test_what_streams_is_the_quickest_way_to_stream_that_fits(
             continue
         part, sampling = parts[each.component], each.sampling
         vram_spare, ram_spare = headroom(each.config.device)
-        together = prefer == "balanced" and sampling is not None
+        together = prefer != "exact" and sampling is not None
         tried = []
         alone = each.config.batch if each.component == TEXT_ENCODER else 1
         for batch in [b for b in (1, 2, 4, 8) if b <= images] if together else [alone]:

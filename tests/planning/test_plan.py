@@ -246,9 +246,9 @@ def test_every_profile_gets_a_plan_or_the_reason_why_not(
 
 
 def test_an_unknown_preference_is_refused_with_the_known_ones() -> None:
-    """There is exact and balanced."""
-    with pytest.raises(RequestError, match=r"'fast'.*exact.*balanced"):
-        make_plan(BASE, ask(), prefer="fast")
+    """All four levels are named."""
+    with pytest.raises(RequestError, match=r"'best'.*exact.*faithful.*balanced.*fast"):
+        make_plan(BASE, ask(), prefer="best")
 
 
 def test_a_folder_is_not_downloaded(tiny: Path) -> None:

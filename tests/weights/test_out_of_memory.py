@@ -10,12 +10,12 @@ import torch
 from runs import kinds, plan_of
 
 from lowmem_if.engine import worker_process
-from lowmem_if.engine.answers import MemoryRanOut
-from lowmem_if.engine.commands import Command
 from lowmem_if.engine.events import Event, ignore
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.worker import command_loop, executor
 from lowmem_if.engine.worker.model_cache import ModelCache
+from lowmem_if.engine.worker_answers import MemoryRanOut
+from lowmem_if.engine.worker_commands import Command
 from lowmem_if.planning.fallback import RAM, VRAM
 from lowmem_if.weights.out_of_memory import (
     WORDINGS,

@@ -26,7 +26,7 @@ from lowmem_if.cascade.locate import locate
 from lowmem_if.cascade.lora.adapter import loras
 from lowmem_if.cascade.strategies import STREAM
 from lowmem_if.cli.main import main
-from lowmem_if.engine.continuation import continued
+from lowmem_if.engine.enlargement import continued
 from lowmem_if.engine.events import Event
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.worker.executor import work

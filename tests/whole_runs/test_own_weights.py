@@ -11,7 +11,7 @@ from PIL import Image
 from runs import CPU, plan_of, results, run_here
 from tiny_cascade import make_tiny_cascade
 
-from lowmem_if.engine.continuation import continued
+from lowmem_if.engine.enlargement import continued
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.worker.executor import work
 from lowmem_if.errors import CascadeError, RunFolderError

@@ -15,7 +15,7 @@ from sample_pictures import half, noise
 
 import lowmem_if as lm
 from lowmem_if.cascade.modes import INPAINT, UPSCALE, VARY
-from lowmem_if.engine.continuation import continued
+from lowmem_if.engine.enlargement import continued
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.worker.executor import work
 from lowmem_if.errors import PictureError, RunFolderError

@@ -2,7 +2,7 @@
 
     python -m lowmem_if.engine.worker
 
-Commands arrive on standard input (`commands.py`); when it closes, the process ends. Events go to
+Commands arrive on standard input (`worker_commands.py`); when it closes, the process ends. Events go to
 standard output, one JSON object a line, the answer to a command last. What libraries print goes to
 standard error, and from there into the log of the current run.
 """
@@ -19,19 +19,19 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import NoReturn
 
-from lowmem_if.engine.answers import (
+from lowmem_if.engine.events import Event, Notice, Report
+from lowmem_if.engine.run_folder.folder import RunFolder
+from lowmem_if.engine.run_folder.writing import writing
+from lowmem_if.engine.worker.executor import work
+from lowmem_if.engine.worker.model_cache import ModelCache, left_behind
+from lowmem_if.engine.worker_answers import (
     Answer,
     CommandDone,
     CommandFailed,
     MemoryRanOut,
     SegmentsRefused,
 )
-from lowmem_if.engine.commands import Command, read_commands
-from lowmem_if.engine.events import Event, Notice, Report
-from lowmem_if.engine.run_folder.folder import RunFolder
-from lowmem_if.engine.run_folder.writing import writing
-from lowmem_if.engine.worker.executor import work
-from lowmem_if.engine.worker.model_cache import ModelCache, left_behind
+from lowmem_if.engine.worker_commands import Command, read_commands
 from lowmem_if.errors import LowmemError
 from lowmem_if.planning.fallback import RAM
 from lowmem_if.system.channel import take_input

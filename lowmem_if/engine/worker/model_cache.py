@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lowmem_if.engine.answers import CacheState, LoadedComponent
 from lowmem_if.engine.events import Evicted, ReleaseProof, Report, ignore
+from lowmem_if.engine.worker_answers import CacheState, LoadedComponent
 from lowmem_if.planning.estimates.execution import ExecutionConfig
 from lowmem_if.planning.eviction import CacheEntry, to_evict
 from lowmem_if.planning.plan import Plan, Step

@@ -12,7 +12,7 @@ from lowmem_if.cascade.parts import Module
 from lowmem_if.cascade.strategies import STREAM
 from lowmem_if.planning.estimates.execution import ExecutionConfig
 from lowmem_if.planning.estimates.memory_table import MATH
-from lowmem_if.planning.estimates.passes import ITEM_BYTES, attention_of, pass_of
+from lowmem_if.planning.estimates.pass_lookup import ITEM_BYTES, attention_of, pass_of
 from lowmem_if.planning.estimates.weight_bytes import layer_bytes, streams
 
 TEXTS_A_PASS = 256

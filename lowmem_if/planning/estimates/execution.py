@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lowmem_if.cascade import catalog
-from lowmem_if.request.tiling import UPSCALER_SIDE
+from lowmem_if.request.input_tiles import UPSCALER_SIDE
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from lowmem_if.planning.estimates.activations import (
 )
 from lowmem_if.planning.estimates.execution import Estimate, ExecutionConfig
 from lowmem_if.planning.estimates.memory_table import StepProfile, look_up_step
-from lowmem_if.planning.estimates.passes import attention_of, pass_of
+from lowmem_if.planning.estimates.pass_lookup import attention_of, pass_of
 from lowmem_if.planning.estimates.weight_bytes import (
     ALLOCATOR_ROUNDING,
     STAGING_RAM_BYTES,

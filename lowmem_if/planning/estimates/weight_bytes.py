@@ -11,7 +11,7 @@ from lowmem_if.cascade.transfer_sizes import (
     WINDOW_UNITS,
 )
 from lowmem_if.planning.estimates.execution import ExecutionConfig
-from lowmem_if.planning.estimates.passes import ITEM_BYTES, pass_of
+from lowmem_if.planning.estimates.pass_lookup import ITEM_BYTES, pass_of
 
 ALLOCATOR_ROUNDING = 1.015
 """torch's allocator counts the remainders of blocks that it does not split: up to 1.2 % in dry runs."""

@@ -10,9 +10,9 @@ from lowmem_if.cascade.modes import defaults_for
 from lowmem_if.cascade.parts import Cascade
 from lowmem_if.cascade.transfer_sizes import GUIDED_IMAGES
 from lowmem_if.request.image_spec import ImageSpec
+from lowmem_if.request.input_tiles import UPSCALER_SIDE, boxes
 from lowmem_if.request.request import Request
 from lowmem_if.request.sampling import Sampling
-from lowmem_if.request.tiling import UPSCALER_SIDE, boxes
 
 _FOR_ALL = (catalog.TEXT_ENCODER, catalog.POSTPROCESS)
 

@@ -15,7 +15,7 @@ from runs import CPU, plan_of, run_here
 from safetensors.torch import load_file
 
 from lowmem_if.cascade.catalog import STAGE_1, TEXT_ENCODER
-from lowmem_if.engine.continuation import continued
+from lowmem_if.engine.enlargement import continued
 from lowmem_if.engine.events import Event
 from lowmem_if.engine.run_folder.embedding_copies import check_embeddings
 from lowmem_if.engine.run_folder.folder import RunFolder

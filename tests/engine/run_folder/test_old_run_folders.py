@@ -14,7 +14,7 @@ from runs import CPU, run_here
 
 from lowmem_if.cascade.catalog import POSTPROCESS, component_name
 from lowmem_if.cascade.strategies import RESIDENT, Pin, parse_pins
-from lowmem_if.engine.continuation import continued
+from lowmem_if.engine.enlargement import continued
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.errors import RequestError
 from lowmem_if.planning.plan import Plan, make_plan

@@ -22,10 +22,10 @@ from lowmem_if.cascade.catalog import (
     UPSCALER,
 )
 from lowmem_if.cascade.locate import locate
-from lowmem_if.engine.answers import CacheState
 from lowmem_if.engine.events import Event
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.worker.model_cache import ModelCache
+from lowmem_if.engine.worker_answers import CacheState
 from lowmem_if.errors import RunFolderError
 from lowmem_if.planning.estimates.memory import headroom
 from lowmem_if.planning.estimates.weight_bytes import at_rest

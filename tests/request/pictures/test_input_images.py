@@ -17,8 +17,8 @@ from lowmem_if.engine.run_folder.input_copies import IMAGE, MASK, source_bytes
 from lowmem_if.errors import PictureError, RequestError
 from lowmem_if.request.build import make_request
 from lowmem_if.request.image_spec import ImageSpec
+from lowmem_if.request.input_tiles import boxes, spans
 from lowmem_if.request.pictures.input_images import look_at
-from lowmem_if.request.tiling import boxes, spans
 
 RED = (220, 40, 30)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from lowmem_if.cascade import catalog
 from lowmem_if.engine.events import ImageSaved
 from lowmem_if.engine.run_folder.folder_layout import is_whole_png
-from lowmem_if.engine.worker.steps.materials import FolderMaterials
 from lowmem_if.engine.worker.steps.png import describe, png_bytes
+from lowmem_if.engine.worker.steps.stage_inputs import FolderInputs
 from lowmem_if.engine.worker.steps.step_run import StepRun
 from lowmem_if.stages.components import in_unit_range
 
@@ -18,11 +18,11 @@ def finish_images(run: StepRun) -> None:
     run.report_resumed(len(request.images) - len(undone), len(request.images))
     if not undone:
         return
-    materials = FolderMaterials(folder)
+    source = FolderInputs(folder)
     with run.loaded(checks=request.safety_checker, marks=request.watermark) as postprocessor:
         for task in undone:
             last = task.stages[-1]
-            picture = in_unit_range(last, materials.pictures(last, [task])[0])
+            picture = in_unit_range(last, source.pictures(last, [task])[0])
             finished = postprocessor.run(picture, lambda _done, _total: None)
             if finished.flagged:
                 run.notice(f"the safety checker blackened image {task.name}")

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from lowmem_if.engine.events import Drawing, ImageSaved, Preview
-from lowmem_if.engine.worker.steps.materials import FolderMaterials
 from lowmem_if.engine.worker.steps.pending import micro_batches
 from lowmem_if.engine.worker.steps.png import png_bytes
+from lowmem_if.engine.worker.steps.stage_inputs import FolderInputs
 from lowmem_if.engine.worker.steps.step_run import StepRun
 from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.stages.components import image_inputs, in_unit_range
@@ -46,7 +46,7 @@ def draw_images(run: StepRun, preview_every: int) -> None:
 
 def _draw(run: StepRun, stage: Any, tasks: list[ImageSpec], preview_every: int) -> torch.Tensor:
     component, number = run.step.component, tasks[0].number
-    inputs = image_inputs(run.step, tasks, FolderMaterials(run.folder))
+    inputs = image_inputs(run.step, tasks, FolderInputs(run.folder))
     if preview_every:
         inputs = replace(inputs, watching=_previews(run, inputs, preview_every))
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from lowmem_if.engine.answers import read_event
-from lowmem_if.engine.commands import Command
 from lowmem_if.engine.events import ignore
 from lowmem_if.engine.worker import command_loop
 from lowmem_if.engine.worker.model_cache import ModelCache
 from lowmem_if.engine.worker.steps import step_run
 from lowmem_if.engine.worker.steps.step_run import StepRun
+from lowmem_if.engine.worker_answers import read_event
+from lowmem_if.engine.worker_commands import Command
 from lowmem_if.engine.worker_process import WorkerProcess
 from lowmem_if.weights.memory_readings import VramTaken, free_vram
 

@@ -9,7 +9,7 @@ from lowmem_if.hardware.profiles import load_profile
 from lowmem_if.planning.estimates import memory
 from lowmem_if.planning.plan import make_plan
 from lowmem_if.request.build import make_request
-from lowmem_if.simulate.plans import simulated_plan
+from lowmem_if.simulate.simulated_plan import simulated_plan
 
 
 @pytest.mark.slow

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from runs import plan_of
 
-from lowmem_if.engine.commands import Command, CommandChannel, read_commands
 from lowmem_if.engine.run_folder.folder import RunFolder
+from lowmem_if.engine.worker_commands import Command, CommandChannel, read_commands
 from lowmem_if.errors import RunFolderError
 
 

@@ -14,7 +14,7 @@ from lowmem_if.cascade.strategies import EXACT, Pin
 from lowmem_if.errors import CascadeError
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.planning.estimates.memory import is_simulated, remember
-from lowmem_if.planning.estimates.passes import attention_of
+from lowmem_if.planning.estimates.pass_lookup import attention_of
 from lowmem_if.planning.plan import Plan, Step, make_plan
 from lowmem_if.request.request import Request
 from lowmem_if.simulate.simulated_step import simulate_step

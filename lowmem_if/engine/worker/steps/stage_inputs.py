@@ -19,7 +19,7 @@ _AGAIN = "`lowmem-if resume` makes it again"
 """How to mend a file that a run has written itself."""
 
 
-class FolderMaterials:
+class FolderInputs:
     """What earlier steps have written, and the copies of the user's own images."""
 
     def __init__(self, folder: RunFolder) -> None:

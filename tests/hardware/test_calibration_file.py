@@ -13,8 +13,8 @@ import pytest
 from lowmem_if.calibrate import clock, compute, disk, measure
 from lowmem_if.cli.main import main
 from lowmem_if.errors import DeviceError
-from lowmem_if.hardware import calibration
-from lowmem_if.hardware.calibration import (
+from lowmem_if.hardware import calibration_file as calibration
+from lowmem_if.hardware.calibration_file import (
     MachineKey,
     calibration_bytes,
     calibration_file,
@@ -101,7 +101,7 @@ def test_probe_takes_what_was_measured_here() -> None:
 def test_reading_a_calibration_imports_no_torch() -> None:
     """Planning stays quick: the versions are read from metadata."""
     code = (
-        "import sys; from lowmem_if.hardware.calibration import machine_key, read_calibration;"
+        "import sys; from lowmem_if.hardware.calibration_file import machine_key, read_calibration;"
         "read_calibration('cpu', machine_key());"
         "assert not {'torch', 'diffusers', 'transformers'} & sys.modules.keys()"
     )
