@@ -61,7 +61,7 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
         (["plan", "x", "--guidance-scale", "nan"], 2, "guidance scale nan"),
         (["plan", "x", "--guidance-scale", "-1"], 2, "guidance scale -1"),
         (["plan", "x", "--timesteps", "fast28"], 2, "fast27"),
-        (["plan", "x", "--prefer", "fast"], 2, "exact or balanced"),
+        (["plan", "x", "--prefer", "best"], 2, "balanced"),
         (["plan", "x", "--ram", "much"], 2, "8GB"),
         (["plan", "x", "--ram", "0"], 2, "8GB"),
         (["plan", "x", "--pin", "stage_9=resident"], 2, "stage_1"),
