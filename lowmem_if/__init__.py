@@ -62,6 +62,7 @@ from lowmem_if.planning.plan import Plan, Step, make_plan
 from lowmem_if.report.notebook import NotebookProgress
 from lowmem_if.request.batch_file import BadLine
 from lowmem_if.request.build import make_request
+from lowmem_if.request.image_spec import PictureOptions
 from lowmem_if.request.request import Request
 from lowmem_if.weights.embedding_files.embedding_tensors import load_embeddings
 
@@ -93,6 +94,7 @@ __all__ = [
     "NotebookProgress",
     "OutOfMemory",
     "PictureError",
+    "PictureOptions",
     "Pin",
     "Plan",
     "PlanOptions",

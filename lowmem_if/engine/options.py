@@ -12,6 +12,7 @@ from lowmem_if.cascade.strategies import Pin, parse_pin
 from lowmem_if.engine.events import Report
 from lowmem_if.errors import RequestError
 from lowmem_if.planning.plan import Plan
+from lowmem_if.request.image_spec import PictureOptions
 from lowmem_if.request.pictures.picture_objects import PictureLike
 from lowmem_if.units import did_you_mean
 
@@ -118,11 +119,10 @@ class EnlargeOptions(MachineOptions, ResumeOptions, total=False):
     out: str | Path | None
 
 
-class ImageOptions(TypedDict, total=False):
-    """What the pictures should be like; every option has a default.
+class ImageOptions(PictureOptions, total=False):
+    """What the pictures should be like, and what draws them; every option has a default.
 
     Attributes:
-        negative_prompt: what the pictures should not show.
         cascade: a published cascade, two stages like `I-L+II-L`, `demo`, or a folder in diffusers
             layout.
         parts: component -> fine-tuned weights: a folder in diffusers layout, or a repository, with
@@ -130,14 +130,10 @@ class ImageOptions(TypedDict, total=False):
         revision: branch, tag or commit of the weights' repositories.
         seed: one number, one for each prompt, or a series (`range`) for every prompt; None draws one.
         images: pictures for each prompt; their seeds count up.
-        size: shorter side of the finished pictures in pixels: 64, 256 or 1024.
         steps: denoising steps, one number for every stage or one for each.
         timesteps: a named list of diffusers for stages 1 and 2, like `fast27`.
         guidance_scale: one number for every stage or one for each; 1 or less switches guidance off.
         watermark, safety_checker: whether finished pictures get IF's watermark and safety check.
-        strength: how much of the input picture is replaced by noise, above 0 and up to 1.
-        style_prompt: how the picture is drawn, where the prompt says what it shows (mode `vary`).
-        aspect: width and height, like `3:2` or (3, 2), of pictures drawn from text.
         noise_level: noise added before stage 2, 0 to 999.
         scheduler: noise scheduler of stages 1 and 2: `ddpm` or `dpmsolver++`.
         thresholding: dynamic thresholding of stages 1 and 2: the ratio, or ratio and largest value.
@@ -147,21 +143,16 @@ class ImageOptions(TypedDict, total=False):
             neither planned nor loaded.
     """
 
-    negative_prompt: str
     cascade: str | Path
     parts: Parts | None
     revision: str
     seed: int | Sequence[int] | range | None
     images: int
-    size: int
     steps: int | Sequence[int] | None
     timesteps: str | None
     guidance_scale: Numbers | None
     watermark: bool
     safety_checker: bool
-    strength: Numbers | None
-    style_prompt: str
-    aspect: str | tuple[int, int] | None
     noise_level: int | None
     scheduler: str
     thresholding: Numbers | None

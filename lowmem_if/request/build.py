@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.locating.cascade_names import canonical_name
@@ -18,29 +17,24 @@ from lowmem_if.request.checks import (
     as_tuple,
     check_kinds,
     check_texts,
-    checked_aspect,
-    checked_sampling,
     checked_seeds,
-    checked_size,
-    checked_strength,
+    checked_text,
     whole,
 )
-from lowmem_if.request.image_spec import ImageSpec
+from lowmem_if.request.image_spec import OPTIONS, Check, ImageSpec, PictureOptions
 from lowmem_if.request.noise_scheduler import DDPM
 from lowmem_if.request.pictures.input_images import Picture
 from lowmem_if.request.pictures.masks import mask_of
 from lowmem_if.request.pictures.picture_objects import PictureLike, picture_of
 from lowmem_if.request.request import Request, components_of
+from lowmem_if.request.sampling_checks import checked_sampling
 from lowmem_if.request.seeds import MOST
 from lowmem_if.request.texts.given_embeddings import GivenEmbeddings, given_embeddings
 
-_OWN = tuple(
-    field.name for field in fields(ImageSpec) if field.name not in ("number", "prompt", "seed")
-)
 _MASKING = ("invert_mask", "mask_alpha")
 """The values that say what a mask repaints; they are kept in the mask."""
 
-ROW_NAMES = ("prompt", "negative_prompt", "seed", "images", *_OWN[1:], *_MASKING)
+ROW_NAMES = ("prompt", "seed", "images", *OPTIONS, *_MASKING)
 """The values that a row of a batch may set: those of an image, and the number of images."""
 
 
@@ -50,16 +44,11 @@ def make_request(
     lines: Iterable[Mapping[str, Any]] = (),
     seed: int | Iterable[int] | None = None,
     images: int = 1,
-    size: int = 1024,
-    negative_prompt: str = "",
     mode: str = TEXT,
     image: PictureLike | None = None,
     mask: PictureLike | None = None,
     invert_mask: bool | None = None,
     mask_alpha: bool | None = None,
-    strength: float | Iterable[float] | None = None,
-    style_prompt: str = "",
-    aspect: str | Iterable[int] | None = None,
     cascade: str | Path = catalog.DEMO,
     revision: str = "main",
     parts: Mapping[str, str | Path | PartChoice] | None = None,
@@ -74,6 +63,7 @@ def make_request(
     watermark: bool = True,
     safety_checker: bool = True,
     compile: bool = False,
+    **options: Unpack[PictureOptions],
 ) -> Request:
     """Check what a user asks for and list every image of it.
 
@@ -85,17 +75,12 @@ def make_request(
             a number. A series contains equally many numbers for each prompt, in the prompts' order,
             and each number gives one image. A `range` is a series for every prompt.
         images: images per prompt.
-        size: side of the finished images in pixels: 64, 256 or 1024.
         mode: `text`, `vary` (redraw an image), `inpaint` (redraw a part of one) or `upscale`.
         image: the image to start from: a path, a PIL image, a numpy array (height, width[, 3 or 4]) of
             uint8 or of floats from 0 to 1, a torch tensor (3, height, width), bytes or a binary file.
         mask: the mask for `inpaint`, as `image` or of booleans; white (1, True) repaints.
         invert_mask: whether the mask's black parts are repainted instead of the white ones.
         mask_alpha: whether the mask's transparent parts are repainted; with `invert_mask`, the others.
-        strength: share of `image` that noise replaces, above 0 up to 1: one number for stages 1 and 2,
-            or one for each. None: the mode's default.
-        style_prompt: the style, for `vary`; the prompt describes the content and may then be empty.
-        aspect: width and height of images from text, like (3, 2); `size` is the shorter side.
         cascade: a name in the catalogue, two published stages like `I-L+II-L`, or a folder.
         revision: branch, tag or commit of the cascade's repositories on the Hub.
         parts: parts of the cascade that are loaded from elsewhere: component -> a folder in diffusers
@@ -112,6 +97,7 @@ def make_request(
         watermark: whether finished images get IF's watermark.
         safety_checker: whether IF's safety checker checks finished images.
         compile: whether UNets may be compiled (`torch.compile`); images then differ by rounding.
+        options: see `PictureOptions`.
 
     Raises:
         RequestError: no cascade can run one of the values.
@@ -125,10 +111,11 @@ def make_request(
     check_kinds({"cascade": cascade, "revision": revision}, str)
     flags = {"watermark": watermark, "safety_checker": safety_checker, "compile": compile}
     check_kinds(flags, bool)
+    check_names(options, PictureOptions.__optional_keys__)
     common = _checked({
-        "negative_prompt": negative_prompt, "style_prompt": style_prompt, "size": size,
-        "images": images, "mode": mode, "image": image, "mask": mask, "strength": strength,
-        "aspect": aspect, "invert_mask": invert_mask, "mask_alpha": mask_alpha,
+        **{name: default for name, (default, _) in OPTIONS.items()}, **options,
+        "images": images, "mode": mode, "image": image, "mask": mask,
+        "invert_mask": invert_mask, "mask_alpha": mask_alpha,
     })  # fmt: skip
     common["mask"] = _mask(common, set() if rows else common)
     common["seed"] = checked_seeds(seed, common["images"], len(texts) or 1)
@@ -163,11 +150,11 @@ def _check_given(texts: tuple[Any, ...], rows: tuple[Any, ...]) -> None:
         check_names(row)
 
 
-def check_names(row: Mapping[str, Any]) -> None:
-    """Raise `RequestError` if a row sets a value that is not in `ROW_NAMES`."""
-    if unknown := [str(name) for name in row if name not in ROW_NAMES]:
+def check_names(values: Iterable[Any], known: Collection[str] = ROW_NAMES) -> None:
+    """Raise `RequestError` for a name that is not known; by default those of a row are."""
+    if unknown := [str(name) for name in values if name not in known]:
         raise RequestError(
-            f"unknown names {', '.join(map(repr, unknown))}: use {', '.join(ROW_NAMES)}"
+            f"unknown names {', '.join(map(repr, unknown))}: use {', '.join(sorted(known))}"
         )
 
 
@@ -176,11 +163,6 @@ def _cascade_name(cascade: str) -> str:
     if cascade not in catalog.CASCADES and (folder := existing_folder(cascade)):
         return str(folder)
     return canonical_name(cascade) or cascade
-
-
-def _text(value: Any) -> Any:
-    check_texts((value,))
-    return value
 
 
 def _image(value: Any) -> Any:
@@ -202,17 +184,13 @@ def _mask(values: Mapping[str, Any], own: Collection[str]) -> Picture | None:
     return None
 
 
-_CHECKS: dict[str, Callable[[Any], Any]] = {
-    "prompt": _text,
-    "negative_prompt": _text,
-    "style_prompt": _text,
-    "size": checked_size,
+_CHECKS: dict[str, Check] = {
+    **{name: check for name, (_, check) in OPTIONS.items()},
+    "prompt": checked_text,
     "images": lambda value: whole("images", value, 1, MOST),
     "image": _image,
-    "strength": checked_strength,
-    "aspect": checked_aspect,
 }
-"""Name of a value -> its check; `ImageSpec` checks the others, and seeds need the number of prompts."""
+"""Name of a value -> its check; seeds are checked with the number of prompts, masks with their image."""
 
 
 def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -240,7 +218,7 @@ def _numbered(
     seeds, images = values["seed"], values["images"]
     if first + len(seeds) * images > MOST:
         raise RequestError(f"one run draws at most {MOST} images: use several runs")
-    own = {name: values[name] for name in _OWN}
+    own = {name: values[name] for name in OPTIONS}
     series = len(seeds) // len(prompts)
     pairs = [
         (prompts[n // series], seed + k) for n, seed in enumerate(seeds) for k in range(images)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any, TypedDict
 
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.catalog import UPSCALER
 from lowmem_if.cascade.modes import EMBED, INPAINT, MODES, REDRAWN, TEXT, UPSCALE, VARY
 from lowmem_if.errors import PictureError, RequestError
+from lowmem_if.request.checks import checked_aspect, checked_size, checked_strength, checked_text
 from lowmem_if.request.input_tiles import UPSCALER_SIDE, boxes
 from lowmem_if.request.pictures.input_images import Picture
 
@@ -26,9 +29,24 @@ _LARGEST_RESULT = 1024 * 1024 * 1024 // 4 // 3
 """Most pixels of an enlarged image: Pillow opens this many without a warning."""
 
 
+Check = Callable[[Any], Any]
+"""Turns what a user gives into a field's value, or raises `RequestError`."""
+
+
+def _checked_by(check: Check) -> dict[str, Check]:
+    """Mark a field as an option, which a user may set for all images, and a row for its own."""
+    return {"check": check}
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
     """One image of a run.
+
+    An option of an image is a field here, with its check, and a key of `PictureOptions`.
 
     Attributes:
         number: its number in the run folder.
@@ -47,14 +65,14 @@ class ImageSpec:
     number: int
     prompt: str
     seed: int
-    negative_prompt: str = ""
-    size: int = 1024
-    mode: str = TEXT
-    image: Picture | None = None
-    mask: Picture | None = None
-    strength: tuple[float, ...] | None = None
-    style_prompt: str = ""
-    aspect: tuple[int, int] | None = None
+    negative_prompt: str = field(default="", metadata=_checked_by(checked_text))
+    size: int = field(default=1024, metadata=_checked_by(checked_size))
+    mode: str = field(default=TEXT, metadata=_checked_by(_unchanged))
+    image: Picture | None = field(default=None, metadata=_checked_by(_unchanged))
+    mask: Picture | None = field(default=None, metadata=_checked_by(_unchanged))
+    strength: tuple[float, ...] | None = field(default=None, metadata=_checked_by(checked_strength))
+    style_prompt: str = field(default="", metadata=_checked_by(checked_text))
+    aspect: tuple[int, int] | None = field(default=None, metadata=_checked_by(checked_aspect))
 
     def __post_init__(self) -> None:
         _check_values(self)
@@ -134,6 +152,33 @@ class ImageSpec:
         return (self.mode, self.strength, self.proportions, self.is_styled) == (
             other.mode, other.strength, other.proportions, other.is_styled,
         )  # fmt: skip
+
+
+OPTIONS: dict[str, tuple[Any, Check]] = {
+    each.name: (each.default, each.metadata["check"])
+    for each in fields(ImageSpec)
+    if "check" in each.metadata
+}
+"""Name of an image's option -> its default and its check."""
+
+
+class PictureOptions(TypedDict, total=False):
+    """What a picture should be like, as callers give it; a row of a batch may set each for itself.
+
+    Attributes:
+        negative_prompt: what the pictures should not show.
+        size: shorter side of the finished pictures in pixels: 64, 256 or 1024.
+        strength: how much of the input picture is replaced by noise, above 0 and up to 1: one number
+            for stages 1 and 2, or one for each. None: the mode's default.
+        style_prompt: how the picture is drawn, where the prompt says what it shows (mode `vary`).
+        aspect: width and height, like `3:2` or (3, 2), of pictures drawn from text.
+    """
+
+    negative_prompt: str
+    size: int
+    strength: float | Iterable[float] | None
+    style_prompt: str
+    aspect: str | Iterable[int] | None
 
 
 def _check_values(spec: ImageSpec) -> None:

@@ -6,7 +6,7 @@ The keys are those of version 0.1, which kept requests as the user typed them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
@@ -15,9 +15,8 @@ from pydantic_core import to_jsonable_python
 
 from lowmem_if.cascade.locating.weights_choice import PartChoice
 from lowmem_if.cascade.lora.adapter import Lora
-from lowmem_if.cascade.modes import TEXT
 from lowmem_if.request.build import ROW_NAMES, make_request
-from lowmem_if.request.image_spec import ImageSpec
+from lowmem_if.request.image_spec import OPTIONS, ImageSpec
 from lowmem_if.request.pictures.input_images import WHITE, Picture
 from lowmem_if.request.request import Request
 from lowmem_if.request.texts.given_embeddings import GivenEmbeddings
@@ -26,12 +25,8 @@ _PICTURE = TypeAdapter(Picture)
 _LORA = TypeAdapter(tuple[Lora, ...])
 _EMBEDS = TypeAdapter(GivenEmbeddings | None)
 _PARTS = TypeAdapter(tuple[PartChoice, ...])
-_PER_IMAGE = [f.name for f in fields(ImageSpec) if f.name not in ("number", "prompt", "seed")]
 _RUN_WIDE = ("cascade", "revision", "watermark", "safety_checker", "compile")
-_EMPTY: dict[str, Any] = {
-    "negative_prompt": "", "mode": TEXT, "image": None, "mask": None, "strength": None,
-    "style_prompt": "", "aspect": None,
-}  # fmt: skip
+_EMPTY: dict[str, Any] = {name: default for name, (default, _) in OPTIONS.items()}
 """Run-wide values in a file whose rows set their own."""
 
 
@@ -85,7 +80,7 @@ def _own(spec: ImageSpec) -> dict[str, Any]:
     for picture in filter(None, (values["image"], values["mask"])):
         del picture["content"]  # the run folder has a copy
     del (values["image"] or {"repaints": ""})["repaints"]
-    return {name: values[name] for name in _PER_IMAGE}
+    return {name: values[name] for name in OPTIONS}
 
 
 def _prompts(request: Request) -> dict[str, Any]:
@@ -116,6 +111,6 @@ def _rows(request: Request) -> dict[str, Any]:
         for spec in request.images
     ]
     return {
-        "prompts": [], "seed": [request.seed], "images": 1, "size": request.size, **_EMPTY,
+        "prompts": [], "seed": [request.seed], "images": 1, **_EMPTY, "size": request.size,
         "lines": rows,
     }  # fmt: skip

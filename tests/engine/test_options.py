@@ -69,7 +69,8 @@ def test_the_nearest_option_is_named() -> None:
 
 def test_every_option_of_a_request_can_be_given() -> None:
     """The typed options are all that a request takes, so none is refused."""
-    options = set(inspect.signature(lm.make_request).parameters) - {"prompts", "lines"}
+    named = set(inspect.signature(lm.make_request).parameters) - {"prompts", "lines", "options"}
+    options = named | lm.PictureOptions.__optional_keys__
     assert len(options) > 20
     check_options("generate", options, GenerateOptions)
 

@@ -21,9 +21,10 @@ from lowmem_if.cascade.catalog import (
     TIMESTEP_LISTS,
     UPSCALER,
 )
+from lowmem_if.engine.options import GenerateOptions
 from lowmem_if.errors import RequestError
 from lowmem_if.request.build import ROW_NAMES, make_request
-from lowmem_if.request.image_spec import ImageSpec
+from lowmem_if.request.image_spec import OPTIONS, ImageSpec, PictureOptions
 from lowmem_if.request.request import Request
 from lowmem_if.request.request_json import request_from_json, request_to_json
 from lowmem_if.request.sampling import Sampling
@@ -381,6 +382,18 @@ def test_a_row_may_say_everything_of_an_image_and_how_many() -> None:
     """The names are the image's own, so that a new option of an image is one of rows, too."""
     own = {field.name for field in fields(ImageSpec)}
     assert {*ROW_NAMES} == own - {"number"} | {"images", "invert_mask", "mask_alpha"}
+
+
+def test_an_option_of_an_image_is_one_field_and_one_type() -> None:
+    """Nothing else lists them: `ImageSpec` has default and check, `PictureOptions` the callers' type."""
+    inputs = {"mode", "image", "mask"}  # they decide which function is called
+    assert {*OPTIONS} == PictureOptions.__optional_keys__ | inputs
+    assert PictureOptions.__optional_keys__ <= GenerateOptions.__optional_keys__
+
+
+def test_a_misspelt_option_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(RequestError, match=r"unknown names 'asspect': use aspect, "):
+        make_request("a", asspect="3:2")  # type: ignore[call-arg]
 
 
 def test_a_row_may_have_its_own_aspect() -> None:
