@@ -29,8 +29,6 @@ _LEAST_WAIT_S = 2.0
 _WAIT_FACTOR = 30
 """Writing the page may take at most a thirtieth of the run's time, however many pictures it has."""
 
-_NAMES = {catalog.STAGE_1: "stage 1", catalog.STAGE_2: "stage 2", catalog.UPSCALER: "the upscaler"}
-
 
 def write_gallery(folder: RunFolder) -> Path:
     """Write the page of a run as it is now, and the missing thumbnails; returns its path.
@@ -160,7 +158,10 @@ def _picture(folder: RunFolder, spec: ImageSpec) -> str:
         return _image(folder, picture, shown)
     for stage in reversed(spec.stages):
         if is_whole_png(file := folder.preview_file(stage, spec)):
-            return _image(folder, file, file) + f"<p class=small>{_NAMES[stage]}: unfinished</p>"
+            return (
+                _image(folder, file, file)
+                + f"<p class=small>{catalog.label(stage)}: unfinished</p>"
+            )
     return "<div class=waiting>waiting</div>"
 
 

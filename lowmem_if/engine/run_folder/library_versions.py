@@ -17,14 +17,6 @@ from lowmem_if.planning.plan import Step
 PACKAGE = "lowmem-if"
 LIBRARIES = (PACKAGE, "torch", "diffusers", "transformers", "bitsandbytes")
 
-_BEHIND = {
-    catalog.TEXT_ENCODER: ("torch", "diffusers", "transformers"),  # diffusers cleans the captions
-    catalog.STAGE_1: ("torch", "diffusers"),
-    catalog.STAGE_2: ("torch", "diffusers"),
-    catalog.UPSCALER: ("torch", "diffusers", "transformers"),  # CLIP reads the prompt
-    catalog.POSTPROCESS: (),  # checks finished pictures and draws the watermark
-}
-
 
 def installed_versions() -> dict[str, str]:
     """The version of each library that is installed; bitsandbytes may be missing."""
@@ -76,5 +68,10 @@ def _changes(began: Mapping[str, str]) -> dict[str, str]:
 
 
 def _names(step: Step) -> tuple[str, ...]:
+    """The libraries that a step's results depend on; diffusers cleans the captions, too."""
+    facts = catalog.facts(step.component)
+    if facts.postprocesses:
+        return ()  # it checks finished pictures and draws the watermark
+    transformers = ("transformers",) if "text_encoder" in facts.networks else ()
     quantised = ("bitsandbytes",) if step.config.storage_dtype in QUANTISED else ()
-    return _BEHIND[step.component] + quantised
+    return ("torch", "diffusers", *transformers, *quantised)

@@ -118,7 +118,7 @@ def test_what_is_not_finished_yet_says_how_far_it_is(tiny: Path, tmp_path: Path)
     (folder.path / "0000.png").unlink()
     page = page_of(folder)
     assert page.sources == ["stage_3/0000.png"]
-    assert "the upscaler: unfinished" in page.texts
+    assert "upscaler: unfinished" in page.texts
     empty = RunFolder.for_plan(tmp_path / "empty", plan_of(tiny))
     assert "waiting" in page_of(empty).texts
 
