@@ -14,7 +14,7 @@ from lowmem_if.cascade.modes import MODES, TEXT
 from lowmem_if.cascade.strategies import EXACT, parse_pins
 from lowmem_if.cli.command import argument, option, together
 from lowmem_if.errors import RequestError
-from lowmem_if.request.noise_scheduler import DDPM, SCHEDULERS
+from lowmem_if.request.denoising.noise_scheduler import DDPM, SCHEDULERS
 from lowmem_if.request.seeds import parse_seeds
 
 COMMON, PICTURE, START = "Common options", "Picture options", "Input picture options"

@@ -21,8 +21,8 @@ from lowmem_if.request.checks import (
     checked_text,
     whole,
 )
+from lowmem_if.request.denoising.noise_scheduler import DDPM
 from lowmem_if.request.image_spec import OPTIONS, Check, ImageSpec, PictureOptions
-from lowmem_if.request.noise_scheduler import DDPM
 from lowmem_if.request.pictures.input_images import Picture
 from lowmem_if.request.pictures.masks import mask_of
 from lowmem_if.request.pictures.picture_objects import PictureLike, picture_of

@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 
 from lowmem_if.cascade.catalog import IMAGE_STAGES, STAGE_2, facts
 from lowmem_if.cascade.parts import StageDefaults
+from lowmem_if.cascade.transfer_sizes import GUIDED_IMAGES
 from lowmem_if.errors import RequestError
+from lowmem_if.request.denoising.noise_scheduler import DDPM
+from lowmem_if.request.denoising.shortcuts import EVERYTHING, Shortcuts
 from lowmem_if.request.image_spec import ImageSpec
-from lowmem_if.request.noise_scheduler import DDPM
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class Sampling:
         timesteps: the name of a list of timesteps.
         strength: share of the steps that run, counted from the end, in modes that start from an image.
         scheduler, thresholding: for stages 1 and 2, see `SamplingOptions`.
+        shortcuts: what is left out of the steps.
 
     Raises:
         RequestError: with this strength, no step would run.
@@ -73,6 +76,7 @@ class Sampling:
     strength: float | None = None
     scheduler: str = DDPM
     thresholding: tuple[float, ...] | None = None
+    shortcuts: Shortcuts = EVERYTHING
 
     def __post_init__(self) -> None:
         if self.strength is not None and self.count < 1:
@@ -84,6 +88,20 @@ class Sampling:
     def count(self) -> int:
         """The number of denoising steps that run."""
         return self._all if self.strength is None else int(self._all * self.strength)
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the pipeline computes two UNet inputs for each image, one without the prompt."""
+        return self.guidance_scale > 1
+
+    @property
+    def passes(self) -> tuple[int, ...]:
+        """UNet inputs for each image, 2 or 1, of every pass that is computed."""
+        return tuple(
+            GUIDED_IMAGES if self.is_guided and self.shortcuts.guides(step, self.count) else 1
+            for step in range(self.count)
+            if self.shortcuts.computes(step, self.count)
+        )
 
     @property
     def _all(self) -> int:

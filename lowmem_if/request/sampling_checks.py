@@ -8,7 +8,7 @@ from typing import Any
 from lowmem_if.cascade import catalog
 from lowmem_if.errors import RequestError
 from lowmem_if.request.checks import as_tuple, whole
-from lowmem_if.request.noise_scheduler import SCHEDULERS
+from lowmem_if.request.denoising.noise_scheduler import SCHEDULERS
 from lowmem_if.request.sampling import SamplingOptions
 
 _MAX_STEPS = {catalog.STAGE_1: 1000, catalog.STAGE_2: 1000, catalog.UPSCALER: 999}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from diffusers.pipelines import deepfloyd_if
 
 from lowmem_if.cascade.strategies import MODEL_OFFLOAD, RESIDENT, SEQUENTIAL_OFFLOAD, STREAM
 from lowmem_if.planning.plan import Step
+from lowmem_if.request.denoising.noise_scheduler import DPM_SOLVER
+from lowmem_if.request.denoising.shortcuts import EVERYTHING, Shortcuts
 from lowmem_if.request.image_spec import ImageSpec
-from lowmem_if.request.noise_scheduler import DPM_SOLVER
 from lowmem_if.request.sampling import Sampling
 from lowmem_if.stages.compiling import compile_unet, forget_compiled
+from lowmem_if.stages.drawing.noise import float32_noise
+from lowmem_if.stages.drawing.shortened import shortened
 from lowmem_if.stages.finite import checked
-from lowmem_if.stages.noise import float32_noise
 from lowmem_if.stages.previews import watched
 from lowmem_if.stages.stage import ImageInputs, OnStep, StageConfig
 from lowmem_if.weights.loading import load_diffusers_model, stream_diffusers_model
@@ -64,7 +67,8 @@ class DrawingStage:
         watching = inputs.watching if self.watchable else None
         style = nullcontext() if inputs.style is None else styled(pipeline.unet, inputs.style)
         watched_steps = watched(pipeline.scheduler, watching, self._look)
-        with style, float32_noise(pipeline), watched_steps, checked(pipeline):
+        fewer_passes = shortened(pipeline, self._shortcuts(inputs), inputs.sampling)
+        with fewer_passes, style, float32_noise(pipeline), watched_steps, checked(pipeline):
             pictures = pipeline(
                 guidance_scale=inputs.sampling.guidance_scale,
                 # One CPU generator for each image, and noise in float32: a seed gives the same image
@@ -76,6 +80,12 @@ class DrawingStage:
                 **arguments,
             ).images
         return pictures.cpu()
+
+    def _shortcuts(self, inputs: ImageInputs) -> Shortcuts:
+        """What is left out; nothing of a compiled UNet, whose shapes and calls are fixed."""
+        shortcuts = EVERYTHING if self._compiled else inputs.sampling.shortcuts
+        # A style adds a third part to the batch, so that its halves are not those of the guidance.
+        return shortcuts if inputs.style is None else replace(shortcuts, guided_share=1.0)
 
     def _as(self, kind: type[Any]) -> Any:
         """The stage's networks in another pipeline; they are loaded only once.

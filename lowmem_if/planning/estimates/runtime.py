@@ -148,10 +148,11 @@ class _RuntimeModel:
             return self.workload.images * self._compute(self.part.largest, 1)
         assert self.workload.sampling is not None
         rounds = -(-self.workload.images // config.batch) * self.workload.parts(config.tile)
-        count = self.workload.sampling.count * rounds
+        inputs = self.workload.sampling.passes
+        count = len(inputs) * rounds
         # The last batch may be smaller, so the mean batch counts.
-        mean_batch = self._parts / rounds
-        once = self._compute(self.part.largest, mean_batch * self.workload.guided * self._part_area)
+        mean_batch, mean_inputs = self._parts / rounds, sum(inputs) / len(inputs)
+        once = self._compute(self.part.largest, mean_batch * mean_inputs * self._part_area)
         once /= self.config.speedup
         if config.strategy == STREAM:
             return self._streaming(once, count)

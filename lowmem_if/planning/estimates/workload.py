@@ -37,7 +37,7 @@ class Workload:
     @property
     def guided(self) -> int:
         """UNet inputs per image: two with guidance, otherwise one."""
-        return GUIDED_IMAGES if self.sampling and self.sampling.guidance_scale > 1 else 1
+        return GUIDED_IMAGES if self.sampling and self.sampling.is_guided else 1
 
     def parts(self, tile: int) -> int:
         """How many tiles with this side each image is drawn in."""

@@ -10,7 +10,7 @@ from diffusers import DDPMScheduler, IFPipeline
 from diffusers.pipelines.deepfloyd_if import pipeline_if
 from diffusers.schedulers import scheduling_ddpm
 
-from lowmem_if.stages.noise import float32_noise
+from lowmem_if.stages.drawing.noise import float32_noise
 
 SHAPE = (1, 3, 64, 64)
 HALF = (torch.float16, torch.bfloat16)
@@ -78,7 +78,7 @@ def test_the_noise_of_a_seed_is_the_same_everywhere() -> None:
 @pytest.mark.parametrize("dtype", HALF)
 def test_from_torch_2_12_on_this_is_what_diffusers_draws(dtype: torch.dtype) -> None:
     """For shapes of IF the bits are those of plain diffusers. Once torch 2.12 is the oldest version
-    that is supported, `stages/noise.py` can go."""
+    that is supported, `stages/drawing/noise.py` can go."""
     (generator,), (again,) = seeded(7), seeded(7)
     plain = torch.randn(SHAPE, generator=generator, dtype=dtype)
     assert torch.equal(plain, torch.randn(SHAPE, generator=again).to(dtype))

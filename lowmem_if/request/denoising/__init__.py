@@ -1,0 +1,1 @@
+"""How denoising steps follow one another: the scheduler's name, and what may be left out."""
