@@ -72,6 +72,10 @@ class Request:
         one = replace(spec, number=0)
         return replace(self, images=(one,), gallery=False, seed=spec.seed)
 
+    def faster(self) -> Request:
+        """The same images, drawn with less work where the user sets nothing."""
+        return replace(self, sampling=replace(self.sampling, fast=True))
+
     def with_cascade(self, cascade: str) -> Request:
         """The same images from another cascade; parts of the user's own stay."""
         return replace(self, weights=self.weights.of_cascade(cascade))

@@ -35,8 +35,10 @@ def request_to_json(request: Request) -> dict[str, Any]:
     run_wide = {name: getattr(request, name) for name in _RUN_WIDE}
     images = _rows(request) if request.gallery else _prompts(request)
     sampling = asdict(request.sampling)
+    if not sampling["fast"]:  # other requests are as version 0.1 wrote them
+        del sampling["fast"]
     data = images | run_wide | sampling | {"lora": [asdict(one) for one in request.lora]}
-    if parts := request.weights.parts:  # other requests are as version 0.1 wrote them
+    if parts := request.weights.parts:
         data["parts"] = [asdict(part) for part in parts]
     if request.embeds is not None:
         data["embeds"] = request.embeds
@@ -58,9 +60,10 @@ def request_from_json(data: Mapping[str, Any]) -> Request:
     lora = _LORA.validate_python(data.get("lora", ()))
     embeds = _EMBEDS.validate_python(data.get("embeds"))
     parts = {part.component: part for part in _PARTS.validate_python(data.get("parts", ()))}
-    return make_request(
+    request = make_request(
         **{**_pictures(known), "lines": rows, "lora": lora, "embeds": embeds, "parts": parts}
     )
+    return request.faster() if data.get("fast") is True else request
 
 
 _KNOWN = {*ROW_NAMES, *_RUN_WIDE, "prompts", "steps", "timesteps", "guidance_scale", "noise_level",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from lowmem_if.cascade.catalog import IMAGE_STAGES, STAGE_2, facts
 from lowmem_if.cascade.parts import StageDefaults
 from lowmem_if.cascade.transfer_sizes import GUIDED_IMAGES
 from lowmem_if.errors import RequestError
-from lowmem_if.request.denoising.noise_scheduler import DDPM
-from lowmem_if.request.denoising.shortcuts import EVERYTHING, Shortcuts
+from lowmem_if.request.denoising.noise_scheduler import DDPM, DPM_SOLVER
+from lowmem_if.request.denoising.shortcuts import EVERYTHING, FAST_SHORTCUTS, Shortcuts
 from lowmem_if.request.image_spec import ImageSpec
 
 
@@ -25,6 +25,8 @@ class SamplingOptions:
         scheduler: noise scheduler of stages 1 and 2, `ddpm` or `dpmsolver++`.
         thresholding: dynamic thresholding of stages 1 and 2: the ratio, and optionally the largest value
             that it scales down from.
+        fast: whether work is left out where the user sets nothing (`--prefer fast`): fewer steps with
+            the multistep solver, and guidance in the first of them only. The plan decides it.
     """
 
     steps: tuple[int, ...] | None = None
@@ -33,6 +35,7 @@ class SamplingOptions:
     noise_level: int | None = None
     scheduler: str = DDPM
     thresholding: tuple[float, ...] | None = None
+    fast: bool = field(default=False, compare=False)
 
     @property
     def is_guided(self) -> bool:
@@ -43,15 +46,20 @@ class SamplingOptions:
         """How one stage samples: by the user's options, else by the defaults of cascade and mode."""
         k = IMAGE_STAGES.index(stage)
         named = self.timesteps if facts(stage).reads_t5 else None
-        steps = None if named else (self.steps[k] if self.steps else defaults.steps)
+        usual = defaults.fast_steps if self.fast else defaults.steps
+        steps = None if named else (self.steps[k] if self.steps else usual)
         scale = self.guidance_scale[k] if self.guidance_scale else defaults.guidance_scale
         noise_level = defaults.noise_level
         if stage == STAGE_2 and self.noise_level is not None:
             noise_level = self.noise_level
-        sampling = Sampling(steps, named, float(scale), noise_level, defaults.strength)
+        shortcuts = FAST_SHORTCUTS if self.fast else EVERYTHING
+        sampling = Sampling(
+            steps, named, float(scale), noise_level, defaults.strength, shortcuts=shortcuts
+        )
         if facts(stage).decodes:  # it has another kind of scheduler and samples latents
             return sampling
-        return replace(sampling, scheduler=self.scheduler, thresholding=self.thresholding)
+        scheduler = DPM_SOLVER if self.fast and not named else self.scheduler
+        return replace(sampling, scheduler=scheduler, thresholding=self.thresholding)
 
 
 @dataclass(frozen=True, slots=True)

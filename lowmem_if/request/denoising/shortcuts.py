@@ -36,3 +36,6 @@ class Shortcuts:
 
 EVERYTHING = Shortcuts()
 """Nothing is left out."""
+
+FAST_SHORTCUTS = Shortcuts(guided_share=0.6)
+"""What `--prefer fast` leaves out in addition to steps; chosen by measuring (docs/log.md)."""
