@@ -50,15 +50,15 @@ IF_LICENCE_PAGE = "https://huggingface.co/DeepFloyd/IF-I-XL-v1.0"
 
 
 IF_DEFAULTS = {
-    STAGE_1: StageDefaults(100, 7.0, fast_steps=20),
-    STAGE_2: StageDefaults(50, 4.0, noise_level=250, fast_steps=12),
-    UPSCALER: StageDefaults(75, 9.0, noise_level=100, fast_steps=18),
+    STAGE_1: StageDefaults(100, 7.0, fast_steps=30),
+    STAGE_2: StageDefaults(50, 4.0, noise_level=250, fast_steps=20),
+    UPSCALER: StageDefaults(75, 9.0, noise_level=100, fast_steps=30),
 }
 
 DEMO_DEFAULTS = {
-    STAGE_1: StageDefaults(27, 4.0, fast_steps=12),
-    STAGE_2: StageDefaults(20, 1.0, noise_level=20, fast_steps=8),
-    UPSCALER: StageDefaults(10, 1.0, noise_level=30, fast_steps=6),
+    STAGE_1: StageDefaults(27, 4.0, fast_steps=16),
+    STAGE_2: StageDefaults(20, 1.0, noise_level=20, fast_steps=12),
+    UPSCALER: StageDefaults(10, 1.0, noise_level=30, fast_steps=10),
 }
 """The values that suited the bundled cascade best, chosen on scenes outside its published figures."""
 

@@ -19,11 +19,11 @@ REDRAWN = (VARY, INPAINT)
 
 _IF_DEFAULTS = {
     VARY: {
-        STAGE_1: StageDefaults(80, 10.0, strength=0.7, fast_steps=20),
-        STAGE_2: StageDefaults(50, 4.0, noise_level=250, strength=0.8, fast_steps=12),
+        STAGE_1: StageDefaults(80, 10.0, strength=0.7, fast_steps=30),
+        STAGE_2: StageDefaults(50, 4.0, noise_level=250, strength=0.8, fast_steps=20),
     },
     INPAINT: {
-        STAGE_1: StageDefaults(50, 7.0, strength=1.0, fast_steps=20),
+        STAGE_1: StageDefaults(50, 7.0, strength=1.0, fast_steps=30),
         STAGE_2: StageDefaults(100, 4.0, noise_level=0, strength=0.8, fast_steps=20),
     },
 }
@@ -31,8 +31,8 @@ _IF_DEFAULTS = {
 
 _DEMO_DEFAULTS = {
     mode: {
-        STAGE_1: StageDefaults(27, 4.0, strength=strength, fast_steps=12),
-        STAGE_2: StageDefaults(20, 1.0, noise_level=20, strength=0.8, fast_steps=8),
+        STAGE_1: StageDefaults(27, 4.0, strength=strength, fast_steps=16),
+        STAGE_2: StageDefaults(20, 1.0, noise_level=20, strength=0.8, fast_steps=12),
     }
     for mode, strength in ((VARY, 0.7), (INPAINT, 1.0))
 }

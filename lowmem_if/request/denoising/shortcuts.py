@@ -37,5 +37,5 @@ class Shortcuts:
 EVERYTHING = Shortcuts()
 """Nothing is left out."""
 
-FAST_SHORTCUTS = Shortcuts(guided_share=0.6)
+FAST_SHORTCUTS = Shortcuts(guided_share=0.6, first=4, every=2)
 """What `--prefer fast` leaves out in addition to steps; chosen by measuring (docs/log.md)."""
