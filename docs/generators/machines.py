@@ -16,7 +16,6 @@ _SIGNS = {
     "int8": "8",
     "nf4": "4",
 }
-_PREFERENCES = ("exact", "balanced")
 
 
 def machines() -> str:
@@ -37,11 +36,11 @@ def _machine(name: str) -> str:
 
 
 def _large(plan: Plan | DoesNotFit) -> str:
-    """The time, and the option that it takes to fit."""
+    """The time, and the level if the planner had to go further than `faithful`."""
     if isinstance(plan, DoesNotFit):
         return "does not fit"
-    needs = "" if plan.prefer == "exact" else f" with `--prefer {plan.prefer}`"
-    return f"{_duration(plan)}{needs}"
+    level = f" ({plan.prefer})" if plan.loosened else ""
+    return f"{_duration(plan)}{level}"
 
 
 def _memory(plan: Plan | DoesNotFit) -> str:
@@ -66,7 +65,7 @@ def _cell(plan: Plan | DoesNotFit) -> str:
     """Strategies, peaks and time, or what is short."""
     if isinstance(plan, DoesNotFit):
         return f"no: {plan.component.replace('_', ' ')}, {plan.needed_bytes / 1e9:.1f} GB"
-    mark = "" if plan.prefer == "exact" else "*"
+    mark = "*" if plan.loosened else ""
     peaks = [_peak(plan, "ram_bytes")]
     if plan.machine.kind != "cpu":
         peaks.insert(0, _peak(plan, "vram_bytes"))
@@ -75,15 +74,13 @@ def _cell(plan: Plan | DoesNotFit) -> str:
 
 @cache
 def _plan(profile: str, cascade: str, size: int) -> Plan | DoesNotFit:
-    """The plan of the strictest preference that fits; else why none does."""
+    """The plan as without `--prefer`; else why none fits."""
     loaded = load_profile(profile)
     request = make_request(("a red circle",), cascade=cascade, size=size, seed=(0,))
-    for prefer in _PREFERENCES:
-        try:
-            return make_plan(loaded.machine, request, prefer=prefer, pins=loaded.pins)
-        except DoesNotFit as error:
-            short = error
-    return short
+    try:
+        return make_plan(loaded.machine, request, pins=loaded.pins)
+    except DoesNotFit as error:
+        return error
 
 
 def _signs(plan: Plan) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.parts import Part
-from lowmem_if.cascade.strategies import EXACT, RESIDENT, STREAM, Pin
+from lowmem_if.cascade.strategies import RESIDENT, STREAM, Pin
 from lowmem_if.engine.events import Event, Loading, Report, ignore
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.session import Session
@@ -96,7 +96,7 @@ def rehearse(
     request: Request,
     machine: Machine,
     *,
-    prefer: str = EXACT,
+    prefer: str | None = None,
     pins: Mapping[str, Pin] | None = None,
     folder: Path | None = None,
     steps: int = STEPS,

@@ -36,6 +36,19 @@ def allows(prefer: str, level: str) -> bool:
     return PREFERENCES.index(prefer) >= PREFERENCES.index(level)
 
 
+def levels_of(prefer: str | None) -> tuple[str, ...]:
+    """The levels that a planner may use, strictest first: the user's own, or all from `faithful` on.
+
+    Raises:
+        RequestError: there is no such level.
+    """
+    if not prefer:
+        return PREFERENCES[PREFERENCES.index(FAITHFUL) :]
+    if prefer not in PREFERENCES:
+        raise RequestError(f"unknown preference {prefer!r}: use {' or '.join(PREFERENCES)}")
+    return (prefer,)
+
+
 @dataclass(frozen=True, slots=True)
 class Pin:
     """A user's choice for one component, never overridden; without `storage` the planner chooses."""

@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 
-from lowmem_if.cascade.strategies import BALANCED, EXACT
 from lowmem_if.cli.command import command, option
 from lowmem_if.cli.output import (
     note_unused,
@@ -39,6 +38,7 @@ from lowmem_if.engine.run_folder.gallery import write_gallery
 from lowmem_if.engine.run_folder.library_versions import PACKAGE, installed_versions
 from lowmem_if.engine.session import Session
 from lowmem_if.errors import DoesNotFit
+from lowmem_if.planning.levels import savings
 from lowmem_if.report.memory_chart import write_chart
 from lowmem_if.report.tables import console, print_machine, print_plan, print_run
 from lowmem_if.request.build import make_request
@@ -68,17 +68,17 @@ def plan(prompts: tuple[str, ...], as_json: bool, simulate: bool, **given: Any) 
         except DoesNotFit as error:
             if as_json:
                 print_json(unfit_json(request, machine, error))
-            elif wishes["prefer"] == EXACT:
+            elif wishes["prefer"]:
                 with suppress(DoesNotFit):
-                    balanced = session.plan(request, machine, prefer=BALANCED)
-                    click.echo(f"with --prefer {BALANCED}:")
-                    print_plan(balanced, console(sys.stdout))
+                    looser = session.plan(request, machine, prefer=None)
+                    click.echo("without --prefer:")
+                    print_plan(looser, console(sys.stdout))
             raise
     check_embeddings(found)
     if as_json:
-        print_json(found.to_json())
+        print_json({**found.to_json(), "looser": [asdict(saving) for saving in savings(found)]})
     else:
-        print_plan(found, console(sys.stdout))
+        print_plan(found, console(sys.stdout), savings(found))
 
 
 @command("probe", "lowmem-if probe", "lowmem-if probe --calibrate", section=SECTION)

@@ -11,7 +11,7 @@ import click
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.locating.weights_choice import parse_parts
 from lowmem_if.cascade.modes import MODES, TEXT
-from lowmem_if.cascade.strategies import EXACT, parse_pins
+from lowmem_if.cascade.strategies import PREFERENCES, parse_pins
 from lowmem_if.cli.command import argument, option, together
 from lowmem_if.errors import RequestError
 from lowmem_if.request.denoising.noise_scheduler import DDPM, SCHEDULERS
@@ -127,8 +127,9 @@ pin = option(
     metavar="COMPONENT=STRATEGY[:DTYPE]", help="Fix a component's strategy; never overridden.",
 )  # fmt: skip
 prefer = option(
-    "--prefer", group=MACHINE, default=EXACT,
-    help="exact: change no pixel; balanced: may also quantise, batch and tile.",
+    "--prefer", group=MACHINE, metavar="LEVEL",
+    help=f"How far pixels may change at most: {', '.join(PREFERENCES)}. "
+    "Without it: the strictest from faithful on that fits.",
 )  # fmt: skip
 simulate = option(
     "--simulate", group=MACHINE, is_flag=True,

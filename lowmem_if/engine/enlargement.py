@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lowmem_if.cascade.catalog import IMAGE_STAGES, TEXT_ENCODER
-from lowmem_if.cascade.strategies import parse_pin
+from lowmem_if.cascade.strategies import EXACT, parse_pin
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.run_folder.input_copies import KINDS
 from lowmem_if.engine.run_folder.writing import writing
@@ -53,7 +53,7 @@ def continued(
     asked = (alone if out else among_others)(request, picks, size)
     pins = {component: parse_pin(component, pin) for component, pin in source.plan.pins.items()}
     plan = _with_done_steps(
-        source.plan, make_plan(machine, asked, prefer=source.plan.prefer, pins=pins)
+        source.plan, make_plan(machine, asked, prefer=_preference(source.plan), pins=pins)
     )
     done = {step.component for step in source.plan.steps}
     differs = source.check_versions(
@@ -73,10 +73,16 @@ def continued(
     return folder.reload()
 
 
+def _preference(old: Plan) -> str | None:
+    """What the new steps may change; runs of version 0.2 were `exact` by default, and remain so."""
+    return EXACT if old.prefer == EXACT else old.asked
+
+
 def _with_done_steps(old: Plan, new: Plan) -> Plan:
     """The new plan with the steps of the old one, whose pictures are drawn."""
     done = {step.component: step for step in old.steps}
-    return replace(new, steps=tuple(done.get(step.component, step) for step in new.steps))
+    steps = tuple(done.get(step.component, step) for step in new.steps)
+    return replace(new, steps=steps, automatic=old.automatic)
 
 
 def _grown(folder: RunFolder, plan: Plan, picks: Sequence[ImageSpec]) -> RunFolder:

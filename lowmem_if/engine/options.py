@@ -47,11 +47,11 @@ class PlanOptions(MachineOptions, total=False):
 
     Attributes:
         pins: component -> `STRATEGY[:DTYPE]`; the planner never overrides them.
-        prefer: `exact` (the default) or `balanced`.
+        prefer: `exact`, `faithful`, `balanced` or `fast`; None: the strictest that fits.
     """
 
     pins: Mapping[str, str | Pin] | None
-    prefer: str
+    prefer: str | None
 
 
 class StageOptions(MachineOptions, total=False):
@@ -62,7 +62,7 @@ class StageOptions(MachineOptions, total=False):
         pin: `STRATEGY[:DTYPE]`, which the planner does not override.
         dtype: the number type of the UNet, like `float16` or `torch.float16`; the planner chooses where
             the weights are kept.
-        prefer: `exact` (the default) or `balanced`.
+        prefer: `exact`, `faithful`, `balanced` or `fast`; None: the strictest that fits.
         batch: pictures for which the UNet is called at once, each with its guidance; memory is planned
             for so many.
         lora: LoRAs that are merged into the UNet's weights.
@@ -76,7 +76,7 @@ class StageOptions(MachineOptions, total=False):
     mode: str
     pin: str | Pin | None
     dtype: Any
-    prefer: str
+    prefer: str | None
     batch: int
     lora: LoraGiven | Sequence[LoraGiven]
     parts: Parts | None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from lowmem_if.cascade.catalog import label
 from lowmem_if.cascade.locate import Location
+from lowmem_if.cascade.strategies import PREFERENCES
 from lowmem_if.engine.events import Notice, Report, Retry
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.worker_answers import MemoryShortage
@@ -111,7 +112,13 @@ def _location(folder: RunFolder) -> Location:
 
 def _nothing_cheaper(folder: RunFolder, short: MemoryShortage) -> OutOfMemory:
     pinned = short.component in folder.plan.pins
-    left = "your pin allows nothing cheaper" if pinned else "nothing cheaper is left"
+    asked = folder.plan.asked
+    if pinned:
+        left = "your pin allows nothing cheaper"
+    elif asked in (None, PREFERENCES[-1]):
+        left = "nothing cheaper is left"
+    else:
+        left = f"--prefer {asked} allows nothing cheaper"
     return OutOfMemory(
         f"{short.resource} ran out in {label(short.component)} ({short.text}) and {left}: "
         f"free some memory, then `lowmem-if resume {folder.path}`"

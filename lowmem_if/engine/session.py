@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from lowmem_if.cascade.modes import INPAINT, UPSCALE, VARY
-from lowmem_if.cascade.strategies import EXACT
 from lowmem_if.engine.enlargement import continued
 from lowmem_if.engine.events import Notice, RunOpened, ignore
 from lowmem_if.engine.options import (
@@ -77,7 +76,7 @@ class Session:
             RequestError: an unknown option.
         """
         check_options("Session", options, SessionOptions)
-        self._options: dict[str, Any] = {"prefer": EXACT, "report": ignore, "preview_every": 0}
+        self._options: dict[str, Any] = {"prefer": None, "report": ignore, "preview_every": 0}
         self._options |= part_of(options, GenerateOptions)
         if self._options.get("cascade") is None:
             self._options.pop("cascade", None)
@@ -231,6 +230,8 @@ class Session:
     def _begin(self, plan: Plan, path: Path, given: Mapping[str, Any]) -> RunFolder:
         folder = RunFolder.for_plan(path, plan)
         self._report_unused(plan.machine, given)
+        if folder.plan.loosened:
+            given["report"](Notice(folder.plan.loosened))
         return folder
 
     def _report_unused(self, machine: Machine, given: Mapping[str, Any]) -> None:

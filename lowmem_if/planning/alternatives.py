@@ -7,13 +7,13 @@ from contextlib import suppress
 from dataclasses import replace
 
 from lowmem_if.cascade import catalog
-from lowmem_if.cascade.strategies import BALANCED, EXACT, Pin
+from lowmem_if.cascade.strategies import PREFERENCES, Pin
 from lowmem_if.errors import PictureError, RequestError
 from lowmem_if.hardware.machine import Machine, cpu_compute_dtype
 from lowmem_if.request.request import Request
 from lowmem_if.units import GB
 
-Fits = Callable[[Machine, Request, str, Mapping[str, Pin]], bool]
+Fits = Callable[[Machine, Request, str | None, Mapping[str, Pin]], bool]
 
 _GRAIN_BYTES = 10**8
 """The search for more memory uses steps of a tenth of a GB."""
@@ -21,7 +21,7 @@ _MOST_BYTES = 64 * GB
 
 
 def closest_alternatives(
-    machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pin], fits: Fits
+    machine: Machine, request: Request, prefer: str | None, pins: Mapping[str, Pin], fits: Fits
 ) -> str:
     """The closest request that fits, and how much more memory the unchanged request needs, in words.
 
@@ -35,12 +35,12 @@ def closest_alternatives(
 
 
 def _changed(
-    machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pin], fits: Fits
+    machine: Machine, request: Request, prefer: str | None, pins: Mapping[str, Pin], fits: Fits
 ) -> Iterator[str]:
     """Requests that fit, in words: other preferences before smaller images and cascades."""
     for other in (request, *_smaller(request)):
         for own_pins in (pins, {}) if pins else ({},):
-            for preference in (prefer, BALANCED) if prefer == EXACT else (prefer,):
+            for preference in _not_stricter(prefer):
                 if (other, preference, own_pins) == (request, prefer, pins):
                     continue
                 if fits(machine, other, preference, own_pins):
@@ -48,6 +48,11 @@ def _changed(
     on_cpu = _on_the_cpu(machine)
     if on_cpu and fits(on_cpu, request, prefer, pins):
         yield "--device cpu"
+
+
+def _not_stricter(prefer: str | None) -> tuple[str | None, ...]:
+    """The preference and the looser ones; without a preference the planner has tried them all."""
+    return PREFERENCES[PREFERENCES.index(prefer) :] if prefer else (None,)
 
 
 def _smaller(request: Request) -> Iterator[Request]:
@@ -70,7 +75,9 @@ def _without_upscaler(request: Request) -> Request:
     return replace(request, sampling=replace(request.sampling, steps=None))
 
 
-def _words(request: Request, other: Request, prefer: str, preference: str, *, dropped: bool) -> str:
+def _words(
+    request: Request, other: Request, prefer: str | None, preference: str | None, *, dropped: bool
+) -> str:
     words = [f"--cascade {other.cascade}"] if other.cascade != request.cascade else []
     words += [f"--size {other.size}"] if other.size != request.size else []
     words += [f"--prefer {preference}"] if preference != prefer else []
@@ -91,7 +98,7 @@ def _on_the_cpu(machine: Machine) -> Machine | None:
 
 
 def _more_memory(
-    machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pin], fits: Fits
+    machine: Machine, request: Request, prefer: str | None, pins: Mapping[str, Pin], fits: Fits
 ) -> str:
     """The smallest addition of memory that makes the request fit: RAM, else VRAM, else both."""
     if machine.unified:

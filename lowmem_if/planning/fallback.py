@@ -1,29 +1,31 @@
 """Choose the next step after memory ran out or numbers overflowed: the planner chooses again.
 
 Every candidate is evaluated again with the run's findings. It must need less of the memory that ran out
-than the estimate of the step that failed. The fastest candidate that fits is chosen, or one that is
-nearly as fast and draws the same pixels.
+than the estimate of the step that failed. No candidate goes beyond the user's preference; without one,
+looser levels may be used. Of the candidates nearly as fast as the fastest that fits, those of the
+strictest level are preferred.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.locate import Location
-from lowmem_if.cascade.strategies import EXACT, QUANTISED, Pin, parse_pin
+from lowmem_if.cascade.strategies import EXACT, PREFERENCES, QUANTISED, parse_pin
 from lowmem_if.hardware.dtypes import wider
 from lowmem_if.hardware.machine import Machine, cpu_compute_dtype
 from lowmem_if.planning.candidates import configs_for
 from lowmem_if.planning.estimates.execution import Estimate, ExecutionConfig
 from lowmem_if.planning.evaluate import Evaluation, evaluated
-from lowmem_if.planning.plan import Plan, Step, cuts
+from lowmem_if.planning.plan import Plan
+from lowmem_if.planning.step import Step, cuts
 
 RAM, VRAM = "RAM", "VRAM"
 
 SLOWER = 2.5
-"""A candidate that draws the same pixels may take up to this multiple of the fastest one's time."""
+"""A candidate of a stricter level may take up to this multiple of the fastest one's time."""
 
 _CLEARLY_LESS, _CLEARLY_LESS_AGAIN = 0.95, 0.7
 """A candidate that needs more than this share of the memory that ran out is tried last. The error of the
@@ -124,7 +126,8 @@ def changed_pixels(before: ExecutionConfig, after: ExecutionConfig) -> str:
 def _choose(plan: Plan, location: Location, step: Step, findings: Findings) -> Evaluation | None:
     """The best candidate that the findings allow, preferably with headroom and clearly less memory."""
     machine = plan.machine
-    configs = (c for c in _configs(plan, location, step, findings) if c != step.config)
+    levels = _configs(plan, location, step, findings)
+    configs = [config for config in levels if config != step.config]
     candidates = evaluated(machine, plan.request, location, configs)
     less = [c for c in candidates if findings.allow(machine, c.estimate)]
     fitting = [c for c in less if c.short is None]
@@ -132,49 +135,54 @@ def _choose(plan: Plan, location: Location, step: Step, findings: Findings) -> E
     clearly = [c for c in fitting if findings.allow(machine, c.estimate, share)]
     for group in (clearly, fitting, [c for c in less if _just_fits(machine, c)]):
         if group:
-            return _best(group, step, keep_pixels=plan.prefer == EXACT)
+            return _best(group, step, levels)
     return None
 
 
-def _best(candidates: Sequence[Evaluation], step: Step, *, keep_pixels: bool) -> Evaluation:
-    """The candidate with the fewest changes and tiles, among those nearly as fast as the fastest."""
+def _best(
+    candidates: Sequence[Evaluation], step: Step, levels: Mapping[ExecutionConfig, str]
+) -> Evaluation:
+    """The candidate of the strictest level with the fewest tiles; much slower ones are left out.
+
+    Under `exact` a candidate that draws other pixels is less strict than one that does not.
+    """
     fastest = min(candidate.seconds for candidate in candidates)
     near = [candidate for candidate in candidates if candidate.seconds <= SLOWER * fastest]
 
-    def rank(candidate: Evaluation) -> tuple[bool, float, float]:
-        changes = keep_pixels and bool(changed_pixels(step.config, candidate.config))
-        return changes, cuts(candidate.config), candidate.seconds
+    def rank(candidate: Evaluation) -> tuple[int, bool, float, float]:
+        level = levels[candidate.config]
+        changes = level == EXACT and bool(changed_pixels(step.config, candidate.config))
+        return PREFERENCES.index(level), changes, cuts(candidate.config), candidate.seconds
 
     return min(near, key=rank)
 
 
 def _configs(
     plan: Plan, location: Location, step: Step, findings: Findings
-) -> list[ExecutionConfig]:
-    """All configs of the component in types that did not overflow, for the files on this disk."""
+) -> dict[ExecutionConfig, str]:
+    """All configs of the component in types that did not overflow, for the files on this disk.
+
+    Returns:
+        config -> the strictest level that allows it.
+    """
     machine, component = plan.machine, step.component
     pin = parse_pin(component, plan.pins[component]) if component in plan.pins else None
     machines = [machine, *_in_wider_types(machine, findings)]
     if machine.kind != "cpu" and pin is None and not catalog.facts(component).postprocesses:
         dtype, _ = cpu_compute_dtype(frozenset())
         machines.append(replace(machine, device="cpu", vram_bytes=0, compute_dtype=dtype))
-    configs = [
-        config for one in machines for config in _possible(plan, one, location, component, pin)
-    ]
-    configs = [c for c in dict.fromkeys(configs) if not _overflows(c, findings)]
-    if location.folder(component, storage=step.config.storage_dtype) is None:
-        return configs
-    return [c for c in configs if location.folder(component, storage=c.storage_dtype) is not None]
-
-
-def _possible(
-    plan: Plan, machine: Machine, location: Location, component: str, pin: Pin | None
-) -> list[ExecutionConfig]:
-    """The planner's configs, and those with a tiled VAE even if the user prefers exact pixels."""
-    configs = configs_for(machine, plan.request, location, component, plan.prefer, pin)
-    if not catalog.facts(component).decodes:
-        return configs
-    return [*configs, *(replace(config, vae_tiling=True) for config in configs)]
+    levels: dict[ExecutionConfig, str] = {}
+    for level in plan.levels:
+        for one in machines:
+            for config in configs_for(one, plan.request, location, component, level, pin):
+                levels.setdefault(config, level)
+    on_disk = location.folder(component, storage=step.config.storage_dtype) is not None
+    return {
+        config: level
+        for config, level in levels.items()
+        if not _overflows(config, findings)
+        and not (on_disk and location.folder(component, storage=config.storage_dtype) is None)
+    }
 
 
 def _in_wider_types(machine: Machine, findings: Findings) -> Iterable[Machine]:

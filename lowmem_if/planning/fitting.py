@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from lowmem_if.cascade.locate import Location, locate
 from lowmem_if.cascade.lora.lora_fit import assign_stages
-from lowmem_if.cascade.strategies import Pin
+from lowmem_if.cascade.strategies import Pin, levels_of
 from lowmem_if.errors import CascadeError, CheckpointError, DeviceError
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.planning.candidates import configs_for
@@ -30,13 +30,14 @@ class Fitting:
         self._needs: dict[tuple[object, ...], _Needs] = {}
 
     def __call__(
-        self, machine: Machine, request: Request, prefer: str, pins: Mapping[str, Pin]
+        self, machine: Machine, request: Request, prefer: str | None, pins: Mapping[str, Pin]
     ) -> bool:
         """Whether a plan exists; a cascade that cannot be found or loaded does not fit."""
-        key = (machine.device, request, prefer, tuple(pins.items()))
+        loosest = levels_of(prefer)[-1]  # a level allows whatever the stricter ones do
+        key = (machine.device, request, loosest, tuple(pins.items()))
         if key not in self._needs:
             try:
-                self._needs[key] = _needs(machine, request, prefer, pins)
+                self._needs[key] = _needs(machine, request, loosest, pins)
             except (DeviceError, CascadeError, CheckpointError):
                 return False
         return all(

@@ -7,19 +7,20 @@ the simplest. A user's pins are never overridden.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from lowmem_if.cascade.catalog import component_name
 from lowmem_if.cascade.locate import Location
-from lowmem_if.cascade.lora.adapter import Lora, of_stage
 from lowmem_if.cascade.strategies import (
     EXACT,
+    FAITHFUL,
     PREFERENCES,
     Pin,
+    levels_of,
     parse_pin,
     pin_texts,
 )
@@ -27,53 +28,14 @@ from lowmem_if.errors import CheckpointError, DoesNotFit, RequestError, RunFolde
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.planning.alternatives import closest_alternatives
 from lowmem_if.planning.candidates import configs_for
-from lowmem_if.planning.estimates.execution import Estimate, ExecutionConfig
-from lowmem_if.planning.estimates.workload import samplings_of
-from lowmem_if.planning.evaluate import Evaluation, deficit, evaluated
+from lowmem_if.planning.evaluate import Evaluation, evaluated
 from lowmem_if.planning.fitting import Fitting, located
 from lowmem_if.planning.plan_json import flat_step, nested_step
-from lowmem_if.planning.reasons import reason, runner_up
-from lowmem_if.request.image_spec import ImageSpec
-from lowmem_if.request.input_tiles import UPSCALER_SIDE
+from lowmem_if.planning.step import NoFit, Step, strictest_step
 from lowmem_if.request.request import Request
 from lowmem_if.request.request_json import request_from_json, request_to_json
-from lowmem_if.request.sampling import Sampling
 
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One component of a plan: how it is executed and samples, its estimate, and the reason.
-
-    Attributes:
-        samplings: mode -> how the component samples in it; empty if it samples nothing.
-        reason: why `config` was chosen.
-        instead_of: the runner-up, or a faster config that needs too much memory.
-        lora: LoRAs that are merged into the UNet's weights while the weights are read.
-    """
-
-    config: ExecutionConfig
-    estimate: Estimate
-    samplings: dict[str, Sampling]
-    reason: str
-    instead_of: str
-    lora: tuple[Lora, ...] = ()
-
-    @property
-    def component(self) -> str:
-        return self.config.component
-
-    def with_config(self, **changes: Any) -> Step:
-        """The same step with some fields of its config changed."""
-        return replace(self, config=replace(self.config, **changes))
-
-    @property
-    def sampling(self) -> Sampling | None:
-        """The first mode's sampling; None for a component that samples nothing."""
-        return next(iter(self.samplings.values()), None)
-
-    def sampling_of(self, spec: ImageSpec) -> Sampling:
-        """How this component samples one image."""
-        return self.samplings[spec.mode].of(spec, self.component)
+__all__ = ["Plan", "Step", "make_plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +43,10 @@ class Plan:
     """A plan is a value: `Plan.from_json(plan.to_json()) == plan`.
 
     Attributes:
-        prefer: the user's preference, `exact` or `balanced`.
+        prefer: the level that the plan was made under.
         pins: the user's own choices: component -> text of the pin.
         download_bytes: bytes that must still be downloaded.
+        automatic: whether the planner chose `prefer`. It may then go further when memory runs out.
     """
 
     machine: Machine
@@ -92,6 +55,27 @@ class Plan:
     pins: dict[str, str]
     steps: tuple[Step, ...]
     download_bytes: int
+    automatic: bool = False
+
+    @property
+    def asked(self) -> str | None:
+        """The user's own `prefer`; None: the planner chose."""
+        return None if self.automatic else self.prefer
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """The levels that a step may use if it must be planned again, strictest first."""
+        if not self.automatic:
+            return (self.prefer,)
+        # Plans of version 0.2 were `exact` by default.
+        return PREFERENCES[min(map(PREFERENCES.index, (self.prefer, FAITHFUL))) :]
+
+    @property
+    def loosened(self) -> str:
+        """One line if the planner had to go further than `faithful`; else empty."""
+        if not self.automatic or self.prefer in (EXACT, FAITHFUL):
+            return ""
+        return f"{FAITHFUL} does not fit, so this is {self.prefer}: pixels change a little"
 
     @property
     def seconds(self) -> float:
@@ -118,6 +102,7 @@ class Plan:
         try:
             steps = [nested_step(step) for step in data["steps"]]
             read = {
+                "automatic": data.get("automatic", data["prefer"] == EXACT),
                 "request": request_from_json(data["request"]),
                 "pins": {component_name(name): pin for name, pin in data["pins"].items()},
                 "steps": steps,
@@ -136,10 +121,14 @@ def make_plan(
     machine: Machine,
     request: Request,
     *,
-    prefer: str = EXACT,
+    prefer: str | None = None,
     pins: Mapping[str, Pin] | None = None,
 ) -> Plan:
     """Choose a strategy for every component of the request.
+
+    Args:
+        prefer: the level that no component goes beyond; None: each component gets the strictest level
+            under which it fits, from `faithful` on.
 
     Raises:
         DoesNotFit: no strategy of a component fits; the error names requests that fit.
@@ -148,26 +137,22 @@ def make_plan(
         LoraError: a LoRA fits none of the stages that run, or both.
         DeviceError, RequestError: the device or the component does not support a pin.
     """
-    if prefer not in PREFERENCES:
-        raise RequestError(f"unknown preference {prefer!r}: use {' or '.join(PREFERENCES)}")
+    levels = levels_of(prefer)
     pins = {component_name(c): parse_pin(c, str(pin)) for c, pin in (pins or {}).items()}
     request, location = located(request)
     try:
-        steps = tuple(
-            _choose(machine, request, location, component, prefer, pins.get(component))
+        chosen = [
+            _choose(machine, request, location, component, levels, pins.get(component))
             for component in request.components
-        )
+        ]
     except NoFit as error:
         alternatives = closest_alternatives(machine, request, prefer, pins, Fitting())
         raise DoesNotFit(*error.figures, alternatives) from None
-    return Plan(machine, request, prefer, pin_texts(pins), steps, _download_bytes(location, steps))
-
-
-class NoFit(Exception):
-    """No strategy of a component fits; the figures are those of the smallest shortage."""
-
-    def __init__(self, component: str, resource: str, needed: int, available: int) -> None:
-        self.figures = (component, resource, needed, available)
+    steps = tuple(step for _level, step in chosen)
+    used = max((level for level, _step in chosen), key=PREFERENCES.index)
+    return Plan(
+        machine, request, used, pin_texts(pins), steps, _download_bytes(location, steps), not prefer
+    )
 
 
 def _choose(
@@ -175,59 +160,16 @@ def _choose(
     request: Request,
     location: Location,
     component: str,
-    prefer: str,
+    levels: Sequence[str],
     pin: Pin | None,
-) -> Step:
-    candidates = list(_evaluated(machine, request, location, component, prefer, pin))
-    return best_step(machine, request, location, candidates, pin)
+) -> tuple[str, Step]:
+    """The best step of a component under the strictest level that fits, and this level."""
 
+    def candidates(level: str) -> list[Evaluation]:
+        configs = configs_for(machine, request, location, component, level, pin)
+        return list(evaluated(machine, request, location, configs))
 
-def best_step(
-    machine: Machine,
-    request: Request,
-    location: Location,
-    candidates: list[Evaluation],
-    pin: Pin | None,
-) -> Step:
-    """The best of one component's candidates, as a step.
-
-    Raises:
-        NoFit: none fits.
-    """
-    component = candidates[0].config.component
-    fitting = [candidate for candidate in candidates if candidate.short is None]
-    if not fitting:
-        closest = min((c for c in candidates if c.short), key=deficit)
-        assert closest.short is not None
-        raise NoFit(component, *closest.short)
-    # Tiles are no smaller than necessary; among configs with equal tiles the fastest wins.
-    chosen = min(fitting, key=lambda candidate: (cuts(candidate.config), candidate.seconds))
-    return Step(
-        chosen.config,
-        chosen.estimate,
-        samplings_of(request, location.cascade, component),
-        reason(machine, request, location.cascade.parts[component], chosen, pin),
-        runner_up(machine, candidates, chosen),
-        of_stage(request.lora, component),
-    )
-
-
-def _evaluated(
-    machine: Machine,
-    request: Request,
-    location: Location,
-    component: str,
-    prefer: str,
-    pin: Pin | None,
-) -> Iterator[Evaluation]:
-    """Every config that the planner considers for a component, best first, with its evaluation."""
-    configs = configs_for(machine, request, location, component, prefer, pin)
-    return evaluated(machine, request, location, configs)
-
-
-def cuts(config: ExecutionConfig) -> float:
-    """How finely the user's own images are divided into tiles; 0: no tiles."""
-    return UPSCALER_SIDE / config.tile if config.tile else 0.0
+    return strictest_step(machine, request, location, levels, candidates, pin)
 
 
 def _download_bytes(location: Location, steps: tuple[Step, ...]) -> int:

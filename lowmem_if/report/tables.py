@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
@@ -15,6 +17,7 @@ from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.run_folder.run_record import Released
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.hardware.speeds import ACCELERATOR, ANY, CPU
+from lowmem_if.planning.levels import Saving
 from lowmem_if.planning.plan import Plan, Step
 from lowmem_if.system.paths import quoted
 from lowmem_if.units import GIB, format_bytes, format_seconds
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
 _PLAIN_WIDTH = 120
 """How many columns a table has without a terminal."""
+_LEAST_BYTES = 50_000_000
+"""Savings below this would be printed as 0.0 GB."""
 _WIDE = 100
 """From this width on, columns have two spaces between them."""
 
@@ -73,8 +78,8 @@ def print_machine(machine: Machine, out: Console) -> None:
         _line(out, f"note: {note}")
 
 
-def print_plan(plan: Plan, out: Console) -> None:
-    """Print every step with its strategy, its peaks and its reason."""
+def print_plan(plan: Plan, out: Console, savings: Sequence[Saving] = ()) -> None:
+    """Print every step with its strategy, peaks and reason, and what looser levels would save."""
     _line(out, f"{plan.request.weights} on {machine_line(plan.machine)}")
     table = _table(
         out, "step", "strategy", "storage", "batch", "VRAM peak", "RAM peak", "time", "why"
@@ -87,6 +92,9 @@ def print_plan(plan: Plan, out: Console) -> None:
     out.print(table)
     for note in plan.machine.notes:
         _line(out, f"note: {note}")
+    _line(out, f"level: {plan.loosened or plan.prefer}")
+    for line in _savings(savings):
+        _line(out, line)
     _line(out, f"{_times(plan.machine)}")
     _line(out, _total(plan))
 
@@ -101,7 +109,8 @@ def print_run(folder: RunFolder, out: Console) -> None:
     for step in folder.plan.steps:
         table.add_row(*_step_cells(step), *_measured_cells(folder, step, kinds))
     out.print(table)
-    for line in (*_kept_loaded(folder), *folder.log, *folder.notices):
+    loosened = [folder.plan.loosened] if folder.plan.loosened else []
+    for line in (*loosened, *_kept_loaded(folder), *folder.log, *folder.notices):
         _line(out, f"note: {line}")
     again = f"lowmem-if resume {quoted(folder.path)}"
     state = "complete" if folder.complete else f"not finished: `{again}`"
@@ -159,6 +168,28 @@ def _total(plan: Plan) -> str:
         if plan.download_bytes > plan.machine.disk_free_bytes:
             return ", ".join(words) + ". It fits the memory, not the disk: free some space."
     return ", ".join(words) + ". It fits."
+
+
+def _savings(savings: Sequence[Saving]) -> Iterator[str]:
+    """One line for levels that save the same: `--prefer balanced: 12 s and 0.4 GB of RAM less`."""
+    for words, group in groupby(savings, _saved):
+        yield f"--prefer {' or '.join(saving.level for saving in group)}: {words}"
+
+
+def _saved(saving: Saving) -> str:
+    """What a level would save, in words."""
+    amounts = []
+    if abs(saving.seconds) >= 1:
+        amounts.append((saving.seconds, format_seconds(abs(saving.seconds))))
+    for kind, size in (("VRAM", saving.vram_bytes), ("RAM", saving.ram_bytes)):
+        if abs(size) >= _LEAST_BYTES:
+            amounts.append((size, f"{format_bytes(abs(size))} of {kind}"))
+    parts = [
+        f"{' and '.join(texts)} {word}"
+        for word, sign in (("less", 1), ("more", -1))
+        if (texts := [text for amount, text in amounts if amount * sign > 0])
+    ]
+    return ", ".join(parts) or "saves nothing here"
 
 
 def _times(machine: Machine) -> str:

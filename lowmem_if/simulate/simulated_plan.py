@@ -10,7 +10,7 @@ from pathlib import Path
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.locate import Location
 from lowmem_if.cascade.parts import Part, Place
-from lowmem_if.cascade.strategies import EXACT, Pin
+from lowmem_if.cascade.strategies import Pin
 from lowmem_if.errors import CascadeError
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.planning.estimates.memory import is_simulated, remember
@@ -28,7 +28,7 @@ def simulated_plan(
     machine: Machine,
     request: Request,
     *,
-    prefer: str = EXACT,
+    prefer: str | None = None,
     pins: Mapping[str, Pin] | None = None,
     report: Callable[[str], object] = lambda _line: None,
 ) -> Plan:

@@ -44,7 +44,7 @@ def batch_plan(cascade: Path, *records: Any, **values: Any) -> Plan:
     options = {"seed": 1, "steps": 2, "cascade": str(cascade), "size": 64} | values
     request, bad_lines = request_of(records, **options)
     assert not bad_lines
-    return make_plan(CPU, request)
+    return make_plan(CPU, request, prefer="exact")
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_a_line_has_the_pixels_that_it_has_alone(tiny: Path, tmp_path: Path, pic
         make_request((RED,), mode="vary", image=picture, strength=0.5, seed=(5,), size=64, **asked),  # type: ignore[arg-type]
     ]
     for number, request in zip((0, 1, 3), alone, strict=True):
-        own = run_here(make_plan(CPU, request), tmp_path / f"own-{number}")
+        own = run_here(make_plan(CPU, request, prefer="exact"), tmp_path / f"own-{number}")
         stage = request.images[0].stages[-1]
         ours, theirs = (
             load_file(f.path / stage / f"{n:04}.safetensors")["tensor"]
@@ -341,7 +341,7 @@ def test_thousands_of_prompts_stream_through_the_encoder_in_groups(
     request, _ = request_of(lines, cascade=str(tiny), seed=1, steps=1, size=64)
     pins = {TEXT_ENCODER: lm.Pin("stream")}
     events: list[Event] = []
-    plan = make_plan(CPU, request, pins=pins)
+    plan = make_plan(CPU, request, prefer="exact", pins=pins)
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
         patch.setitem(STAGES, STAGE_1, FakeStage)

@@ -128,7 +128,8 @@ def test_the_plans_table_has_a_time_for_each_step_and_a_total(
     assert main(arguments) == 0
     heading, *rows = capsys.readouterr().out.splitlines()[1:]
     end = heading.index("time") + len("time")
-    cells = [re.split(r"\s{2,}", row[:end])[-1] for row in rows[:-2] if row[:1].isalpha()]
+    table = rows[: rows.index("level: faithful")]
+    cells = [re.split(r"\s{2,}", row[:end])[-1] for row in table if row[:1].isalpha()]
     assert len(cells) == 3
     assert all(re.fullmatch(r"(\d+ min )?\d+(\.\d)? s", cell) for cell in cells)
     assert rows[-2] == "times: IF on a T4, published; disk and bus of a cloud T4"
@@ -149,13 +150,42 @@ def test_a_disk_that_is_too_small_is_told(
     assert "9.0 GB of disk free. It fits the memory, not the disk" in capsys.readouterr().out
 
 
-def test_where_only_balanced_fits_its_plan_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    """A newcomer's 4 GB card: the error says what is short, the table what would run all the same."""
-    assert main(["plan", "x", "--cascade", "if-xl", "--profile", "rtx-3050-4gb"]) == 1
+SMALL_CARD = ("plan", "x", "--cascade", "if-xl", "--profile", "rtx-3050-4gb")
+
+
+def test_a_plan_says_when_it_goes_further_than_faithful(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A newcomer's 4 GB card: it runs, and one line says at what price."""
+    assert main([*SMALL_CARD]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "level: faithful does not fit, so this is balanced: pixels change a little" in lines
+    assert "--prefer fast: saves nothing here" in lines
+    assert main([*SMALL_CARD, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["prefer"], plan["automatic"]) == ("balanced", True)
+    assert [each["level"] for each in plan["looser"]] == ["fast"]
+
+
+def test_a_plan_says_what_looser_levels_would_save(capsys: pytest.CaptureFixture[str]) -> None:
+    """Four pictures share passes over the weights that stream, which `exact` never does."""
+    arguments = ["plan", "x", "--cascade", "if-xl", "--size", "256", "--images", "4"]
+    assert main([*arguments, "--profile", "rtx-2060-6gb", "--prefer", "exact"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "level: exact" in lines
+    (line,) = [line for line in lines if line.startswith("--prefer faithful")]
+    assert re.search(r": .*\d s .*less", line)
+
+
+def test_where_a_preference_does_not_fit_the_plan_without_it_is_shown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The error says what is short, the table what would run all the same."""
+    assert main([*SMALL_CARD, "--prefer", "exact"]) == 1
     shown = capsys.readouterr()
     assert "upscaler does not fit" in shown.err
     assert "Try --prefer balanced" in shown.err
-    assert shown.out.startswith("with --prefer balanced:\nif-xl on rtx-3050-4gb")
+    assert shown.out.startswith("without --prefer:\nif-xl on rtx-3050-4gb")
     assert "VAE in tiles" in shown.out
     assert len(shown.out.splitlines()) < 30
 

@@ -41,7 +41,7 @@ def test_out_of_memory_in_the_upscaler_goes_on_with_a_tiled_vae(
     """The run ends with a picture, one retry, named in the log; earlier stages are not done again."""
     inject(monkeypatch, "out_of_memory_unless_tiled", starts)
     events: list[Event] = []
-    result = run(plan_of(tiny), tmp_path / "run", report=events.append)
+    result = run(plan_of(tiny, prefer=None), tmp_path / "run", report=events.append)
     folder = RunFolder.open(result.folder)
     assert len(result.images) == 1
     assert starts.read_text() == "xx"
@@ -51,6 +51,18 @@ def test_out_of_memory_in_the_upscaler_goes_on_with_a_tiled_vae(
     (notice,) = folder.notices
     assert "tiles, so pixels differ" in notice
     assert [step.component for step in folder.plan.steps if step.config.vae_tiling] == ["upscaler"]
+
+
+@pytest.mark.worker
+def test_a_users_own_preference_is_kept_after_out_of_memory(
+    tiny: Path, tmp_path: Path, starts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under `exact` no tile is drawn; the error names the preference."""
+    inject(monkeypatch, "out_of_memory_unless_tiled", starts)
+    with pytest.raises(OutOfMemory, match=r"upscaler .*--prefer exact allows nothing cheaper"):
+        run(plan_of(tiny), tmp_path / "run")
+    plan = RunFolder.open(tmp_path / "run").plan
+    assert not any(step.config.vae_tiling for step in plan.steps)
 
 
 @pytest.mark.worker
@@ -99,7 +111,9 @@ def test_a_worker_that_the_system_kills_is_a_known_event(
     """SIGKILL counts as memory; the cheapest step is tried twice, and then the run can be resumed."""
     inject(monkeypatch, "killed_in_stage_1", starts)
     plan = plan_of(tiny, size=64)
-    with pytest.raises(OutOfMemory, match=r"the system killed the worker.*nothing cheaper is left"):
+    with pytest.raises(
+        OutOfMemory, match=r"the system killed the worker.*exact allows nothing cheaper"
+    ):
         run(plan, tmp_path / "run")
     assert starts.read_text() == "xx"
     monkeypatch.undo()

@@ -101,7 +101,7 @@ requests = st.builds(
     size=st.sampled_from(sorted(catalog.SIZES)),
     images=st.integers(1, 9),
 )
-preferences = st.sampled_from(PREFERENCES)
+preferences = st.sampled_from((None, *PREFERENCES))
 float_pins = st.builds(Pin, st.sampled_from(STRATEGIES), st.none() | st.sampled_from(FLOATS))
 pins = st.fixed_dictionaries(
     {},
@@ -125,7 +125,7 @@ class Drawn:
 
     machine: Machine
     request: Request
-    prefer: str
+    prefer: str | None
     plan: Plan | None
 
 
@@ -136,7 +136,7 @@ def drawn_plans() -> tuple[Drawn, ...]:
 
     @settings(thorough, max_examples=400)
     @given(machines, requests, preferences)
-    def draw(machine: Machine, request: Request, prefer: str) -> None:
+    def draw(machine: Machine, request: Request, prefer: str | None) -> None:
         found.append(Drawn(machine, request, prefer, try_plan(machine, request, prefer=prefer)))
 
     draw()

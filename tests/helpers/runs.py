@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lowmem_if.cascade.strategies import parse_pins
+from lowmem_if.cascade.strategies import EXACT, parse_pins
 from lowmem_if.engine.events import Event, Report, ignore
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.hardware.machine import Machine
@@ -29,11 +29,16 @@ CPU = Machine(
 
 
 def plan_of(
-    cascade: Path | str, prompts: Any = "a red circle", *, pins: Any = (), **request: Any
+    cascade: Path | str,
+    prompts: Any = "a red circle",
+    *,
+    pins: Any = (),
+    prefer: Any = EXACT,
+    **request: Any,
 ) -> Plan:
     """A plan for two steps a stage on a CPU of the tests' own."""
     options: dict[str, Any] = {"seed": 1, "steps": 2, "cascade": str(cascade)} | request
-    return make_plan(CPU, make_request(prompts, **options), pins=parse_pins(pins))
+    return make_plan(CPU, make_request(prompts, **options), prefer=prefer, pins=parse_pins(pins))
 
 
 def with_prompt(request: Request, prompt: str) -> Request:

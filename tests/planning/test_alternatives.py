@@ -48,7 +48,9 @@ pytestmark = pytest.mark.usefixtures("nothing_downloaded")
 
 @thorough
 @given(machines, requests, preferences)
-def test_a_refusal_carries_true_figures(machine: Machine, request: Request, prefer: str) -> None:
+def test_a_refusal_carries_true_figures(
+    machine: Machine, request: Request, prefer: str | None
+) -> None:
     """Granting what each refusal says is needed leads, step by step, to a plan."""
     for _ in range(12):
         error = refusal(machine, request, prefer=prefer)
@@ -69,8 +71,8 @@ def test_a_refusal_carries_true_figures(machine: Machine, request: Request, pref
 
 
 def take(
-    nearest: str, request: Request, prefer: str, pins: Mapping[str, Pin]
-) -> tuple[Request, str, Mapping[str, Pin]]:
+    nearest: str, request: Request, prefer: str | None, pins: Mapping[str, Pin]
+) -> tuple[Request, str | None, Mapping[str, Pin]]:
     """The request, changed as the words of a refusal propose."""
     if found := re.search(r"--prefer (\w+)", nearest):
         prefer = found[1]
@@ -84,7 +86,7 @@ def take(
 @thorough
 @given(machines, requests, preferences, pins)
 def test_what_a_refusal_proposes_really_fits(
-    machine: Machine, request: Request, prefer: str, pins: dict[str, Pin]
+    machine: Machine, request: Request, prefer: str | None, pins: dict[str, Pin]
 ) -> None:
     """Following a refusal's advice gives a plan; "no smaller request fits" is always true."""
     try:
@@ -119,7 +121,7 @@ def test_the_nearest_is_the_largest_cascade_that_fits_at_all() -> None:
 def test_a_smaller_preference_is_proposed_before_a_smaller_cascade() -> None:
     """What keeps the cascade is nearer than what gives it up."""
     with pytest.raises(DoesNotFit) as caught:
-        make_plan(cpu(5), ask("if-l"))
+        make_plan(cpu(5), ask("if-l"), prefer="exact")
     assert caught.value.nearest.startswith("Try --prefer balanced, or free ")
     with pytest.raises(DoesNotFit) as caught:
         make_plan(cpu(2.7), ask("if-xl", size=256), prefer="balanced")

@@ -75,7 +75,8 @@ def test_balanced_draws_images_together_as_memory_allows(images: int, batch: int
     request = ask(images=images)
     balanced = make_plan(card(80, 80), request, prefer="balanced")
     assert step(balanced, STAGE_2).config.batch == batch
-    assert step(make_plan(card(80, 80), request), STAGE_2).config.batch == 1
+    assert step(make_plan(card(80, 80), request), STAGE_2).config.batch == batch
+    assert step(make_plan(card(80, 80), request, prefer="exact"), STAGE_2).config.batch == 1
     assert step(make_plan(card(4.2, 80), request, prefer="balanced"), STAGE_2).config.batch == 1
 
 
@@ -217,7 +218,7 @@ def test_a_stream_takes_the_batch_and_the_residents_that_spare_most_reading(
 @thorough
 @given(machines, requests, preferences, pins)
 def test_what_streams_is_the_quickest_way_to_stream_that_fits(
-    machine: Machine, request: Request, prefer: str, pins: dict[str, Pin]
+    machine: Machine, request: Request, prefer: str | None, pins: dict[str, Pin]
 ) -> None:
     """No other batch, with no other part staying, would have the weights less long on their way."""
     try:
@@ -283,7 +284,7 @@ def test_only_balanced_tiles_the_vae() -> None:
     assert not step(make_plan(card(80, 80), ask(), prefer="balanced"), UPSCALER).config.vae_tiling
     tiled = step(make_plan(card(3.5, 32), ask("if-m"), prefer="balanced"), UPSCALER)
     assert tiled.config.vae_tiling
-    error = refusal(card(3.5, 32), ask("if-m"))
+    error = refusal(card(3.5, 32), ask("if-m"), prefer="faithful")
     assert error is not None
     assert (error.component, error.nearest) == (
         UPSCALER,

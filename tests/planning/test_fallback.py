@@ -98,15 +98,8 @@ def taken(machine: Machine, short_of: str, peaks: Estimate) -> int:
 
 @cache
 def profile_plans(size: int = 1024) -> list[Plan]:
-    """A plan for every profile, balanced where an exact one does not fit."""
-    plans = []
-    for name in profile_names():
-        machine, request = load_profile(name).machine, ask(size=size)
-        try:
-            plans.append(make_plan(machine, request))
-        except DoesNotFit:
-            plans.append(make_plan(machine, request, prefer=BALANCED))
-    return plans
+    """A plan for every profile."""
+    return [make_plan(load_profile(name).machine, ask(size=size)) for name in profile_names()]
 
 
 # --- every profile ------------------------------------------------------------------------------
@@ -187,7 +180,7 @@ def test_short_of_ram_offloaded_weights_go_to_the_card_or_stay_in_the_file(compo
 @thorough
 @given(machines, requests, preferences, pins)
 def test_every_ladder_ends_and_every_step_takes_less(
-    machine: Machine, request: Request, prefer: str, pins: dict[str, Pin]
+    machine: Machine, request: Request, prefer: str | None, pins: dict[str, Pin]
 ) -> None:
     """Whatever ran out, less of it is taken from then on; what ran out before is not forgotten."""
     try:
@@ -243,10 +236,9 @@ def test_from_the_second_shortage_on_steps_grow_larger() -> None:
     assert all(lower < 0.7 * upper for upper, lower in pairwise(peaks[1:-2]))
 
 
-def test_exact_pixels_are_kept_as_long_as_that_is_not_much_slower() -> None:
-    """An exact upscaler moves its modules before its VAE works in tiles; a balanced one draws fewer."""
-    exact = make_plan(card(80, 80), ask())
-    steps = rungs(exact, UPSCALER, VRAM)
+def test_the_strictest_level_is_kept_as_long_as_that_is_not_much_slower() -> None:
+    """The upscaler moves its modules before its VAE works in tiles; a balanced one draws fewer."""
+    steps = rungs(make_plan(card(80, 80), ask()), UPSCALER, VRAM)
     assert [(step.config.strategy, step.config.vae_tiling) for step in steps[:2]] == [
         (RESIDENT, False), (MODEL_OFFLOAD, False),
     ]  # fmt: skip
@@ -256,6 +248,18 @@ def test_exact_pixels_are_kept_as_long_as_that_is_not_much_slower() -> None:
     lower = out_of(balanced, UPSCALER, VRAM)[1]
     assert lower is not None
     assert lower.config.batch < balanced.step(UPSCALER).config.batch
+
+
+@pytest.mark.parametrize("prefer", ["exact", "faithful"])
+def test_a_users_own_preference_is_kept_when_memory_runs_out(prefer: str) -> None:
+    """No tiles, no quantised weights, and under `exact` no batch: the CPU is taken before that."""
+    plan = make_plan(card(80, 80), ask(images=4), prefer=prefer)
+    for component in (STAGE_1, UPSCALER):
+        steps = rungs(plan, component, VRAM)
+        assert steps[-1].config.device == "cpu"
+        assert not any(step.config.vae_tiling for step in steps)
+        if prefer == "exact":
+            assert {step.config.batch for step in steps} == {1}
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("nothing_downloaded")
 @thorough
 @given(machines, requests, preferences, pins)
 def test_pins_are_kept_or_refused(
-    machine: Machine, request: Request, prefer: str, pins: dict[str, Pin]
+    machine: Machine, request: Request, prefer: str | None, pins: dict[str, Pin]
 ) -> None:
     """A pinned component has exactly the pinned strategy and type, or there is no plan at all."""
     try:
@@ -67,7 +67,7 @@ def test_pins_are_kept_or_refused(
 @thorough
 @given(machines, requests, preferences, pins)
 def test_a_pin_changes_nothing_else(
-    machine: Machine, request: Request, prefer: str, pins: dict[str, Pin]
+    machine: Machine, request: Request, prefer: str | None, pins: dict[str, Pin]
 ) -> None:
     """Components that are not pinned are planned as without pins."""
     free = try_plan(machine, request, prefer=prefer)

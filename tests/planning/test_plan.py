@@ -79,7 +79,7 @@ def test_the_machines_of_these_tests_are_worth_testing() -> None:
 
     @settings(thorough, max_examples=500)  # which it draws depends on this test's very text
     @given(machines, requests, preferences, pins)
-    def count(machine: Machine, request: Request, prefer: str, pins: dict[str, Pin]) -> None:
+    def count(machine: Machine, request: Request, prefer: str | None, pins: dict[str, Pin]) -> None:
         with suppress(DoesNotFit, DeviceError, RequestError):
             pinned = make_plan(machine, request, prefer=prefer, pins=pins)
             seen["planned with pins"] += 1
@@ -121,7 +121,9 @@ def test_a_plan_keeps_within_the_budget() -> None:
 @pytest.mark.slow
 @thorough
 @given(machines, requests, preferences)
-def test_a_budget_is_used_to_its_last_byte(machine: Machine, request: Request, prefer: str) -> None:
+def test_a_budget_is_used_to_its_last_byte(
+    machine: Machine, request: Request, prefer: str | None
+) -> None:
     """With just what a plan needs it is made again; with a byte of RAM or VRAM less it is not."""
     plan = try_plan(machine, request, prefer=prefer)
     if plan is None:
@@ -149,7 +151,7 @@ def test_a_plan_has_a_settled_step_for_each_component() -> None:
     """Steps come in running order; each has known words, a reason and a time."""
     for drawn in drawn_plans():
         if plan := drawn.plan:
-            assert (plan.machine, plan.request, plan.prefer, plan.pins) == (
+            assert (plan.machine, plan.request, plan.asked, plan.pins) == (
                 drawn.machine, drawn.request, drawn.prefer, {},
             )  # fmt: skip
             assert tuple(each.component for each in plan.steps) == drawn.request.components
@@ -172,7 +174,7 @@ def test_a_plan_has_a_settled_step_for_each_component() -> None:
 @thorough
 @given(machines, requests, preferences, vrams, rams)
 def test_more_memory_is_never_slower(
-    machine: Machine, request: Request, prefer: str, more_vram: float, more_ram: float
+    machine: Machine, request: Request, prefer: str | None, more_vram: float, more_ram: float
 ) -> None:
     """More VRAM and RAM fit what fitted, and no step takes longer for it."""
     larger = replace(machine, ram_bytes=machine.ram_bytes + int(more_ram * GB))
@@ -243,6 +245,34 @@ def test_every_profile_gets_a_plan_or_the_reason_why_not(
     machine = load_profile(name).machine
     error = refusal(machine, ask(cascade), prefer=prefer)
     assert error is None or error.nearest.startswith(("Try ", "No smaller request fits. "))
+
+
+def test_without_a_preference_each_component_gets_the_strictest_level_that_fits() -> None:
+    """Where all fits, that is `faithful`; on a small card the upscaler goes further and says why."""
+    roomy = make_plan(card(80, 80), ask("if-m"))
+    assert (roomy.prefer, roomy.asked, roomy.loosened) == ("faithful", None, "")
+    assert replace(roomy, automatic=False) == make_plan(
+        card(80, 80), ask("if-m"), prefer="faithful"
+    )
+    small, faithful = card(3.5, 32), try_plan(card(3.5, 32), ask("if-m"), prefer="faithful")
+    assert faithful is None
+    plan = make_plan(small, ask("if-m"))
+    assert plan.prefer == "balanced"
+    assert plan.loosened == "faithful does not fit, so this is balanced: pixels change a little"
+    assert [each.component for each in plan.steps if "faithful needs" in each.reason] == [UPSCALER]
+    for size in (64, 256):
+        strict = make_plan(small, ask("if-m", size=size), prefer="faithful")
+        assert strict.steps[:-1] == plan.steps[: len(strict.steps) - 1]
+
+
+def test_a_preference_is_never_exceeded() -> None:
+    """What fits only under a looser level is refused, and the level is proposed."""
+    for prefer in ("exact", "faithful"):
+        error = refusal(card(3.5, 32), ask("if-m"), prefer=prefer)
+        assert error is not None
+        assert error.nearest.startswith("Try --prefer balanced, or free ")
+    plan = make_plan(card(3.5, 32), ask("if-m"), prefer="balanced")
+    assert (plan.prefer, plan.asked, plan.loosened) == ("balanced", "balanced", "")
 
 
 def test_an_unknown_preference_is_refused_with_the_known_ones() -> None:

@@ -16,6 +16,7 @@ from machines import (
     drawn_plans,
 )
 
+from lowmem_if.cascade.strategies import PREFERENCES
 from lowmem_if.errors import (
     RequestError,
     RunFolderError,
@@ -84,7 +85,8 @@ def _damaged(data: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def test_a_damaged_plan_is_refused_in_one_line() -> None:
     """A plan that misses a part, or holds another type or an impossible request, is a RunFolderError;
-    what stays of streaming weights, and LoRAs, are not in plans that were made before there were any."""
+    what stays of streaming weights, LoRAs, and who chose the level are not in plans of the first
+    versions."""
     data = make_plan(card(16, 16), ask()).to_json()
     accepted = []
     for harm, damaged in _damaged(json.loads(json.dumps(data))):
@@ -94,4 +96,16 @@ def test_a_damaged_plan_is_refused_in_one_line() -> None:
         except RunFolderError as error:
             text = str(error)
         assert re.fullmatch(r"the plan cannot be read \(.*\); start a new folder", text), harm
-    assert accepted == [f"a step without {name}" for name in ("resident_bytes", "speedup", "lora")]
+    later = [f"a step without {name}" for name in ("resident_bytes", "speedup", "lora")]
+    assert accepted == ["without automatic", *later]
+
+
+@pytest.mark.parametrize(
+    ("prefer", "levels"), [("exact", PREFERENCES), ("balanced", ("balanced",))]
+)
+def test_a_plan_of_the_first_versions_keeps_its_level(prefer: str, levels: tuple[str, ...]) -> None:
+    """`exact` was what nobody had to ask for: such a run may go further when memory runs out."""
+    data = make_plan(card(16, 16), ask(), prefer=prefer).to_json()
+    read = Plan.from_json({key: value for key, value in data.items() if key != "automatic"})
+    assert (read.prefer, read.levels) == (prefer, levels)
+    assert (read.asked, read.loosened) == (None if prefer == "exact" else prefer, "")

@@ -11,7 +11,7 @@ from lowmem_if.cascade import catalog
 from lowmem_if.cascade.catalog import STAGE_1, STAGE_2, UPSCALER
 from lowmem_if.cascade.locate import Location
 from lowmem_if.cascade.modes import INPAINT, TEXT, UPSCALE, VARY
-from lowmem_if.cascade.strategies import EXACT, FLOATS, Pin, parse_pin
+from lowmem_if.cascade.strategies import FLOATS, Pin, levels_of, parse_pin
 from lowmem_if.errors import DeviceError, DoesNotFit, LowmemError, RequestError
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.planning.candidates import pins_of
@@ -55,7 +55,7 @@ class StageRequest:
     mode: str = TEXT
     pin: Pin | None = None
     storage: str = ""
-    prefer: str = EXACT
+    prefer: str | None = None
     batch: int = 1
 
     @property
@@ -86,7 +86,7 @@ class StageRequest:
             lora=given.get("lora", ()), revision=given.get("revision", "main"),
             parts=given.get("parts"),
         )  # fmt: skip
-        prefer, batch = given.get("prefer", EXACT), _batch(given.get("batch", 1))
+        prefer, batch = given.get("prefer"), _batch(given.get("batch", 1))
         return StageRequest(request, component, mode, pin, storage, prefer, batch)
 
     def text_options(self, left: Machine) -> Any:
@@ -137,7 +137,8 @@ class StageRequest:
         if self.pin is not None:
             return [Pin(self.pin.strategy, self.pin.storage or self.storage or None)]
         if self.storage:
-            return [*pins_of(machine, self.component, self.storage, self.prefer)]
+            loosest = levels_of(self.prefer)[-1]
+            return [*pins_of(machine, self.component, self.storage, loosest)]
         return [None]
 
     def _smaller(self, machine: Machine) -> str:

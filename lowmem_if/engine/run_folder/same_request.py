@@ -11,7 +11,7 @@ from lowmem_if.units import shorten
 
 def request_difference(old: Plan, new: Plan) -> str:
     """What differs between the requests, pins or preferences of two plans; empty if nothing does."""
-    for name in ("request", "pins", "prefer"):
+    for name in ("request", "pins", "asked"):
         before, after = getattr(old, name), getattr(new, name)
         if before != after:
             return _first_difference(before, after)
