@@ -93,6 +93,9 @@ def print_plan(plan: Plan, out: Console, savings: Sequence[Saving] = ()) -> None
     for note in plan.machine.notes:
         _line(out, f"note: {note}")
     _line(out, f"level: {plan.loosened or plan.prefer}")
+    for step in plan.steps:
+        if step.sampling and step.sampling.shortened:
+            _line(out, f"{label(step.component)}: {step.sampling.shortened}")
     for line in _savings(savings):
         _line(out, line)
     _line(out, f"{_times(plan.machine)}")

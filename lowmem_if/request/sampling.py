@@ -98,6 +98,17 @@ class Sampling:
         return self._all if self.strength is None else int(self._all * self.strength)
 
     @property
+    def shortened(self) -> str:
+        """What is left out, in words; empty if nothing is."""
+        if self.shortcuts == EVERYTHING:
+            return ""
+        solver = f" of {self.scheduler}" if self.scheduler != DDPM else ""
+        words = f"{self.count} steps{solver}, {len(self.passes)} of them computed"
+        if self.is_guided and self.shortcuts.guided_share < 1:
+            words += f", guidance in the first {self.shortcuts.guided_share:.0%}"
+        return words
+
+    @property
     def is_guided(self) -> bool:
         """Whether the pipeline computes two UNet inputs for each image, one without the prompt."""
         return self.guidance_scale > 1

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from machines import ask, card
 
+from lowmem_if.cascade.catalog import IMAGE_STAGES
 from lowmem_if.planning.levels import savings
-from lowmem_if.planning.plan import make_plan
+from lowmem_if.planning.plan import Plan, make_plan
 
 pytestmark = pytest.mark.usefixtures("nothing_downloaded")
 
@@ -31,3 +34,36 @@ def test_the_levels_below_an_automatic_one_are_left_out() -> None:
     plan = make_plan(card(3.5, 32), ask("if-m"))
     assert plan.prefer == "balanced"
     assert [saving.level for saving in savings(plan)] == ["fast"]
+
+
+def test_fast_leaves_work_out_of_every_image_stage() -> None:
+    """A quarter of the UNet inputs; the steps that the user sets stay as they are."""
+    machine = card(15, 12)
+    plans = {
+        level: make_plan(machine, ask("if-xl"), prefer=level) for level in ("balanced", "fast")
+    }
+    for component in IMAGE_STAGES:
+        usual, fast = (plan.step(component) for plan in plans.values())
+        assert usual.sampling is not None
+        assert not usual.sampling.shortened
+        assert fast.sampling is not None
+        assert fast.sampling.shortened.startswith(f"{fast.sampling.count} steps")
+        assert 4 * sum(fast.sampling.passes) <= sum(usual.sampling.passes)
+        assert fast.estimate.seconds < usual.estimate.seconds / 2
+    own = make_plan(machine, ask("if-xl", steps=50), prefer="fast").step("stage_1").sampling
+    assert own is not None
+    assert own.count == 50
+
+
+def test_only_a_user_who_asks_for_it_gets_fast() -> None:
+    """It saves no memory, so the planner never goes there by itself."""
+    assert not make_plan(card(15, 12), ask("if-xl")).request.sampling.fast
+    assert not make_plan(card(15, 12), ask("if-xl"), prefer="balanced").request.sampling.fast
+
+
+def test_a_fast_plan_is_read_back_as_it_was() -> None:
+    """With what it leaves out, so that a resumed run plans the same work again."""
+    plan = make_plan(card(15, 12), ask("if-xl"), prefer="fast")
+    read = Plan.from_json(json.loads(json.dumps(plan.to_json())))
+    assert read == plan
+    assert read.request.sampling.fast
