@@ -29,6 +29,7 @@ from lowmem_if.hardware.machine import Machine
 from lowmem_if.hardware.speeds import ACCELERATOR, CPU, Speeds, Throughput
 from lowmem_if.hardware.weights_disk import scratch_folder
 from lowmem_if.planning.estimates.flops import pass_flops
+from lowmem_if.planning.estimates.memory_layout import time_share
 from lowmem_if.planning.estimates.runtime import cast_bytes_per_s
 from lowmem_if.planning.estimates.weight_bytes import bytes_a_pass
 from lowmem_if.planning.estimates.workload import Workload
@@ -252,6 +253,8 @@ def _paces(each: Rehearsed, part: Part, rates: Speeds) -> Iterator[Throughput]:
     vae = next((module for module in part.modules if module.is_vae), None)
     if each.step_s and not config.facts.postprocesses:
         flops = pass_flops(config.component, large) * Workload(1, 1, each.step.sampling).guided
+        # A pace is that of contiguous tensors.
+        flops *= time_share(config.component, config.layout, config.compute_dtype)
         computing = each.step_s
         if config.strategy == STREAM and place == CPU:
             computing -= bytes_a_pass(part, config) / cast_bytes_per_s(large, config, rates)

@@ -21,8 +21,8 @@ class Throughput:
         place: `cpu` or `accelerator`.
         dtype: the number type that it computes in.
         component: `stage_1` and so on, `vae`, or `any`.
-        flops_per_s: includes the time of everything that is no such operation, so it is far below the
-            peak of a device.
+        flops_per_s: with contiguous tensors. It includes the time of everything that is no such
+            operation, so it is far below the peak of a device.
     """
 
     place: str

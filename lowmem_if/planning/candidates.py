@@ -26,6 +26,7 @@ from lowmem_if.hardware.machine import INSTALL_BITSANDBYTES, Machine
 from lowmem_if.planning.estimates.activations import texts_together
 from lowmem_if.planning.estimates.compile_time import speedup
 from lowmem_if.planning.estimates.execution import ExecutionConfig
+from lowmem_if.planning.estimates.memory_layout import CONTIGUOUS, layout_of
 from lowmem_if.planning.estimates.weight_bytes import bytes_a_pass, resident_choices
 from lowmem_if.planning.estimates.workload import images_of, workloads_of
 from lowmem_if.request.image_spec import ImageSpec
@@ -74,7 +75,7 @@ def _compiled(machine: Machine, configs: list[ExecutionConfig]) -> list[Executio
     """The configs with a resident UNet, with compiling: weights must not move for that."""
     gains = {component: speedup(machine, component) for component in catalog.IMAGE_STAGES}
     return [
-        replace(config, speedup=gains[config.component])
+        replace(config, speedup=gains[config.component], layout=CONTIGUOUS)
         for config in configs
         if config.strategy == RESIDENT and gains.get(config.component, 1) > 1
     ]
@@ -132,6 +133,7 @@ def _placements(
             batch,
             machine.device,
             tiled,
+            layout=layout_of(component, machine.device, prefer),
         )
         for strategy, storage in pairs
         for tiled in _tilings(component, prefer)

@@ -120,7 +120,9 @@ def changed_pixels(before: ExecutionConfig, after: ExecutionConfig) -> str:
         return f"its weights are now in {after.storage_dtype}"
     if after.batch != before.batch and not after.facts.encodes:
         return f"it now draws {after.batch} at a time"
-    return f"it now works on {after.device}" if after.device != before.device else ""
+    if after.device != before.device:
+        return f"it now works on {after.device}"
+    return f"its memory layout is now {after.layout}" if after.layout != before.layout else ""
 
 
 def _choose(plan: Plan, location: Location, step: Step, findings: Findings) -> Evaluation | None:

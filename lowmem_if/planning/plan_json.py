@@ -14,7 +14,7 @@ _REQUIRED = (
     "component", "strategy", "storage_dtype", "compute_dtype", "device", "batch", "vae_tiling",
     "area", "tile",
 )  # fmt: skip
-_LATER = ("resident_bytes", "speedup")
+_LATER = ("resident_bytes", "speedup", "layout")
 """Config fields that plans of the first versions lack."""
 
 _LORA = TypeAdapter(tuple[Lora, ...])

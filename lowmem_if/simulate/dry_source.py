@@ -51,7 +51,8 @@ class _DryCheckpoint(Checkpoint):
 
     def view(self, stored: Stored) -> torch.Tensor:
         with self._trace.tracker.entering(MAPPED):
-            return torch.empty(stored.shape, dtype=stored.dtype)
+            tensor = torch.empty(stored.header.shape, dtype=stored.dtype)
+            return tensor.permute(0, 3, 1, 2) if stored.channels_last else tensor
 
     def reader(
         self, between: Callable[[], None] = lambda: None, block: int = BLOCK_BESIDE_COMPUTING

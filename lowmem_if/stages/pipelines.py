@@ -13,6 +13,7 @@ from diffusers import DPMSolverMultistepScheduler, UNet2DConditionModel
 from diffusers.pipelines import deepfloyd_if
 
 from lowmem_if.cascade.strategies import MODEL_OFFLOAD, RESIDENT, SEQUENTIAL_OFFLOAD, STREAM
+from lowmem_if.planning.estimates.memory_layout import CHANNELS_LAST
 from lowmem_if.planning.plan import Step
 from lowmem_if.request.denoising.noise_scheduler import DPM_SOLVER
 from lowmem_if.request.denoising.shortcuts import EVERYTHING, Shortcuts
@@ -142,11 +143,21 @@ def load_unet(config: StageConfig, streams: ExitStack) -> Any:
     options = loading_options(config)
     # A LoRA of scale 0 is left out, so that a bfloat16 copy of the weights can be used.
     options["lora"] = [one for one in step.lora if one.scale]
+    options["channels_last"] = channels_last = step.config.layout == CHANNELS_LAST
     if step.config.strategy != STREAM:
-        return load_diffusers_model(folder, UNet2DConditionModel, **options)
-    options["resident_bytes"] = step.config.resident_bytes
-    streamed = stream_diffusers_model(folder, UNet2DConditionModel, **options)
-    return streams.enter_context(streamed).module
+        unet = load_diffusers_model(folder, UNet2DConditionModel, **options)
+    else:
+        options["resident_bytes"] = step.config.resident_bytes
+        streamed = stream_diffusers_model(folder, UNet2DConditionModel, **options)
+        unet = streams.enter_context(streamed).module
+    if channels_last:
+        unet.conv_in.register_forward_pre_hook(_with_channels_last)
+    return unet
+
+
+def _with_channels_last(_module: torch.nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    """The input of the first convolution in the layout that all activations after it then have."""
+    return (args[0].contiguous(memory_format=torch.channels_last),)
 
 
 def loading_options(config: StageConfig) -> dict[str, Any]:

@@ -98,18 +98,22 @@ def load_diffusers_model(
     dtype: str,
     device: str,
     lora: Sequence[Lora] = (),
+    channels_last: bool = False,
     source: WeightSource = FILES,
 ) -> Any:
     """A UNet or VAE of a diffusers folder in `dtype` on `device`, in evaluation mode.
 
     Args:
         lora: the LoRAs that are merged into its weights.
+        channels_last: whether the weights of its convolutions have their channels last in memory.
     """
     config = read_config(folder / "config.json")
     with errors_about(folder):
         with source.building():
             skeleton = diffusers_skeleton(cls, config)
-        return _filled(skeleton, folder, DTYPES[dtype], device, source, lora=lora)
+        return _filled(
+            skeleton, folder, DTYPES[dtype], device, source, lora=lora, channels_last=channels_last
+        )
 
 
 def stream_diffusers_model(
@@ -120,12 +124,14 @@ def stream_diffusers_model(
     device: str,
     resident_bytes: int = 0,
     lora: Sequence[Lora] = (),
+    channels_last: bool = False,
     source: WeightSource = FILES,
 ) -> Streamed:
     """A UNet or VAE whose weights remain in its files, except `resident_bytes` of them.
 
     Args:
         lora: the LoRAs that are merged into each weight whenever it is loaded.
+        channels_last: as for `load_diffusers_model`, on a CPU.
     """
     config = read_config(folder / "config.json")
     with errors_about(folder):
@@ -133,11 +139,14 @@ def stream_diffusers_model(
             skeleton = diffusers_skeleton(cls, config)
         return Streamed(
             skeleton,
-            source.open_folder(folder if lora else _fastest(folder, dtype, device)),
+            source.open_folder(
+                folder if lora else _fastest(folder, dtype, device, channels_last=channels_last)
+            ),
             DTYPES[dtype],
             device,
             resident_bytes=resident_bytes,
             lora=lora,
+            channels_last=channels_last,
             prefetch=source.prefetch,
             most_threads=source.most_threads,
         )
@@ -185,15 +194,18 @@ def _load_transformers(
         return _filled(skeleton, folder, DTYPES[dtype], device, source)
 
 
-def _fastest(folder: Path, dtype: str, device: str) -> Path:
+def _fastest(folder: Path, dtype: str, device: str, *, channels_last: bool) -> Path:
     """The folder that a network's weights are read from: on a CPU their bfloat16 copy, if it fits.
+
+    A contiguous copy also serves a network with channels last; torch then reorders its weights.
 
     A network with LoRAs does not use the copy: sums are rounded once, from the numbers in the files.
     From a copy they would be rounded twice, and streamed weights would differ from resident ones.
     """
     if (dtype, device) != (bf16_copies.DTYPE, "cpu"):
         return folder
-    return bf16_copies.find_converted(folder) or folder
+    own = bf16_copies.find_converted(folder) if channels_last else None
+    return own or bf16_copies.find_converted(folder, contiguous=True) or folder
 
 
 def _filled(
@@ -205,10 +217,11 @@ def _filled(
     *,
     eight_bit: bool = False,
     lora: Sequence[Lora] = (),
+    channels_last: bool = False,
 ) -> Any:
     """The network with its weights and its unsaved buffers on `device`."""
     with source.open_folder(folder, eight_bit=eight_bit) as checkpoint:
-        wanted = slots(skeleton, checkpoint, dtype)
+        wanted = slots(skeleton, checkpoint, dtype, channels_last=channels_last)
         with Merges.into(wanted, lora) as merges:
             fill(skeleton, checkpoint, wanted, device, merges, source.most_threads)
     return move_buffers(skeleton, device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lowmem_if.cascade import catalog
+from lowmem_if.planning.estimates.memory_layout import CONTIGUOUS
 from lowmem_if.request.input_tiles import UPSCALER_SIDE
 
 
@@ -22,6 +23,7 @@ class ExecutionConfig:
         tile: side in pixels of the tiles for enlarging the user's own images; 0: no tiles.
         speedup: factor by which compiling makes a step faster; 1: the UNet is not compiled.
         merge_bytes: RAM needed while LoRAs are merged into the weights.
+        layout: `contiguous` or `channels_last`: the order of the UNet's numbers in memory.
     """
 
     component: str
@@ -36,6 +38,7 @@ class ExecutionConfig:
     tile: int = 0
     speedup: float = 1.0
     merge_bytes: int = 0
+    layout: str = CONTIGUOUS
 
     def __str__(self) -> str:
         batch = f", batch {self.batch}" if self.batch > 1 else ""

@@ -24,6 +24,7 @@ from lowmem_if.hardware.speeds import ACCELERATOR, CPU, Speeds
 from lowmem_if.planning.estimates.compile_time import compile_seconds
 from lowmem_if.planning.estimates.execution import ExecutionConfig
 from lowmem_if.planning.estimates.flops import pass_flops
+from lowmem_if.planning.estimates.memory_layout import time_share
 from lowmem_if.planning.estimates.weight_bytes import bytes_a_pass, stored_bytes
 from lowmem_if.planning.estimates.workload import Workload
 
@@ -175,7 +176,8 @@ class _RuntimeModel:
         # (18.4e12 instead of 19.0e12 operations).
         flops = images * pass_flops(self.config.component, module)
         throughput = self.speeds.flops_per_s(self._place, component, dtype)
-        return max(self.speeds.launch_s, flops / throughput)
+        share = time_share(component, self.config.layout, dtype)
+        return max(self.speeds.launch_s, share * flops / throughput)
 
     def _all_texts(self) -> float:
         """Seconds to encode all texts: one by one if resident, many per pass if streaming."""

@@ -43,8 +43,8 @@ _VARIANT = "bf16"
 _RECORD = "made_from.json"
 """The name of the last file that is written into a copy."""
 
-_LAYOUT = 1
-"""Increase it when the layout of copies changes: old copies are not found any more then."""
+_CONTIGUOUS, _CHANNELS_LAST = 1, 2
+"""The layouts of copies, part of their names. Version 0.2 wrote contiguous ones; they are still read."""
 
 _ELSEWHERE = "or set LOWMEM_IF_CACHE to a folder on a larger disk"
 
@@ -67,19 +67,23 @@ class _Record:
     digest: str
 
 
-def converted_folder(module_folder: Path) -> Path:
+def converted_folder(module_folder: Path, *, contiguous: bool = False) -> Path:
     """The folder of a copy of a module folder's weights as they are now, whether it exists or not.
+
+    Args:
+        contiguous: whether convolutions' weights are contiguous there; else they have channels last.
 
     Raises:
         CheckpointError: a weight file is missing or cannot be read.
         CacheError: there is no cache folder.
     """
     files = _sources(module_folder)
-    key = [_LAYOUT, DTYPE, fingerprint(module_folder, files), [_date(file) for file in files]]
+    layout = _CONTIGUOUS if contiguous else _CHANNELS_LAST
+    key = [layout, DTYPE, fingerprint(module_folder, files), [_date(file) for file in files]]
     return _cache() / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
 
 
-def find_converted(module_folder: Path) -> Path | None:
+def find_converted(module_folder: Path, *, contiguous: bool = False) -> Path | None:
     """The sound copy of a module folder's weights as they are now; None if there is none.
 
     It holds the same tensors, in files named like the libraries' bf16 variant. Some megabytes of both
@@ -89,7 +93,7 @@ def find_converted(module_folder: Path) -> Path | None:
         CheckpointError: a weight file of the module folder is missing or cannot be read.
     """
     try:
-        copy = converted_folder(module_folder)
+        copy = converted_folder(module_folder, contiguous=contiguous)
     except CacheError:
         return None
     record = _record(copy)
@@ -130,8 +134,8 @@ def remove_converted(module_folder: Path) -> int:
         copies = {copy for copy, record in _copies() if _origin(Path(record.folder)) == origin}
         with suppress(CheckpointError):
             # Made from another folder's equal files, or too damaged to say from which.
-            own = converted_folder(module_folder)
-            copies |= {own} if own.exists() else set()
+            own = {converted_folder(module_folder, contiguous=c) for c in (False, True)}
+            copies |= {copy for copy in own if copy.exists()}
         freed = sum(map(copy_bytes, copies))
         for copy in copies:
             remove_folder(copy)

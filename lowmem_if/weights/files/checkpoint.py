@@ -21,7 +21,7 @@ from lowmem_if.cascade.module_files import weight_variant
 from lowmem_if.cascade.safetensors_header import read_header, unreadable
 from lowmem_if.errors import CheckpointError
 from lowmem_if.system.file_operations import drop_cached, open_status, read_at
-from lowmem_if.weights.files.stored import TORCH_DTYPES, Stored
+from lowmem_if.weights.files.stored import CHANNELS_LAST, TORCH_DTYPES, Stored
 from lowmem_if.weights.files.tensor_reader import BLOCK_BESIDE_COMPUTING, Reader
 
 
@@ -100,7 +100,9 @@ class Checkpoint(Mapping[str, torch.Tensor]):
                         raise CheckpointError(
                             f"{path}: {name!r} is {header.dtype}, which torch cannot compute with"
                         )
-                    self._stored[name] = Stored(number, header)
+                    self._stored[name.removesuffix(CHANNELS_LAST)] = Stored(
+                        number, header, name.endswith(CHANNELS_LAST)
+                    )
             undo.pop_all()
 
     @classmethod
@@ -195,7 +197,8 @@ def _typed(flat: torch.Tensor, stored: Stored) -> torch.Tensor:
     """Bytes as numbers; an unaligned beginning, which the format allows, costs a copy."""
     if stored.header.offset % stored.dtype.itemsize:
         flat = flat.clone()
-    return flat.view(stored.dtype).reshape(stored.shape)
+    tensor = flat.view(stored.dtype).reshape(stored.header.shape)
+    return tensor.permute(0, 3, 1, 2) if stored.channels_last else tensor
 
 
 def _identity(status: os.stat_result) -> tuple[int, int, int, int]:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import torch
 
-from lowmem_if.cascade.safetensors_header import ITEM_BYTES, read_header
+from lowmem_if.cascade.safetensors_header import ITEM_BYTES, TensorHeader, read_header
 from lowmem_if.weights.files.checkpoint import Checkpoint
 from lowmem_if.weights.files.safetensors_writer import NewTensor, header_bytes
-from lowmem_if.weights.files.stored import TORCH_DTYPES
+from lowmem_if.weights.files.stored import CHANNELS_LAST, TORCH_DTYPES, Stored
+from lowmem_if.weights.files.tensor_reader import Reader
 
+_CONVOLUTION_DIMENSIONS = 4
 _BLOCK_BYTES = 8 * 2**20
 """Bytes that are written at once."""
 
@@ -20,18 +22,25 @@ _BLOCK_BYTES = 8 * 2**20
 def cast_tensors(source: Path) -> tuple[NewTensor, ...]:
     """The tensors of the copy of `source`, in the order of their bytes.
 
-    Wide numbers are first, as the format's own writer orders them, so that each begins at a multiple of
-    its size. Otherwise the order is that of the source.
+    Convolutions' weights have their channels last, as they are computed with. Wide numbers are first, as
+    the format's own writer orders them, so that each begins at a multiple of its size. Otherwise the
+    order is that of the source.
 
     Raises:
         CheckpointError: the source is missing or broken.
     """
     found = sorted(read_header(source).items(), key=lambda entry: entry[1].offset)
-    tensors = [
-        NewTensor(name, "BF16" if header.is_floating else header.dtype, header.shape)
-        for name, header in found
-    ]
+    tensors = [_cast(name, header) for name, header in found]
     return tuple(sorted(tensors, key=lambda tensor: -ITEM_BYTES[tensor.dtype]))
+
+
+def _cast(name: str, header: TensorHeader) -> NewTensor:
+    if not header.is_floating:
+        return NewTensor(name, header.dtype, header.shape)
+    if len(header.shape) != _CONVOLUTION_DIMENSIONS:
+        return NewTensor(name, "BF16", header.shape)
+    outer, inner, height, width = header.shape
+    return NewTensor(name + CHANNELS_LAST, "BF16", (outer, height, width, inner))
 
 
 def cast_file(source: Path, target: Path) -> Iterator[int]:
@@ -48,12 +57,30 @@ def cast_file(source: Path, target: Path) -> Iterator[int]:
         reader, scratch = checkpoint.reader(), torch.empty(_BLOCK_BYTES, dtype=torch.uint8)
         yield stream.write(header_bytes(tensors))
         for tensor in tensors:
-            stored = checkpoint.stored(tensor.name)
+            stored = checkpoint.stored(tensor.name.removesuffix(CHANNELS_LAST))
             block = scratch.view(TORCH_DTYPES[tensor.dtype])
-            for first in range(0, stored.header.numbers, len(block)):
-                part = block[: stored.header.numbers - first]
-                reader.read(stored, part, first)
-                yield stream.write(part.view(torch.uint8).numpy().data)
+            parts = _reordered if tensor.name.endswith(CHANNELS_LAST) else _in_order
+            for part in parts(reader, stored, block):
+                yield stream.write(part.reshape(-1).view(torch.uint8).numpy().data)
         checkpoint.check()
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def _in_order(reader: Reader, stored: Stored, block: torch.Tensor) -> Iterator[torch.Tensor]:
+    for first in range(0, stored.header.numbers, len(block)):
+        part = block[: stored.header.numbers - first]
+        reader.read(stored, part, first)
+        yield part
+
+
+def _reordered(reader: Reader, stored: Stored, block: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Some output channels at a time, at least one, with the input channels last."""
+    outer, inner, height, width = stored.shape
+    row = inner * height * width
+    count = max(1, len(block) // max(1, row))
+    block = block if len(block) >= row else torch.empty(row, dtype=block.dtype)
+    for top in range(0, outer, count):
+        part = block[: min(count, outer - top) * row]
+        reader.read(stored, part, top * row)
+        yield part.view(-1, inner, height, width).permute(0, 2, 3, 1).contiguous()

@@ -15,12 +15,20 @@ TORCH_DTYPES = {
 }  # fmt: skip
 
 
+CHANNELS_LAST = ":channels_last"
+"""The end of the names, in our own copies, of convolutions' weights whose channels are last there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A tensor in a file: the file's number in its checkpoint, its first byte, number type and shape."""
+    """A tensor in a file: the file's number in its checkpoint, its first byte, number type and shape.
+
+    With `channels_last` the file has the axes (out, height, width, in), and `shape` is the usual one.
+    """
 
     file: int
     header: TensorHeader
+    channels_last: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -28,7 +36,14 @@ class Stored:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.header.shape
+        if not self.channels_last:
+            return self.header.shape
+        outer, height, width, inner = self.header.shape
+        return outer, inner, height, width
+
+    def in_file_order(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of the usual shape with the axes as they are in the file, as a view."""
+        return tensor.permute(0, 2, 3, 1) if self.channels_last else tensor
 
     @property
     def size_bytes(self) -> int:

@@ -85,5 +85,32 @@ class Reader:
             self._checkpoint.read_into(piece, stored, skipped + start)
 
 
+class Reads(Protocol):
+    """A `Reader`, or one that sends to an accelerator."""
+
+    def read(self, stored: Stored, out: torch.Tensor, first: int = 0) -> None:
+        """Fill `out`, which is contiguous, with numbers of the tensor from number `first` on."""
+
+
+def read_in_layout(reader: Reads, stored: Stored, out: torch.Tensor) -> None:
+    """Fill `out`, contiguous or with its channels last in memory, with a whole tensor.
+
+    Reordering needs memory for some rows in addition; on an accelerator, where every read waits, for
+    the whole tensor.
+    """
+    out = stored.in_file_order(out)
+    if out.is_contiguous():
+        reader.read(stored, out)
+        return
+    rows, width = out.shape[0], out[0].numel()
+    count = rows if out.device.type != "cpu" else min(rows, max(1, BLOCK // width))
+    scratch = torch.empty(count * width, dtype=out.dtype, device=out.device)
+    for top in range(0, rows, count):
+        part = out[top : top + count]
+        flat = scratch[: part.numel()]
+        reader.read(stored, flat, top * width)
+        part.copy_(flat.view(part.shape))
+
+
 def _bytes_of(flat: torch.Tensor) -> memoryview:
     return memoryview(flat.numpy())

@@ -18,7 +18,7 @@ from lowmem_if.cascade.transfer_sizes import LOADER_THREADS
 from lowmem_if.system.host import usable_cpus
 from lowmem_if.weights.files.checkpoint import Checkpoint
 from lowmem_if.weights.files.staging import Staging
-from lowmem_if.weights.files.tensor_reader import BLOCK
+from lowmem_if.weights.files.tensor_reader import BLOCK, read_in_layout
 from lowmem_if.weights.modules.lora_merge import NOTHING, Merges, reader_of
 from lowmem_if.weights.modules.meta_init import Slot, owner_of, place
 from lowmem_if.weights.modules.quantization import Maker, quantised_maker
@@ -99,6 +99,6 @@ def _maker(module: torch.nn.Module, slot: Slot) -> Maker:
 
 
 def _plain(slot: Slot, reader: Any, device: str) -> torch.Tensor:
-    tensor = torch.empty(slot.stored.shape, dtype=slot.dtype, device=device)
-    reader.read(slot.stored, tensor)
+    tensor = slot.empty(device)
+    read_in_layout(reader, slot.stored, tensor)
     return tensor

@@ -23,6 +23,7 @@ from lowmem_if.weights.files.checkpoint import Checkpoint
 from lowmem_if.weights.files.stored import Stored
 from lowmem_if.weights.library_differences import kept_dtype, nested_name
 
+_CONVOLUTION_DIMENSIONS = 4
 _SCALES = "SCB"
 """The name of a row's largest magnitudes in bitsandbytes' 8-bit layout."""
 
@@ -32,12 +33,26 @@ class Slot:
     """A place for one tensor: its names in the module (several if tied), type, and what fills it.
 
     `scales` are the rows' largest magnitudes, for a weight that is stored as 8-bit numbers.
+    `channels_last` is the layout in memory of a convolution's weight; files have the usual one.
     """
 
     names: tuple[str, ...]
     dtype: torch.dtype
     stored: Stored
     scales: Stored | None = None
+    channels_last: bool = False
+
+    def empty(self, device: str) -> torch.Tensor:
+        """Memory for the tensor, in its layout."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return torch.empty(self.stored.shape, dtype=self.dtype, device=device, memory_format=layout)
+
+    def shaped(self, flat: torch.Tensor) -> torch.Tensor:
+        """Memory of the tensor's size as the tensor, in its layout."""
+        if not self.channels_last:
+            return flat.view(self.stored.shape)
+        outer, inner, height, width = self.stored.shape
+        return flat.view(outer, height, width, inner).permute(0, 3, 1, 2)
 
 
 def diffusers_skeleton(cls: Any, config: dict[str, Any]) -> torch.nn.Module:
@@ -72,8 +87,17 @@ def quantised_skeleton(cls: Any, config: Any, settings: Any, dtype: torch.dtype)
     return skeleton
 
 
-def slots(module: torch.nn.Module, checkpoint: Checkpoint, dtype: torch.dtype) -> list[Slot]:
+def slots(
+    module: torch.nn.Module,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    *,
+    channels_last: bool = False,
+) -> list[Slot]:
     """Every parameter and saved buffer of a network with its stored tensor, in file order.
+
+    Args:
+        channels_last: whether the weights of convolutions have their channels last in memory.
 
     Raises:
         CheckpointError: tensors are missing, left over, or of another shape.
@@ -95,7 +119,8 @@ def slots(module: torch.nn.Module, checkpoint: Checkpoint, dtype: torch.dtype) -
             floating = source.dtype.is_floating_point
             kept = _own_dtype(module, names[0], dtype) if floating else source.dtype
             scales = stored.get(names[0].removesuffix("weight") + _SCALES)
-            found.append(Slot(tuple(names), kept, source, scales))
+            last = channels_last and len(source.shape) == _CONVOLUTION_DIMENSIONS
+            found.append(Slot(tuple(names), kept, source, scales, last))
     _check_names(checkpoint, "missing", missing)
     _check_names(checkpoint, "mismatched", mismatched)
     return sorted(found, key=lambda slot: (slot.stored.file, slot.stored.header.offset))

@@ -68,6 +68,7 @@ class Streamed:
         whole: tuple[type, ...] = (),
         between: Callable[[], None] = lambda: None,
         lora: Sequence[Lora] = (),
+        channels_last: bool = False,
         prefetch: MakePrefetch | None = None,
         most_threads: int | None = None,
     ) -> None:
@@ -81,6 +82,7 @@ class Streamed:
             whole: classes of modules that are loaded as a whole instead of layer by layer.
             between: called before every read of the file, on the reading thread.
             lora: what is merged into each weight whenever it is loaded.
+            channels_last: the layout of convolutions' weights on a CPU; mapped ones keep their file's.
             prefetch: on which thread groups are loaded; None: as the device needs it.
             most_threads: how many threads read the resident weights; None: as many as read fastest.
 
@@ -96,7 +98,7 @@ class Streamed:
         with ExitStack() as undo:
             undo.callback(checkpoint.close)
             undo.callback(lambda: self._merges.close())
-            wanted = slots(module, checkpoint, dtype)
+            wanted = slots(module, checkpoint, dtype, channels_last=channels_last)
             self._merges = Merges.into(wanted, lora)
             always = self._split(wanted, device, resident_bytes, whole)
             fill(module, checkpoint, always, device, self._merges, most_threads)

@@ -21,6 +21,7 @@ from lowmem_if.errors import CheckpointError
 from lowmem_if.system.process_memory import DONT_NEED, POPULATE_READ, advise
 from lowmem_if.weights.files.checkpoint import Checkpoint
 from lowmem_if.weights.files.staging import Staging
+from lowmem_if.weights.files.tensor_reader import read_in_layout
 from lowmem_if.weights.modules.lora_merge import NOTHING, Merges, reader_of
 from lowmem_if.weights.modules.meta_init import Slot
 from lowmem_if.weights.streaming.arena import Arena, aligned
@@ -89,7 +90,8 @@ class MappedTransport:
 
     def load(self, group: OffloadGroup) -> None:
         for slot in group.slots if _mapped_bytes(group) else ():
-            flat = self._settings.checkpoint.view(slot.stored).reshape(-1).view(torch.uint8)
+            view = slot.stored.in_file_order(self._settings.checkpoint.view(slot.stored))
+            flat = view.reshape(-1).view(torch.uint8)
             for start in range(0, flat.numel(), READ_AHEAD_BYTES):
                 self._settings.between()
                 self._populate(slot, flat[start : start + READ_AHEAD_BYTES], start)
@@ -154,7 +156,7 @@ class _ArenaTransport:
         tensors, start = [], 0
         for slot in group.slots:
             flat = memory[start : start + size_of(slot)].view(slot.dtype)
-            tensors.append(flat.view(slot.stored.shape))
+            tensors.append(slot.shaped(flat))
             start += aligned(size_of(slot))
         self._tensors[group] = tensors
         return tensors
@@ -183,7 +185,7 @@ class CastTransport(_ArenaTransport):
 
     def load(self, group: OffloadGroup) -> None:
         for slot, tensor in zip(group.slots, self._cut(group), strict=True):
-            self._reader.read(slot.stored, tensor)
+            read_in_layout(self._reader, slot.stored, tensor)
             self._settings.drop_cache(group, slot)
 
     def release(self, group: OffloadGroup) -> None:
