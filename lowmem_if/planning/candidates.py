@@ -62,7 +62,9 @@ def configs_for(
     configs = _sized(configs, component, specs)
     if merging := merge_bytes_of(of_stage(request.lora, component)):
         configs = [replace(config, merge_bytes=merging) for config in configs]
-    return configs + (_compiled(machine, configs) if request.compile else [])
+    # Shapes and calls of a compiled UNet are fixed, and `fast` changes both.
+    compiles = request.compile and not request.sampling.fast
+    return configs + (_compiled(machine, configs) if compiles else [])
 
 
 def pins_of(machine: Machine, component: str, storage: str, prefer: str) -> list[Pin]:

@@ -84,6 +84,8 @@ def _compiling(machine: Machine, request: Request, config: ExecutionConfig) -> l
         return []
     if config.speedup > 1:
         return [f"compiled: steps are {config.speedup:g} times as fast"]
+    if request.sampling.fast:
+        return ["not compiled: passes are left out instead"]
     if speedup(machine, config.component) == 1:
         return ["not compiled: no gain on this device"]
     if config.strategy != RESIDENT:

@@ -16,7 +16,7 @@ from lowmem_if.cascade.strategies import MODEL_OFFLOAD, RESIDENT, SEQUENTIAL_OFF
 from lowmem_if.planning.estimates.memory_layout import CHANNELS_LAST
 from lowmem_if.planning.plan import Step
 from lowmem_if.request.denoising.noise_scheduler import DPM_SOLVER
-from lowmem_if.request.denoising.shortcuts import EVERYTHING, Shortcuts
+from lowmem_if.request.denoising.shortcuts import Shortcuts
 from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.request.sampling import Sampling
 from lowmem_if.stages.compiling import compile_unet, forget_compiled
@@ -83,8 +83,8 @@ class DrawingStage:
         return pictures.cpu()
 
     def _shortcuts(self, inputs: ImageInputs) -> Shortcuts:
-        """What is left out; nothing of a compiled UNet, whose shapes and calls are fixed."""
-        shortcuts = EVERYTHING if self._compiled else inputs.sampling.shortcuts
+        """What is left out of the steps."""
+        shortcuts = inputs.sampling.shortcuts
         # A style adds a third part to the batch, so that its halves are not those of the guidance.
         return shortcuts if inputs.style is None else replace(shortcuts, guided_share=1.0)
 

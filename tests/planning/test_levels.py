@@ -67,3 +67,10 @@ def test_a_fast_plan_is_read_back_as_it_was() -> None:
     read = Plan.from_json(json.loads(json.dumps(plan.to_json())))
     assert read == plan
     assert read.request.sampling.fast
+
+
+def test_fast_compiles_nothing() -> None:
+    """Passes that are left out would have to be compiled for two shapes; the plan says why not."""
+    plan = make_plan(card(15, 12), ask("if-xl", compile=True), prefer="fast")
+    assert all(step.config.speedup == 1 for step in plan.steps)
+    assert "not compiled: passes are left out instead" in plan.step("stage_1").reason
