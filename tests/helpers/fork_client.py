@@ -1,7 +1,7 @@
 """Processes that start in milliseconds: `fork_server.py` has imported for them what takes seconds.
 
-`forked_workers.py` decides which processes of the tests start so. A notebook's kernel imports this module
-alone, see `in_kernel`. One server serves all processes of a test run: `ADDRESS` names its socket.
+`forked_workers.py` decides which processes of the tests start so. A notebook's kernel imports this
+module alone, see `in_kernel`. One server serves all processes of a test run: `ADDRESS` names its socket.
 """
 
 from __future__ import annotations
@@ -74,11 +74,15 @@ class Connection:
         self._environment: dict[str, str] = json.loads(self._socket.recv(2**20))
 
     def fork(
-        self, arguments: Sequence[str], environment: Mapping[str, str], descriptors: Sequence[int]
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        folder: Path,
+        descriptors: Sequence[int],
     ) -> int:
         """Fork a worker with these standard descriptors and a pipe for its end; its process id."""
         request = {
-            "arguments": [*arguments], "environment": dict(environment), "folder": str(Path.cwd())
+            "arguments": [*map(str, arguments)], "environment": dict(environment), "folder": str(folder)
         }  # fmt: skip
         with self._lock:
             socket.send_fds(self._socket, [json.dumps(request).encode()], descriptors)
@@ -106,7 +110,9 @@ class Forked(subprocess.Popen[Any]):
         standard = [number if descriptor == -1 else descriptor for number, descriptor in given]
         self._end, theirs = os.pipe()
         environment = os.environ if env is None else env
-        self.pid = connection().fork(args[1:], environment, [*standard, theirs])
+        self.pid = connection().fork(
+            args[1:], environment, Path(cwd or Path.cwd()), [*standard, theirs]
+        )
         os.close(theirs)
         self._child_created = True
         Forked.running.add(self)

@@ -2,9 +2,9 @@
 
     python fork_server.py SOCKET LIFELINE
 
-`fork_client.py` asks on the Unix socket at SOCKET. A message is JSON with Python's arguments, the environment
-and the folder, together with the three standard descriptors and a pipe for the end. The answer is the
-worker's process id. Nothing has computed here, so there are no threads to lose in a fork.
+`fork_client.py` asks on the Unix socket at SOCKET. A message is JSON with Python's arguments, the
+environment and the folder, together with the three standard descriptors and a pipe for the end. The
+answer is the worker's process id. Nothing has computed here, so there are no threads to lose in a fork.
 
 A worker's parent is a process that only waits for it, and writes into the pipe how it ended and how many
 seconds of CPU it used. So any process can have workers here, also one that is not our parent. The server
@@ -170,7 +170,7 @@ def _run(arguments: list[str]) -> None:
         arguments = arguments[1:]
     kind, rest = arguments[0], arguments[1:]
     if kind in ("-m", "-c") and not safe:
-        sys.path.insert(0, os.getcwd() if kind == "-m" else "")
+        sys.path.insert(0, str(Path.cwd()) if kind == "-m" else "")
     if kind == "-m":
         warnings.filterwarnings("ignore", ".* found in sys.modules", RuntimeWarning)
         sys.argv = rest
