@@ -175,7 +175,7 @@ def replace_start(start: Any) -> None:
     """From now on the package starts its workers by `start`."""
     replaced = ModuleType("subprocess")
     replaced.__dict__.update(subprocess.__dict__, Popen=start)
-    worker_process.subprocess = replaced  # type: ignore[assignment]
+    worker_process.subprocess = replaced
 
 
 def _connected(address: str) -> socket.socket:

@@ -55,16 +55,17 @@ def main() -> None:
     lines: list[socket.socket] = []
     lifeline = int(sys.argv[2])
     while True:
-        ready, _, _ = select.select([lifeline, listener, *lines], [], [])
+        watched: list[int | socket.socket] = [lifeline, listener, *lines]
+        ready = select.select(watched, [], [])[0]
         if lifeline in ready:
             return
-        for line in ready:
-            if line is listener:
-                lines.append(listener.accept()[0])
-                lines[-1].send(json.dumps(dict(os.environ)).encode())
-            elif not _answer(line):
+        for line in [line for line in lines if line in ready]:
+            if not _answer(line):
                 lines.remove(line)
                 line.close()
+        if listener in ready:
+            lines.append(listener.accept()[0])
+            lines[-1].send(json.dumps(dict(os.environ)).encode())
 
 
 def _import_everything() -> None:
@@ -145,6 +146,7 @@ def _work(request: dict[str, Any], standard: Sequence[int]) -> NoReturn:
         for number, descriptor in enumerate(standard):
             os.dup2(descriptor, number)
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        _open_streams()
         os.chdir(request["folder"])
         os.environ.clear()
         os.environ.update(request["environment"])
@@ -161,6 +163,15 @@ def _work(request: dict[str, Any], standard: Sequence[int]) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def _open_streams() -> None:
+    """Open Python's streams again: those of the server know whether its own files can be sought."""
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = os.fdopen(
+        2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
+    )
 
 
 def _run(arguments: list[str]) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from fork_client import ADDRESS, Forked, ForkServer, connection, disconnect, replace_start
 
+from lowmem_if.engine.worker.environment import worker_environment
 from lowmem_if.engine.worker_process import WORKER
 
 SCRIPTS = tuple(str(Path(__file__).with_name(name)) for name in ("faulty_worker.py", "killable.py"))
@@ -87,14 +88,15 @@ def start(command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
 
 
 def start_python(command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
-    """Start any Python process that imports torch, as `start` does."""
+    """Start any Python process that imports torch, as `start` does; its environment is a worker's."""
+    options = {"env": worker_environment(os.environ)} | options
     if _marker is None and _quick:
         pytest.fail(WITHOUT_MARKER)
     real = _marker is not None and "start" in _marker.kwargs
     if real or not can_fork():
         return subprocess.Popen(command, **options)
     start_server()
-    if not connection().knows(options.get("env") or os.environ):
+    if not connection().knows(options["env"] or os.environ):
         return subprocess.Popen(command, **options)
     return Forked(command, **options)
 

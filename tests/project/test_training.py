@@ -10,10 +10,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from forked_workers import run_python
+from sample_pictures import noise
 from torch import nn
 
 import lowmem_if as lm
@@ -273,7 +275,7 @@ def test_the_bundled_vocabulary_and_encoder_unpack_too(unpacked: Path) -> None:
 def test_the_one_command_trains_every_part_and_exports_a_cascade_that_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step each is enough to see that the parts fit together."""
+    """A step each is enough to see that the parts fit together; then every component draws once."""
 
     def run(command: list[str], *, check: bool) -> None:
         done = run_python(command, cwd=ROOT)
@@ -282,13 +284,12 @@ def test_the_one_command_trains_every_part_and_exports_a_cascade_that_runs(
 
     monkeypatch.setattr(one_command, "subprocess", SimpleNamespace(run=run))
     arguments = ["--folder", str(tmp_path / "parts"), "--out", str(tmp_path / "cascade")]
-    monkeypatch.setattr(sys, "argv", ["training", *arguments, "--steps", "1"])
+    monkeypatch.setattr(sys, "argv", ["training", *arguments, "--steps", "1", "--tiny"])
     one_command.main()
-    result = lm.generate(
-        "a red circle on a blue background",
-        cascade=str(tmp_path / "cascade"),
-        seed=1,
-        steps=1,
-        out=tmp_path / "run",
+    options: Any = {"cascade": str(tmp_path / "cascade"), "seed": 1, "steps": 1}
+    small = noise(tmp_path / "own.png", 72, 72)
+    runs = (
+        lm.generate("a red circle", size=256, out=tmp_path / "run", **options),
+        lm.upscale(small, "a red circle", out=tmp_path / "large", **options),  # the upscaler alone
     )
-    assert len(result.images) == 1
+    assert [len(run.images) for run in runs] == [1, 1]
