@@ -17,9 +17,18 @@ os.environ |= {"HF_HOME": str(_HOME / "hf"), "HF_HUB_OFFLINE": "1", "HF_HUB_DISA
 import forked_workers  # noqa: E402
 import pytest  # noqa: E402
 from other_systems import On  # noqa: E402
-from tiny_cascade import make_tiny_cascade  # noqa: E402
 
 from lowmem_if.cascade import locate as locations  # noqa: E402
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before the test processes start: what they share."""
+    forked_workers.begin_session(config)
+
+
+def pytest_unconfigure() -> None:
+    """End what `pytest_configure` or a test has started."""
+    forked_workers.end_server()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,7 +38,6 @@ def _remove_home() -> Iterator[None]:
     gc.freeze()  # as the worker does, and for the same reason
     forked_workers.install()
     yield
-    forked_workers.end_server()
     shutil.rmtree(_HOME, ignore_errors=True)
 
 
@@ -65,6 +73,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny cascade of IF's classes with random weights; 32, 64 and 256 pixels."""
+    from tiny_cascade import make_tiny_cascade  # imports diffusers, which not every process needs
+
     return make_tiny_cascade(tmp_path_factory.mktemp("tiny") / "cascade", sides=(32, 64))
 
 

@@ -29,9 +29,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/demo"), help="checkpoints")
     parser.add_argument("--out", type=Path, default=Path("build/demo-cascade"))
     parser.add_argument("--steps", type=int, help="of every part, to try whether all parts run")
+    parser.add_argument("--tiny", action="store_true", help="one small picture a step, to try it")
     chosen = parser.parse_args()
     options = ["--folder", str(chosen.folder)]
     options += ["--steps", str(chosen.steps)] if chosen.steps else []
+    options += ["--tiny"] if chosen.tiny else []
     train(FIRST, options)
     with ThreadPoolExecutor() as pool:
         chains = [pool.submit(train, parts, options) for parts in SIDE_BY_SIDE]

@@ -105,10 +105,15 @@ def both_colours_right(picture: torch.Tensor, scene: Scene) -> bool:
 
 
 def _regions(mask: torch.Tensor) -> list[torch.Tensor]:
-    """The connected regions of a mask: each place takes its neighbours' highest number, to the end."""
+    """The connected regions of a mask: each place takes its neighbours' highest number, to the end.
+
+    A number names a place, so each place then takes the number of the place that it names: that halves
+    the way to the end.
+    """
     numbers = torch.arange(1, mask.numel() + 1).reshape(mask.shape).float() * mask
     while True:
         spread = functional.max_pool2d(numbers[None], 3, 1, 1)[0] * mask
+        spread = spread.flatten()[spread.long() - 1] * mask
         if torch.equal(spread, numbers):
             return [numbers == number for number in numbers.unique() if number]
         numbers = spread

@@ -12,7 +12,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,16 +31,25 @@ SAVE_SECONDS = 120
 
 @dataclass(frozen=True)
 class Lots:
-    """A step's two sources of chance, one for scenes and words and one for noise."""
+    """A step's two sources of chance, one for scenes and words and one for noise.
+
+    `tiny`: whether the step is there only to see that it runs.
+    """
 
     scenes: random.Random
     noise: torch.Generator
+    tiny: bool = False
 
     @classmethod
-    def of_step(cls, seed: int, step: int) -> Lots:
+    def of_step(cls, seed: int, step: int, *, tiny: bool = False) -> Lots:
         """The lots of one step."""
         number = seed * 1_000_003 + step
-        return cls(random.Random(number), torch.Generator().manual_seed(number))
+        return cls(random.Random(number), torch.Generator().manual_seed(number), tiny)
+
+    def size(self, batch_of_side: Mapping[int, int], share: Sequence[float]) -> tuple[int, int]:
+        """The side of this step's pictures, and how many they are; a tiny step has one small picture."""
+        side = self.scenes.choices(tuple(batch_of_side), share)[0]
+        return (min(batch_of_side), 1) if self.tiny else (side, batch_of_side[side])
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,7 @@ class Plan:
     ema: float = 0.998
     decay: float = 0.3
     matrix_rate: float = MATRIX_RATE
+    tiny: bool = False
 
     def share_at(self, step: int) -> float:
         """Of the full rates: warm-up, a plateau, and a straight way down over the last steps."""
@@ -137,7 +147,7 @@ def run(network: nn.Module, loss_of_step: LossOfStep, plan: Plan, log_every: int
     with _stop_switch() as stop:
         while training.step < plan.steps and not stop:
             began = time.monotonic()
-            lots = Lots.of_step(plan.seed, training.step)
+            lots = Lots.of_step(plan.seed, training.step, tiny=plan.tiny)
             loss, figures = loss_of_step(network, lots, training.step)
             training.improve(loss)
             training.note(figures)
@@ -191,6 +201,7 @@ def arguments(
     parser.add_argument("--matrix-rate", type=float, default=MATRIX_RATE, help="Muon's")
     parser.add_argument("--decay", type=float, default=decay, help="share of steps to slow down in")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tiny", action="store_true", help="one small picture a step, to try it")
     chosen = parser.parse_args()
     chosen.plan = Plan(
         chosen.folder / checkpoint,
@@ -199,6 +210,7 @@ def arguments(
         chosen.seed,
         decay=chosen.decay,
         matrix_rate=chosen.matrix_rate,
+        tiny=chosen.tiny,
     )
     torch.set_num_threads(1)
     torch.manual_seed(chosen.seed)

@@ -29,6 +29,7 @@ def loss_of_step(words: Words) -> loop.LossOfStep:
     def loss(unet: nn.Module, lots: loop.Lots, step: int):
         small = step < SMALL_STEPS
         side, batch = (SMALL_SIDE, SMALL_BATCH) if small else (FULL_SIDE, FULL_BATCH)
+        batch = 1 if lots.tiny else batch
         scenes = [random_scene(lots.scenes) for _ in range(batch)]
         states = words.states(words.captions(scenes, lots.scenes))
         clean = render(scenes, side)

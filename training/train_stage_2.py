@@ -41,8 +41,7 @@ def loss_of_step(words: Words) -> loop.LossOfStep:
 
     def loss(unet: nn.Module, lots: loop.Lots, _step: int):
         rng, generator = lots.scenes, lots.noise
-        side = rng.choices(tuple(BATCH_OF_SIDE), SHARE_OF_SIDE)[0]
-        batch = BATCH_OF_SIDE[side]
+        side, batch = lots.size(BATCH_OF_SIDE, SHARE_OF_SIDE)
         scenes = [random_scene(rng) for _ in range(batch)]
         windows = [random_window(rng, scene, FULL, side, 4) for scene in scenes]
         states = words.states(words.captions(scenes, rng))

@@ -58,8 +58,7 @@ def loss_of_step(folder: Path) -> loop.LossOfStep:
 
     def loss(unet: nn.Module, lots: loop.Lots, _step: int):
         rng, generator = lots.scenes, lots.noise
-        side = rng.choices(tuple(BATCH_OF_SIDE), SHARE_OF_SIDE)[0]
-        batch = BATCH_OF_SIDE[side]
+        side, batch = lots.size(BATCH_OF_SIDE, SHARE_OF_SIDE)
         scenes = [random_scene(rng) for _ in range(batch)]
         windows = [random_window(rng, scene, FULL, side, FACTOR) for scene in scenes]
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):

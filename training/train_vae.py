@@ -31,8 +31,8 @@ MSE_SHARE = 4.0
 def loss_of_step(vae: nn.Module, lots: loop.Lots, _step: int):
     """Absolute and squared error of the pictures, and a light pull of the latents to unit size."""
     full = lots.scenes.choice((256, 512, 1024))
-    side = lots.scenes.choices(tuple(BATCH_OF_SIDE), SHARE_OF_SIDE)[0]
-    scenes = [random_scene(lots.scenes) for _ in range(BATCH_OF_SIDE[side])]
+    side, batch = lots.size(BATCH_OF_SIDE, SHARE_OF_SIDE)
+    scenes = [random_scene(lots.scenes) for _ in range(batch)]
     clean = render(scenes, [random_window(lots.scenes, s, full, side, 4) for s in scenes])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = vae.encode(clean).latent_dist

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -89,7 +90,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON data; `fits` is true, since a plan that does not fit is never made."""
-        data: dict[str, Any] = TypeAdapter(Plan).dump_python(self, mode="json")
+        data: dict[str, Any] = _adapter().dump_python(self, mode="json")
         steps = [flat_step(step) for step in data["steps"]]
         return {"fits": True, **data, "request": request_to_json(self.request), "steps": steps}
 
@@ -108,7 +109,7 @@ class Plan:
                 "pins": {component_name(name): pin for name, pin in data["pins"].items()},
                 "steps": steps,
             }
-            return TypeAdapter(Plan).validate_python({**data, **read})
+            return _adapter().validate_python({**data, **read})
         except (
             ValidationError, RequestError, CheckpointError, AttributeError, LookupError, TypeError,
         ) as error:  # fmt: skip
@@ -116,6 +117,12 @@ class Plan:
             raise RunFolderError(
                 f"the plan cannot be read ({first}); start a new folder"
             ) from error
+
+
+@cache
+def _adapter() -> TypeAdapter[Plan]:
+    """What reads and writes plans; making it takes some 40 milliseconds."""
+    return TypeAdapter(Plan)
 
 
 def make_plan(

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from faults import inject
+from fork_client import Forked
 from runs import CPU, kinds, plan_of, results, run_here, with_prompt
 from sample_pictures import noise
 
@@ -66,7 +67,8 @@ class Workers:
         return [child for child in self.all() if child not in self.before]
 
     def all(self) -> list[psutil.Process]:
-        return psutil.Process().children()
+        forked = [psutil.Process(one.pid) for one in [*Forked.running] if one.poll() is None]
+        return psutil.Process().children() + forked
 
 
 @pytest.fixture

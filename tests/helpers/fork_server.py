@@ -1,14 +1,14 @@
 """A process that has imported torch, diffusers and transformers, and forks a worker for each start.
 
-    python -P fork_server.py DESCRIPTOR
+    python fork_server.py SOCKET LIFELINE
 
-DESCRIPTOR is a socket on which `forked_workers.py` asks. A message is JSON with Python's arguments, the
-environment and the folder, together with the three standard descriptors. The answer is the worker's
-process id. Nothing has computed here, so there are no threads to lose in a fork.
+`fork_client.py` asks on the Unix socket at SOCKET. A message is JSON with Python's arguments, the
+environment and the folder, together with the three standard descriptors and a pipe for the end. The
+answer is the worker's process id. Nothing has computed here, so there are no threads to lose in a fork.
 
-A worker becomes a child of the test process: its own parent ends at once, and the test process adopts
-orphans meanwhile (`PR_SET_CHILD_SUBREAPER`). So tests wait for it, signal it and read its exit code as
-they do with any child.
+A worker's parent is a process that only waits for it, and writes into the pipe how it ended and how many
+seconds of CPU it used. So any process can have workers here, also one that is not our parent. The server
+ends when the descriptor LIFELINE closes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import ctypes
 import gc
 import json
 import os
+import re
 import runpy
+import select
 import signal
 import socket
 import sys
@@ -25,29 +27,45 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
+ROOT = Path(__file__).parents[2]
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST_REQUEST = 2**20
+DESCRIPTORS = 4
+"""Standard input, output and error, and the pipe for the end."""
 
 
 def main() -> None:
-    """Answer requests until the other end closes."""
-    line = socket.socket(fileno=int(sys.argv[1]))
+    """Answer requests until the lifeline closes."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(sys.argv[1])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(
+        signal.SIGCHLD, signal.SIG_IGN
+    )  # nobody here asks how the waiting processes ended
+    sys.path.insert(0, str(ROOT))
     _import_everything()
     gc.collect()
     gc.freeze()
     if (threads := len(list(Path("/proc/self/task").iterdir()))) > 1:
         raise SystemExit(f"importing has started {threads - 1} threads, which a fork would lose")
-    line.send(b"ready")
+    listener.listen()
+    lines: list[socket.socket] = []
+    lifeline = int(sys.argv[2])
     while True:
-        message, standard, _flags, _address = socket.recv_fds(line, LARGEST_REQUEST, 3)
-        if not message:
+        watched: list[int | socket.socket] = [lifeline, listener, *lines]
+        ready = select.select(watched, [], [])[0]
+        if lifeline in ready:
             return
-        line.send(str(_start(json.loads(message), standard, line)).encode())
-        for descriptor in standard:
-            os.close(descriptor)
+        for line in [line for line in lines if line in ready]:
+            if not _answer(line):
+                lines.remove(line)
+                line.close()
+        if listener in ready:
+            lines.append(listener.accept()[0])
+            lines[-1].send(json.dumps(dict(os.environ)).encode())
 
 
 def _import_everything() -> None:
@@ -65,24 +83,60 @@ def _import_everything() -> None:
         getattr(diffusers, name)
     for name in "CLIPTextModel CLIPTokenizer CLIPImageProcessor T5EncoderModel T5Tokenizer".split():
         getattr(transformers, name)
+    _prepare_first_uses()
 
 
-def _start(request: dict[str, Any], standard: Sequence[int], line: socket.socket) -> int:
-    """Fork a worker that is nobody's child here; its process id."""
+def _prepare_first_uses() -> None:
+    """Do once what each worker would do at its first use of the libraries; nothing here computes."""
+    from diffusers import schedulers
+    from PIL import Image
+    from sentencepiece import sentencepiece_model_pb2  # noqa: F401
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    from lowmem_if.engine import worker_answers
+    from lowmem_if.planning import plan
+
+    for name in filter(re.compile(r"^[A-Z].*Scheduler$").match, dir(schedulers)):
+        getattr(schedulers, name)
+    Image.preinit()
+    get_checkpoint_conversion_mapping("t5")
+    plan._adapter()
+    worker_answers.reader()
+
+
+def _answer(line: socket.socket) -> bool:
+    """Answer one request; whether there was one."""
+    message, descriptors, _flags, _address = socket.recv_fds(line, LARGEST_REQUEST, DESCRIPTORS)
+    if not message:
+        return False
+    line.send(str(_start(json.loads(message), descriptors)).encode())
+    for descriptor in descriptors:
+        os.close(descriptor)
+    return True
+
+
+def _start(request: dict[str, Any], descriptors: Sequence[int]) -> int:
+    """Fork a process that waits for the worker that it forks; the worker's process id."""
     reading, writing = os.pipe()
-    between = os.fork()
-    if between == 0:
+    if os.fork() == 0:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         worker = os.fork()
         if worker == 0:
-            for descriptor in (reading, writing, line.detach()):
-                os.close(descriptor)
-            _work(request, standard)
+            _work(request, descriptors[:3])
         os.write(writing, str(worker).encode())
-        os._exit(0)
+        _wait(worker, descriptors[3])
     os.close(writing)
-    os.waitpid(between, 0)
     with os.fdopen(reading) as answer:
         return int(answer.read())
+
+
+def _wait(worker: int, report: int) -> NoReturn:
+    """Wait for the worker without any other open file, and report how it ended."""
+    os.dup2(report, 0)
+    os.closerange(1, os.sysconf("SC_OPEN_MAX"))
+    _, status, used = os.wait4(worker, 0)
+    os.write(0, f"{status} {used.ru_utime + used.ru_stime}".encode())
+    os._exit(0)
 
 
 def _work(request: dict[str, Any], standard: Sequence[int]) -> NoReturn:
@@ -91,7 +145,8 @@ def _work(request: dict[str, Any], standard: Sequence[int]) -> NoReturn:
     try:
         for number, descriptor in enumerate(standard):
             os.dup2(descriptor, number)
-            os.close(descriptor)
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        _open_streams()
         os.chdir(request["folder"])
         os.environ.clear()
         os.environ.update(request["environment"])
@@ -101,6 +156,8 @@ def _work(request: dict[str, Any], standard: Sequence[int]) -> NoReturn:
         code = 0
     except SystemExit as end:
         code = end.code
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
     except BaseException:  # noqa: BLE001  as Python itself ends
         traceback.print_exc()
     sys.stdout.flush()
@@ -108,16 +165,35 @@ def _work(request: dict[str, Any], standard: Sequence[int]) -> NoReturn:
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 
+def _open_streams() -> None:
+    """Open Python's streams again: those of the server know whether its own files can be sought."""
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = os.fdopen(
+        2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
+    )
+
+
 def _run(arguments: list[str]) -> None:
-    """Run `-P -m MODULE` or `SCRIPT ARGUMENT ...`."""
-    if arguments[:2] == ["-P", "-m"]:
-        warnings.filterwarnings("ignore", "'lowmem_if.*' found in sys.modules", RuntimeWarning)
-        sys.argv = arguments[2:]
-        runpy.run_module(arguments[2], run_name="__main__", alter_sys=True)
+    """Run `[-P] [-u] -m MODULE ARGUMENT ...`, `-c CODE ARGUMENT ...`, or `SCRIPT ARGUMENT ...`."""
+    safe = "-P" in arguments[:2]
+    while arguments[0] in ("-P", "-u"):
+        arguments = arguments[1:]
+    kind, rest = arguments[0], arguments[1:]
+    if kind in ("-m", "-c") and not safe:
+        sys.path.insert(0, str(Path.cwd()) if kind == "-m" else "")
+    if kind == "-m":
+        warnings.filterwarnings("ignore", ".* found in sys.modules", RuntimeWarning)
+        sys.argv = rest
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif kind == "-c":
+        sys.argv = ["-c", *rest[1:]]
+        main_module = sys.modules["__main__"] = ModuleType("__main__")
+        exec(compile(rest[0], "<string>", "exec"), main_module.__dict__)
     else:
         sys.argv = arguments
-        sys.path.insert(0, str(Path(arguments[0]).parent))
-        runpy.run_path(arguments[0], run_name="__main__")
+        sys.path.insert(0, str(Path(kind).parent))
+        runpy.run_path(kind, run_name="__main__")
 
 
 def _set_malloc(environment: dict[str, str]) -> None:

@@ -95,6 +95,9 @@ cards = st.builds(
 )
 cpus = st.builds(cpu, rams) | st.builds(cpu, rams, st.just("avx512_bf16"))
 machines = cards | cards | cpus
+roomy = st.builds(card, around(8, 16, 40), around(32, 64), st.sampled_from(["cuda", "xpu"]))
+"""Cards beside plenty of RAM, where most pins are possible."""
+pinned_machines = machines | roomy | roomy | roomy
 requests = st.builds(
     ask,
     st.sampled_from(sorted(catalog.PUBLISHED)),

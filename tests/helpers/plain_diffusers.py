@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import IFPipeline, IFSuperResolutionPipeline, StableDiffusionUpscalePipeline
 from diffusers.pipelines.deepfloyd_if import IFSafetyChecker
+
+
+@cache
+def _pipelines(cascade: Path, dtype: torch.dtype) -> tuple[Any, Any, Any]:
+    """The pipelines of the three stages; a call of one leaves nothing that the next call sees."""
+    IFSafetyChecker.all_tied_weights_keys = {}  # or its weights cannot be loaded today
+    options = {"variant": "fp16", "torch_dtype": dtype}
+    first = IFPipeline.from_pretrained(cascade / "stage_1", **options)
+    second = IFSuperResolutionPipeline.from_pretrained(
+        cascade / "stage_2", text_encoder=None, tokenizer=None, safety_checker=None,
+        feature_extractor=None, watermarker=None, requires_safety_checker=False, **options,
+    )  # fmt: skip
+    third = StableDiffusionUpscalePipeline.from_pretrained(cascade / "upscaler", **options)
+    third.safety_checker, third.watermarker = None, None
+    return first, second, third
 
 
 def by_hand(
@@ -19,15 +35,7 @@ def by_hand(
     **stage_1: Any,
 ) -> dict[str, Any]:
     """The cascade as the documentation of diffusers calls it, one prompt, a fresh seed each stage."""
-    IFSafetyChecker.all_tied_weights_keys = {}  # or its weights cannot be loaded today
-    options = {"variant": "fp16", "torch_dtype": dtype}
-    first = IFPipeline.from_pretrained(cascade / "stage_1", **options)
-    second = IFSuperResolutionPipeline.from_pretrained(
-        cascade / "stage_2", text_encoder=None, tokenizer=None, safety_checker=None,
-        feature_extractor=None, watermarker=None, requires_safety_checker=False, **options,
-    )  # fmt: skip
-    third = StableDiffusionUpscalePipeline.from_pretrained(cascade / "upscaler", **options)
-    third.safety_checker, third.watermarker = None, None
+    first, second, third = _pipelines(cascade, dtype)
     embeds, negative_embeds = first.encode_prompt(
         prompt,
         negative_prompt=negative,

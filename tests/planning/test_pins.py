@@ -11,7 +11,7 @@ from machines import (
     ask,
     card,
     cpu,
-    machines,
+    pinned_machines,
     pins,
     preferences,
     requests,
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("nothing_downloaded")
 
 @pytest.mark.slow
 @thorough
-@given(machines, requests, preferences, pins)
+@given(pinned_machines, requests, preferences, pins)
 def test_pins_are_kept_or_refused(
     machine: Machine, request: Request, prefer: str | None, pins: dict[str, Pin]
 ) -> None:
@@ -65,7 +65,7 @@ def test_pins_are_kept_or_refused(
 
 @pytest.mark.slow
 @thorough
-@given(machines, requests, preferences, pins)
+@given(pinned_machines, requests, preferences, pins)
 def test_a_pin_changes_nothing_else(
     machine: Machine, request: Request, prefer: str | None, pins: dict[str, Pin]
 ) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import nbformat
 import numpy
 import pytest
+from fork_client import ADDRESS
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +87,7 @@ def test_a_fresh_run_gives_what_is_committed(
 ) -> None:
     """Every cell runs; texts and pictures are those in the file, but for times and for the machine."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("IPYTHONDIR", str(forking_kernel(tmp_path / "ipython")))
     fresh = execute.executed(ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "work")
     for ours, theirs in zip(fresh.cells, committed(name).cells, strict=True):
         if ours.cell_type == "code":
@@ -93,6 +95,17 @@ def test_a_fresh_run_gives_what_is_committed(
             assert told[0] == expected[0], ours.source
             for picture, other in zip(told[1], expected[1], strict=True):
                 assert_alike(picture, other)
+
+
+def forking_kernel(folder: Path) -> Path:
+    """IPython's folder for a kernel whose workers the tests' server forks, if there is one."""
+    startup = folder / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    if ADDRESS in os.environ:
+        helpers = str(ROOT / "tests" / "helpers")
+        code = f"import sys; sys.path.insert(0, {helpers!r}); import fork_client; sys.path.pop(0)"
+        (startup / "fork.py").write_text(f"{code}\nfork_client.in_kernel()\n")
+    return folder
 
 
 def told_by(cell: Any) -> tuple[list[str], list[bytes]]:

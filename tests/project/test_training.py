@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from forked_workers import run_python
+from sample_pictures import noise
 from torch import nn
 
 import lowmem_if as lm
 from lowmem_if.cascade.locate import DEMO_FOLDER
+from training import __main__ as one_command
 from training import architectures, loop
 from training.architectures import latent_scheduler, picture_scheduler
 from training.diffusion import PixelDiffusion
@@ -268,16 +272,24 @@ def test_the_bundled_vocabulary_and_encoder_unpack_too(unpacked: Path) -> None:
 
 
 @pytest.mark.worker
-def test_the_one_command_trains_every_part_and_exports_a_cascade_that_runs(tmp_path: Path) -> None:
-    """A step each is enough to see that the parts fit together."""
-    command = [sys.executable, "-m", "training", "--folder", str(tmp_path / "parts")]
-    command += ["--out", str(tmp_path / "cascade"), "--steps", "1"]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    result = lm.generate(
-        "a red circle on a blue background",
-        cascade=str(tmp_path / "cascade"),
-        seed=1,
-        steps=1,
-        out=tmp_path / "run",
+def test_the_one_command_trains_every_part_and_exports_a_cascade_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step each is enough to see that the parts fit together; then every component draws once."""
+
+    def run(command: list[str], *, check: bool) -> None:
+        done = run_python(command, cwd=ROOT)
+        assert check
+        assert done.returncode == 0, done.stderr
+
+    monkeypatch.setattr(one_command, "subprocess", SimpleNamespace(run=run))
+    arguments = ["--folder", str(tmp_path / "parts"), "--out", str(tmp_path / "cascade")]
+    monkeypatch.setattr(sys, "argv", ["training", *arguments, "--steps", "1", "--tiny"])
+    one_command.main()
+    options: Any = {"cascade": str(tmp_path / "cascade"), "seed": 1, "steps": 1}
+    small = noise(tmp_path / "own.png", 72, 72)
+    runs = (
+        lm.generate("a red circle", size=256, out=tmp_path / "run", **options),
+        lm.upscale(small, "a red circle", out=tmp_path / "large", **options),  # the upscaler alone
     )
-    assert len(result.images) == 1
+    assert [len(run.images) for run in runs] == [1, 1]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked_workers import run_python, start_python
 from killing import work_until
 from runs import plan_of, results, run_here
 
@@ -20,6 +21,8 @@ from lowmem_if.engine.events import Event
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.errors import RunFolderError
 from lowmem_if.planning.plan import Plan
+
+COMMAND_LINE = Path(__file__).parents[1] / "helpers" / "command_line.py"
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills processes")
 
@@ -57,7 +60,7 @@ def test_a_run_killed_at_any_event_ends_as_if_it_had_not_been(
     boundaries = [n for n, (kind, _) in enumerate(events, 1) if kind in ("started", "finished")]
     middles = [n for n, (kind, _) in enumerate(events, 1) if kind in ("drawing", "saved")]
     assert len(boundaries) == 10
-    for number, last in enumerate(sorted({*boundaries, *middles[::3]})):
+    for number, last in enumerate(sorted({*boundaries, *middles[::5]})):
         path = tmp_path / f"killed-{last}"
         if number % 3 == 0:
             RunFolder.for_plan(path, plan)
@@ -102,15 +105,20 @@ def test_half_written_files_of_a_killed_writer_are_removed(tiny: Path, tmp_path:
     assert not left.exists()
 
 
+@pytest.fixture(scope="module")
+def finished(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that is complete."""
+    return run_here(plan_of(tiny, seed=5), tmp_path_factory.mktemp("finished") / "run").path
+
+
 @pytest.mark.parametrize("damage", ["truncate", "garble", "delete"])
 @pytest.mark.parametrize("victim", ["embeds", "stage_1", "stage_2", "stage_3"])
 def test_damaged_results_are_made_again_when_they_are_needed(
-    tiny: Path, tmp_path: Path, victim: str, damage: str
+    finished: Path, tmp_path: Path, victim: str, damage: str
 ) -> None:
     """A lost picture is drawn again from damaged or missing tensors of finished steps, the same."""
-    plan = plan_of(tiny, seed=5)
-    folder = run_here(plan, tmp_path / "run")
-    expected = results(folder.path)
+    expected = results(finished)
+    folder = RunFolder.open(Path(shutil.copytree(finished, tmp_path / "run")))
     (folder.path / "0000.png").unlink()
     for stage in ("stage_3", "stage_2", "stage_1", "embeds"):
         for file in (folder.path / stage).glob("*.safetensors"):
@@ -121,7 +129,7 @@ def test_damaged_results_are_made_again_when_they_are_needed(
             }[damage]()
         if stage == victim:
             break
-    run_here(plan, folder.path)
+    run_here(folder.plan, folder.path)
     assert results(folder.path) == expected
 
 
@@ -137,17 +145,17 @@ def test_a_finished_run_is_read_back_without_a_worker(tiny: Path, tmp_path: Path
 @pytest.mark.worker
 def test_the_command_line_killed_in_the_middle_is_resumed(tiny: Path, tmp_path: Path) -> None:
     """SIGKILL to `lowmem-if generate` ends its worker too, and `resume` ends with the same picture."""
-    command = [sys.executable, "-m", "lowmem_if"]
+    command = [sys.executable, str(COMMAND_LINE)]
     path = tmp_path / "run"
     request = ["a red circle", "--cascade", str(tiny), "--seed", "1", "--steps", "25,2,2"]
-    killed = subprocess.Popen(
+    killed = start_python(
         [*command, "generate", *request, "--out", str(path)], stderr=subprocess.DEVNULL
     )
     wait_for(lambda: "stage_1" in (path / "memory.jsonl").read_text(), path / "memory.jsonl")
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     wait_for(lambda: can_lock(path), path)
-    done = subprocess.run([*command, "resume", str(path)], capture_output=True, text=True)
+    done = run_python([*command, "resume", str(path)])
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(path / "0000.png")
     whole = run_here(plan_of(tiny, steps=(25, 2, 2)), tmp_path / "whole")
