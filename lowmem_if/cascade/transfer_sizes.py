@@ -25,7 +25,7 @@ GUIDED_IMAGES = 2
 STRIP_BYTES = 16 * 2**20
 """Most bytes of a strip of rows in float32, where a decoder computes strip by strip."""
 
-_LEAST_STRIPS = 8
+LEAST_STRIPS = 8
 """A smaller picture is cut into smaller strips, so that they take little of the whole."""
 
 
@@ -37,5 +37,5 @@ def strip_rows(channels: Sequence[int], height: int, width: int) -> int:
         height, width: of the latents.
     """
     widest = max(4 * count * (width << level) for level, count in enumerate(channels))
-    rows = min(STRIP_BYTES // widest, height // _LEAST_STRIPS)
+    rows = min(STRIP_BYTES // widest, height // LEAST_STRIPS)
     return max(2, rows // 2 * 2)

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.locate import Location
-from lowmem_if.cascade.strategies import EXACT, QUANTISED, Pin, parse_pin
+from lowmem_if.cascade.strategies import EXACT, FAITHFUL, QUANTISED, Pin, parse_pin
 from lowmem_if.hardware.dtypes import wider
 from lowmem_if.hardware.machine import Machine, cpu_compute_dtype
-from lowmem_if.planning.candidates import configs_for
-from lowmem_if.planning.estimates.execution import Estimate, ExecutionConfig
+from lowmem_if.planning.candidates import configs_for, decodings
+from lowmem_if.planning.estimates.execution import WHOLE, Estimate, ExecutionConfig
 from lowmem_if.planning.evaluate import Evaluation, evaluated
 from lowmem_if.planning.plan import Plan, Step, cuts
 
@@ -108,8 +108,8 @@ def changed_pixels(before: ExecutionConfig, after: ExecutionConfig) -> str:
     """Why another config draws other pixels; empty if it only keeps the weights elsewhere."""
     if after.speedup != before.speedup:
         return "it is now compiled" if after.speedup > 1 else "it is no longer compiled"
-    if after.vae_tiling and not before.vae_tiling:
-        return "the VAE now works in tiles"
+    if (after.decoding == WHOLE) != (before.decoding == WHOLE):
+        return f"the VAE now decodes {'as a whole' if after.decoding == WHOLE else 'in strips'}"
     if after.tile != before.tile:
         return f"it now draws in tiles of {after.tile} pixels"
     if after.compute_dtype != before.compute_dtype:
@@ -170,11 +170,16 @@ def _configs(
 def _possible(
     plan: Plan, machine: Machine, location: Location, component: str, pin: Pin | None
 ) -> list[ExecutionConfig]:
-    """The planner's configs, and those with a tiled VAE even if the user prefers exact pixels."""
+    """The planner's configs, and those that decode in strips even if the user prefers exact pixels."""
     configs = configs_for(machine, plan.request, location, component, plan.prefer, pin)
     if not catalog.facts(component).decodes:
         return configs
-    return [*configs, *(replace(config, vae_tiling=True) for config in configs)]
+    others = [
+        replace(config, decoding=way)
+        for way in decodings(machine, component, FAITHFUL)
+        for config in configs
+    ]
+    return list(dict.fromkeys([*configs, *others]))
 
 
 def _in_wider_types(machine: Machine, findings: Findings) -> Iterable[Machine]:

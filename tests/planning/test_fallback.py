@@ -42,7 +42,7 @@ from lowmem_if.errors import DeviceError, DoesNotFit, RequestError
 from lowmem_if.hardware.dtypes import wider
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.hardware.profiles import load_profile, profile_names
-from lowmem_if.planning.estimates.execution import Estimate
+from lowmem_if.planning.estimates.execution import WHOLE, Estimate
 from lowmem_if.planning.estimates.workload import workloads_of
 from lowmem_if.planning.evaluate import evaluate
 from lowmem_if.planning.fallback import (
@@ -244,14 +244,14 @@ def test_from_the_second_shortage_on_steps_grow_larger() -> None:
 
 
 def test_exact_pixels_are_kept_as_long_as_that_is_not_much_slower() -> None:
-    """An exact upscaler moves its modules before its VAE works in tiles; a balanced one draws fewer."""
+    """An exact upscaler moves modules before it decodes in strips; a balanced one draws fewer."""
     exact = make_plan(card(80, 80), ask())
     steps = rungs(exact, UPSCALER, VRAM)
-    assert [(step.config.strategy, step.config.vae_tiling) for step in steps[:2]] == [
-        (RESIDENT, False), (MODEL_OFFLOAD, False),
+    assert [(step.config.strategy, step.config.decoding) for step in steps[:2]] == [
+        (RESIDENT, WHOLE), (MODEL_OFFLOAD, WHOLE),
     ]  # fmt: skip
     assert changed_pixels(steps[0].config, steps[1].config) == ""
-    assert any(step.config.vae_tiling for step in steps if step.config.device != "cpu")
+    assert any(step.config.decoding != WHOLE for step in steps if step.config.device != "cpu")
     balanced = make_plan(card(80, 80), ask(images=4), prefer=BALANCED)
     lower = out_of(balanced, UPSCALER, VRAM)[1]
     assert lower is not None

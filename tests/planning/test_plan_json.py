@@ -84,7 +84,8 @@ def _damaged(data: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def test_a_damaged_plan_is_refused_in_one_line() -> None:
     """A plan that misses a part, or holds another type or an impossible request, is a RunFolderError;
-    what stays of streaming weights, and LoRAs, are not in plans that were made before there were any."""
+    what stays of streaming weights, LoRAs and strips are not in plans that were made before there were
+    any, and tiles are in no other."""
     data = make_plan(card(16, 16), ask()).to_json()
     accepted = []
     for harm, damaged in _damaged(json.loads(json.dumps(data))):
@@ -94,4 +95,18 @@ def test_a_damaged_plan_is_refused_in_one_line() -> None:
         except RunFolderError as error:
             text = str(error)
         assert re.fullmatch(r"the plan cannot be read \(.*\); start a new folder", text), harm
-    assert accepted == [f"a step without {name}" for name in ("resident_bytes", "speedup", "lora")]
+    later = ("resident_bytes", "speedup", "decoding", "vae_tiling", "lora")
+    assert accepted == [f"a step without {name}" for name in later]
+
+
+@pytest.mark.parametrize(("tiled", "decoding"), [(False, "whole"), (True, "tiles")])
+def test_plans_of_earlier_versions_say_whether_the_vae_is_tiled(tiled: bool, decoding: str) -> None:
+    """A run that was begun with a tiled VAE goes on with it; their key is still written."""
+    data = make_plan(card(80, 80), ask("if-m")).to_json()
+    (upscaler,) = (each for each in data["steps"] if each["component"] == "upscaler")
+    del upscaler["decoding"]
+    upscaler["vae_tiling"] = tiled
+    read = Plan.from_json(data)
+    assert read.step("upscaler").config.decoding == decoding
+    (again,) = (each for each in read.to_json()["steps"] if each["component"] == "upscaler")
+    assert (again["vae_tiling"], again["decoding"]) == (tiled, decoding)

@@ -14,13 +14,11 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from lowmem_if.planning.estimates.strip_memory import SCORE_BYTES
 from lowmem_if.stages.decoding.row_strips import RowStrips
 
 Hold = Callable[[torch.nn.Module], AbstractContextManager[object]]
 """Called with a layer: inside, its weights are on the device that computes."""
-
-_SCORE_BYTES = 128 * 2**20
-"""Most bytes of attention scores where a device has no kernel that avoids them (Apple's)."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +197,7 @@ def _attention(
     keys, values = _in_heads(keys, heads), _in_heads(values, heads)
     most = queries.shape[1]
     if queries.device.type == "mps":
-        most = max(1, _SCORE_BYTES // (heads * keys.shape[2] * queries.element_size()))
+        most = max(1, SCORE_BYTES // (heads * keys.shape[2] * queries.element_size()))
     mixed = [
         functional.scaled_dot_product_attention(_in_heads(some, heads), keys, values)
         for some in queries.split(most, dim=1)
