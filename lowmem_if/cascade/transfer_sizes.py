@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 WINDOW_UNITS = 2
 """Offload groups of a streaming network on the device at the same time: one computes, one loads."""
 
@@ -19,3 +21,21 @@ page cache, and each thread writes about 1 GB/s into fresh memory."""
 
 GUIDED_IMAGES = 2
 """UNet inputs per guided image: one with the prompt, one with the negative prompt."""
+
+STRIP_BYTES = 16 * 2**20
+"""Most bytes of a strip of rows in float32, where a decoder computes strip by strip."""
+
+LEAST_STRIPS = 8
+"""A smaller picture is cut into smaller strips, so that they take little of the whole."""
+
+
+def strip_rows(channels: Sequence[int], height: int, width: int) -> int:
+    """How many rows a strip has, at every size of the picture that is decoded.
+
+    Args:
+        channels: of the input of each block, from the latents' size on; the size doubles with each.
+        height, width: of the latents.
+    """
+    widest = max(4 * count * (width << level) for level, count in enumerate(channels))
+    rows = min(STRIP_BYTES // widest, height // LEAST_STRIPS)
+    return max(2, rows // 2 * 2)

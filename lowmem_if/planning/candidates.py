@@ -25,7 +25,12 @@ from lowmem_if.errors import CheckpointError, DeviceError, MissingPackage, Reque
 from lowmem_if.hardware.machine import INSTALL_BITSANDBYTES, Machine
 from lowmem_if.planning.estimates.activations import texts_together
 from lowmem_if.planning.estimates.compile_time import speedup
-from lowmem_if.planning.estimates.execution import ExecutionConfig
+from lowmem_if.planning.estimates.execution import (
+    RAM_STRIPS,
+    STRIPS,
+    WHOLE,
+    ExecutionConfig,
+)
 from lowmem_if.planning.estimates.memory_layout import CONTIGUOUS, layout_of
 from lowmem_if.planning.estimates.weight_bytes import bytes_a_pass, resident_choices
 from lowmem_if.planning.estimates.workload import images_of, workloads_of
@@ -134,11 +139,11 @@ def _placements(
             _compute_for(storage, compute),
             batch,
             machine.device,
-            tiled,
+            decoding,
             layout=layout_of(component, machine.device, prefer),
         )
         for strategy, storage in pairs
-        for tiled in _tilings(component, prefer)
+        for decoding in decodings(machine, component, prefer)
         for batch in _batches(component, prefer, images)
     ]
     streams = [config for config in configs if config.strategy == STREAM]
@@ -160,13 +165,13 @@ def _with_residents(
 ) -> list[ExecutionConfig]:
     """Streaming configs with every resident share, sorted by the bytes that they transfer.
 
-    Configs with a tiled VAE are the last. A larger batch saves passes and a larger resident share saves
-    bytes per pass. Both need the same memory, so neither alone measures speed. How much of the file
-    remains in the page cache is not known here.
+    Configs that decode in strips are the last. A larger batch saves passes and a larger resident share
+    saves bytes per pass. Both need the same memory, so neither alone measures speed. How much of the
+    file remains in the page cache is not known here.
     """
 
     def transferred(config: ExecutionConfig) -> tuple[bool, float]:
-        return config.vae_tiling, -(-images // config.batch) * bytes_a_pass(part, config)
+        return config.decoding != WHOLE, -(-images // config.batch) * bytes_a_pass(part, config)
 
     return sorted(
         (
@@ -273,10 +278,15 @@ def _pairs(
     return [*pairs, (STREAM, compute)]
 
 
-def _tilings(component: str, prefer: str) -> tuple[bool, ...]:
-    """Whether the VAE may decode in tiles: that saves memory, but blended seams change pixels."""
-    tiles = catalog.facts(component).decodes and allows(prefer, BALANCED)
-    return (False, True) if tiles else (False,)
+def decodings(machine: Machine, component: str, prefer: str) -> tuple[str, ...]:
+    """How the VAE may decode: strips save memory and only round otherwise.
+
+    With an accelerator, RAM may keep what strips are cut from, unless both are one memory.
+    """
+    if not (catalog.facts(component).decodes and allows(prefer, FAITHFUL)):
+        return (WHOLE,)
+    beside = machine.kind != "cpu" and not machine.unified
+    return (WHOLE, STRIPS, RAM_STRIPS) if beside else (WHOLE, STRIPS)
 
 
 def _batches(component: str, prefer: str, images: int) -> list[int]:

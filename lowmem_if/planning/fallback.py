@@ -17,7 +17,7 @@ from lowmem_if.cascade.strategies import EXACT, PREFERENCES, QUANTISED, parse_pi
 from lowmem_if.hardware.dtypes import wider
 from lowmem_if.hardware.machine import Machine, cpu_compute_dtype
 from lowmem_if.planning.candidates import configs_for
-from lowmem_if.planning.estimates.execution import Estimate, ExecutionConfig
+from lowmem_if.planning.estimates.execution import WHOLE, Estimate, ExecutionConfig
 from lowmem_if.planning.evaluate import Evaluation, evaluated
 from lowmem_if.planning.plan import Plan
 from lowmem_if.planning.step import Step, cuts
@@ -110,8 +110,8 @@ def changed_pixels(before: ExecutionConfig, after: ExecutionConfig) -> str:
     """Why another config draws other pixels; empty if it only keeps the weights elsewhere."""
     if after.speedup != before.speedup:
         return "it is now compiled" if after.speedup > 1 else "it is no longer compiled"
-    if after.vae_tiling and not before.vae_tiling:
-        return "the VAE now works in tiles"
+    if (after.decoding == WHOLE) != (before.decoding == WHOLE):
+        return f"the VAE now decodes {'as a whole' if after.decoding == WHOLE else 'in strips'}"
     if after.tile != before.tile:
         return f"it now draws in tiles of {after.tile} pixels"
     if after.compute_dtype != before.compute_dtype:

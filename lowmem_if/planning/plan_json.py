@@ -9,12 +9,12 @@ from pydantic import TypeAdapter
 
 from lowmem_if.cascade.catalog import component_name
 from lowmem_if.cascade.lora.adapter import Lora, merge_bytes_of
+from lowmem_if.planning.estimates.execution import TILES
 
 _REQUIRED = (
-    "component", "strategy", "storage_dtype", "compute_dtype", "device", "batch", "vae_tiling",
-    "area", "tile",
+    "component", "strategy", "storage_dtype", "compute_dtype", "device", "batch", "area", "tile",
 )  # fmt: skip
-_LATER = ("resident_bytes", "speedup", "layout")
+_LATER = ("resident_bytes", "speedup", "layout", "decoding")
 """Config fields that plans of the first versions lack."""
 
 _LORA = TypeAdapter(tuple[Lora, ...])
@@ -29,6 +29,7 @@ def flat_step(step: Mapping[str, Any]) -> dict[str, Any]:
     rest = {name: step[name] for name in ("samplings", "reason", "instead_of", "lora")}
     return {
         **{name: config[name] for name in (*_REQUIRED, *_LATER)},
+        "vae_tiling": config["decoding"] == TILES,  # which programs of the first versions read
         "predicted": step["estimate"],
         **rest,
     }
@@ -44,6 +45,8 @@ def nested_step(step: Mapping[str, Any]) -> dict[str, Any]:
     config = {name: step[name] for name in _REQUIRED}
     config["component"] = component_name(config["component"])
     config |= {name: step[name] for name in _LATER if name in step}
+    if step.get("vae_tiling"):  # plans of earlier versions
+        config["decoding"] = TILES
     return {
         "config": config | {"merge_bytes": merge_bytes_of(lora)},
         "estimate": step["predicted"],

@@ -19,7 +19,7 @@ from lowmem_if.hardware.machine import INSTALL_BITSANDBYTES, Machine
 from lowmem_if.planning.candidates import compute_dtype
 from lowmem_if.planning.estimates.activations import TEXTS_A_PASS
 from lowmem_if.planning.estimates.compile_time import speedup
-from lowmem_if.planning.estimates.execution import ExecutionConfig
+from lowmem_if.planning.estimates.execution import RAM_STRIPS, STRIPS, ExecutionConfig
 from lowmem_if.planning.evaluate import Evaluation
 from lowmem_if.request.request import Request
 from lowmem_if.units import format_bytes, format_seconds
@@ -61,8 +61,9 @@ def _missing_package(machine: Machine, config: ExecutionConfig) -> list[str]:
 
 
 def _tiles(config: ExecutionConfig) -> list[str]:
-    words = ["VAE in tiles"] if config.vae_tiling else []
-    return words + ([f"in tiles of {config.tile} pixels"] if config.tile else [])
+    words = {STRIPS: ["VAE in strips"], RAM_STRIPS: ["VAE in strips from RAM"]}
+    tiles = [f"in tiles of {config.tile} pixels"] if config.tile else []
+    return words.get(config.decoding, []) + tiles
 
 
 def _movement(part: Part, config: ExecutionConfig, lora: Sequence[Lora]) -> list[str]:

@@ -17,9 +17,11 @@ from lowmem_if.cascade import catalog
 from lowmem_if.cascade.configs import read_config
 from lowmem_if.cascade.locate import DEMO_FOLDER
 from lowmem_if.cascade.transfer_sizes import GUIDED_IMAGES
+from lowmem_if.planning.estimates.execution import RAM_STRIPS, WHOLE
 from lowmem_if.planning.estimates.memory_table import FUSED
 from lowmem_if.simulate.fake_device import DEVICE, dry_run
 from lowmem_if.simulate.tracing import Trace
+from lowmem_if.stages.decoding.strip_decoder import decode_in_strips
 from lowmem_if.weights.modules.meta_init import owner_of, place
 from lowmem_if.weights.synthetic.architectures import Network, networks
 
@@ -100,7 +102,7 @@ def _networks(cascade: str) -> dict[str, tuple[Network, ...]]:
 
 
 def simulate_passes(
-    known: Known, runs: Iterable[tuple[int, str]], *, item_bytes: int, tiled: bool = False
+    known: Known, runs: Iterable[tuple[int, str]], *, item_bytes: int, decoding: str = WHOLE
 ) -> dict[tuple[int, str], SimulatedPass]:
     """Passes of one network over some images or texts with an attention kernel.
 
@@ -112,7 +114,7 @@ def simulate_passes(
         module = resident(known.network, _DTYPES[item_bytes], DEVICE)
         passes = {}
         for batch, trace.kernel in runs:
-            run = prepared(known, module, batch=batch, tiled=tiled)
+            run = prepared(known, module, batch=batch, decoding=decoding)
             passes[batch, trace.kernel] = traced(trace, DEVICE, run)
             del run
         return passes
@@ -135,7 +137,7 @@ def largest_layer_bytes(network: Network, *, item_bytes: int) -> int:
 
 
 def prepared(
-    known: Known, module: Any, *, batch: int, tiled: bool = False, side: int | None = None
+    known: Known, module: Any, *, batch: int, decoding: str = WHOLE, side: int | None = None
 ) -> Callable[[], object]:
     """A function that calls a network once as its pipeline does; the inputs are made here.
 
@@ -148,8 +150,8 @@ def prepared(
         return _unet_pass(known, module, GUIDED_IMAGES * batch, side, place)
     if known.is_vae:
         module.enable_slicing()
-        if tiled:
-            module.enable_tiling()
+        if decoding != WHOLE:
+            decode_in_strips(module, in_ram=decoding == RAM_STRIPS)
         side = side or catalog.facts(catalog.UPSCALER).side
         latents = torch.randn(batch, 4, side, side, **place)
         return lambda: module.decode(latents, return_dict=False)[0]

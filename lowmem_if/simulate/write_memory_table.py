@@ -15,7 +15,7 @@ from lowmem_if.cascade import catalog
 from lowmem_if.cascade.modes import TEXT
 from lowmem_if.cascade.parts import Part
 from lowmem_if.cascade.strategies import FLOATS, QUANTISED, RESIDENT, STRATEGIES
-from lowmem_if.planning.estimates.execution import Estimate, ExecutionConfig
+from lowmem_if.planning.estimates.execution import WHOLE, Estimate, ExecutionConfig
 from lowmem_if.planning.estimates.memory_table import (
     ATTENTION,
     FILE,
@@ -70,22 +70,20 @@ def as_text(table: MemoryTable) -> str:
 
 
 def _missing_passes(table: MemoryTable, report: Report) -> Iterator[PassProfile]:
-    there = {(row.network, row.item_bytes, row.tiled, row.attention) for row in table.passes}
-    for known, item_bytes, tiled in product(known_networks(), _ITEM_BYTES, (False, True)):
-        key = known.name, item_bytes, tiled
+    there = {(row.network, row.item_bytes, row.attention) for row in table.passes}
+    for known, item_bytes in product(known_networks(), _ITEM_BYTES):
+        key = known.name, item_bytes
         missing = {attention for attention in ATTENTION if (*key, attention) not in there}
-        if missing and (not tiled or known.is_vae):
-            report(f"{known.name}: {item_bytes} bytes{', tiled' * tiled}")
-            rows = passes_of(known, item_bytes, tiled=tiled)
+        if missing:
+            report(f"{known.name}: {item_bytes} bytes")
+            rows = passes_of(known, item_bytes)
             yield from (row for row in rows if row.attention in missing)
 
 
-def passes_of(known: Known, item_bytes: int, *, tiled: bool) -> Iterator[PassProfile]:
+def passes_of(known: Known, item_bytes: int) -> Iterator[PassProfile]:
     """The rows of one network, one for each kernel of attention."""
     runs = simulate_passes(known, product((1, 2), ATTENTION), item_bytes=item_bytes)
     more = {k: runs[2, k].activation_bytes - runs[1, k].activation_bytes for k in ATTENTION}
-    if tiled:  # images are decoded one by one, tiled or not: further ones add only their output
-        runs = simulate_passes(known, product((1,), ATTENTION), item_bytes=item_bytes, tiled=True)
     for attention in ATTENTION:
         yield PassProfile(
             network=known.name,
@@ -94,7 +92,6 @@ def passes_of(known: Known, item_bytes: int, *, tiled: bool) -> Iterator[PassPro
             channels=known.channels,
             item_bytes=item_bytes,
             attention=attention,
-            tiled=tiled,
             activation_bytes=runs[1, attention].activation_bytes,
             more_bytes=more[attention],
             largest_layer_bytes=largest_layer_bytes(known.network, item_bytes=item_bytes),
@@ -125,12 +122,12 @@ class Case:
     strategy: str
     storage: str
     attention: str = FUSED
-    tiled: bool = False
+    decoding: str = WHOLE
 
 
 def key_of(row: StepProfile) -> tuple[frozenset[tuple[str, int]], Case]:
     """The component and the case of a row."""
-    case = Case(row.strategy, row.storage, row.attention, row.tiled)
+    case = Case(row.strategy, row.storage, row.attention)
     return frozenset(row.modules.items()), case
 
 
@@ -138,10 +135,9 @@ def cases(component: str) -> Iterator[Case]:
     """How a component can be executed on an accelerator; the look-up treats some of these as one."""
     if catalog.facts(component).encodes:
         yield Case(RESIDENT, "int8")
-    tilings = (False, True) if catalog.facts(component).decodes else (False,)
-    for storage, attention, tiled, strategy in product(FLOATS, ATTENTION, tilings, STRATEGIES):
+    for storage, attention, strategy in product(FLOATS, ATTENTION, STRATEGIES):
         if storage != "bfloat16" or component not in SAME_IN_16_BITS:
-            yield Case(strategy, storage, attention, tiled)
+            yield Case(strategy, storage, attention)
 
 
 def turn_of(component: str, part: Part, case: Case, root: Path) -> StepProfile:
@@ -153,7 +149,6 @@ def turn_of(component: str, part: Part, case: Case, root: Path) -> StepProfile:
         strategy=case.strategy,
         storage=case.storage,
         attention=case.attention,
-        tiled=case.tiled,
         loading_bytes=simulated.peak("allocated", LOADING),
         drawing_bytes=simulated.peak("allocated", DRAWING),
         decoding_bytes=simulated.peak("allocated", DECODING),
@@ -172,7 +167,7 @@ def step_of(component: str, case: Case) -> Step:
         sampling = Sampling(LEAST_STEPS, None, defaults.guidance_scale, defaults.noise_level)
     compute = "float16" if case.storage in QUANTISED else case.storage
     config = ExecutionConfig(
-        component, case.strategy, case.storage, compute, 1, DEVICE, vae_tiling=case.tiled
+        component, case.strategy, case.storage, compute, 1, DEVICE, decoding=case.decoding
     )
     return Step(config, Estimate(0, 0, 0), {TEXT: sampling} if sampling else {}, "", "")
 

@@ -19,8 +19,11 @@ from torch.nn.functional import avg_pool2d
 
 from lowmem_if.cascade.configs import UpscalerIndex, read_as, read_config
 from lowmem_if.cascade.strategies import RESIDENT, STREAM
+from lowmem_if.planning.estimates.execution import TILES, WHOLE
 from lowmem_if.request.image_spec import FACTOR
 from lowmem_if.request.input_tiles import Box, boxes
+from lowmem_if.stages.decoding.strip_decoder import decode_in_strips
+from lowmem_if.stages.decoding.strip_layers import Hold
 from lowmem_if.stages.pipelines import DrawingStage, load_unet, loading_options
 from lowmem_if.stages.stage import ImageInputs, OnStep, StageConfig
 from lowmem_if.weights.allocator import empty_cache
@@ -43,7 +46,7 @@ class Upscaler(DrawingStage):
         step = config.step
         with ExitStack() as streams:
             unet = load_unet(config, streams)
-            vae = _load_vae(config, streams)
+            vae, hold = _load_vae(config, streams)
             text_encoder = _load_text_encoder(config, streams)
             pipeline = StableDiffusionUpscalePipeline(
                 vae, text_encoder, load_tokenizer(config.folder("tokenizer")), unet,
@@ -52,8 +55,10 @@ class Upscaler(DrawingStage):
                 max_noise_level=_index(config).max_noise_level,
             )  # fmt: skip
             vae.enable_slicing()  # one image of a batch at a time, as its memory is predicted
-            if step.config.vae_tiling:
+            if step.config.decoding == TILES:  # of a plan of an earlier version
                 vae.enable_tiling()
+            elif step.config.decoding != WHOLE:
+                decode_in_strips(vae, in_ram=step.config.decodes_in_ram, hold=hold)
             return cls(pipeline, [unet, vae, text_encoder], step, streams)
 
     def run(self, inputs: ImageInputs, on_step: OnStep) -> torch.Tensor:
@@ -142,8 +147,8 @@ def _index(config: StageConfig) -> UpscalerIndex:
     return read_as(config.folder(".") / "model_index.json", UpscalerIndex)
 
 
-def _load_vae(config: StageConfig, streams: ExitStack) -> Any:
-    """The decoder, which needs more precision than 16 bits have.
+def _load_vae(config: StageConfig, streams: ExitStack) -> tuple[Any, Hold | None]:
+    """The decoder, which needs more precision than 16 bits have, and what holds its streamed weights.
 
     The pipeline upcasts a float16 one itself, but cannot upcast streamed weights.
     """
@@ -153,8 +158,9 @@ def _load_vae(config: StageConfig, streams: ExitStack) -> Any:
     if dtype == "bfloat16" or (streaming and upcast):
         options["dtype"] = "float32"
     if not streaming:
-        return load_diffusers_model(folder, AutoencoderKL, **options)
-    return streams.enter_context(stream_diffusers_model(folder, AutoencoderKL, **options)).module
+        return load_diffusers_model(folder, AutoencoderKL, **options), None
+    streamed = streams.enter_context(stream_diffusers_model(folder, AutoencoderKL, **options))
+    return streamed.module, streamed.holding
 
 
 def _load_text_encoder(config: StageConfig, streams: ExitStack) -> Any:

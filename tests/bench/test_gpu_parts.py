@@ -209,7 +209,7 @@ def test_a_run_short_of_memory_tells_how_it_went_on(
     """Its retries are the row's remark, with the step that did it in the end."""
     starts = tmp_path / "starts"
     starts.touch()
-    inject(monkeypatch, "out_of_memory_unless_tiled", starts)
+    inject(monkeypatch, "out_of_memory_unless_in_strips", starts)
     request = make_request(("a fox",), cascade=str(tiny), seed=(1,), steps=(2,))
     row = shortages._run(setup, shortages._Short("upscaler", request, "upscaler"))
     assert row["ok"] is True

@@ -35,11 +35,11 @@ from lowmem_if.request.build import make_request
 
 
 @pytest.mark.worker
-def test_out_of_memory_in_the_upscaler_goes_on_with_a_tiled_vae(
+def test_out_of_memory_in_the_upscaler_goes_on_in_strips(
     tiny: Path, tmp_path: Path, starts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run ends with a picture, one retry, named in the log; earlier stages are not done again."""
-    inject(monkeypatch, "out_of_memory_unless_tiled", starts)
+    inject(monkeypatch, "out_of_memory_unless_in_strips", starts)
     events: list[Event] = []
     result = run(plan_of(tiny, prefer=None), tmp_path / "run", report=events.append)
     folder = RunFolder.open(result.folder)
@@ -49,20 +49,20 @@ def test_out_of_memory_in_the_upscaler_goes_on_with_a_tiled_vae(
     assert kinds(events, "finished").count("stage_1") == 1
     assert folder.log == ("upscaler: RAM ran out with resident float32 on cpu",)
     (notice,) = folder.notices
-    assert "tiles, so pixels differ" in notice
-    assert [step.component for step in folder.plan.steps if step.config.vae_tiling] == ["upscaler"]
+    assert "strips, so pixels differ" in notice
+    assert folder.plan.step("upscaler").config.decoding == "strips"
 
 
 @pytest.mark.worker
 def test_a_users_own_preference_is_kept_after_out_of_memory(
     tiny: Path, tmp_path: Path, starts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Under `exact` no tile is drawn; the error names the preference."""
-    inject(monkeypatch, "out_of_memory_unless_tiled", starts)
+    """Under `exact` nothing decodes in strips; the error names the preference."""
+    inject(monkeypatch, "out_of_memory_unless_in_strips", starts)
     with pytest.raises(OutOfMemory, match=r"upscaler .*--prefer exact allows nothing cheaper"):
         run(plan_of(tiny), tmp_path / "run")
     plan = RunFolder.open(tmp_path / "run").plan
-    assert not any(step.config.vae_tiling for step in plan.steps)
+    assert {step.config.decoding for step in plan.steps} == {"whole"}
 
 
 @pytest.mark.worker
@@ -301,7 +301,7 @@ def wait_until(condition: object, seconds: float = 120) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"vae_tiling": True}, "tiles"),
+        ({"decoding": "strips"}, "in strips"),
         ({"compute_dtype": "bfloat16"}, "computes in bfloat16"),
         ({"batch": 1}, "1 at a time"),
         ({"device": "cuda:0"}, "works on cuda:0"),

@@ -28,12 +28,12 @@ def put(cls: type, method: str, by: Callable[..., Any]) -> None:
     setattr(cls, method, by)
 
 
-def out_of_memory_unless_tiled() -> None:
-    """The upscaler runs out of memory until its VAE is tiled."""
+def out_of_memory_unless_in_strips() -> None:
+    """The upscaler runs out of memory until its VAE decodes in strips."""
     draw = Upscaler.run
 
     def limited(self: Any, *args: Any) -> torch.Tensor:
-        if not self._pipeline.vae.use_tiling:
+        if self._step.config.decoding == "whole":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB.")
         return draw(self, *args)
 

@@ -44,6 +44,7 @@ from lowmem_if.errors import (
 )
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.hardware.speeds import ANY, Throughput, assumed
+from lowmem_if.planning.estimates.execution import RAM_STRIPS, STRIPS, WHOLE
 from lowmem_if.planning.estimates.memory import headroom, predict
 from lowmem_if.planning.estimates.runtime import predict_seconds
 from lowmem_if.planning.estimates.weight_bytes import resident_choices
@@ -61,7 +62,7 @@ def test_exact_draws_one_image_at_a_time_in_the_machines_own_type() -> None:
     for drawn, each in exact:
         # Texts are encoded one by one in any case.
         assert each.config.batch == 1 or each.component == TEXT_ENCODER
-        assert not each.config.vae_tiling
+        assert each.config.decoding == WHOLE
         if each.component in catalog.IMAGE_STAGES:
             assert each.config.storage_dtype == each.config.compute_dtype
             small = each.component == STAGE_1 and drawn.request.cascade == "if-m"
@@ -279,17 +280,32 @@ def test_the_encoder_comes_once_for_all_prompts() -> None:
     assert one.reason.endswith("layers are read from the file once")
 
 
-def test_only_balanced_tiles_the_vae() -> None:
-    """Tiles change pixels a little: balanced takes them where the whole picture has no room."""
-    assert not step(make_plan(card(80, 80), ask(), prefer="balanced"), UPSCALER).config.vae_tiling
-    tiled = step(make_plan(card(3.5, 32), ask("if-m"), prefer="balanced"), UPSCALER)
-    assert tiled.config.vae_tiling
-    error = refusal(card(3.5, 32), ask("if-m"), prefer="faithful")
+def test_the_vae_decodes_in_strips_from_faithful_on() -> None:
+    """Only where the whole picture has no room; where a card has none for strips either, RAM has."""
+    roomy = step(make_plan(card(80, 80), ask(), prefer="faithful"), UPSCALER)
+    assert roomy.config.decoding == WHOLE
+    strips, from_ram = (
+        step(make_plan(card(vram, 32), ask("if-m"), prefer="faithful"), UPSCALER)
+        for vram in (3.5, 2.0)
+    )
+    assert (strips.config.decoding, from_ram.config.decoding) == (STRIPS, RAM_STRIPS)
+    assert "VAE in strips" in strips.reason
+    error = refusal(card(3.5, 32), ask("if-m"), prefer="exact")
     assert error is not None
     assert (error.component, error.nearest) == (
         UPSCALER,
         "Try --prefer balanced, or free 0.4 GB more VRAM.",
     )
+
+
+def test_a_cpu_decodes_in_strips_wherever_it_may() -> None:
+    """They are quicker there, and lighter."""
+    ways = {
+        prefer: step(make_plan(cpu(64), ask(), prefer=prefer), UPSCALER) for prefer in PREFERENCES
+    }
+    assert ways["exact"].config.decoding == WHOLE
+    assert {ways[prefer].config.decoding for prefer in PREFERENCES[1:]} == {STRIPS}
+    assert ways["faithful"].estimate.ram_bytes < ways["exact"].estimate.ram_bytes
 
 
 def test_a_small_cascade_runs_in_float32(tiny: Path) -> None:

@@ -42,7 +42,7 @@ from lowmem_if.errors import DeviceError, DoesNotFit, RequestError
 from lowmem_if.hardware.dtypes import wider
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.hardware.profiles import load_profile, profile_names
-from lowmem_if.planning.estimates.execution import Estimate
+from lowmem_if.planning.estimates.execution import WHOLE, Estimate
 from lowmem_if.planning.estimates.workload import workloads_of
 from lowmem_if.planning.evaluate import evaluate
 from lowmem_if.planning.fallback import (
@@ -237,13 +237,13 @@ def test_from_the_second_shortage_on_steps_grow_larger() -> None:
 
 
 def test_the_strictest_level_is_kept_as_long_as_that_is_not_much_slower() -> None:
-    """The upscaler moves its modules before its VAE works in tiles; a balanced one draws fewer."""
+    """The upscaler moves its modules before it decodes in strips; a balanced one draws fewer."""
     steps = rungs(make_plan(card(80, 80), ask()), UPSCALER, VRAM)
-    assert [(step.config.strategy, step.config.vae_tiling) for step in steps[:2]] == [
-        (RESIDENT, False), (MODEL_OFFLOAD, False),
+    assert [(step.config.strategy, step.config.decoding) for step in steps[:2]] == [
+        (RESIDENT, WHOLE), (MODEL_OFFLOAD, WHOLE),
     ]  # fmt: skip
     assert changed_pixels(steps[0].config, steps[1].config) == ""
-    assert any(step.config.vae_tiling for step in steps if step.config.device != "cpu")
+    assert any(step.config.decoding != WHOLE for step in steps if step.config.device != "cpu")
     balanced = make_plan(card(80, 80), ask(images=4), prefer=BALANCED)
     lower = out_of(balanced, UPSCALER, VRAM)[1]
     assert lower is not None
@@ -252,13 +252,13 @@ def test_the_strictest_level_is_kept_as_long_as_that_is_not_much_slower() -> Non
 
 @pytest.mark.parametrize("prefer", ["exact", "faithful"])
 def test_a_users_own_preference_is_kept_when_memory_runs_out(prefer: str) -> None:
-    """No tiles, no quantised weights, and under `exact` no batch: the CPU is taken before that."""
+    """No quantised weights, and under `exact` no strips and no batch: the CPU is taken before that."""
     plan = make_plan(card(80, 80), ask(images=4), prefer=prefer)
     for component in (STAGE_1, UPSCALER):
         steps = rungs(plan, component, VRAM)
         assert steps[-1].config.device == "cpu"
-        assert not any(step.config.vae_tiling for step in steps)
         if prefer == "exact":
+            assert {step.config.decoding for step in steps} == {WHOLE}
             assert {step.config.batch for step in steps} == {1}
 
 

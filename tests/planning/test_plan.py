@@ -374,7 +374,7 @@ def test_plans_have_room_for_the_allocators_reserve(name: str, fact: str) -> Non
             assert held.vram_bytes + headroom(each.config.device)[0] <= machine.vram_bytes
             turn = look_up_step(
                 parts[each.component], each.component, each.config.strategy, each.config.storage_dtype,
-                attention="fused", tiled=each.config.vae_tiling,
+                attention="fused",
             )  # fmt: skip
             assert turn is not None
             assert turn.reserved_bytes <= machine.vram_bytes - headroom(each.config.device)[0]

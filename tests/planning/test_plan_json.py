@@ -85,8 +85,8 @@ def _damaged(data: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def test_a_damaged_plan_is_refused_in_one_line() -> None:
     """A plan that misses a part, or holds another type or an impossible request, is a RunFolderError;
-    what stays of streaming weights, LoRAs, and who chose the level are not in plans of the first
-    versions."""
+    what stays of streaming weights, LoRAs, strips, and who chose the level are not in plans of the first
+    versions, and tiles are in no other."""
     data = make_plan(card(16, 16), ask()).to_json()
     accepted = []
     for harm, damaged in _damaged(json.loads(json.dumps(data))):
@@ -96,7 +96,10 @@ def test_a_damaged_plan_is_refused_in_one_line() -> None:
         except RunFolderError as error:
             text = str(error)
         assert re.fullmatch(r"the plan cannot be read \(.*\); start a new folder", text), harm
-    later = [f"a step without {name}" for name in ("resident_bytes", "speedup", "lora")]
+    later = [
+        f"a step without {name}"
+        for name in ("resident_bytes", "speedup", "decoding", "vae_tiling", "lora")
+    ]
     assert accepted == ["without automatic", *later]
 
 
@@ -109,3 +112,16 @@ def test_a_plan_of_the_first_versions_keeps_its_level(prefer: str, levels: tuple
     read = Plan.from_json({key: value for key, value in data.items() if key != "automatic"})
     assert (read.prefer, read.levels) == (prefer, levels)
     assert (read.asked, read.loosened) == (None if prefer == "exact" else prefer, "")
+
+
+@pytest.mark.parametrize(("tiled", "decoding"), [(False, "whole"), (True, "tiles")])
+def test_plans_of_earlier_versions_say_whether_the_vae_is_tiled(tiled: bool, decoding: str) -> None:
+    """A run that was begun with a tiled VAE goes on with it; their key is still written."""
+    data = make_plan(card(80, 80), ask("if-m")).to_json()
+    (upscaler,) = (each for each in data["steps"] if each["component"] == "upscaler")
+    del upscaler["decoding"]
+    upscaler["vae_tiling"] = tiled
+    read = Plan.from_json(data)
+    assert read.step("upscaler").config.decoding == decoding
+    (again,) = (each for each in read.to_json()["steps"] if each["component"] == "upscaler")
+    assert (again["vae_tiling"], again["decoding"]) == (tiled, decoding)

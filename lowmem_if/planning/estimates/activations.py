@@ -10,9 +10,10 @@ from __future__ import annotations
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.parts import Module
 from lowmem_if.cascade.strategies import STREAM
-from lowmem_if.planning.estimates.execution import ExecutionConfig
+from lowmem_if.planning.estimates.execution import WHOLE, ExecutionConfig
 from lowmem_if.planning.estimates.memory_table import MATH
 from lowmem_if.planning.estimates.pass_lookup import ITEM_BYTES, attention_of, pass_of
+from lowmem_if.planning.estimates.strip_memory import kept_bytes, strip_bytes
 from lowmem_if.planning.estimates.weight_bytes import layer_bytes, streams
 
 TEXTS_A_PASS = 256
@@ -37,6 +38,10 @@ _HEAP_SLACK, _CPU_VAE_SLACK = 1.15, 1.3
 """Anonymous memory of a CPU run over its activations. Freed memory remains in the heap for a while,
 unless weights stream; oneDNN's convolutions of 1024 pixels have scratch memory of their own."""
 
+_STRIPS_SLACK, _STREAMED_STRIPS_SLACK = 1.5, 1.1
+"""Anonymous memory of decoding in strips on a CPU over its activations. Freed strips remain in the heap,
+in holes between others, unless weights stream (docs/log.md: 256 and 512 pixels)."""
+
 _CPU_LAYERS, _CPU_STREAMED_LAYERS = 2.6, 1.75
 """How many of a UNet's largest layers a CPU holds twice, since oneDNN reorders weights at every call.
 Where weights stream, the heap returns freed memory. With these factors I-M, I-L, I-XL, II-M, II-L and x4
@@ -47,8 +52,6 @@ _UNET_FACTOR = {catalog.STAGE_1: 30.2, catalog.STAGE_2: 28.1, catalog.UPSCALER: 
 x4 UNet (1,023,419,392)."""
 
 _VAE_FACTOR, _VAE_SIDE = 6.0, 1024
-_VAE_TILED_SIDE = 256
-"""diffusers decodes an image of any size in tiles of 64 latents, which is 256 pixels."""
 
 
 def texts_together(texts: int) -> int:
@@ -58,14 +61,15 @@ def texts_together(texts: int) -> int:
 
 def activation_bytes(module: Module, config: ExecutionConfig) -> int:
     """Peak bytes of one network in addition to its weights."""
+    if module.is_vae and config.decoding != WHOLE:
+        return kept_bytes(module, config) + strip_bytes(module, config)
     row = pass_of(module, config)
     if row is not None:
         return int(row.activations(config.at_once) * _growth(module, config))
     item = ITEM_BYTES[config.compute_dtype]
     if module.is_vae:
-        side = _VAE_TILED_SIDE if config.vae_tiling else _VAE_SIDE
-        area = 1.0 if config.vae_tiling else config.drawn_area
-        return int(_VAE_FACTOR * module.channels * side**2 * area * ITEM_BYTES["float32"])
+        pixels = _VAE_SIDE**2 * config.drawn_area
+        return int(_VAE_FACTOR * module.channels * pixels * ITEM_BYTES["float32"])
     if module.is_unet:
         side = config.facts.side
         factor = _UNET_FACTOR[config.component]
@@ -79,7 +83,8 @@ def cpu_working_bytes(module: Module, config: ExecutionConfig) -> int:
     """What a CPU takes for one network in addition to its weights."""
     activations = activation_bytes(module, config)
     if module.is_vae:
-        return int(_CPU_VAE_SLACK * activations)
+        strips = _STREAMED_STRIPS_SLACK if config.strategy == STREAM else _STRIPS_SLACK
+        return int((_CPU_VAE_SLACK if config.decoding == WHOLE else strips) * activations)
     layers, slack = (
         (_CPU_STREAMED_LAYERS, 1.0) if streams(module, config) else (_CPU_LAYERS, _HEAP_SLACK)
     )
@@ -104,7 +109,7 @@ def _growth(module: Module, config: ExecutionConfig) -> float:
 
     They grow with the pixels; attention that holds the whole score matrix grows with their square.
     """
-    if not (module.is_unet or module.is_vae) or (module.is_vae and config.vae_tiling):
+    if not (module.is_unet or module.is_vae):
         return 1.0
     area = config.drawn_area
     return area**2 if attention_of(config.device) == MATH and area > 1 else area

@@ -8,6 +8,10 @@ from lowmem_if.cascade import catalog
 from lowmem_if.planning.estimates.memory_layout import CONTIGUOUS
 from lowmem_if.request.input_tiles import UPSCALER_SIDE
 
+WHOLE, STRIPS, RAM_STRIPS, TILES = "whole", "strips", "ram_strips", "tiles"
+"""How the VAE decodes: as diffusers does; in strips of rows that are kept where it computes, or in RAM;
+or in diffusers' tiles, which only plans of earlier versions contain."""
+
 
 @dataclass(frozen=True, slots=True)
 class ExecutionConfig:
@@ -17,7 +21,7 @@ class ExecutionConfig:
         strategy, device: where the weights are kept, and where they are used.
         storage_dtype, compute_dtype: the types that weights are kept in and that a network computes in.
         batch: images per batch, or prompts per pass of a streaming text encoder.
-        vae_tiling: whether the VAE decodes in tiles.
+        decoding: how the VAE decodes.
         resident_bytes: weights of a streaming network that are kept on the compute device.
         area: ratio of the largest image's pixels to those of the square that the stage was trained on.
         tile: side in pixels of the tiles for enlarging the user's own images; 0: no tiles.
@@ -32,7 +36,7 @@ class ExecutionConfig:
     compute_dtype: str
     batch: int
     device: str
-    vae_tiling: bool = False
+    decoding: str = WHOLE
     resident_bytes: int = 0
     area: float = 1.0
     tile: int = 0
@@ -42,16 +46,21 @@ class ExecutionConfig:
 
     def __str__(self) -> str:
         batch = f", batch {self.batch}" if self.batch > 1 else ""
-        tiled = ", tiled VAE" if self.vae_tiling else ""
+        decoding = _DECODINGS[self.decoding]
         resident = f", {self.resident_bytes / 1e9:.1f} GB resident" if self.resident_bytes else ""
         parts = f", tiles of {self.tile}" if self.tile else ""
         compiled = ", compiled" if self.speedup > 1 else ""
-        words = f"{self.strategy} {self.storage_dtype}{resident}{batch}{tiled}{parts}{compiled}"
+        words = f"{self.strategy} {self.storage_dtype}{resident}{batch}{decoding}{parts}{compiled}"
         return words.replace("_", " ")
 
     @property
     def facts(self) -> catalog.Component:
         return catalog.facts(self.component)
+
+    @property
+    def decodes_in_ram(self) -> bool:
+        """Whether the decoder's activations are kept in RAM, and strips of them cross the bus."""
+        return self.decoding == RAM_STRIPS
 
     @property
     def at_once(self) -> int:
@@ -62,6 +71,14 @@ class ExecutionConfig:
     def drawn_area(self) -> float:
         """`area` of one UNet input: of the whole image, or of one tile."""
         return min(self.area, (self.tile / UPSCALER_SIDE) ** 2) if self.tile else self.area
+
+
+_DECODINGS = {
+    WHOLE: "",
+    STRIPS: ", VAE in strips",
+    RAM_STRIPS: ", VAE in strips from RAM",
+    TILES: ", tiled VAE",
+}
 
 
 @dataclass(frozen=True, slots=True)

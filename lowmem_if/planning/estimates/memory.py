@@ -18,9 +18,10 @@ from lowmem_if.planning.estimates.activations import (
     result_bytes,
     waiting_bytes,
 )
-from lowmem_if.planning.estimates.execution import Estimate, ExecutionConfig
+from lowmem_if.planning.estimates.execution import WHOLE, Estimate, ExecutionConfig
 from lowmem_if.planning.estimates.memory_table import StepProfile, look_up_step
 from lowmem_if.planning.estimates.pass_lookup import attention_of, pass_of
+from lowmem_if.planning.estimates.strip_memory import ram_bytes
 from lowmem_if.planning.estimates.weight_bytes import (
     ALLOCATOR_ROUNDING,
     STAGING_RAM_BYTES,
@@ -92,6 +93,7 @@ def is_simulated(part: Part, config: ExecutionConfig) -> bool:
     """Whether a dry run has covered this very config."""
     config = _as_simulated(config)
     plain = config.at_once == 1 and not config.resident_bytes and config.drawn_area == 1
+    plain = plain and config.decoding == WHOLE
     return (part, config) in _REMEMBERED or (plain and config.strategy in _profiles(part, config))
 
 
@@ -119,6 +121,7 @@ def _predict(
         return Estimate(0, ram, read)
     vram, host = _simulated(part, config, remembered) or _composed(part, config)
     host += PROCESS_RAM_BYTES + ACCELERATOR_RAM_BYTES + result_bytes(config)
+    host += sum(ram_bytes(module, config) for module in part.modules if module.is_vae)
     return Estimate(vram + waiting_bytes(config), host, read)
 
 
@@ -127,7 +130,7 @@ def _profiles(part: Part, config: ExecutionConfig) -> dict[str, StepProfile]:
     profiles = {
         strategy: look_up_step(
             part, config.component, strategy, config.storage_dtype,
-            attention=attention_of(config.device), tiled=config.vae_tiling,
+            attention=attention_of(config.device),
         )
         for strategy in (STRATEGIES if config.storage_dtype in FLOATS else (RESIDENT,))
     }  # fmt: skip
@@ -166,7 +169,7 @@ def _unused_bytes(part: Part, config: ExecutionConfig) -> int:
         return reserved - vram
     share, profile = _UNUSED_SHARE, _profiles(part, config).get(config.strategy)
     if profile is not None:
-        single = replace(config, batch=1, area=1.0, tile=0)
+        single = replace(config, batch=1, area=1.0, tile=0, decoding=WHOLE)
         unused = profile.reserved_bytes - _profile_bytes(part, single, profile)
         share = unused / max(activation_bytes(module, single) for module in part.modules)
     return round(share * max(activation_bytes(module, config) for module in part.modules))
@@ -178,8 +181,18 @@ def _profile_bytes(part: Part, config: ExecutionConfig, profile: StepProfile) ->
     more = {folder: row.more_bytes if row else 0 for folder, row in rows.items()}
     others = config.at_once - 1
     decoding = profile.decoding_bytes + others * more.pop("vae", 0)
+    decoding -= _saved_by_strips(part, config)
     drawing = profile.drawing_bytes + others * max(more.values())
     return max(profile.loading_bytes, drawing, decoding)
+
+
+def _saved_by_strips(part: Part, config: ExecutionConfig) -> int:
+    """What strips save of the peak of decoding, which the table knows for the whole decoder only."""
+    if config.decoding == WHOLE:
+        return 0
+    whole = replace(config, decoding=WHOLE, batch=1)
+    decoders = [module for module in part.modules if module.is_vae]
+    return sum(activation_bytes(m, whole) - activation_bytes(m, config) for m in decoders)
 
 
 def _composed(part: Part, config: ExecutionConfig) -> tuple[int, int]:

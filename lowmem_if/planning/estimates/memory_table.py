@@ -37,7 +37,6 @@ class PassProfile(BaseModel):
         folder, parameters, channels: the key by which the network is found.
         item_bytes: bytes per number of the compute dtype.
         attention: `fused` or `math`.
-        tiled: whether the VAE decodes in tiles.
         activation_bytes: peak without the weights for one image (a guided pair) or text, including
             inputs and output.
         more_bytes: bytes for each further image or text; exact, because peaks are linear in the batch.
@@ -53,7 +52,6 @@ class PassProfile(BaseModel):
     channels: NonNegativeInt
     item_bytes: PositiveInt
     attention: Annotated[str, Field(pattern=f"^({FUSED}|{MATH})$")]
-    tiled: bool
     activation_bytes: PositiveInt
     more_bytes: NonNegativeInt
     largest_layer_bytes: PositiveInt
@@ -83,7 +81,6 @@ class StepProfile(BaseModel):
     strategy: str
     storage: str
     attention: Annotated[str, Field(pattern=f"^({FUSED}|{MATH})$")]
-    tiled: bool
     loading_bytes: NonNegativeInt
     drawing_bytes: PositiveInt
     decoding_bytes: NonNegativeInt
@@ -114,12 +111,9 @@ class _Key:
     channels: int
     item_bytes: int
     attention: str
-    tiled: bool
 
 
-def look_up(
-    module: Module, *, item_bytes: int, attention: str = FUSED, tiled: bool = False
-) -> PassProfile | None:
+def look_up(module: Module, *, item_bytes: int, attention: str = FUSED) -> PassProfile | None:
     """The row for one pass of a network; None if the table has none."""
     key = _Key(
         module.folder,
@@ -127,18 +121,17 @@ def look_up(
         module.channels,
         item_bytes,
         attention,
-        tiled,
     )
     return _passes().get(key)
 
 
 def look_up_step(
-    part: Part, component: str, strategy: str, storage: str, *, attention: str, tiled: bool
+    part: Part, component: str, strategy: str, storage: str, *, attention: str
 ) -> StepProfile | None:
     """The row for a component's step under a strategy; None if the table has none."""
     if component in SAME_IN_16_BITS and storage == "bfloat16":
         storage = "float16"
-    return _steps().get((component, part_key(part), strategy, storage, attention, tiled))
+    return _steps().get((component, part_key(part), strategy, storage, attention))
 
 
 def part_key(part: Part) -> frozenset[tuple[str, int]]:
@@ -163,15 +156,13 @@ def read_table(file: Path = FILE) -> MemoryTable:
 @cache
 def _passes() -> dict[_Key, PassProfile]:
     return {
-        _Key(
-            row.folder, row.parameters, row.channels, row.item_bytes, row.attention, row.tiled
-        ): row
+        _Key(row.folder, row.parameters, row.channels, row.item_bytes, row.attention): row
         for row in read_table().passes
     }
 
 
 @cache
-def _steps() -> dict[tuple[str, frozenset[tuple[str, int]], str, str, str, bool], StepProfile]:
+def _steps() -> dict[tuple[str, frozenset[tuple[str, int]], str, str, str], StepProfile]:
     return {
         (
             row.component,
@@ -179,7 +170,6 @@ def _steps() -> dict[tuple[str, frozenset[tuple[str, int]], str, str, str, bool]
             row.strategy,
             row.storage,
             row.attention,
-            row.tiled,
         ): row
         for row in read_table().turns
     }

@@ -21,5 +21,4 @@ def pass_of(module: Module, config: ExecutionConfig) -> PassProfile | None:
         module,
         item_bytes=ITEM_BYTES["float32" if in_float32 else config.compute_dtype],
         attention=attention_of(config.device),
-        tiled=config.vae_tiling and module.is_vae,
     )

@@ -22,9 +22,10 @@ from lowmem_if.cascade.strategies import (
 )
 from lowmem_if.hardware.speeds import ACCELERATOR, CPU, Speeds
 from lowmem_if.planning.estimates.compile_time import compile_seconds
-from lowmem_if.planning.estimates.execution import ExecutionConfig
+from lowmem_if.planning.estimates.execution import STRIPS, ExecutionConfig
 from lowmem_if.planning.estimates.flops import pass_flops
 from lowmem_if.planning.estimates.memory_layout import time_share
+from lowmem_if.planning.estimates.strip_memory import bus_bytes
 from lowmem_if.planning.estimates.weight_bytes import bytes_a_pass, stored_bytes
 from lowmem_if.planning.estimates.workload import Workload
 
@@ -38,6 +39,10 @@ _QUANTISED_BYTES = 1.0e9
 _STREAMED_COMPUTE = 1.07
 """Factor for waiting for layers and placing them. A step of I-XL took 19.9 s with files used in place,
 and 18.5 s resident (bench/RESULTS.md)."""
+
+_STRIPS_ON_A_CPU = 0.9
+"""Decoding in strips over decoding as a whole: 0.81 to 0.91 of the time, since strips stay in the caches
+and touch less fresh memory (docs/log.md). An accelerator is assumed to take the same time."""
 
 _COPY_SPEEDUP = 2
 """Copying a file from the page cache is faster than casting it: 5.1 GB/s to 2.6 GB/s (docs/log.md)."""
@@ -172,12 +177,17 @@ class _RuntimeModel:
         """Seconds to compute one pass of a network with `images` images."""
         component = "vae" if module.is_vae else self.config.component
         dtype = "float32" if module.is_vae else self.config.compute_dtype
-        # This also holds for a tiled VAE: tiles overlap, but attention is computed within a tile only
-        # (18.4e12 instead of 19.0e12 operations).
         flops = images * pass_flops(self.config.component, module)
         throughput = self.speeds.flops_per_s(self._place, component, dtype)
         share = time_share(component, self.config.layout, dtype)
         return max(self.speeds.launch_s, share * flops / throughput)
+
+    def _decoding(self, vae: Module) -> float:
+        """Seconds to decode one image or tile; strips that are kept in RAM travel at every layer."""
+        seconds = self._compute(vae, self._part_area)
+        if self.config.decoding == STRIPS and self._place == CPU:
+            seconds *= _STRIPS_ON_A_CPU
+        return seconds + bus_bytes(vae, self.config) / self.speeds.pageable_bytes
 
     def _all_texts(self) -> float:
         """Seconds to encode all texts: one by one if resident, many per pass if streaming."""
@@ -225,5 +235,5 @@ class _RuntimeModel:
         decoders = [module for module in self.part.modules if module.is_vae]
         large = self.config.facts.decodes or self.config.facts.postprocesses
         saving = _PNG_S if large else _PNG_S / 16
-        decoding = sum(self._compute(vae, self._part_area) for vae in decoders)
+        decoding = sum(self._decoding(vae) for vae in decoders)
         return self.workload.images * saving * self.workload.area + self._parts * decoding

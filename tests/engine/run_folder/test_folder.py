@@ -222,7 +222,7 @@ def test_check_and_mark_can_be_left_out(tiny: Path, tmp_path: Path) -> None:
 def test_replacing_a_step_is_written_down(tiny: Path, tmp_path: Path) -> None:
     """The ladder's new step and its reason are in the record that a later process reads."""
     folder = RunFolder.for_plan(tmp_path / "run", plan_of(tiny))
-    step = folder.plan.steps[3].with_config(vae_tiling=True)
+    step = folder.plan.steps[3].with_config(decoding="strips")
     folder.replace_step(step, "upscaler: memory ran out")
     again = RunFolder.open(folder.path)
     assert again.plan.steps[3] == step

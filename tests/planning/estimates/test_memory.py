@@ -27,7 +27,12 @@ from lowmem_if.cascade.strategies import (
     STREAM,
 )
 from lowmem_if.planning.estimates.activations import TEXTS_A_PASS
-from lowmem_if.planning.estimates.execution import ExecutionConfig
+from lowmem_if.planning.estimates.execution import (
+    RAM_STRIPS,
+    STRIPS,
+    WHOLE,
+    ExecutionConfig,
+)
 from lowmem_if.planning.estimates.memory import PROCESS_RAM_BYTES, headroom, predict
 from lowmem_if.planning.estimates.memory_table import look_up, look_up_step, read_table
 from lowmem_if.planning.estimates.weight_bytes import in_place_bytes, resident_choices, stored_bytes
@@ -38,6 +43,7 @@ cascades = st.sampled_from(sorted(PUBLISHED))
 components = st.sampled_from(COMPONENTS)
 floats = st.sampled_from(FLOATS)
 batches = st.integers(1, 8)
+decodings = st.sampled_from([WHOLE, STRIPS, RAM_STRIPS])
 
 
 def part(cascade: str, component: str) -> Part:
@@ -130,15 +136,15 @@ def test_activations_of_the_unets_are_those_of_the_dry_runs(
 
 
 def test_the_upscalers_peak_is_its_vae_in_float32() -> None:
-    """The VAE decodes in float32 (3,222,274,048 bytes in the dry run); tiled it takes a fifteenth."""
+    """The VAE decodes in float32 (3,222,274,048 bytes in the dry run); in strips from RAM a tenth."""
     x4 = part("if-xl", UPSCALER)
     weights = sum(stored_bytes(m.weights, "float16", "float16") for m in x4.modules)
     vae = next(m for m in x4.modules if m.folder == "vae").weights.parameters
     whole = predict(x4, setting(UPSCALER)).vram_bytes - weights
     assert whole == pytest.approx(3_222_274_048 + 2 * vae, rel=0.03)
-    tiled = predict(x4, setting(UPSCALER, vae_tiling=True)).vram_bytes - weights
+    strips = predict(x4, setting(UPSCALER, decoding=RAM_STRIPS)).vram_bytes - weights
     # Then the UNet's 1,023 MB are the peak, while the VAE is in 16 bits, as the dry run has it.
-    assert tiled == pytest.approx(1_023_419_392, rel=0.05)
+    assert strips == pytest.approx(1_023_419_392, rel=0.05)
 
 
 def test_a_moved_vae_decodes_in_float32_too() -> None:
@@ -153,14 +159,14 @@ def test_a_moved_vae_decodes_in_float32_too() -> None:
 
 
 @settings(derandomize=True, database=None, deadline=None, max_examples=200)
-@given(cascades, components, floats, st.sampled_from(STRATEGIES), batches, batches, st.booleans())
+@given(cascades, components, floats, st.sampled_from(STRATEGIES), batches, batches, decodings)
 def test_a_larger_batch_never_takes_less(
-    cascade: str, component: str, dtype: str, strategy: str, one: int, other: int, tiled: bool
+    cascade: str, component: str, dtype: str, strategy: str, one: int, other: int, decoding: str
 ) -> None:
     """Neither VRAM nor RAM shrinks when more images are drawn together, on a card or a CPU."""
     small, large = sorted((one, other))
     for device in ("cuda:0", "cpu"):
-        base = in_float(component, dtype, strategy=strategy, device=device, vae_tiling=tiled)
+        base = in_float(component, dtype, strategy=strategy, device=device, decoding=decoding)
         less = predict(part(cascade, component), replace(base, batch=small))
         more = predict(part(cascade, component), replace(base, batch=large))
         assert less.vram_bytes <= more.vram_bytes
@@ -291,16 +297,19 @@ def test_most_that_may_stay_is_offered_first_and_none_of_the_encoder(
 # --- what is small, and what is left free -------------------------------------------------------
 
 
-def test_tiling_the_vae_takes_less() -> None:
-    """A tiled VAE lowers the upscaler's peak under every strategy, on a card and on a CPU."""
+def test_decoding_in_strips_takes_less() -> None:
+    """It lowers the upscaler's peak under every strategy, on a card and on a CPU."""
+    x4 = part("if-xl", UPSCALER)
     for strategy in STRATEGIES:
-        base = setting(UPSCALER, strategy=strategy)
-        tiled = replace(base, vae_tiling=True)
-        x4 = part("if-xl", UPSCALER)
-        assert predict(x4, tiled).vram_bytes < predict(x4, base).vram_bytes
+        whole, strips, from_ram = (
+            predict(x4, setting(UPSCALER, strategy=strategy, decoding=way))
+            for way in (WHOLE, STRIPS, RAM_STRIPS)
+        )
+        assert from_ram.vram_bytes <= strips.vram_bytes < whole.vram_bytes
+        assert from_ram.ram_bytes == strips.ram_bytes + 2**30
     on_cpu = in_float(UPSCALER, "float32", device="cpu")
-    tiled = replace(on_cpu, vae_tiling=True)
-    assert predict(x4, tiled).ram_bytes < predict(x4, on_cpu).ram_bytes
+    in_strips = predict(x4, replace(on_cpu, decoding=STRIPS))
+    assert in_strips.ram_bytes < predict(x4, on_cpu).ram_bytes
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
@@ -342,7 +351,7 @@ def test_the_allocators_reserve_is_the_tables(component: str, strategy: str) -> 
     """Of a turn that a dry run saw, the reserve is predicted to the byte; RAM does not change."""
     its = part("if-xl", component)
     one = in_float(component, "float16", strategy=strategy, device="cuda:0")
-    turn = look_up_step(its, component, strategy, "float16", attention="fused", tiled=False)
+    turn = look_up_step(its, component, strategy, "float16", attention="fused")
     assert turn is not None
     plain, held = (predict(its, one, reserve=reserve) for reserve in (False, True))
     waiting = plain.vram_bytes - max(turn.loading_bytes, turn.drawing_bytes, turn.decoding_bytes)
@@ -420,6 +429,6 @@ def test_texts_that_wait_for_a_streaming_encoder_take_memory_where_it_computes()
     its = part("if-xl", TEXT_ENCODER)
     streaming = in_float(TEXT_ENCODER, "float16", strategy=STREAM, device="cuda:0")
     streaming = replace(streaming, batch=TEXTS_A_PASS)
-    turn = look_up_step(its, TEXT_ENCODER, STREAM, "float16", attention="fused", tiled=False)
+    turn = look_up_step(its, TEXT_ENCODER, STREAM, "float16", attention="fused")
     assert turn is not None
     assert predict(its, streaming).vram_bytes >= turn.drawing_bytes + states

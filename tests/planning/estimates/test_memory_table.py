@@ -113,7 +113,7 @@ def test_a_new_simulation_gives_the_same_turn(tmp_path: Path) -> None:
     """T5-XXL under diffusers' sequential offload, from files of its size."""
     synthesize("if-xl", tmp_path, fill=ZEROS, components=(TEXT_ENCODER,))
     case = Case(SEQUENTIAL_OFFLOAD, "float16")
-    row = look_up_step(T5, TEXT_ENCODER, case.strategy, case.storage, attention=FUSED, tiled=False)
+    row = look_up_step(T5, TEXT_ENCODER, case.strategy, case.storage, attention=FUSED)
     assert row is not None
     again = turn_of(TEXT_ENCODER, T5, case, tmp_path / "stage_1").model_dump()
     for name, shipped in row.model_dump().items():
@@ -126,7 +126,7 @@ def test_a_new_simulation_gives_the_same_turn(tmp_path: Path) -> None:
 def test_predictions_are_the_tables_and_linear_in_the_batch(batch: int) -> None:
     """On a card, of what the table knows, nothing is estimated."""
     setting = ExecutionConfig(STAGE_1, RESIDENT, "float16", "float16", batch, "cuda:0")
-    turn = look_up_step(I_XL, STAGE_1, RESIDENT, "float16", attention=FUSED, tiled=False)
+    turn = look_up_step(I_XL, STAGE_1, RESIDENT, "float16", attention=FUSED)
     row = look_up(I_XL.modules[0], item_bytes=2)
     assert turn is not None
     assert row is not None
@@ -144,6 +144,6 @@ def test_a_kernel_that_multiplies_everything_decides_the_upscalers_fate() -> Non
 
 def test_the_8_bit_encoder_is_there() -> None:
     """IF's own recipe for small cards: 7.9 GB, as its file."""
-    row = look_up_step(T5, TEXT_ENCODER, RESIDENT, "int8", attention=FUSED, tiled=False)
+    row = look_up_step(T5, TEXT_ENCODER, RESIDENT, "int8", attention=FUSED)
     assert row is not None
     assert 7.91e9 < row.drawing_bytes < 7.96e9

@@ -35,7 +35,12 @@ from lowmem_if.hardware.speeds import (
     accelerator_paces,
     assumed,
 )
-from lowmem_if.planning.estimates.execution import ExecutionConfig
+from lowmem_if.planning.estimates.execution import (
+    RAM_STRIPS,
+    STRIPS,
+    WHOLE,
+    ExecutionConfig,
+)
 from lowmem_if.planning.estimates.flops import pass_flops
 from lowmem_if.planning.estimates.runtime import predict_seconds
 from lowmem_if.planning.estimates.weight_bytes import bytes_a_pass
@@ -157,10 +162,16 @@ def test_unguided_pictures_are_half_the_work() -> None:
     assert steps[0] - steps[1] == pytest.approx(25 * 0.5758, abs=0.2)
 
 
-def test_tiles_take_no_other_time() -> None:
-    """They overlap but attend to themselves only: nobody tiles for speed."""
-    tiled = seconds(setting(UPSCALER, vae_tiling=True), Workload(1, 1, GUIDED))
-    assert tiled == seconds(setting(UPSCALER), Workload(1, 1, GUIDED))
+def test_strips_cross_the_bus_only_if_ram_keeps_them() -> None:
+    """Nearly twenty times the largest activation: 21 GB. A CPU is a little faster in strips."""
+    job = Workload(1, 1, GUIDED)
+    whole, strips, from_ram = (
+        seconds(setting(UPSCALER, decoding=way), job) for way in (WHOLE, STRIPS, RAM_STRIPS)
+    )
+    assert whole == strips
+    assert from_ram - strips == pytest.approx(19.5 * 2**30 / ROUND.pageable_bytes, rel=0.05)
+    on_cpu = setting(UPSCALER, device="cpu", storage_dtype="float32", compute_dtype="float32")
+    assert seconds(replace(on_cpu, decoding=STRIPS), job) < seconds(on_cpu, job)
 
 
 def test_the_finish_is_a_look_and_a_file_for_each_picture() -> None:
