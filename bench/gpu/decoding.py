@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,11 @@ from bench.gpu.setup import Setup, real_cascade
 from lowmem_if.cascade.catalog import UPSCALER
 from lowmem_if.cascade.locate import locate
 from lowmem_if.cascade.parts import Module
+from lowmem_if.cascade.strategies import RESIDENT
+from lowmem_if.planning.estimates.activations import activation_bytes
+from lowmem_if.planning.estimates.execution import STRIPS, ExecutionConfig
 from lowmem_if.planning.estimates.memory_table import PassProfile, look_up
+from lowmem_if.stages.decoding.strip_decoder import decode_in_strips
 from lowmem_if.weights.loading import load_diffusers_model
 from lowmem_if.weights.memory_readings import release_memory
 
@@ -34,11 +39,11 @@ def rows(setup: Setup) -> Iterator[Row]:
     module = next(each for each in parts[UPSCALER].modules if each.folder == "vae")
     with holding(setup.device) as card:
         for kernels in ("this card's kernels", "a T4's kernels"):
-            for tiled in (False, True):
-                name = f"{kernels}{', in tiles' if tiled else ''}"
+            for strips in (False, True):
+                name = f"{kernels}{', in strips' if strips else ''}"
                 try:
                     with _kernels(as_on_t4="T4" in kernels):
-                        yield _decoded(setup, vae, module, name, tiled, card)
+                        yield _decoded(setup, vae, module, name, strips, card)
                 except RuntimeError as error:
                     yield row(name, ok=False, text=first_line(error))
 
@@ -71,10 +76,12 @@ def _switch(flash: bool, cudnn_attention: bool, conv_tf32: bool, matmul_tf32: bo
 
 
 @torch.no_grad()
-def _decoded(setup: Setup, vae: Any, module: Module, name: str, tiled: bool, card: Ballast) -> Row:
+def _decoded(setup: Setup, vae: Any, module: Module, name: str, strips: bool, card: Ballast) -> Row:
     """The second of two decodings: the first one pays for what is done once."""
     device = setup.device
-    (vae.enable_tiling if tiled else vae.disable_tiling)()
+    vae.decoder.__dict__.pop("forward", None)  # of the row before
+    if strips:
+        decode_in_strips(vae)
     release_memory(device)
     before = card.used_bytes()
     if setup.on_card:
@@ -86,7 +93,11 @@ def _decoded(setup: Setup, vae: Any, module: Module, name: str, tiled: bool, car
         begun = time.perf_counter()
         vae.decode(latents, return_dict=False)[0].cpu()
         seconds.append(time.perf_counter() - begun)
-    known = look_up(module, item_bytes=4, tiled=tiled)
+    known = look_up(module, item_bytes=4)
+    if known and strips:
+        config = ExecutionConfig(UPSCALER, RESIDENT, "float32", "float32", 1, device)
+        predicted = activation_bytes(module, replace(config, decoding=STRIPS))
+        known = known.model_copy(update={"activation_bytes": predicted})
     figures = [
         figure("first", seconds[0], unit=SECONDS),
         figure("second", seconds[1], unit=SECONDS),

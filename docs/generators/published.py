@@ -62,7 +62,7 @@ def published() -> str:
 
 
 def _profile_of(part: Part, component: str, strategy: str) -> StepProfile:
-    found = look_up_step(part, component, strategy, "float16", attention=FUSED, tiled=False)
+    found = look_up_step(part, component, strategy, "float16", attention=FUSED)
     assert found is not None, (component, strategy)
     return found
 

@@ -285,8 +285,8 @@ def decodings(machine: Machine, component: str, prefer: str) -> tuple[str, ...]:
     """
     if not (catalog.facts(component).decodes and allows(prefer, FAITHFUL)):
         return (WHOLE,)
-    beside = machine.kind != "cpu" and not machine.unified
-    return (WHOLE, STRIPS, RAM_STRIPS) if beside else (WHOLE, STRIPS)
+    separate = machine.kind != "cpu" and not machine.unified
+    return (WHOLE, STRIPS, RAM_STRIPS) if separate else (WHOLE, STRIPS)
 
 
 def _batches(component: str, prefer: str, images: int) -> list[int]:

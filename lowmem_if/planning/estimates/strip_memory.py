@@ -59,7 +59,7 @@ def kept_bytes(module: Module, config: ExecutionConfig) -> int:
 
 
 def ram_bytes(module: Module, config: ExecutionConfig) -> int:
-    """Bytes of the strips in RAM, beside an accelerator."""
+    """Bytes of the strips that RAM keeps while an accelerator computes."""
     return whole_bytes(module, config) if config.decodes_in_ram else 0
 
 

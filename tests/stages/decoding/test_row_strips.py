@@ -27,7 +27,7 @@ def test_moments_of_strips_are_those_of_the_picture() -> None:
     torch.testing.assert_close(variance, expected)
 
 
-def test_small_variance_beside_a_large_mean_keeps_its_digits() -> None:
+def test_small_variance_with_a_large_mean_keeps_its_digits() -> None:
     """The difference of two sums of squares would be lost in rounding."""
     moments = Moments()
     picture = 1000 + 0.01 * torch.randn(1, 1, 64, 64)
