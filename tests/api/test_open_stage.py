@@ -43,7 +43,8 @@ def cascade(request: pytest.FixtureRequest, tiny: Path) -> Path:
 
 def opened(cascade: Path | str, stage: Any, **options: Any) -> Any:
     """On the CPU in float32, without a progress bar."""
-    pipeline: Any = lm.open_stage(cascade, stage, device="cpu", dtype="float32", **options)
+    given = {"device": "cpu", "dtype": "float32", "prefer": "exact"} | options
+    pipeline: Any = lm.open_stage(cascade, stage, **given)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -24,6 +24,14 @@ def test_the_users_own_allocator_settings_win(tmp_path: Path) -> None:
     assert "PYTORCH_ALLOC_CONF" not in older
 
 
+def test_threads_do_not_spin_next_to_a_busy_process() -> None:
+    """Whichever OpenMP runtime torch was shipped with; the user's own settings win."""
+    assert worker_environment({})["GOMP_SPINCOUNT"] == "1000"
+    assert worker_environment({})["KMP_BLOCKTIME"] == "0"
+    own = worker_environment({"GOMP_SPINCOUNT": "5", "KMP_BLOCKTIME": "200"})
+    assert (own["GOMP_SPINCOUNT"], own["KMP_BLOCKTIME"]) == ("5", "200")
+
+
 def test_what_metal_lacks_is_computed_on_the_cpu(on: On, monkeypatch: pytest.MonkeyPatch) -> None:
     """On macOS alone, unless the user has decided."""
     assert "PYTORCH_ENABLE_MPS_FALLBACK" not in worker_environment({})

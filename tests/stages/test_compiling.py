@@ -38,7 +38,7 @@ def plan(machine: Machine = T4, *pins: str, **values: Any) -> Plan:
     request = make_request(
         **{"prompts": "a fox", "cascade": "if-xl", "seed": 1, "compile": True} | values
     )
-    return make_plan(machine, request, pins=parse_pins(pins))
+    return make_plan(machine, request, prefer="exact", pins=parse_pins(pins))
 
 
 # --- plans ------------------------------------------------------------------------------------------

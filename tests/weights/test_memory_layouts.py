@@ -8,9 +8,16 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from tiny_networks import COMPONENTS
 
-from lowmem_if.weights.files.bf16_copies import convert, converted_folder, find_converted
+from lowmem_if.stages.pipelines import _with_channels_last
+from lowmem_if.weights.files.bf16_copies import (
+    _write_record,
+    convert,
+    converted_folder,
+    find_converted,
+)
 from lowmem_if.weights.loading import load_diffusers_model, stream_diffusers_model
 from lowmem_if.weights.streaming.transports import CastTransport, MappedTransport
 
@@ -93,6 +100,36 @@ def test_a_copy_is_used_in_the_order_of_its_file(tiny: Path) -> None:
         COMPONENTS["stage_1/unet"][1](streamed.module, 0)
         assert seen[0].is_contiguous(memory_format=torch.channels_last)
         assert not seen[0].is_contiguous()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_contiguous_copies_of_version_0_2_are_still_read(
+    tiny: Path, *, channels_last: bool
+) -> None:
+    """They are mapped as they are; with channels last torch reorders each weight, to the same bits."""
+    component = "stage_1/unet"
+    folder = tiny / component
+    copy = converted_folder(folder, contiguous=True)
+    copy.mkdir(parents=True)
+    (source,) = folder.glob("*.safetensors")
+    name = "diffusion_pytorch_model.bf16.safetensors"
+    numbers = {key: tensor.to(torch.bfloat16) for key, tensor in load_file(source).items()}
+    save_file(numbers, copy / name)
+    _write_record(copy, folder, (name,))
+    with stream_diffusers_model(
+        folder, UNet2DConditionModel, dtype="bfloat16", device="cpu", channels_last=channels_last
+    ) as streamed:
+        assert {path.parent for path in streamed._checkpoint.paths} == {copy}
+        streamed.module.conv_in.register_forward_pre_hook(
+            _with_channels_last if channels_last else _same
+        )
+        expected = outputs(component, load(folder, "bfloat16", channels_last=channels_last))
+        for ours, theirs in zip(outputs(component, streamed.module), expected, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def _same(_module: object, args: object) -> object:
+    return args
 
 
 def test_exact_runs_use_no_copy_of_another_layout(tiny: Path) -> None:

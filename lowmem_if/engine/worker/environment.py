@@ -32,8 +32,11 @@ def worker_environment(
         # a 200 MB encoder stayed behind, with one heap 0.3 MB (docs/log.md).
         "MALLOC_ARENA_MAX": "1",
         # Two OpenMP threads of which one shares its core with another process: stage 1 of the demo took
-        # 64 s, with less spinning 1.4 s; idle 0.7 and 0.8 s. (Linux wheels of torch carry libgomp.)
+        # 64 s, with less spinning 1.4 s; idle 0.7 and 0.8 s. Linux wheels of torch contain libgomp.
         "GOMP_SPINCOUNT": "1000",
+        # The same for LLVM's and Intel's runtimes (macOS, Windows, conda), which spin for 200 ms: an
+        # iteration of small layers took 43 ms next to a busy process, and 2.5 ms without spinning.
+        "KMP_BLOCKTIME": "0",
         # Fresh memory in pages of 2 MB: reading weights into it was twice as fast (docs/log.md).
         "THP_MEM_ALLOC_ENABLE": "1",
     }

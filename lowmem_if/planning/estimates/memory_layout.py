@@ -16,8 +16,6 @@ _SHARES = {
     ("bfloat16", catalog.STAGE_2): 0.54,
     ("bfloat16", catalog.UPSCALER): 0.58,
     ("float32", catalog.STAGE_1): 0.80,
-    ("float32", catalog.STAGE_2): 0.90,
-    ("float32", catalog.UPSCALER): 0.90,
 }
 """Time of a guided step with `channels_last`, as a share of the contiguous one's (docs/log.md)."""
 

@@ -173,7 +173,7 @@ def test_a_bfloat16_copy_gives_the_same_bits_whether_it_is_there_or_not(
             after = call(streamed.module, 1)
         assert torch.equal(before, after)
         assert torch.equal(after, call(whole, 1))
-    with stream(tiny / UNET, (), "bfloat16") as streamed:
+    with stream(tiny / UNET, (), "bfloat16", channels_last=True) as streamed:
         assert isinstance(streamed._transport, MappedTransport)
 
 
