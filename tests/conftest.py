@@ -6,13 +6,14 @@ import gc
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
-# Before anything imports huggingface_hub, which reads these once.
-_HOME = Path(tempfile.mkdtemp(prefix="lowmem-if-tests-"))
-os.environ |= {"HF_HOME": str(_HOME / "hf"), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+# Before anything imports huggingface_hub, which reads these once. The test processes of xdist share the
+# folder of the process that starts them: with another one the fork server could not serve them.
+_SHARED = "PYTEST_XDIST_WORKER" in os.environ
+_HOME = Path(os.environ["HF_HOME"] if _SHARED else tempfile.mkdtemp(prefix="lowmem-if-tests-"))
+os.environ |= {"HF_HOME": str(_HOME), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 import forked_workers  # noqa: E402
 import pytest  # noqa: E402
@@ -29,16 +30,16 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure() -> None:
     """End what `pytest_configure` or a test has started."""
     forked_workers.end_server()
+    if not _SHARED:
+        shutil.rmtree(_HOME, ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _remove_home() -> Iterator[None]:
+def _like_a_worker() -> None:
     import lowmem_if.engine.worker.command_loop  # noqa: F401  the heavy imports, once
 
     gc.freeze()  # as the worker does, and for the same reason
     forked_workers.install()
-    yield
-    shutil.rmtree(_HOME, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

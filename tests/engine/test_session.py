@@ -41,7 +41,7 @@ while os.read(0, 10000):
 def session(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[lm.Session]:
     """A session whose worker serves several tests."""
     out = tmp_path_factory.mktemp("session")
-    with lm.Session(cascade=tiny, device="cpu", ram="8GB") as session:
+    with lm.Session(cascade=tiny, device="cpu", ram="8GB", prefer="exact") as session:
         with pytest.MonkeyPatch.context() as patched:  # for the worker, before a test has its world
             patched.setenv("LOWMEM_IF_CACHE", str(out / "cache"))
             session.generate(RED, size=64, steps=2, seed=1, out=out / "run")

@@ -282,9 +282,9 @@ def test_a_picture_that_does_not_fit_whole_is_cut_no_smaller_than_it_must(
     large = make_plan(machine, request).step(catalog.UPSCALER)
     assert large.config.tile == 256
     assert "in tiles of 256 pixels" in large.reason
-    small = make_plan(replace(machine, ram_bytes=4 * 10**9), request).step(catalog.UPSCALER)
+    small = make_plan(replace(machine, ram_bytes=3 * 10**9), request).step(catalog.UPSCALER)
     assert 0 < small.config.tile < 256
-    assert small.estimate.ram_bytes < 4 * 10**9
+    assert small.estimate.ram_bytes < 3 * 10**9
     plan, location, findings = make_plan(machine, request), locate("if-m"), Findings()
     step: Step | None = large
     tiles = []

@@ -57,13 +57,13 @@ def test_a_request_of_version_0_1_reads_as_the_images_it_stood_for(
 
 @pytest.mark.parametrize("kind", ASKED)
 def test_the_keys_of_version_0_1_are_still_written(tmp_path: Path, kind: str) -> None:
-    """Of the plan, its request and its steps; in a line only the aspect is new, in a step `decoding`."""
+    """Of the plan, its request and its steps; in a line only the aspect is new, in a step two more."""
     old = json.loads((HERE / f"{kind}.json").read_text())["plan"]
     new = begun(kind, tmp_path / "run").plan.to_json()
-    assert new.keys() == old.keys()
+    assert new.keys() == old.keys() | {"automatic"}
     assert new["request"].keys() == old["request"].keys()
     for before, after in zip(old["steps"], new["steps"], strict=True):
-        assert after.keys() == before.keys() | {"decoding"}
+        assert after.keys() == before.keys() | {"decoding", "layout"}
         assert after["component"] == component_name(before["component"])
         assert after["predicted"] == before["predicted"]
     for line in new["request"]["lines"]:
