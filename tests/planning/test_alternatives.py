@@ -122,7 +122,7 @@ def test_a_smaller_preference_is_proposed_before_a_smaller_cascade() -> None:
     """What keeps the cascade is nearer than what gives it up."""
     with pytest.raises(DoesNotFit) as caught:
         make_plan(cpu(5), ask("if-l"), prefer="exact")
-    assert caught.value.nearest.startswith("Try --prefer balanced, or free ")
+    assert caught.value.nearest.startswith("Try --prefer faithful, or free ")
     with pytest.raises(DoesNotFit) as caught:
         make_plan(cpu(2.7), ask("if-xl", size=256), prefer="balanced")
     assert caught.value.nearest.startswith("Try --cascade if-l, or free ")

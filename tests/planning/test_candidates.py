@@ -179,7 +179,7 @@ def test_the_upscaler_moves_whole_modules_before_leaves(
 ) -> None:
     """Its three networks take turns on the card, which costs little, before leaves must move, and stream
     where RAM does not hold them."""
-    plan = make_plan(card(vram, ram), ask("if-m"))
+    plan = make_plan(card(vram, ram), ask("if-m"), prefer="exact")
     assert step(plan, UPSCALER).config.strategy == strategy
 
 
@@ -244,7 +244,7 @@ def test_what_streams_is_the_quickest_way_to_stream_that_fits(
                 left -= need.vram_bytes if machine.unified else 0
                 if left < ram_spare or need.vram_bytes > max(0, machine.vram_bytes - vram_spare):
                     continue
-                jobs = workloads_of(request, cascade, each.component)
+                jobs = workloads_of(plan.request, cascade, each.component)
                 tried.append(
                     predict_seconds(
                         part, other, jobs, machine.speeds, left, unified=machine.unified
@@ -294,7 +294,7 @@ def test_the_vae_decodes_in_strips_from_faithful_on() -> None:
     assert error is not None
     assert (error.component, error.nearest) == (
         UPSCALER,
-        "Try --prefer balanced, or free 0.4 GB more VRAM.",
+        "Try --prefer faithful, or free 0.4 GB more VRAM.",
     )
 
 

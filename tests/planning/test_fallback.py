@@ -237,12 +237,13 @@ def test_from_the_second_shortage_on_steps_grow_larger() -> None:
 
 
 def test_the_strictest_level_is_kept_as_long_as_that_is_not_much_slower() -> None:
-    """The upscaler moves its modules before it decodes in strips; a balanced one draws fewer."""
-    steps = rungs(make_plan(card(80, 80), ask()), UPSCALER, VRAM)
+    """An exact upscaler moves its modules, another decodes in strips; a balanced one draws fewer."""
+    steps = rungs(make_plan(card(80, 80), ask(), prefer="exact"), UPSCALER, VRAM)
     assert [(step.config.strategy, step.config.decoding) for step in steps[:2]] == [
         (RESIDENT, WHOLE), (MODEL_OFFLOAD, WHOLE),
     ]  # fmt: skip
     assert changed_pixels(steps[0].config, steps[1].config) == ""
+    steps = rungs(make_plan(card(80, 80), ask()), UPSCALER, VRAM)
     assert any(step.config.decoding != WHOLE for step in steps if step.config.device != "cpu")
     balanced = make_plan(card(80, 80), ask(images=4), prefer=BALANCED)
     lower = out_of(balanced, UPSCALER, VRAM)[1]
@@ -256,7 +257,7 @@ def test_a_users_own_preference_is_kept_when_memory_runs_out(prefer: str) -> Non
     plan = make_plan(card(80, 80), ask(images=4), prefer=prefer)
     for component in (STAGE_1, UPSCALER):
         steps = rungs(plan, component, VRAM)
-        assert steps[-1].config.device == "cpu"
+        assert any(step.config.device == "cpu" for step in steps)
         if prefer == "exact":
             assert {step.config.decoding for step in steps} == {WHOLE}
             assert {step.config.batch for step in steps} == {1}
@@ -274,7 +275,9 @@ def test_a_pin_keeps_its_strategy(machine: Machine) -> None:
             assert {(s.config.strategy, s.config.device) for s in steps} == {
                 (strategy, machine.device)
             }
-            assert (len(steps) > 1) == (strategy == STREAM or component == UPSCALER)
+            # On a CPU the upscaler decodes in strips from the beginning.
+            decodes = component == UPSCALER and machine.kind != "cpu"
+            assert (len(steps) > 1) == (strategy == STREAM or decodes)
 
 
 def test_only_files_that_are_here_are_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,7 @@ def test_a_damaged_plan_is_refused_in_one_line() -> None:
         assert re.fullmatch(r"the plan cannot be read \(.*\); start a new folder", text), harm
     later = [
         f"a step without {name}"
-        for name in ("resident_bytes", "speedup", "decoding", "vae_tiling", "lora")
+        for name in ("resident_bytes", "speedup", "layout", "decoding", "vae_tiling", "lora")
     ]
     assert accepted == ["without automatic", *later]
 

@@ -89,9 +89,9 @@ def test_a_pinned_stream_names_the_next_that_fits() -> None:
     """What the quickest of the pinned ways was taken instead of had no room, or is slower."""
     pins = {STAGE_1: Pin(STREAM)}
     roomy, large = (step(make_plan(cpu(ram), ask(size=64), pins=pins), STAGE_1) for ram in (64, 12))
-    assert re.fullmatch(r"stream float32, 12\.9 GB resident: 1 h \d+ min", roomy.instead_of)
+    assert re.fullmatch(r"stream float32, 12\.9 GB resident: \d+ min \d+ s", roomy.instead_of)
     assert re.fullmatch(
-        r"stream float32, 15\.0 GB resident: 1 h \d+ min, but needs 18\.\d GB of RAM, "
+        r"stream float32, 15\.0 GB resident: \d+ min \d+ s, but needs 18\.\d GB of RAM, "
         r"12\.0 GB available",
         large.instead_of,
     )
@@ -126,9 +126,9 @@ def test_bfloat16_files_need_no_copy(tiny: Path, tmp_path: Path) -> None:
             pins={STAGE_1: Pin(STREAM, "bfloat16")},
         )
         reasons.append(step(plan, STAGE_1).reason)
-        for _ in casting.cast_file(file, tmp_path / "cast.safetensors"):
-            pass
-        (tmp_path / "cast.safetensors").replace(file)
+        if len(reasons) == 1:
+            assert sum(casting.cast_file(file, tmp_path / "cast.safetensors"))
+            (tmp_path / "cast.safetensors").replace(file)
     assert "fetch --convert bf16" in reasons[0]
     assert "fetch --convert bf16" not in reasons[1]
 

@@ -68,7 +68,7 @@ def test_stage_2_draws_edges_sharper_than_interpolation_and_nearer_to_the_truth(
 ) -> None:
     """From a true picture of 64 px, as IF's pipelines enlarge them; where things were, 30 dB."""
     stage_2, _, _ = MEASURES["stage_2"]
-    found, _ = stage_2(Trial("demo", scenes[:1], tmp_path / "run", options=[]))
+    found, _ = stage_2(Trial("demo", scenes[:2], tmp_path / "run", options=[]))
     assert found["psnr"] > found["bicubic psnr"]
     assert found["edges"] > found["bicubic edges"] + 3
     assert found["sharpness"] > 2 * found["bicubic sharpness"]
