@@ -26,7 +26,7 @@ PREFERENCES = (EXACT, FAITHFUL, BALANCED, FAST)
 """How far a result may be from that of plain diffusers; each allows what the ones before it allow.
 
 `exact`: the same bits on this device, in this number type. `faithful`: the same computation, rounded
-otherwise: memory layout, decoding in strips, batches. `balanced`: also quantised weights, and tiles.
+otherwise: memory layout, decoding in strips, batches. `balanced`: also quantised weights.
 `fast`: also less work, each kind with a measured loss.
 """
 
