@@ -49,7 +49,7 @@ TESTS = (
     "weights/hub/test_repository.py",
     "weights/modules/test_quantization.py",
     "engine/test_session.py",
-    "stages/test_noise.py",
+    "stages/drawing/test_noise.py",
 )
 TEST_TOOLS = ("pytest", "pytest-xdist", "hypothesis", "peft", "nbclient", "ipykernel")
 PROMPT = "a red circle on a blue background"
