@@ -113,7 +113,9 @@ class Bench:
     @torch.no_grad()
     def _some(self, rung: Rung, scenes: Sequence[Scene], first: int) -> torch.Tensor:
         defaults = DEMO_DEFAULTS[self.stage]
-        sampling = Sampling(rung.steps, None, defaults.guidance_scale, defaults.noise_level)
+        sampling = Sampling(
+            rung.steps, None, defaults.guidance_scale, None, shortcuts=rung.shortcuts
+        )
         given: dict[str, Any] = {
             "num_inference_steps": rung.steps, "guidance_scale": defaults.guidance_scale,
             "output_type": "pt",
@@ -128,7 +130,7 @@ class Bench:
         else:
             given["prompt_embeds"] = torch.cat([self._texts[text] for text in captions])
             given["negative_prompt_embeds"] = torch.cat([self._texts[""]] * len(captions))
-        with shortened(self._open, rung.shortcuts, sampling):
+        with shortened(self._open, sampling):
             pictures: torch.Tensor = self._open(**given).images
         return pictures * 2 - 1 if self.stage == UPSCALER else pictures
 

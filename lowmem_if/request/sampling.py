@@ -71,7 +71,7 @@ class Sampling:
         timesteps: the name of a list of timesteps.
         strength: share of the steps that run, counted from the end, in modes that start from an image.
         scheduler, thresholding: for stages 1 and 2, see `SamplingOptions`.
-        shortcuts: what is left out of the steps.
+        shortcuts: the passes and the guidance that are skipped.
 
     Raises:
         RequestError: with this strength, no step would run.

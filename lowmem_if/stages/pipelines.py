@@ -16,7 +16,6 @@ from lowmem_if.cascade.strategies import MODEL_OFFLOAD, RESIDENT, SEQUENTIAL_OFF
 from lowmem_if.planning.estimates.memory_layout import CHANNELS_LAST
 from lowmem_if.planning.plan import Step
 from lowmem_if.request.denoising.noise_scheduler import DPM_SOLVER
-from lowmem_if.request.denoising.shortcuts import Shortcuts
 from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.request.sampling import Sampling
 from lowmem_if.stages.compiling import compile_unet, forget_compiled
@@ -68,7 +67,7 @@ class DrawingStage:
         watching = inputs.watching if self.watchable else None
         style = nullcontext() if inputs.style is None else styled(pipeline.unet, inputs.style)
         watched_steps = watched(pipeline.scheduler, watching, self._look)
-        fewer_passes = shortened(pipeline, self._shortcuts(inputs), inputs.sampling)
+        fewer_passes = shortened(pipeline, _with_style(inputs))
         with fewer_passes, style, float32_noise(pipeline), watched_steps, checked(pipeline):
             pictures = pipeline(
                 guidance_scale=inputs.sampling.guidance_scale,
@@ -81,12 +80,6 @@ class DrawingStage:
                 **arguments,
             ).images
         return pictures.cpu()
-
-    def _shortcuts(self, inputs: ImageInputs) -> Shortcuts:
-        """What is left out of the steps."""
-        shortcuts = inputs.sampling.shortcuts
-        # A style adds a third part to the batch, so that its halves are not those of the guidance.
-        return shortcuts if inputs.style is None else replace(shortcuts, guided_share=1.0)
 
     def _as(self, kind: type[Any]) -> Any:
         """The stage's networks in another pipeline; they are loaded only once.
@@ -135,6 +128,14 @@ class DrawingStage:
         self._pipeline, self._others, self.modules = None, {}, []
         if self._compiled:
             forget_compiled()
+
+
+def _with_style(inputs: ImageInputs) -> Sampling:
+    """The sampling; a style adds a third part to the batch, so its halves are not those of guidance."""
+    sampling = inputs.sampling
+    if inputs.style is None:
+        return sampling
+    return replace(sampling, shortcuts=replace(sampling.shortcuts, guided_share=1.0))
 
 
 def load_unet(config: StageConfig, streams: ExitStack) -> Any:

@@ -59,3 +59,12 @@ def test_bitsandbytes_is_not_required() -> None:
     """Only 8-bit and 4-bit weights need it."""
     project = tomllib.loads((TREE / "pyproject.toml").read_text())["project"]
     assert not any("bitsandbytes" in text for text in project["dependencies"])
+
+
+def test_the_tests_that_environments_run_are_there() -> None:
+    """`tests/environments/check.py` names them by path, so a file that moves must move there, too."""
+    source = (LISTS / "check.py").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"^TESTS = \((.*?)^\)", source, flags=re.M | re.S)
+    names = re.findall(r'"(.+?)"', listed)
+    assert len(names) > 5
+    assert [name for name in names if not (TREE / "tests" / name).is_file()] == []

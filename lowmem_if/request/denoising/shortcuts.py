@@ -18,11 +18,18 @@ class Shortcuts:
         guided_share: share of the steps, from the first, that use guidance; 1: all of them.
         first: steps from the first that are all computed.
         every: of the steps after `first`, every n-th is computed, and the last one; 1: all of them.
+
+    Raises:
+        ValueError: a forecast would have fewer than two outputs to continue.
     """
 
     guided_share: float = 1.0
     first: int = 0
     every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.every > 1 and self.first < 2:
+            raise ValueError("a forecast needs two outputs: compute at least the first two steps")
 
     def guides(self, step: int, count: int) -> bool:
         """Whether a step of `count`, from 0, uses guidance."""

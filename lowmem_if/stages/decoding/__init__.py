@@ -1,1 +1,1 @@
-"""The decoder of a VAE in strips of rows: the same computation in a third of the memory."""
+"""The decoder of a VAE in strips of rows: the same computation in less than half of the memory."""

@@ -14,19 +14,19 @@ from typing import Any
 
 import torch
 
-from lowmem_if.request.denoising.shortcuts import EVERYTHING, Shortcuts
+from lowmem_if.request.denoising.shortcuts import EVERYTHING
 from lowmem_if.request.sampling import Sampling
 
 
 @contextmanager
-def shortened(pipeline: Any, shortcuts: Shortcuts, sampling: Sampling) -> Iterator[None]:
-    """Inside, the pipeline's UNet leaves out what `shortcuts` say of the steps of `sampling`."""
+def shortened(pipeline: Any, sampling: Sampling) -> Iterator[None]:
+    """Inside, the pipeline's UNet computes only the passes of `sampling`."""
     unet = pipeline.unet
-    if shortcuts == EVERYTHING:
+    if sampling.shortcuts == EVERYTHING:
         yield
         return
     own = unet.__dict__.get("forward")  # offloading replaces it on the module, too
-    unet.forward = _Shortened(unet.forward, pipeline.scheduler, shortcuts, sampling)
+    unet.forward = _Shortened(unet.forward, pipeline.scheduler, sampling)
     try:
         yield
     finally:
@@ -38,20 +38,18 @@ def shortened(pipeline: Any, shortcuts: Shortcuts, sampling: Sampling) -> Iterat
 class _Shortened:
     """A UNet's forward that counts its calls."""
 
-    def __init__(
-        self, forward: Any, scheduler: Any, shortcuts: Shortcuts, sampling: Sampling
-    ) -> None:
-        self._forward, self._scheduler = forward, scheduler
-        self._shortcuts, self._count, self._guided = shortcuts, sampling.count, sampling.is_guided
+    def __init__(self, forward: Any, scheduler: Any, sampling: Sampling) -> None:
+        self._forward, self._scheduler, self._sampling = forward, scheduler, sampling
         self._step = 0
         self._before: list[tuple[float, torch.Tensor]] = []
 
     def __call__(self, sample: torch.Tensor, timestep: Any, *args: Any, **given: Any) -> Any:
         step, self._step = self._step, self._step + 1
         place = _log_ratio(self._scheduler, timestep)
-        if len(self._before) == 2 and not self._shortcuts.computes(step, self._count):
+        sampling = self._sampling
+        if not sampling.shortcuts.computes(step, sampling.count):
             return (_line(self._before, place),)
-        if self._guided and not self._shortcuts.guides(step, self._count):
+        if sampling.is_guided and not sampling.shortcuts.guides(step, sampling.count):
             output = self._prompt_alone(sample, timestep, *args, **given)
         else:
             (output,) = self._forward(sample, timestep, *args, **given)

@@ -37,7 +37,7 @@ def cast_tensors(source: Path) -> tuple[NewTensor, ...]:
 def _cast(name: str, header: TensorHeader) -> NewTensor:
     if not header.is_floating:
         return NewTensor(name, header.dtype, header.shape)
-    if len(header.shape) != _CONVOLUTION_DIMENSIONS:
+    if len(header.shape) != _CONVOLUTION_DIMENSIONS or name.endswith(CHANNELS_LAST):
         return NewTensor(name, "BF16", header.shape)
     outer, inner, height, width = header.shape
     return NewTensor(name + CHANNELS_LAST, "BF16", (outer, height, width, inner))
@@ -59,7 +59,8 @@ def cast_file(source: Path, target: Path) -> Iterator[int]:
         for tensor in tensors:
             stored = checkpoint.stored(tensor.name.removesuffix(CHANNELS_LAST))
             block = scratch.view(TORCH_DTYPES[tensor.dtype])
-            parts = _reordered if tensor.name.endswith(CHANNELS_LAST) else _in_order
+            reorders = tensor.name.endswith(CHANNELS_LAST) and not stored.channels_last
+            parts = _reordered if reorders else _in_order
             for part in parts(reader, stored, block):
                 yield stream.write(part.reshape(-1).view(torch.uint8).numpy().data)
         checkpoint.check()

@@ -39,7 +39,7 @@ def outputs(shortcuts: Shortcuts, *, steps: int = 10) -> tuple[list[torch.Tensor
     sampling = Sampling(steps, None, 4.0, None, shortcuts=shortcuts)
     texts = torch.tensor([[1.0], [2.0]])
     found = []
-    with shortened(pipeline, shortcuts, sampling):
+    with shortened(pipeline, sampling):
         for timestep in scheduler.timesteps:
             (output,) = unet(torch.zeros(2, 1), timestep, encoder_hidden_states=texts)
             found.append(output)
@@ -76,7 +76,13 @@ def test_an_error_leaves_the_network_as_it_was() -> None:
     unet = torch.nn.Linear(1, 1)
     unet.forward = hooked = lambda *_: None
     pipeline = SimpleNamespace(unet=unet, scheduler=None)
-    sampling = Sampling(4, None, 1.0, None)
-    with pytest.raises(AttributeError), shortened(pipeline, Shortcuts(every=2), sampling):
+    sampling = Sampling(4, None, 1.0, None, shortcuts=Shortcuts(first=2, every=2))
+    with pytest.raises(AttributeError), shortened(pipeline, sampling):
         unet(torch.zeros(2, 1), 5)  # there is no scheduler to ask
     assert unet.forward is hooked
+
+
+def test_a_forecast_without_two_outputs_is_refused() -> None:
+    """A straight line needs two points."""
+    with pytest.raises(ValueError, match="two outputs"):
+        Shortcuts(first=1, every=2)
