@@ -232,6 +232,18 @@ def test_a_bfloat16_copy_is_streamed_in_place_of_the_files(tiny: Path) -> None:
 # --- nothing is left behind -------------------------------------------------------------------------
 
 
+@pytest.fixture
+def copy(stored_as: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
+    """A UNet folder that no other test breaks, or maps."""
+
+    def make(stored: str) -> Path:
+        folder = tmp_path / "stage_1" / "unet"
+        shutil.copytree(stored_as(stored) / "stage_1/unet", folder)
+        return folder
+
+    return make
+
+
 def traces(folder: Path) -> list[str]:
     """Threads, mappings and handles that streaming from a folder has left."""
     gc.collect()
@@ -272,9 +284,9 @@ def hooks(module: torch.nn.Module) -> int:
 
 
 @pytest.mark.parametrize("stored", ["float16", "float32"])
-def test_closing_leaves_nothing(stored_as: Callable[[str], Path], stored: str) -> None:
+def test_closing_leaves_nothing(copy: Callable[[str], Path], stored: str) -> None:
     """No thread, handle, mapping, hook or weight; and the network can be collected."""
-    folder, call = stored_as(stored) / "stage_1/unet", COMPONENTS["stage_1/unet"][1]
+    folder, call = copy(stored), COMPONENTS["stage_1/unet"][1]
     with torch.no_grad(), stream(folder, "float32", resident_bytes=10**5) as streamed:
         call(streamed.module, 1)
         module = streamed.module
@@ -290,10 +302,10 @@ def test_closing_leaves_nothing(stored_as: Callable[[str], Path], stored: str) -
 @pytest.mark.parametrize("stored", ["float16", "float32"])
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, torch.OutOfMemoryError])
 def test_an_error_in_the_middle_of_a_forward_leaves_nothing(
-    stored_as: Callable[[str], Path], stored: str, error: type[BaseException]
+    copy: Callable[[str], Path], stored: str, error: type[BaseException]
 ) -> None:
     """An exception or a Ctrl-C inside a layer comes out as it is, and everything is closed."""
-    folder, call = stored_as(stored) / "stage_1/unet", COMPONENTS["stage_1/unet"][1]
+    folder, call = copy(stored), COMPONENTS["stage_1/unet"][1]
 
     def fail(*_: Any) -> None:
         raise error("in a layer")
@@ -319,18 +331,6 @@ def test_a_network_goes_on_after_an_error(tiny: Path) -> None:
             call(streamed.module, 1)
         hook.remove()
         assert torch.equal(call(streamed.module, 1), call(whole, 1))
-
-
-@pytest.fixture
-def copy(stored_as: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
-    """A UNet folder to break."""
-
-    def make(stored: str) -> Path:
-        folder = tmp_path / "stage_1" / "unet"
-        shutil.copytree(stored_as(stored) / "stage_1/unet", folder)
-        return folder
-
-    return make
 
 
 def vanish(file: Path) -> None:
