@@ -80,7 +80,7 @@ class Drawn:
 class Bench:
     """One stage of the bundled cascade, open, with its scenes."""
 
-    def __init__(self, stage: str, scenes: int) -> None:
+    def __init__(self, stage: str, scenes: int, pin: str = "resident:float32") -> None:
         self.stage, self._texts = stage, {}
         count = max(_BATCH[stage], round(scenes * _SHARE[stage]))
         self.singles = held_out_scenes(count, 1)
@@ -88,9 +88,14 @@ class Bench:
         captions = [plain_caption(scene) for scene in (*self.singles, *self.pairs)]
         self._texts = lm.embed(["", *captions], cascade="demo", dtype="float32")
         number = (STAGE_1, STAGE_2, UPSCALER).index(stage) + 1
-        self._open = lm.open_stage("demo", number, dtype="float32", batch=_BATCH[stage])
+        self._open = lm.open_stage("demo", number, pin=pin, batch=_BATCH[stage])
         self._open.set_progress_bar_config(disable=True)
         self._own = self._open.scheduler
+
+    @property
+    def unet(self) -> Any:
+        """The stage's network."""
+        return self._open.unet
 
     def close(self) -> None:
         self._open.close()

@@ -22,10 +22,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy
+
 from bench import results
 from bench.__main__ import OUT, RESULTS, ROOT, cpu_name, versions
 from lowmem_if.cascade.locate import locate
-from lowmem_if.cascade.strategies import BALANCED, EXACT, parse_pins
+from lowmem_if.cascade.strategies import BALANCED, EXACT, FAITHFUL, parse_pins
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.worker.environment import worker_environment
 from lowmem_if.hardware.machine import Machine, probe
@@ -34,6 +36,7 @@ from lowmem_if.planning.estimates.runtime import predict_seconds
 from lowmem_if.planning.estimates.workload import workloads_of
 from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.request.build import make_request
+from lowmem_if.weights.files.weight_copies import convert
 
 CHILD = (sys.executable, "-m", "bench.turns")
 LINES = OUT / "predictions.jsonl"
@@ -51,6 +54,12 @@ class Run:
     told: tuple[str, ...]
     images: int = 1
     steps: int = 2
+    prefer: str = EXACT
+
+    @property
+    def section(self) -> str:
+        """Its table's mark in `bench/RESULTS.md`."""
+        return "predictions" if self.prefer in (EXACT, BALANCED) else f"predictions-{self.prefer}"
 
 
 def _stage_1(cascade: str, way: str, images: int = 1) -> Run:
@@ -60,6 +69,14 @@ def _stage_1(cascade: str, way: str, images: int = 1) -> Run:
 def _stage_2(way: str, images: int = 1) -> Run:
     pins = (TEXT_ENCODER, "stage_1=resident:bfloat16", f"stage_2={way}")
     return Run("if-m", 256, pins, ("stage_2",), images, steps=1)
+
+
+def _single(cascade: str, component: str, way: str, images: int = 1) -> Run:
+    """A component in float32 under `faithful`: embeddings are given, and stages before it are small."""
+    size = {"stage_1": 64, "stage_2": 256, "upscaler": 1024}[component]
+    before = {"stage_2": ("stage_1",), "upscaler": ("stage_1", "stage_2")}.get(component, ())
+    pins = (*(f"{stage}=stream:float32" for stage in before), f"{component}={way}")
+    return Run(cascade, size, pins, (component,), images, 1 + (component == "stage_1"), FAITHFUL)
 
 
 RUNS = {
@@ -81,8 +98,25 @@ RUNS = {
                         ("text_encoder",), steps=1),
     "upscaler": Run("if-m", 1024, (TEXT_ENCODER, "stage_1=resident:bfloat16",
                     "stage_2=resident:bfloat16", "upscaler=stream:bfloat16"), ("upscaler",), steps=1),
+    "f-m": _single("if-m", "stage_1", "resident:float32"),
+    "f-m-four": _single("if-m", "stage_1", "resident:float32", 4),
+    "f-m-stream": _single("if-m", "stage_1", "stream:float32"),
+    "f-m-int8": _single("if-m", "stage_1", "resident:int8"),
+    "f-m-int4": _single("if-m", "stage_1", "resident:int4"),
+    "f-m-int8-stream": _single("if-m", "stage_1", "stream:int8"),
+    "f-l-int8": _single("if-l", "stage_1", "resident:int8"),
+    "f-xl-int8": _single("if-xl", "stage_1", "resident:int8"),
+    "f-xl-int4": _single("if-xl", "stage_1", "resident:int4"),
+    "f-xl-int8-stream": _single("if-xl", "stage_1", "stream:int8"),
+    "f-ii": _single("if-m", "stage_2", "resident:float32"),
+    "f-ii-int8": _single("if-m", "stage_2", "resident:int8"),
+    "f-ii-int8-stream": _single("if-m", "stage_2", "stream:int8"),
+    "f-upscaler": _single("if-m", "upscaler", "resident:float32"),
+    "f-upscaler-stream": _single("if-m", "upscaler", "stream:float32"),
+    "f-upscaler-int8": _single("if-m", "upscaler", "resident:int8"),
 }  # fmt: skip
-"""Twelve and more ways of networks with 10^8 parameters and more."""
+"""Ways of networks with 10^8 parameters and more: exact ones, then those with channels last, with the
+VAE in strips, and with 8 and 4 bits."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -100,14 +134,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.predict:
         lines = [_predicted(line, machine, options.weights) for line in _latest(LINES)]
         LINES.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        results.write_section(RESULTS, "predictions", section(lines))
+        write(lines)
         return 0
     for name in options.only or RUNS:
         lines = _lines(name, RUNS[name], machine, options)
         with LINES.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
-        results.write_section(RESULTS, "predictions", section(_latest(LINES)))
+        write(_latest(LINES))
     return 0
+
+
+def write(lines: Sequence[dict[str, Any]]) -> None:
+    """Write the tables of these rows."""
+    for name in dict.fromkeys(RUNS[line["name"]].section for line in lines):
+        own = [line for line in lines if RUNS[line["name"]].section == name]
+        results.write_section(RESULTS, name, section(own))
 
 
 def _machine() -> Machine:
@@ -140,7 +181,12 @@ def _environment(*, streams: bool) -> dict[str, str]:
 def _lines(
     name: str, run: Run, machine: Machine, options: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
-    plan = _plan(run, machine, options.weights / run.cascade)
+    weights = options.weights / run.cascade
+    os.environ["LOWMEM_IF_CACHE"] = str(OUT / "cache")  # where copies are made and looked for
+    if any(pin.endswith("stream:int8") for pin in run.pins):
+        for component in run.told:
+            convert(weights / component / "unet", dtype="int8")
+    plan = _plan(run, machine, weights)
     folder = OUT / "runs" / name
     shutil.rmtree(folder, ignore_errors=True)
     RunFolder.for_plan(folder, plan)
@@ -186,10 +232,20 @@ def _read_all(plan: Plan, components: Sequence[str]) -> None:
 def _plan(run: Run, machine: Machine, weights: Path) -> Plan:
     request = make_request(
         ("a fox",), cascade=str(weights), seed=(1,), images=run.images, size=run.size,
-        steps=(run.steps,),
+        steps=(run.steps,), embeds=_embeddings() if run.prefer == FAITHFUL else None,
     )  # fmt: skip
-    prefer = BALANCED if run.images > 1 else EXACT
+    prefer = BALANCED if run.images > 1 and run.prefer == EXACT else run.prefer
     return make_plan(machine, request, prefer=prefer, pins=parse_pins(run.pins))
+
+
+def _embeddings() -> Path:
+    """A file of made-up embeddings for the prompts that are drawn."""
+    file = OUT / "embeddings.npz"
+    if not file.is_file():
+        chance = numpy.random.default_rng(0)
+        names = ("a fox", "")
+        numpy.savez(file, **{n: chance.normal(0, 0.1, (1, 77, 4096)).astype("f4") for n in names})
+    return file
 
 
 def _predicted(line: dict[str, Any], machine: Machine, weights: Path) -> dict[str, Any]:

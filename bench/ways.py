@@ -25,7 +25,7 @@ from bench.cases import CONVERT, LIMIT, LIMIT_THREADS, STREAMED_COPY, WAYS, Case
 from bench.networks import load_resident, network_class, stream
 from lowmem_if.cascade.module_files import weight_variant
 from lowmem_if.cascade.safetensors_header import read_headers
-from lowmem_if.weights.files.bf16_copies import convert, remove_converted
+from lowmem_if.weights.files.weight_copies import convert, remove_converted
 from lowmem_if.weights.loading import DTYPES
 
 PIECE_BYTES = 16 * 2**20

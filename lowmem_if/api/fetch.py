@@ -1,4 +1,4 @@
-"""Download the weights that a plan needs, and write bfloat16 copies for streaming."""
+"""Download the weights that a plan needs, and write bfloat16 or 8-bit copies for streaming."""
 
 from __future__ import annotations
 
@@ -98,12 +98,16 @@ def _download(plan: Plan, report: BytesReport) -> Fetched:
 def copy_for_streaming(
     cascade: str,
     *,
+    dtype: str = "bfloat16",
     revision: str = "main",
     size: int = 1024,
     parts: Parts | None = None,
     report: BytesReport = lambda _file, _done, _total: None,
 ) -> dict[str, Path | None]:
-    """Write bfloat16 copies of what a CPU streams at every step; those that are fresh are kept.
+    """Write copies of what streams at every step; those that are fresh are kept.
+
+    Args:
+        dtype: `bfloat16`, in which a CPU computes, or `int8`, which is half as long.
 
     Returns:
         Component -> its copy's folder; None where the weights are bfloat16 on file already.
@@ -111,7 +115,12 @@ def copy_for_streaming(
     Raises:
         CascadeError, CheckpointError, LowmemError: no weights here, a broken file, or no room.
     """
-    from lowmem_if.weights.files.bf16_copies import convert, needs_conversion, streamed_networks
+    from lowmem_if.weights.files.weight_copies import (
+        BFLOAT16,
+        convert,
+        needs_conversion,
+        streamed_networks,
+    )
 
     request = _request(cascade, revision, size, parts)
     networks = streamed_networks(_with_parts(request))
@@ -121,13 +130,14 @@ def copy_for_streaming(
             continue
         folder = networks[component]
         forward = partial(_with_component, report, component)
-        copies[component] = convert(folder, report=forward) if needs_conversion(folder) else None
+        needed = dtype != BFLOAT16 or needs_conversion(folder)
+        copies[component] = convert(folder, dtype=dtype, report=forward) if needed else None
     return copies
 
 
 def remove_copies(cascade: str, *, revision: str = "main", parts: Parts | None = None) -> int:
     """Remove the copies that `copy_for_streaming` wrote, and say how many bytes they took."""
-    from lowmem_if.weights.files.bf16_copies import remove_converted, streamed_networks
+    from lowmem_if.weights.files.weight_copies import remove_converted, streamed_networks
 
     networks = streamed_networks(_with_parts(_request(cascade, revision, 1024, parts)))
     return sum(map(remove_converted, networks.values()))

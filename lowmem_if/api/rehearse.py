@@ -260,7 +260,7 @@ def _paces(each: Rehearsed, part: Part, rates: Speeds) -> Iterator[Throughput]:
             computing -= bytes_a_pass(part, config) / cast_bytes_per_s(large, config, rates)
         one_by_one = not config.facts.encodes or config.strategy == RESIDENT
         hidden = config.strategy != RESIDENT and place == ACCELERATOR
-        if one_by_one and not hidden and computing > 0:
+        if one_by_one and not hidden and computing > 0 and not config.quantises_unet:
             yield Throughput(place, config.compute_dtype, config.component, flops / computing)
     if vae and each.picture_s:
         flops = pass_flops(config.component, vae)

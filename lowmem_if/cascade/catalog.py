@@ -149,13 +149,19 @@ _T5_XXL = Module(
 )
 _SAFETY = Module("safety_checker", Weights(other=303_983_618), file_bytes=608_000_000)
 _WATERMARK = Module("watermarker", Weights(other=62 * 62 * 4), file_bytes=62 * 62 * 4 * 4)
-_X4_UNET = Module("unet", Weights(other=473_398_020), 946_800_000, channels=256)
+_X4_UNET = Module(
+    "unet",
+    Weights(other=1_407_748, linear=471_990_272, linear_rows=268_544),
+    file_bytes=946_800_000,
+    channels=256,
+)
 _X4_TEXT = Module("text_encoder", Weights(other=340_387_840), file_bytes=680_800_000)
 _X4_VAE = Module("vae", Weights(other=55_325_927), 110_700_000, channels=128)
 
 
-def _unet(parameters: int, channels: int) -> Module:
-    return Module("unet", Weights(other=parameters), 2 * parameters, channels)
+def _unet(parameters: int, channels: int, *, matrices: int, rows: int) -> Module:
+    weights = Weights(other=parameters - matrices, linear=matrices, linear_rows=rows)
+    return Module("unet", weights, 2 * parameters, channels)
 
 
 def _part(component: str, repository: str, *modules: Module, eight_bit: int = 0) -> Part:
@@ -166,15 +172,15 @@ def _part(component: str, repository: str, *modules: Module, eight_bit: int = 0)
 X4_REPOSITORY = "stabilityai/stable-diffusion-x4-upscaler"
 
 FIRST_STAGES = {
-    "I-XL": _unet(4_304_695_110, channels=704),
-    "I-L": _unet(935_365_830, channels=320),
-    "I-M": _unet(371_605_830, channels=192),
+    "I-XL": _unet(4_304_695_110, channels=704, matrices=4_303_482_880, rows=602_944),
+    "I-L": _unet(935_365_830, channels=320, matrices=934_801_408, rows=280_768),
+    "I-M": _unet(371_605_830, channels=192, matrices=371_257_344, rows=173_376),
 }
 """Published networks of stage 1 by their own names, largest first."""
 
 SECOND_STAGES = {
-    "II-L": _unet(1_243_277_190, channels=160),
-    "II-M": _unet(461_064_198, channels=128),
+    "II-L": _unet(1_243_277_190, channels=160, matrices=1_242_590_208, rows=353_568),
+    "II-M": _unet(461_064_198, channels=128, matrices=460_701_696, rows=183_936),
 }
 """Published networks of stage 2 by their own names, largest first."""
 

@@ -52,7 +52,8 @@ class Location:
         part, place = self.cascade.parts.get(component), self.places.get(component)
         if part is None or place is None:
             return None
-        return place if is_whole(place, component, part, eight_bit=storage == "int8") else None
+        eight_bit = _reads_eight_bit_file(component, storage)
+        return place if is_whole(place, component, part, eight_bit=eight_bit) else None
 
     def folder(self, component: str, *, storage: str = "float16") -> Path | None:
         """The folder with the networks of `component`; None if anything of it is missing."""
@@ -62,7 +63,13 @@ class Location:
     def files(self, component: str, *, storage: str = "float16") -> tuple[Path, ...]:
         """Every file on this disk that `component` reads for `storage`."""
         part, place = self.cascade.parts[component], self.places[component]
-        return files_in(place, component, part, eight_bit=storage == "int8")
+        eight_bit = _reads_eight_bit_file(component, storage)
+        return files_in(place, component, part, eight_bit=eight_bit)
+
+
+def _reads_eight_bit_file(component: str, storage: str) -> bool:
+    """Whether a published 8-bit file is read if there is one; a UNet is quantised from 16 bits."""
+    return storage == "int8" and catalog.facts(component).encodes
 
 
 def locate(

@@ -12,11 +12,12 @@ class Weights:
     """How many parameters a module has, grouped by what a storage dtype does with them.
 
     Attributes:
-        linear: parameters in the layers that bitsandbytes quantises.
+        linear: parameters in the matrices that are quantised: bitsandbytes' linear layers of the text
+            encoder, linear layers and convolutions of a UNet.
         kept: parameters that transformers keeps in float32 while the rest is float16 or int8 (T5's
             `wo`).
-        other: all other parameters: embeddings, convolutions, norms.
-        linear_rows: output rows of the quantised layers; int8 stores one float32 scale for each.
+        other: all other parameters: embeddings, norms, biases.
+        linear_rows: output rows of these matrices; int8 stores one float32 scale for each.
     """
 
     other: int

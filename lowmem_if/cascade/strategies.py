@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from lowmem_if.cascade.catalog import COMPONENTS, TEXT_ENCODER, component_name
+from lowmem_if.cascade.catalog import (
+    COMPONENTS,
+    IMAGE_STAGES,
+    TEXT_ENCODER,
+    component_name,
+)
 from lowmem_if.errors import RequestError
 
 RESIDENT = "resident"
@@ -17,8 +22,12 @@ STRATEGIES = (RESIDENT, MODEL_OFFLOAD, SEQUENTIAL_OFFLOAD, STREAM)
 """Weights are kept on the device; in RAM, by module; in RAM, by leaf; or in the file, by layer."""
 
 FLOATS = ("float16", "bfloat16", "float32")
-QUANTISED = ("int8", "nf4")
+QUANTISED = ("int8", "int4", "nf4")
 STORAGES = (*FLOATS, *QUANTISED)
+_QUANTISED_AS = {TEXT_ENCODER: ("int8", "nf4"), **dict.fromkeys(IMAGE_STAGES, ("int8", "int4"))}
+"""The encoder's are bitsandbytes' types; a UNet's are ours (`cascade/quantised_layers.py`)."""
+_QUANTISED_ON_FILE = {TEXT_ENCODER: (), **dict.fromkeys(IMAGE_STAGES, ("int8",))}
+"""What can stream: there are 8-bit copies of UNets."""
 _SHORT = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 EXACT, FAITHFUL, BALANCED, FAST = "exact", "faithful", "balanced", "fast"
@@ -85,20 +94,28 @@ def parse_pin(component: str, choice: str) -> Pin:
     _check("strategy", strategy, STRATEGIES)
     if colon:
         _check("number type", storage, STORAGES)
-    if storage in QUANTISED and component != TEXT_ENCODER:
-        raise RequestError(
-            f"only the text encoder can be {storage}: pin {component} to a float type"
-        )
-    if storage in QUANTISED and strategy != RESIDENT:
-        raise RequestError(
-            f"{storage} weights cannot be offloaded: pin {component}=resident:{storage}"
-        )
+    if storage in QUANTISED:
+        _check_quantised(component, strategy, storage)
     return Pin(strategy, storage or None)
 
 
 def pin_texts(pins: Mapping[str, Pin]) -> dict[str, str]:
     """Pins in the form that plans and profiles contain."""
     return {component: str(pin) for component, pin in pins.items()}
+
+
+def _check_quantised(component: str, strategy: str, storage: str) -> None:
+    """Raise `RequestError` unless the component's weights can be quantised so, and be kept there."""
+    possible = _QUANTISED_AS.get(component, ())
+    if storage not in possible:
+        known = " or ".join((*possible, "a float type"))
+        raise RequestError(f"{component} cannot be {storage}: pin it to {known}")
+    if strategy == RESIDENT or (strategy == STREAM and storage in _QUANTISED_ON_FILE[component]):
+        return
+    raise RequestError(
+        f"{storage} weights of {component} cannot be kept by {strategy}: "
+        f"pin {component}=resident:{storage}"
+    )
 
 
 def _check(what: str, value: str, known: tuple[str, ...]) -> None:

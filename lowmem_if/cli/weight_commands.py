@@ -38,7 +38,7 @@ from lowmem_if.request.build import make_request
 from lowmem_if.units import format_bytes
 
 SECTION = "Weights"
-_COPIES, _NO_COPIES = "bf16", "none"
+_COPIES, _NO_COPIES = {"bf16": "bfloat16", "int8": "int8"}, "none"
 """What `fetch --convert` takes."""
 
 
@@ -55,7 +55,7 @@ _COPIES, _NO_COPIES = "bf16", "none"
 @option(
     "--convert", group=COMMON,
     help="bf16: also write bfloat16 copies of the UNets, for a CPU that streams them; "
-    "none: only remove those copies.",
+    "int8: 8-bit copies, for --pin stage_1=stream:int8 and the like; none: only remove all copies.",
 )  # fmt: skip
 @budgets
 @profile
@@ -65,8 +65,9 @@ _COPIES, _NO_COPIES = "bf16", "none"
 @quiet
 def fetch_weights(cascade: str, convert: str | None, quiet: bool, **options: Any) -> None:
     """Download the weights that a plan for this machine needs, and nothing else."""
-    if convert not in (None, _COPIES, _NO_COPIES):
-        raise RequestError(f"unknown conversion {convert!r}: use {_COPIES} or {_NO_COPIES}")
+    known = (*_COPIES, _NO_COPIES)
+    if convert not in (None, *known):
+        raise RequestError(f"unknown conversion {convert!r}: use {' or '.join(known)}")
     if convert == _NO_COPIES:
         _remove_copies(cascade, options["revision"], options["parts"])
         return
@@ -78,23 +79,24 @@ def fetch_weights(cascade: str, convert: str | None, quiet: bool, **options: Any
         click.echo(f"{cascade} is on this disk already")
     if convert:
         names = ("revision", "size", "parts")
-        _write_copies(cascade, {name: options[name] for name in names}, quiet=quiet)
+        wanted = {name: options[name] for name in names}
+        _write_copies(cascade, _COPIES[convert], wanted, quiet=quiet)
 
 
 def _remove_copies(cascade: str, revision: str, parts: Parts) -> None:
     freed = remove_copies(cascade, revision=revision, parts=parts)
-    copies = f"{format_bytes(freed)} of bfloat16 copies removed" if freed else "no copy to remove"
+    copies = f"{format_bytes(freed)} of copies removed" if freed else "no copy to remove"
     click.echo(f"{cascade}: {copies}")
 
 
-def _write_copies(cascade: str, options: dict[str, Any], *, quiet: bool) -> None:
-    from lowmem_if.weights.files.bf16_copies import copy_bytes
+def _write_copies(cascade: str, dtype: str, options: dict[str, Any], *, quiet: bool) -> None:
+    from lowmem_if.weights.files.weight_copies import copy_bytes
 
     with bytes_progress(console(sys.stderr), "converting", quiet=quiet) as report:
-        copies = copy_for_streaming(cascade, **options, report=report)
+        copies = copy_for_streaming(cascade, dtype=dtype, **options, report=report)
     for component, copy in copies.items():
         what = (
-            f"{format_bytes(copy_bytes(copy))} in bfloat16 are in {copy}"
+            f"{format_bytes(copy_bytes(copy))} in {dtype} are in {copy}"
             if copy
             else "its weights are bfloat16 on file already"
         )

@@ -8,14 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from lowmem_if.cascade.quantised_layers import INT8
+from lowmem_if.cascade.strategies import STREAM
 from lowmem_if.engine.events import Notice, Report
 from lowmem_if.engine.recovery import Recovery
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.run_folder.gallery import GalleryKeeper, has_gallery, is_stale
 from lowmem_if.engine.run_folder.run_record import Measured
 from lowmem_if.engine.worker_process import WorkerProcess
-from lowmem_if.errors import NotFinite, RequestError
-from lowmem_if.planning.plan import Step
+from lowmem_if.errors import CheckpointError, NotFinite, RequestError
+from lowmem_if.planning.plan import Plan, Step
+from lowmem_if.weights.files.weight_copies import find_converted
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,7 @@ def continue_run(
         raise RequestError(f"a preview every {preview_every} steps: give a number from 1, or none")
     keeper = GalleryKeeper(folder, report) if has_gallery(folder) else None
     if not folder.complete:
+        _check_copies(folder.plan)
         differs = folder.check_versions(others=other_versions)
         with folder.locked() as lock:
             folder = folder.reload()
@@ -71,6 +75,23 @@ def continue_run(
         keeper.write()
     steps = tuple(StepResult(step, folder.measured(step.component)) for step in folder.plan.steps)
     return RunResult(folder.path, folder.images, steps, folder.notices)
+
+
+def _check_copies(plan: Plan) -> None:
+    """Raise `CheckpointError` if 8-bit weights are to stream from a copy that is not there."""
+    streaming = [
+        step.component
+        for step in plan.steps
+        if step.config.quantises_unet and step.config.strategy == STREAM
+    ]
+    places = plan.request.locate().places if streaming else {}
+    for component in streaming:
+        if component in places and not find_converted(places[component].folder("unet"), dtype=INT8):
+            raise CheckpointError(
+                f"{component}=stream:{INT8} reads a copy of the weights that is not there: run "
+                f"`lowmem-if fetch {plan.request.cascade} --convert {INT8}`, "
+                f"or pin {component}=resident:{INT8}"
+            )
 
 
 def _work(

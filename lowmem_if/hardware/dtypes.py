@@ -1,15 +1,26 @@
-"""Number types: which ones to try when one overflows, and what is known against them."""
+"""Number types: which one computes, which ones to try when one overflows, what is known against them."""
 
 from __future__ import annotations
 
 import re
 
+from lowmem_if.cascade.parts import Part
 from lowmem_if.hardware.machine import Machine
 
 _WITHOUT_OVERFLOW = ("bfloat16", "float32")
 """Both hold numbers up to 3e38; float16 none above 65,504."""
 
 _GTX_16 = re.compile(r"\bGTX 16\d\d")
+
+
+SMALL_BYTES = 500_000_000
+"""A component with smaller float32 weights than this runs in float32: exactness is cheap there."""
+
+
+def compute_dtype(machine: Machine, part: Part) -> tuple[str, bool]:
+    """The compute dtype of a component, and whether it is float32 because the component is small."""
+    small = sum(4 * module.weights.parameters for module in part.modules) < SMALL_BYTES
+    return ("float32" if small else machine.compute_dtype), small
 
 
 def wider(machine: Machine, compute: str) -> tuple[str, ...]:

@@ -22,24 +22,17 @@ from lowmem_if.cascade.strategies import (
     allows,
 )
 from lowmem_if.errors import CheckpointError, DeviceError, MissingPackage, RequestError
+from lowmem_if.hardware.dtypes import compute_dtype
 from lowmem_if.hardware.machine import INSTALL_BITSANDBYTES, Machine
 from lowmem_if.planning.estimates.activations import texts_together
 from lowmem_if.planning.estimates.compile_time import speedup
-from lowmem_if.planning.estimates.execution import (
-    RAM_STRIPS,
-    STRIPS,
-    WHOLE,
-    ExecutionConfig,
-)
+from lowmem_if.planning.estimates.execution import RAM_STRIPS, STRIPS, WHOLE, ExecutionConfig
 from lowmem_if.planning.estimates.memory_layout import CONTIGUOUS, layout_of
 from lowmem_if.planning.estimates.weight_bytes import bytes_a_pass, resident_choices
 from lowmem_if.planning.estimates.workload import images_of, workloads_of
 from lowmem_if.request.image_spec import ImageSpec
 from lowmem_if.request.input_tiles import TILES, UPSCALER_SIDE, WHOLE_AREA, aligned
 from lowmem_if.request.request import Request
-
-SMALL_BYTES = 500_000_000
-"""A component with smaller float32 weights than this runs in float32: exactness is cheap there."""
 
 _MAX_BATCH = 8
 
@@ -66,6 +59,11 @@ def configs_for(
         return _batched(configs, workload.texts)
     configs = _sized(configs, component, specs)
     if merging := merge_bytes_of(of_stage(request.lora, component)):
+        if any(config.quantises_unet and config.strategy == STREAM for config in configs):
+            raise RequestError(
+                f"a LoRA cannot be merged into 8-bit weights that stream: pin {component}="
+                "resident:int8, or stream another type"
+            )
         configs = [replace(config, merge_bytes=merging) for config in configs]
     # Shapes and calls of a compiled UNet are fixed, and `fast` changes both.
     compiles = request.compile and not request.sampling.fast
@@ -84,17 +82,16 @@ def _compiled(machine: Machine, configs: list[ExecutionConfig]) -> list[Executio
     return [
         replace(config, speedup=gains[config.component], layout=CONTIGUOUS)
         for config in configs
-        if config.strategy == RESIDENT and gains.get(config.component, 1) > 1
+        if config.strategy == RESIDENT
+        and not config.quantises_unet
+        and gains.get(config.component, 1) > 1
     ]
 
 
 def _batched(configs: list[ExecutionConfig], texts: int) -> list[ExecutionConfig]:
     """The configs with the number of prompts that a streaming encoder processes per pass."""
     together = texts_together(texts)
-    return [
-        replace(config, batch=together) if config.strategy == STREAM and together > 1 else config
-        for config in configs
-    ]
+    return [replace(c, batch=together) if c.strategy == STREAM else c for c in configs]
 
 
 def _sized(
@@ -149,10 +146,11 @@ def _placements(
     streams = [config for config in configs if config.strategy == STREAM]
     configs = [config for config in configs if config.strategy != STREAM]
     configs += _with_residents(streams, part, images)
-    if machine.kind == "mps" and pin and pin.storage in QUANTISED:
+    encodes = catalog.facts(component).encodes
+    if machine.kind == "mps" and encodes and pin and pin.storage in QUANTISED:
         # bitsandbytes' int8 does not run on Apple GPUs; their memory is unified, so the CPU computes.
         configs = [replace(c, device="cpu", compute_dtype="float32") for c in configs]
-    if catalog.facts(component).encodes and machine.kind != "cpu" and not pin:
+    if encodes and machine.kind != "cpu" and not pin:
         # One pass on the CPU takes seconds; cards that are too small for the encoder then suffice.
         if machine.has_bitsandbytes:
             configs.append(ExecutionConfig(component, RESIDENT, "int8", "float32", 1, "cpu"))
@@ -211,12 +209,6 @@ def _postprocess_configs(component: str, pin: Pin | None) -> list[ExecutionConfi
     return [ExecutionConfig(component, RESIDENT, "float32", "float32", 1, "cpu")]
 
 
-def compute_dtype(machine: Machine, part: Part) -> tuple[str, bool]:
-    """The compute dtype of a component, and whether it is float32 because the component is small."""
-    small = sum(4 * module.weights.parameters for module in part.modules) < SMALL_BYTES
-    return ("float32" if small else machine.compute_dtype), small
-
-
 def _compute_for(storage: str, compute: str) -> str:
     """The compute dtype for a storage dtype: floats keep theirs, quantised weights use the machine's."""
     return storage if storage in FLOATS else compute
@@ -238,14 +230,20 @@ def _pinned_pairs(
             "float16 is about 400 times slower than bfloat16 on a CPU: "
             f"pin {component}={pin.strategy}:bfloat16 or :float32"
         )
-    if pin.storage in QUANTISED and not machine.has_bitsandbytes:
+    if pin.storage in QUANTISED and catalog.facts(component).encodes:
+        _check_quantised_encoder(machine, component, pin)
+    return [(pin.strategy, pin.storage or compute)]
+
+
+def _check_quantised_encoder(machine: Machine, component: str, pin: Pin) -> None:
+    """Raise an error unless bitsandbytes can keep the text encoder as the pin says."""
+    if not machine.has_bitsandbytes:
         raise _lacks_bitsandbytes(f"{component}={pin} is pinned")
     if pin.storage == "int8" and machine.kind != "mps" and not machine.multiplies_int8:
         raise DeviceError(
             f"{machine.device_name} cannot multiply int8: "
             f"pin {component}=resident:nf4, or remove the pin"
         )
-    return [(pin.strategy, pin.storage or compute)]
 
 
 def _lacks_bitsandbytes(what: str) -> MissingPackage:
@@ -271,6 +269,8 @@ def _pairs(
             pairs = [*(quantised if allows(prefer, BALANCED) else eight_bit), *pairs]
         elif allows(prefer, BALANCED):
             pairs += quantised
+    if facts.draws and not small and allows(prefer, BALANCED):
+        pairs.append((RESIDENT, "int8"))
     if offloads and len(facts.networks) > 1:
         pairs.append((MODEL_OFFLOAD, compute))
     if offloads:

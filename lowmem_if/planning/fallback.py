@@ -194,9 +194,9 @@ def _in_wider_types(machine: Machine, findings: Findings) -> Iterable[Machine]:
 
 
 def _overflows(config: ExecutionConfig, findings: Findings) -> bool:
-    """Whether a config computes in a type that overflowed; 8-bit layers always compute in float16."""
-    quantised = bool(findings.overflowing) and config.storage_dtype in QUANTISED
-    return quantised or config.compute_dtype in findings.overflowing
+    """Whether a config computes in a type that overflowed; bitsandbytes' 8 bits compute in float16."""
+    quantised = config.facts.encodes and config.storage_dtype in QUANTISED and findings.overflowing
+    return bool(quantised) or config.compute_dtype in findings.overflowing
 
 
 def _just_fits(machine: Machine, candidate: Evaluation) -> bool:

@@ -14,9 +14,8 @@ from lowmem_if.cascade.strategies import (
     STREAM,
     Pin,
 )
-from lowmem_if.hardware.dtypes import doubt
+from lowmem_if.hardware.dtypes import compute_dtype, doubt
 from lowmem_if.hardware.machine import INSTALL_BITSANDBYTES, Machine
-from lowmem_if.planning.candidates import compute_dtype
 from lowmem_if.planning.estimates.activations import TEXTS_A_PASS
 from lowmem_if.planning.estimates.compile_time import speedup
 from lowmem_if.planning.estimates.execution import RAM_STRIPS, STRIPS, ExecutionConfig
@@ -91,6 +90,8 @@ def _compiling(machine: Machine, request: Request, config: ExecutionConfig) -> l
         return ["not compiled: no gain on this device"]
     if config.strategy != RESIDENT:
         return ["not compiled: only resident weights can be"]
+    if config.quantises_unet:
+        return ["not compiled: 8-bit and 4-bit weights become numbers layer by layer"]
     return ["not compiled: compiling needs more time than it saves, or too much RAM"]
 
 

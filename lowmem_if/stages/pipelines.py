@@ -38,6 +38,8 @@ _LAMBDA_MIN = -5.1
 
 IF's own configurations contain it."""
 
+_ALL_BYTES = 1 << 62
+
 
 class DrawingStage:
     """A diffusers pipeline and its networks in memory, under the step's strategy."""
@@ -145,10 +147,15 @@ def load_unet(config: StageConfig, streams: ExitStack) -> Any:
     # A LoRA of scale 0 is left out, so that a bfloat16 copy of the weights can be used.
     options["lora"] = [one for one in step.lora if one.scale]
     options["channels_last"] = channels_last = step.config.layout == CHANNELS_LAST
-    if step.config.strategy != STREAM:
+    quantised = step.config.quantises_unet
+    if step.config.strategy != STREAM and not quantised:
         unet = load_diffusers_model(folder, UNet2DConditionModel, **options)
     else:
         options["resident_bytes"] = step.config.resident_bytes
+        if quantised:
+            options["storage"] = step.config.storage_dtype
+        if step.config.strategy == RESIDENT:
+            options["resident_bytes"] = _ALL_BYTES
         streamed = stream_diffusers_model(folder, UNet2DConditionModel, **options)
         unet = streams.enter_context(streamed).module
     if channels_last:
@@ -165,7 +172,7 @@ def loading_options(config: StageConfig) -> dict[str, Any]:
     """The number type, the device and the source of a network's weights. Offloading starts in RAM."""
     step = config.step
     device = step.config.device if step.config.strategy in (RESIDENT, STREAM) else "cpu"
-    return {"dtype": step.config.storage_dtype, "device": device, "source": config.source}
+    return {"dtype": step.config.float_dtype, "device": device, "source": config.source}
 
 
 def place(pipeline: Any, step: Step) -> None:

@@ -93,10 +93,9 @@ class TextEncoder:
                 streamed = undo.enter_context(stream_text_encoder(root, **options))
                 encoder = streamed.module
             else:
-                storage = options.pop("dtype")
-                encoder = load_text_encoder(
-                    root, storage=storage, compute=step.config.compute_dtype, **options
-                )
+                del options["dtype"]
+                storage, compute = step.config.storage_dtype, step.config.compute_dtype
+                encoder = load_text_encoder(root, storage=storage, compute=compute, **options)
             pipeline = IFPipeline(
                 load_tokenizer(config.folder("tokenizer")), encoder, None, None, None, None, None,
                 requires_safety_checker=False,

@@ -153,7 +153,7 @@ def _load_vae(config: StageConfig, streams: ExitStack) -> tuple[Any, Hold | None
     The pipeline upcasts a float16 one itself, but cannot upcast streamed weights.
     """
     folder, options = config.folder("vae"), loading_options(config)
-    streaming, dtype = config.step.config.strategy == STREAM, config.step.config.storage_dtype
+    streaming, dtype = config.step.config.strategy == STREAM, config.step.config.float_dtype
     upcast = dtype == "float16" and read_config(folder / "config.json").get("force_upcast", True)
     if dtype == "bfloat16" or (streaming and upcast):
         options["dtype"] = "float32"

@@ -9,6 +9,7 @@ continue.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from transformers.models.t5.modeling_t5 import T5Block
 
 from lowmem_if.cascade.configs import read_config
 from lowmem_if.cascade.lora.adapter import Lora
+from lowmem_if.cascade.quantised_layers import INT8
 from lowmem_if.cascade.strategies import QUANTISED
 from lowmem_if.errors import MissingPackage
 from lowmem_if.hardware.machine import INSTALL_BITSANDBYTES, bitsandbytes_is_installed
-from lowmem_if.weights.files import bf16_copies
+from lowmem_if.weights.files import weight_copies
 from lowmem_if.weights.library_differences import repaired_safety_checker
 from lowmem_if.weights.load_errors import errors_about
 from lowmem_if.weights.modules.lora_merge import Merges
@@ -125,11 +127,14 @@ def stream_diffusers_model(
     resident_bytes: int = 0,
     lora: Sequence[Lora] = (),
     channels_last: bool = False,
+    storage: str | None = None,
     source: WeightSource = FILES,
 ) -> Streamed:
     """A UNet or VAE whose weights remain in its files, except `resident_bytes` of them.
 
     Args:
+        storage: `int8` or `int4`, for a UNet whose weights are kept as whole numbers: `resident_bytes`
+            of them in memory, others in the folder's 8-bit copy.
         lora: the LoRAs that are merged into each weight whenever it is loaded.
         channels_last: as for `load_diffusers_model`, on a CPU.
     """
@@ -137,16 +142,19 @@ def stream_diffusers_model(
     with errors_about(folder):
         with source.building():
             skeleton = diffusers_skeleton(cls, config)
+        files = folder
+        if not lora:
+            fastest = partial(_fastest, dtype=dtype, device=device, channels_last=channels_last)
+            files = fastest(folder) if storage is None else _smallest(folder, storage)
         return Streamed(
             skeleton,
-            source.open_folder(
-                folder if lora else _fastest(folder, dtype, device, channels_last=channels_last)
-            ),
+            source.open_folder(files),
             DTYPES[dtype],
             device,
             resident_bytes=resident_bytes,
             lora=lora,
             channels_last=channels_last,
+            storage=storage,
             prefetch=source.prefetch,
             most_threads=source.most_threads,
         )
@@ -202,10 +210,16 @@ def _fastest(folder: Path, dtype: str, device: str, *, channels_last: bool) -> P
     A network with LoRAs does not use the copy: sums are rounded once, from the numbers in the files.
     From a copy they would be rounded twice, and streamed weights would differ from resident ones.
     """
-    if (dtype, device) != (bf16_copies.DTYPE, "cpu"):
+    if (dtype, device) != (weight_copies.BFLOAT16, "cpu"):
         return folder
-    own = bf16_copies.find_converted(folder) if channels_last else None
-    return own or bf16_copies.find_converted(folder, contiguous=True) or folder
+    own = weight_copies.find_converted(folder) if channels_last else None
+    return own or weight_copies.find_converted(folder, contiguous=True) or folder
+
+
+def _smallest(folder: Path, storage: str) -> Path:
+    """The folder that quantised weights are read from: their 8-bit copy, if there is one."""
+    copy = weight_copies.find_converted(folder, dtype=INT8) if storage == INT8 else None
+    return copy or folder
 
 
 def _filled(

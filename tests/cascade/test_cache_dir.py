@@ -11,7 +11,7 @@ from runs import plan_of, run_here
 from lowmem_if.cascade.cache_dir import cache_folder
 from lowmem_if.errors import CacheError, HubError
 from lowmem_if.hardware.calibration_file import machine_key, read_calibration
-from lowmem_if.weights.files.bf16_copies import find_converted
+from lowmem_if.weights.files.weight_copies import find_converted
 from lowmem_if.weights.hub import download
 
 

@@ -6,12 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowmem_if.cascade.catalog import COMPONENTS, TEXT_ENCODER
+from lowmem_if.cascade.catalog import COMPONENTS, IMAGE_STAGES, TEXT_ENCODER
 from lowmem_if.cascade.strategies import (
     FLOATS,
     QUANTISED,
+    RESIDENT,
     STORAGES,
     STRATEGIES,
+    STREAM,
     Pin,
     parse_pin,
     parse_pins,
@@ -66,7 +68,7 @@ def test_an_unknown_strategy_is_refused_with_the_known_ones(choice: str) -> None
     assert all(strategy in told for strategy in STRATEGIES)
 
 
-@pytest.mark.parametrize("storage", ["fp64", "int4", "FP16", "float", "int8:int8", " int8"])
+@pytest.mark.parametrize("storage", ["fp64", "int2", "FP16", "float", "int8:int8", " int8"])
 def test_an_unknown_number_type_is_refused_with_the_known_ones(storage: str) -> None:
     """The error lists every number type."""
     told = refused(f"text_encoder=resident:{storage}")
@@ -74,20 +76,41 @@ def test_an_unknown_number_type_is_refused_with_the_known_ones(storage: str) -> 
     assert all(known in told for known in STORAGES)
 
 
-@pytest.mark.parametrize("component", [c for c in COMPONENTS if c != TEXT_ENCODER])
-@pytest.mark.parametrize("storage", QUANTISED)
-def test_only_the_text_encoder_is_quantised(component: str, storage: str) -> None:
-    """int8 and nf4 for anything else are refused, with the components named."""
+@pytest.mark.parametrize(
+    ("component", "storage", "known"),
+    [
+        ("text_encoder", "int4", "int8 or nf4 or a float type"),
+        ("stage_1", "nf4", "int8 or int4 or a float type"),
+        ("stage_2", "nf4", "int8 or int4 or a float type"),
+        ("upscaler", "nf4", "int8 or int4 or a float type"),
+        ("postprocess", "int8", "pin it to a float type"),
+    ],
+)
+def test_a_component_is_quantised_in_its_own_types(
+    component: str, storage: str, known: str
+) -> None:
+    """The text encoder in bitsandbytes' types, UNets in ours; the error names what is possible."""
     told = refused(f"{component}=resident:{storage}")
-    assert storage in told
-    assert component in told
+    assert told.startswith(f"{component} cannot be {storage}: ")
+    assert told.endswith(known)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES[1:])
+@pytest.mark.parametrize("component", [TEXT_ENCODER, *IMAGE_STAGES])
 @pytest.mark.parametrize("storage", QUANTISED)
-def test_quantised_weights_do_not_move(strategy: str, storage: str) -> None:
-    """bitsandbytes' weights are not offloaded and do not stream; the error gives the pin that can be."""
-    assert f"text_encoder=resident:{storage}" in refused(f"text_encoder={strategy}:{storage}")
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_only_8_bit_unets_stream_and_no_quantised_weights_are_offloaded(
+    component: str, storage: str, strategy: str
+) -> None:
+    """The error gives the pin that is possible."""
+    own = ("int8", "nf4") if component == TEXT_ENCODER else ("int8", "int4")
+    streams = (strategy, storage) == (STREAM, "int8") and component != TEXT_ENCODER
+    if storage not in own:
+        assert "cannot be" in refused(f"{component}={strategy}:{storage}")
+    elif strategy == RESIDENT or streams:
+        (pin,) = parse_pins([f"{component}={strategy}:{storage}"]).values()
+        assert pin == Pin(strategy, storage)
+    else:
+        assert f"{component}=resident:{storage}" in refused(f"{component}={strategy}:{storage}")
 
 
 def test_a_component_is_pinned_once() -> None:

@@ -67,7 +67,7 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
         (["plan", "x", "--pin", "stage_9=resident"], 2, "stage_1"),
         (["plan", "x", "--pin", "stage_1=magic"], 2, "sequential_offload"),
         (["plan", "x", "--pin", "stage_1=resident:int3"], 2, "bfloat16"),
-        (["plan", "x", "--pin", "stage_1=resident:int8"], 2, "text encoder"),
+        (["plan", "x", "--pin", "stage_1=resident:nf4"], 2, "int8 or int4"),
         (["plan", "x", "--pin", "resident"], 2, "unknown component"),
         (["plan", "x", "--pin", "stage_1=resident:float16"], 1, "400 times slower"),
         (["plan", "x", "--pin", "stage_1=sequential_offload"], 1, "pin stage_1=resident"),

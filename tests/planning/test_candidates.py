@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given
+from lora_files import peft, random_lora, write
 from machines import (
     GB,
     ask,
@@ -44,6 +45,7 @@ from lowmem_if.errors import (
 )
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.hardware.speeds import ANY, Throughput, assumed
+from lowmem_if.planning.candidates import configs_for
 from lowmem_if.planning.estimates.execution import RAM_STRIPS, STRIPS, WHOLE
 from lowmem_if.planning.estimates.memory import headroom, predict
 from lowmem_if.planning.estimates.runtime import predict_seconds
@@ -208,7 +210,7 @@ def test_a_stream_takes_the_batch_and_the_residents_that_spare_most_reading(
     """Images share passes in stage 1; in stage 2, where each takes a quarter of the weights' memory,
     only two do and most weights stay."""
     request = ask(images=8)
-    stage = step(make_plan(cpu(ram, "avx512_bf16"), request, prefer="balanced"), component)
+    stage = step(make_plan(cpu(ram, "avx512_bf16"), request, prefer="faithful"), component)
     assert (stage.config.strategy, stage.config.batch, stage.config.resident_bytes > 0) == (
         STREAM,
         batch,
@@ -368,3 +370,73 @@ def test_a_pin_for_weights_that_are_not_here_is_refused(only_8bit: Path) -> None
     """Asking for 16 bits of an 8-bit file is told with the pin that works."""
     with pytest.raises(CheckpointError, match="text_encoder=resident:int8"):
         make_plan(cpu(8), ask(str(only_8bit)), pins={TEXT_ENCODER: Pin(RESIDENT, "bfloat16")})
+
+
+# --- 8-bit and 4-bit UNets
+
+
+@pytest.mark.parametrize("component", [STAGE_1, STAGE_2, UPSCALER])
+def test_8_bit_unets_are_offered_from_balanced_on(component: str) -> None:
+    """They change the numbers, so no stricter level has them; 4 bits are only pinned."""
+    location = locate("if-xl")
+    offered = {
+        prefer: {
+            config.storage_dtype
+            for config in configs_for(card(16, 16), ask(), location, component, prefer, None)
+        }
+        for prefer in PREFERENCES
+    }
+    assert offered == {
+        "exact": {"float16"}, "faithful": {"float16"},
+        "balanced": {"float16", "int8"}, "fast": {"float16", "int8"},
+    }  # fmt: skip
+
+
+def test_small_unets_stay_as_they_are() -> None:
+    """The demo's UNets are a few megabytes in float32: 8 bits would save nothing."""
+    for each in make_plan(cpu(2), ask("demo"), prefer="balanced").steps:
+        assert each.config.storage_dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("machine", "resource"),
+    [(card(5.6, 10), "vram_bytes"), (cpu(7, "avx512_bf16"), "ram_bytes")],
+)
+def test_the_largest_unet_stays_in_8_bits_on_a_6_gb_card_and_an_8_gb_laptop(
+    machine: Machine, resource: str
+) -> None:
+    """In 16 bits it would have to stream; half and a quarter of the weights' bytes are saved."""
+    request = ask(size=64)
+    needed = {
+        storage: getattr(
+            step(make_plan(one, request, pins={STAGE_1: Pin(RESIDENT, storage)}), STAGE_1).estimate,
+            resource,
+        )
+        for storage, one in (
+            ("int8", machine), ("int4", machine), ("bfloat16", replace(
+                machine, ram_bytes=64 * GB, vram_bytes=machine.vram_bytes and 64 * GB)),
+        )
+    }  # fmt: skip
+    assert needed["bfloat16"] - needed["int8"] == pytest.approx(4.3e9 - 0.28e9, rel=0.05)
+    assert needed["int8"] - needed["int4"] == pytest.approx(4.3e9 * (1 - 9 / 16), rel=0.05)
+
+
+def test_an_8_bit_unet_is_never_compiled() -> None:
+    """Its weights move with every layer, which compiled code does not allow."""
+    request, machine = ask(compile=True, images=64, size=64), card(24, 24)
+    machine = replace(machine, capability=(8, 6))
+    kept = {"float16": True, "int8": False}
+    for storage, compiles in kept.items():
+        plan = make_plan(machine, request, pins={STAGE_1: Pin(RESIDENT, storage)})
+        assert (step(plan, STAGE_1).config.speedup > 1) is compiles
+    assert "not compiled: 8-bit and 4-bit weights" in step(plan, STAGE_1).reason
+
+
+def test_a_lora_is_merged_into_kept_8_bit_weights_only(tiny: Path, tmp_path: Path) -> None:
+    """A stream of 8-bit numbers has no exact ones to add to; the error gives two ways out."""
+    lora = write(tmp_path / "lora.safetensors", peft(random_lora(tiny, "stage_1")))
+    request = ask(str(tiny), size=64, lora=f"{lora}")
+    with pytest.raises(RequestError, match=r"stage_1=resident:int8, or stream another type"):
+        make_plan(cpu(8), request, pins={STAGE_1: Pin(STREAM, "int8")})
+    kept = step(make_plan(cpu(8), request, pins={STAGE_1: Pin(RESIDENT, "int8")}), STAGE_1)
+    assert kept.config.merge_bytes > 0

@@ -102,7 +102,7 @@ def test_a_pinned_stream_names_the_next_that_fits() -> None:
 def test_casting_at_every_pass_is_told_with_what_spares_it() -> None:
     """A UNet that streams in bfloat16 from other files on a CPU says how a copy of it is made."""
     words = "weights are cast in every pass unless you run `fetch --convert bf16`"
-    plan = make_plan(cpu(3, "avx512_bf16"), ask(), prefer="balanced")
+    plan = make_plan(cpu(3, "avx512_bf16"), ask(), prefer="faithful")
     assert words not in step(plan, TEXT_ENCODER).reason
     for component in catalog.IMAGE_STAGES:
         assert step(plan, component).config.strategy == STREAM

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny_networks import COMPONENTS
 
 from lowmem_if.stages.pipelines import _with_channels_last
-from lowmem_if.weights.files.bf16_copies import (
+from lowmem_if.weights.files.weight_copies import (
     _write_record,
     convert,
     converted_folder,
@@ -115,7 +115,7 @@ def test_contiguous_copies_of_version_0_2_are_still_read(
     name = "diffusion_pytorch_model.bf16.safetensors"
     numbers = {key: tensor.to(torch.bfloat16) for key, tensor in load_file(source).items()}
     save_file(numbers, copy / name)
-    _write_record(copy, folder, (name,))
+    _write_record(copy, folder, "bfloat16", (name,))
     with stream_diffusers_model(
         folder, UNet2DConditionModel, dtype="bfloat16", device="cpu", channels_last=channels_last
     ) as streamed:

@@ -10,6 +10,7 @@ from lowmem_if.cascade import catalog
 from lowmem_if.cascade.configs import read_config
 from lowmem_if.cascade.module_files import usable_variant, weight_variant
 from lowmem_if.cascade.parts import Module, Weights
+from lowmem_if.cascade.quantised_layers import is_quantised
 from lowmem_if.cascade.safetensors_header import TensorHeader, are_bfloat16, read_headers
 from lowmem_if.errors import CheckpointError
 
@@ -63,18 +64,18 @@ def module_of(
         )
     return Module(
         name,
-        summarise(tensors),
+        summarise(tensors, is_unet=name == "unet"),
         file_bytes,
         channels=blocks[0],
         is_bfloat16=are_bfloat16(tensors.values()),
     )
 
 
-def summarise(tensors: dict[str, TensorHeader]) -> Weights:
+def summarise(tensors: dict[str, TensorHeader], *, is_unet: bool = False) -> Weights:
     """Count a module's parameters by what a storage dtype does with them.
 
-    Only the text encoder is ever quantised, so only its layer names count as `linear` and `kept`. An
-    embedding with two names in a file is counted once (T5 ties `shared` and `embed_tokens`).
+    Only UNets and the text encoder, known by its layers' names, are ever quantised. An embedding with
+    two names in a file is counted once (T5 ties `shared` and `embed_tokens`).
     """
     linear = kept = other = rows = 0
     for name, tensor in tensors.items():
@@ -84,7 +85,11 @@ def summarise(tensors: dict[str, TensorHeader]) -> Weights:
             continue
         if "DenseReluDense.wo.weight" in name:
             kept += tensor.numbers
-        elif name.startswith("encoder.block.") and name.endswith(_QUANTISED):
+        elif (
+            is_quantised(name, tensor.shape)
+            if is_unet
+            else name.startswith("encoder.block.") and name.endswith(_QUANTISED)
+        ):
             linear += tensor.numbers
             rows += tensor.shape[0]
         else:

@@ -73,5 +73,6 @@ def _names(step: Step) -> tuple[str, ...]:
     if facts.postprocesses:
         return ()  # it checks finished pictures and draws the watermark
     transformers = ("transformers",) if "text_encoder" in facts.networks else ()
-    quantised = ("bitsandbytes",) if step.config.storage_dtype in QUANTISED else ()
+    by_library = facts.encodes and step.config.storage_dtype in QUANTISED
+    quantised = ("bitsandbytes",) if by_library else ()
     return ("torch", "diffusers", *transformers, *quantised)

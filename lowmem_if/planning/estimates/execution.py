@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lowmem_if.cascade import catalog
+from lowmem_if.cascade.strategies import FLOATS
 from lowmem_if.planning.estimates.memory_layout import CONTIGUOUS
 from lowmem_if.request.input_tiles import UPSCALER_SIDE
 
@@ -56,6 +57,16 @@ class ExecutionConfig:
     @property
     def facts(self) -> catalog.Component:
         return catalog.facts(self.component)
+
+    @property
+    def float_dtype(self) -> str:
+        """The number type of the weights that are not quantised."""
+        return self.storage_dtype if self.storage_dtype in FLOATS else self.compute_dtype
+
+    @property
+    def quantises_unet(self) -> bool:
+        """Whether the weights of a UNet are kept as whole numbers."""
+        return self.storage_dtype not in FLOATS and self.facts.draws
 
     @property
     def decodes_in_ram(self) -> bool:

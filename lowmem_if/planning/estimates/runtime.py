@@ -35,6 +35,9 @@ _PNG_S = 0.2
 """Seconds to write an image of 1024 pixels as PNG; smaller ones take proportionally less."""
 _QUANTISED_BYTES = 1.0e9
 """16-bit bytes per second that bitsandbytes quantises on a CPU: T5-XXL takes 11 s (docs/log.md)."""
+_DEQUANTISED = {CPU: 1.4e9, ACCELERATOR: 5e10}
+"""Numbers per second that are made from whole numbers while a UNet computes: on two threads of a CPU
+(docs/log.md). The accelerator's is a tenth of an A100's memory bandwidth, assumed."""
 
 _STREAMED_COMPUTE = 1.07
 """Factor for waiting for layers and placing them. A step of I-XL took 19.9 s with files used in place,
@@ -79,6 +82,10 @@ def cast_bytes_per_s(module: Module, config: ExecutionConfig, speeds: Speeds) ->
 
     A file in this dtype already is copied to an accelerator, and a CPU uses it in place.
     """
+    if (
+        config.quantises_unet
+    ):  # streaming reads whole numbers; making numbers of them is counted apart
+        return inf if config.device == "cpu" else _COPY_SPEEDUP * speeds.cached_bytes
     dtype_in_file = "bfloat16" if module.is_bfloat16 else "float16"
     if dtype_in_file != config.storage_dtype:
         return speeds.cached_bytes
@@ -141,6 +148,7 @@ class _RuntimeModel:
     def _quantising(self) -> float:
         """Seconds to quantise on a CPU; an accelerator takes no time, and an 8-bit file needs none."""
         done = self.config.storage_dtype == "int8" and self.part.eight_bit_file_bytes
+        done = done or self.config.strategy == STREAM
         if self.config.storage_dtype not in QUANTISED or done or self._place == ACCELERATOR:
             return 0.0
         return 2 * sum(m.weights.linear for m in self.part.modules) / _QUANTISED_BYTES
@@ -180,7 +188,13 @@ class _RuntimeModel:
         flops = images * pass_flops(self.config.component, module)
         throughput = self.speeds.flops_per_s(self._place, component, dtype)
         share = time_share(component, self.config.layout, dtype)
-        return max(self.speeds.launch_s, share * flops / throughput)
+        return max(self.speeds.launch_s, share * flops / throughput) + self._dequantising(module)
+
+    def _dequantising(self, module: Module) -> float:
+        """Seconds to make numbers of a quantised UNet's weights, once a pass."""
+        if not (self.config.quantises_unet and module.is_unet):
+            return 0.0
+        return module.weights.linear / _DEQUANTISED[self._place]
 
     def _decoding(self, vae: Module) -> float:
         """Seconds to decode one image or tile; strips that are kept in RAM travel at every layer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lowmem_if.cascade.parts import Module, Part, Weights
+from lowmem_if.cascade.quantised_layers import INT4, INT8, quantised_bytes
 from lowmem_if.cascade.strategies import MODEL_OFFLOAD, QUANTISED, RESIDENT, STREAM
 from lowmem_if.cascade.transfer_sizes import (
     LEAST_WINDOW_BYTES,
@@ -36,15 +37,23 @@ def stored_bytes(weights: Weights, storage: str, compute: str) -> int:
     """What a module's weights take in memory, by number type.
 
     transformers keeps T5's `wo` in float32 if the rest is float16 or int8 (`_keep_in_fp32_modules`), but
-    not if it is bfloat16. int8 adds one float32 scale per row, nf4 one float32 scale per 64 numbers.
+    not if it is bfloat16. nf4 adds one float32 scale per 64 numbers.
     """
     rest = ITEM_BYTES[compute if storage in QUANTISED else storage]
     kept = 2 if "bfloat16" in (storage, compute) and storage != "float32" else 4
-    linear = {
-        "int8": weights.linear + 4 * weights.linear_rows,
-        "nf4": weights.linear // 2 + 4 * weights.linear // 64,
-    }.get(storage, rest * weights.linear)
+    if storage in (INT8, INT4):
+        linear = quantised_bytes(weights.linear, weights.linear_rows, storage)
+    elif storage == "nf4":
+        linear = weights.linear // 2 + 4 * weights.linear // 64
+    else:
+        linear = rest * weights.linear
     return linear + kept * weights.kept + rest * weights.other
+
+
+def _computing_bytes(module: Module, config: ExecutionConfig) -> int:
+    """What one network's weights would take in the types that they compute in."""
+    storage = config.float_dtype if config.quantises_unet else config.storage_dtype
+    return stored_bytes(module.weights, storage, config.compute_dtype)
 
 
 def module_bytes(module: Module, config: ExecutionConfig) -> int:
@@ -56,16 +65,23 @@ def in_place_bytes(part: Part, config: ExecutionConfig) -> int:
     """What a component's weights take once it is loaded; for a streaming one, its resident part."""
     sizes = {module.folder: module_bytes(module, config) for module in part.modules}
     if config.strategy != STREAM:
-        return sum(sizes.values())
+        return sum(sizes.values()) + _numbers_bytes(part.largest, config)
     windows = {module.folder: _window_bytes(module, config) for module in part.modules}
-    large = max(sizes, key=lambda name: sizes[name])
-    return sum(windows.values()) + min(sizes[large] - windows[large], config.resident_bytes)
+    large = part.largest
+    most = sizes[large.folder] - (0 if config.quantises_unet else windows[large.folder])
+    kept = min(most, config.resident_bytes)
+    return sum(windows.values()) + kept + _numbers_bytes(large, config)
+
+
+def _numbers_bytes(module: Module, config: ExecutionConfig) -> int:
+    """What the numbers take that are made of one layer's whole numbers while it computes."""
+    return layer_bytes(module, config) if config.quantises_unet and module.is_unet else 0
 
 
 def at_rest(part: Part, config: ExecutionConfig) -> tuple[int, int]:
     """(VRAM, RAM) that a loaded component takes while it is idle."""
     weights = in_place_bytes(part, config)
-    if config.storage_dtype == "bfloat16":
+    if config.float_dtype == "bfloat16":
         weights += upcast_bytes(part, config)  # for good; from float16 only while it decodes
     if config.device == "cpu":
         return 0, weights
@@ -82,7 +98,7 @@ def upcast_bytes(part: Part, config: ExecutionConfig) -> int:
     vae = next((module for module in part.modules if module.is_vae), None)
     if config.strategy == STREAM:
         return 0  # its layers are upcast as they load
-    return 2 * vae.weights.parameters if vae and ITEM_BYTES[config.storage_dtype] == 2 else 0
+    return 2 * vae.weights.parameters if vae and ITEM_BYTES[config.float_dtype] == 2 else 0
 
 
 def pinned_bytes(part: Part) -> int:
@@ -91,25 +107,25 @@ def pinned_bytes(part: Part) -> int:
 
 
 def layer_bytes(module: Module, config: ExecutionConfig) -> int:
-    """What the largest layer of a network takes."""
+    """What the largest layer of a network takes while it computes."""
     row = pass_of(module, config)
     if row is not None:
         return row.largest_layer_bytes
-    return int(_LARGEST_LAYER * module_bytes(module, config))
+    return int(_LARGEST_LAYER * _computing_bytes(module, config))
 
 
 def streams(module: Module, config: ExecutionConfig) -> bool:
     """Whether a network is larger than its window, so that its weights really stream."""
-    return config.strategy == STREAM and _window_bytes(module, config) < module_bytes(
-        module, config
-    )
+    window = _window_bytes(module, config)
+    return config.strategy == STREAM and window < _computing_bytes(module, config)
 
 
 def bytes_a_pass(part: Part, config: ExecutionConfig) -> float:
     """File bytes that a streaming component reads again in each of its passes."""
     large = part.largest
     whole = module_bytes(large, config)
-    return (1 - min(config.resident_bytes, whole) / whole) * large.file_bytes
+    on_file = whole if config.quantises_unet else large.file_bytes
+    return (1 - min(config.resident_bytes, whole) / whole) * on_file
 
 
 def resident_choices(part: Part, config: ExecutionConfig) -> list[int]:
@@ -125,8 +141,14 @@ def resident_choices(part: Part, config: ExecutionConfig) -> list[int]:
 
 
 def _window_bytes(module: Module, config: ExecutionConfig) -> int:
-    """Room for the layers of a network that are on the device at a time; all of a small network."""
-    size = module_bytes(module, config)
+    """Room for the layers of a network that are on the device at a time; all of a small network.
+
+    A CPU uses the whole numbers of a quantised UNet where the file is mapped.
+    """
+    if config.quantises_unet and module.is_unet:
+        codes = layer_bytes(module, config) // ITEM_BYTES[config.compute_dtype]
+        return 0 if config.device == "cpu" else max(WINDOW_UNITS * codes, LEAST_WINDOW_BYTES)
+    size = _computing_bytes(module, config)
     if module.folder == "text_encoder":
         share = _CLIP_WINDOW if config.facts.draws else _BLOCK_WINDOW
         window = int(share * size)

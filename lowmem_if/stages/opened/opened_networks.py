@@ -35,7 +35,8 @@ class OpenedNetworks:
             guard(
                 network,
                 _refusal(network, config.step.config.strategy, name),
-                movable=config.step.config.strategy != STREAM,
+                movable=config.step.config.strategy != STREAM
+                and not config.step.config.quantises_unet,
             )
             for network in self.modules
         ]
@@ -92,11 +93,12 @@ def _small_parts(place: Place) -> dict[str, Any]:
 
 def _refusal(network: Any, strategy: str, name: str) -> str:
     """Why gradients through a network would be wrong; empty if they are right."""
-    if strategy == RESIDENT or (strategy == STREAM and network.weights_remain):
+    if strategy in (RESIDENT, STREAM) and getattr(network, "weights_remain", True):
         return ""
-    why = {
-        STREAM: "its weights are read into memory that the next layers overwrite",
-    }.get(strategy, "its weights are moved to the accelerator and back")
+    overwritten = "its weights are read into memory that the next layers overwrite"
+    why = {STREAM: overwritten, RESIDENT: overwritten}.get(
+        strategy, "its weights are moved to the accelerator and back"
+    )
     return (
         f"no gradient can be computed through the {type(network).__name__} of {name}: {why}. "
         "Open it with pin='resident', call it under torch.no_grad(), or detach its inputs"

@@ -13,6 +13,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,8 +22,12 @@ from lowmem_if.cascade.module_files import weight_variant
 from lowmem_if.cascade.safetensors_header import read_header, unreadable
 from lowmem_if.errors import CheckpointError
 from lowmem_if.system.file_operations import drop_cached, open_status, read_at
-from lowmem_if.weights.files.stored import CHANNELS_LAST, TORCH_DTYPES, Stored
+from lowmem_if.weights.files.stored import CHANNELS_LAST, CODES, SCALES, TORCH_DTYPES, Stored
 from lowmem_if.weights.files.tensor_reader import BLOCK_BESIDE_COMPUTING, Reader
+
+_AGAIN = "remove the copy with `lowmem-if fetch --convert none`, and make it again"
+
+_CONVOLUTION_DIMENSIONS = 4
 
 
 class _File:
@@ -103,7 +108,18 @@ class Checkpoint(Mapping[str, torch.Tensor]):
                     self._stored[name.removesuffix(CHANNELS_LAST)] = Stored(
                         number, header, name.endswith(CHANNELS_LAST)
                     )
+            self._join_scales()
             undo.pop_all()
+
+    def _join_scales(self) -> None:
+        """Give each weight of an 8-bit copy its own name, and its scales."""
+        for name in [name for name in self._stored if name.endswith(CODES)]:
+            codes, plain = self._stored.pop(name), name.removesuffix(CODES)
+            scales = self._stored.pop(plain + SCALES, None)
+            if scales is None:
+                raise CheckpointError(f"{self.paths[codes.file]}: {name!r} has no scales; {_AGAIN}")
+            last = len(codes.header.shape) == _CONVOLUTION_DIMENSIONS
+            self._stored[plain] = replace(codes, channels_last=last, scales=scales)
 
     @classmethod
     def of_folder(cls, folder: Path, *, eight_bit: bool = False) -> Checkpoint:

@@ -60,7 +60,7 @@ def cast_file(source: Path, target: Path) -> Iterator[int]:
             stored = checkpoint.stored(tensor.name.removesuffix(CHANNELS_LAST))
             block = scratch.view(TORCH_DTYPES[tensor.dtype])
             reorders = tensor.name.endswith(CHANNELS_LAST) and not stored.channels_last
-            parts = _reordered if reorders else _in_order
+            parts = _reordered if reorders else in_order
             for part in parts(reader, stored, block):
                 yield stream.write(part.reshape(-1).view(torch.uint8).numpy().data)
         checkpoint.check()
@@ -68,7 +68,8 @@ def cast_file(source: Path, target: Path) -> Iterator[int]:
         os.fsync(stream.fileno())
 
 
-def _in_order(reader: Reader, stored: Stored, block: torch.Tensor) -> Iterator[torch.Tensor]:
+def in_order(reader: Reader, stored: Stored, block: torch.Tensor) -> Iterator[torch.Tensor]:
+    """A tensor's numbers as they follow one another in the file, a block at a time, in its type."""
     for first in range(0, stored.header.numbers, len(block)):
         part = block[: stored.header.numbers - first]
         reader.read(stored, part, first)

@@ -68,7 +68,8 @@ def index_file(
         "metadata": {"total_size": sum(tensor.size_bytes for tensor in tensors)},
         "weight_map": {tensor.name: name for name, shard in files.items() for tensor in shard},
     }
-    return f"{stem}.safetensors.index.{variant}.json", json.dumps(index, indent=1)
+    end = f".{variant}" if variant else ""
+    return f"{stem}.safetensors.index{end}.json", json.dumps(index, indent=1)
 
 
 def free_bytes(folder: Path) -> int:

@@ -18,17 +18,22 @@ TORCH_DTYPES = {
 CHANNELS_LAST = ":channels_last"
 """The end of the names, in our own copies, of convolutions' weights whose channels are last there."""
 
+CODES, SCALES = ":int8", ":scales"
+"""The ends of the names, in our own 8-bit copies, of a weight's whole numbers and its rows' scales."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
     """A tensor in a file: the file's number in its checkpoint, its first byte, number type and shape.
 
     With `channels_last` the file has the axes (out, height, width, in), and `shape` is the usual one.
+    `scales` are those of the rows, (out,), of a weight in our 8-bit copies.
     """
 
     file: int
     header: TensorHeader
     channels_last: bool = False
+    scales: Stored | None = None
 
     @property
     def dtype(self) -> torch.dtype:

@@ -54,7 +54,7 @@ def fill(
 
     # Each loader computes with one thread: dividing its small copies costs more than it gains.
     with torch_threads(1):
-        _in_parallel(load, list(wanted), 1 if device != "cpu" else _threads(most_threads))
+        in_parallel(load, list(wanted), 1 if device != "cpu" else thread_count(most_threads))
 
 
 @contextmanager
@@ -68,11 +68,12 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _threads(most: int | None) -> int:
+def thread_count(most: int | None) -> int:
+    """How many threads read weights: as many as read fastest, or `most`."""
     return min(most or LOADER_THREADS, usable_cpus())
 
 
-def _in_parallel(act: Callable[[Slot], None], todo: list[Slot], threads: int) -> None:
+def in_parallel(act: Callable[[Slot], None], todo: list[Slot], threads: int) -> None:
     """Call `act` with each slot, in order; the first error cancels the rest and is raised.
 
     One thread means the calling thread: torch crashes when a second thread uses an Apple GPU

@@ -116,7 +116,7 @@ def slots(
         elif source.shape != tuple(shapes[names[0]].shape):
             mismatched.append(names[0])
         else:
-            floating = source.dtype.is_floating_point
+            floating = source.dtype.is_floating_point or source.scales is not None
             kept = _own_dtype(module, names[0], dtype) if floating else source.dtype
             scales = stored.get(names[0].removesuffix("weight") + _SCALES)
             last = channels_last and len(source.shape) == _CONVOLUTION_DIMENSIONS

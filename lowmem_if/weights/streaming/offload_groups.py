@@ -6,12 +6,14 @@ A group is a layer that has weights of its own, or a whole block where a caller 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, zip_longest
 from math import prod
 
 import torch
 
+from lowmem_if.cascade.quantised_layers import is_quantised, quantised_bytes
 from lowmem_if.weights.modules.meta_init import Slot, owner_of
 from lowmem_if.weights.streaming.arena import aligned
 
@@ -40,6 +42,75 @@ def size_of(slot: Slot) -> int:
     """The bytes of a tensor in the type that it computes in."""
     item: int = slot.dtype.itemsize
     return prod(slot.stored.shape) * item
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """What of a network streams.
+
+    Attributes:
+        moving: the groups whose weights are put in place for each forward and taken away after it.
+        kept: the groups that remain in memory. Quantised ones are among `moving`, too: what remains are
+            their whole numbers.
+        always: the slots that belong to no group, and remain in memory.
+    """
+
+    moving: list[OffloadGroup]
+    kept: set[OffloadGroup]
+    always: list[Slot]
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Bytes that every pass reads and drops again, in the types that they compute in."""
+        return sum(group.size_bytes for group in self.moving if group not in self.kept)
+
+
+def divide(
+    module: torch.nn.Module, wanted: list[Slot], resident_bytes: int, whole: tuple[type, ...] = ()
+) -> Division:
+    """Decide what streams if `resident_bytes` of the groups remain in memory; `whole` as for `split`."""
+    groups, always = split(module, wanted, whole)
+    kept = spread(groups, resident_bytes)
+    return Division([group for group in groups if group not in kept], kept, always)
+
+
+def divide_quantised(
+    module: torch.nn.Module, wanted: list[Slot], resident_bytes: int, storage: str
+) -> Division:
+    """Decide it for a UNet whose matrices are whole numbers, `resident_bytes` of which remain."""
+    groups, others = split(module, filter(is_matrix, wanted))
+    assert not others, "a quantised matrix belongs to a layer without other layers in it"
+    kept = spread(groups, resident_bytes, partial(quantised_size, storage=storage))
+    return Division(groups, kept, [slot for slot in wanted if not is_matrix(slot)])
+
+
+def is_matrix(slot: Slot) -> bool:
+    """Whether a weight of a quantised UNet is kept as whole numbers."""
+    return is_quantised(slot.names[0], slot.stored.shape)
+
+
+def codes_of(group: OffloadGroup) -> OffloadGroup:
+    """A quantised group's whole numbers in its 8-bit file, as a group that a transport moves."""
+    codes = (
+        replace(
+            slot, dtype=torch.int8, channels_last=False,
+            stored=replace(slot.stored, channels_last=False, scales=None),
+        )
+        for slot in group.slots
+    )  # fmt: skip
+    return OffloadGroup(group.modules, tuple(codes))
+
+
+def slots_of(groups: Iterable[OffloadGroup]) -> list[Slot]:
+    """All slots of groups."""
+    return [slot for group in groups for slot in group.slots]
+
+
+def quantised_size(group: OffloadGroup, storage: str) -> int:
+    """The bytes of a group's weights as whole numbers of 8 or 4 bits with scales."""
+    numbers = sum(prod(slot.stored.shape) for slot in group.slots)
+    rows = sum(slot.stored.shape[0] for slot in group.slots)
+    return quantised_bytes(numbers, rows, storage)
 
 
 def split(

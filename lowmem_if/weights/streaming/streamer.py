@@ -14,12 +14,9 @@ from contextlib import ExitStack, contextmanager
 from threading import Event
 from typing import Any
 
-import psutil
 import torch
 
 from lowmem_if.cascade.lora.adapter import Lora
-from lowmem_if.cascade.transfer_sizes import LEAST_WINDOW_BYTES, WINDOW_UNITS
-from lowmem_if.hardware.cgroups import tightest_group
 from lowmem_if.weights.files.checkpoint import Checkpoint
 from lowmem_if.weights.modules.lora_merge import NOTHING, Merges
 from lowmem_if.weights.modules.materialize import fill
@@ -31,19 +28,19 @@ from lowmem_if.weights.modules.meta_init import (
     place,
     slots,
 )
-from lowmem_if.weights.streaming.offload_groups import OffloadGroup, split, spread
-from lowmem_if.weights.streaming.prefetch import Closed, MakePrefetch, prefetch_for
-from lowmem_if.weights.streaming.schedule import Schedule
-from lowmem_if.weights.streaming.transports import (
-    CastTransport,
-    DeviceTransport,
-    MappedTransport,
-    StreamSettings,
-    Transport,
+from lowmem_if.weights.modules.quantised_weights import QuantisedWeights
+from lowmem_if.weights.streaming.offload_groups import (
+    Division,
+    OffloadGroup,
+    codes_of,
+    divide,
+    divide_quantised,
+    slots_of,
 )
-
-_CACHE_RESERVE_BYTES = 700_000_000
-"""Available memory that is left to everything else when deciding how much of a file stays cached."""
+from lowmem_if.weights.streaming.prefetch import Closed, LoadOnDemand, MakePrefetch, prefetch_for
+from lowmem_if.weights.streaming.quantised_transport import QuantisedTransport
+from lowmem_if.weights.streaming.schedule import Schedule
+from lowmem_if.weights.streaming.transports import Transport, is_as_stored, transport_of
 
 
 class Streamed:
@@ -69,6 +66,7 @@ class Streamed:
         between: Callable[[], None] = lambda: None,
         lora: Sequence[Lora] = (),
         channels_last: bool = False,
+        storage: str | None = None,
         prefetch: MakePrefetch | None = None,
         most_threads: int | None = None,
     ) -> None:
@@ -83,6 +81,8 @@ class Streamed:
             between: called before every read of the file, on the reading thread.
             lora: what is merged into each weight whenever it is loaded.
             channels_last: the layout of convolutions' weights on a CPU; mapped ones keep their file's.
+            storage: `int8` or `int4`, for a UNet's weights that are kept as whole numbers and only
+                become `dtype` while their layer computes; None: all are kept in `dtype`.
             prefetch: on which thread groups are loaded; None: as the device needs it.
             most_threads: how many threads read the resident weights; None: as many as read fastest.
 
@@ -94,40 +94,56 @@ class Streamed:
         self._absent: dict[Slot, torch.nn.Parameter] = {}
         self._stop = Event()
         self._merges = NOTHING
+        self._quantised = None if storage is None else QuantisedWeights(storage, device)
+        self._mapped, self._keeps_all = False, False
+        self._mapped_residents: Collection[OffloadGroup] = ()
         self._hooks: list[Any] = []
         with ExitStack() as undo:
-            undo.callback(checkpoint.close)
+            undo.callback(lambda: self._checkpoint.close())
             undo.callback(lambda: self._merges.close())
             wanted = slots(module, checkpoint, dtype, channels_last=channels_last)
             self._merges = Merges.into(wanted, lora)
-            always = self._split(wanted, device, resident_bytes, whole)
+            parts = (
+                divide(module, wanted, resident_bytes, whole)
+                if storage is None
+                else divide_quantised(module, wanted, resident_bytes, storage)
+            )
+            always = self._adopt(parts, wanted, device)
             fill(module, checkpoint, always, device, self._merges, most_threads)
             move_buffers(module, device)
-            self._transport = self._make_transport(self._mapped, device)
+            if self._quantised is not None:
+                self._quantised.keep(slots_of(parts.kept), checkpoint, self._merges, most_threads)
+                self._quantised.read_scales(slots_of(self._groups), checkpoint)
+                self._keeps_all = not self.streamed_bytes
+            if self._keeps_all:
+                self._leave_files()
+            self._transport = self._make_transport(parts, device)
             self._schedule = Schedule(self._groups, self._transport)
-            make = prefetch or prefetch_for(device)
+            make = prefetch or (LoadOnDemand if self._keeps_all else prefetch_for(device))
             self._prefetch = make(self._schedule, self._load, self._stop, bool(self._merges))
             self._take_over(device)
             undo.pop_all()
 
-    def _split(
-        self, wanted: list[Slot], device: str, resident_bytes: int, whole: tuple[type, ...]
-    ) -> list[Slot]:
-        """Decide what streams; returns what is read once and remains."""
+    def _adopt(self, parts: Division, wanted: list[Slot], device: str) -> list[Slot]:
+        """Take over what streams; returns what is read once and remains."""
         self._owners = {s: [owner_of(self.module, name) for name in s.names] for s in wanted}
-        groups, always = split(self.module, wanted, whole)
-        resident = spread(groups, resident_bytes)
-        self._groups = [group for group in groups if group not in resident]
+        self._groups = parts.moving
         self._of_module = {module: group for group in self._groups for module in group.modules}
-        self.streamed_bytes = sum(group.size_bytes for group in self._groups)
-        as_stored = not self._merges and all(_is_as_stored(slot) for slot in wanted)
-        self._mapped = device == "cpu" and as_stored
-        self._mapped_residents = resident if self._mapped else set()
+        self.streamed_bytes = parts.streamed_bytes
+        as_stored = not self._merges and all(is_as_stored(slot) for slot in wanted)
+        self._mapped = device == "cpu" and as_stored and self._quantised is None
+        self._mapped_residents = parts.kept if self._mapped else ()
         self.weights_remain = self._mapped or not self._groups
         self.module.weights_remain = self.weights_remain
-        if self._mapped:
-            return always
-        return [*always, *(slot for group in resident for slot in group.slots)]
+        if self._mapped or self._quantised is not None:
+            return parts.always
+        return [*parts.always, *slots_of(parts.kept)]
+
+    def _leave_files(self) -> None:
+        """Close all files, which are not needed any more."""
+        self._checkpoint.close()
+        self._merges.close()
+        self._checkpoint, self._merges = Checkpoint(()), NOTHING
 
     def _take_over(self, device: str) -> None:
         """Put placeholders where weights are absent, hook the modules, and begin to load."""
@@ -140,16 +156,18 @@ class Streamed:
         self._hook()
         self._prefetch.start()
 
-    def _make_transport(self, mapped: bool, device: str) -> Transport:
-        largest = max((group.size_bytes for group in self._groups), default=0)
-        window = max(WINDOW_UNITS * largest, min(LEAST_WINDOW_BYTES, self.streamed_bytes))
-        cached = _cacheable(self._groups, window)
-        settings = StreamSettings(
-            self._checkpoint, window, cached.__contains__, self._pause, self._merges
-        )
-        if device != "cpu":
-            return DeviceTransport(settings, device)
-        return MappedTransport(settings) if mapped else CastTransport(settings)
+    def _make_transport(self, parts: Division, device: str) -> Transport:
+        def plain(groups: list[OffloadGroup], *, mapped: bool) -> Transport:
+            return transport_of(
+                groups, self._checkpoint, device,
+                mapped=mapped, between=self._pause, merges=self._merges,
+            )  # fmt: skip
+
+        if self._quantised is None:
+            return plain(self._groups, mapped=self._mapped)
+        coded = {group: codes_of(group) for group in self._groups if group not in parts.kept}
+        inner = plain(list(coded.values()), mapped=device == "cpu") if coded else None
+        return QuantisedTransport(self._quantised, self._groups, coded, inner, device)
 
     def _settle(self, resident: Collection[OffloadGroup]) -> None:
         """Put mapped weights that are never unloaded in place, and their pages into the cache."""
@@ -268,22 +286,3 @@ def _all_weights(module: torch.nn.Module) -> Iterator[tuple[list[str], torch.Ten
         names.setdefault(id(parameter), []).append(name)
     for parameter in module.parameters():
         yield names[id(parameter)], parameter
-
-
-def _is_as_stored(slot: Slot) -> bool:
-    """Whether a mapped file can be computed with as it is."""
-    stored = slot.stored
-    return bool(slot.dtype == stored.dtype) and stored.header.offset % stored.dtype.itemsize == 0
-
-
-def _cacheable(groups: list[OffloadGroup], window_bytes: int) -> set[OffloadGroup]:
-    """The groups whose pages may stay in the system's cache when they are unloaded.
-
-    A file that is read in a circle and does not fit into memory evicts exactly what is needed next. If
-    some of it is dropped after use instead, the rest stays cached.
-    """
-    limited = tightest_group()
-    available = psutil.virtual_memory().available
-    available = min(available, limited.available_bytes if limited else 1 << 62)
-    budget = max(0, available - window_bytes - _CACHE_RESERVE_BYTES)
-    return spread(groups, budget, lambda group: group.file_bytes)

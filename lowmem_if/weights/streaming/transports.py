@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import torch
 
+from lowmem_if.cascade.transfer_sizes import LEAST_WINDOW_BYTES, WINDOW_UNITS
 from lowmem_if.errors import CheckpointError
 from lowmem_if.system.process_memory import DONT_NEED, POPULATE_READ, advise
 from lowmem_if.weights.files.checkpoint import Checkpoint
@@ -26,6 +27,7 @@ from lowmem_if.weights.modules.lora_merge import NOTHING, Merges, reader_of
 from lowmem_if.weights.modules.meta_init import Slot
 from lowmem_if.weights.streaming.arena import Arena, aligned
 from lowmem_if.weights.streaming.offload_groups import OffloadGroup, size_of
+from lowmem_if.weights.streaming.page_cache import cacheable
 
 READ_AHEAD_BYTES = 32 * 2**20
 """Pages of a mapped file are read ahead in windows of this size."""
@@ -72,6 +74,12 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Free all memory."""
+
+
+def is_as_stored(slot: Slot) -> bool:
+    """Whether a mapped file can be computed with as it is."""
+    stored = slot.stored
+    return bool(slot.dtype == stored.dtype) and stored.header.offset % stored.dtype.itemsize == 0
 
 
 class MappedTransport:
@@ -246,6 +254,30 @@ class DeviceTransport(_ArenaTransport):
             self._staging.stream.synchronize()
         self._copied, self._released = {}, []
         super().close()
+
+
+def transport_of(
+    groups: list[OffloadGroup],
+    checkpoint: Checkpoint,
+    device: str,
+    *,
+    mapped: bool,
+    between: Callable[[], None],
+    merges: Merges,
+) -> Transport:
+    """The way to a device, with room for some of the groups at a time.
+
+    Args:
+        mapped: whether a CPU computes with the mapped files as they are.
+        between, merges: as in `StreamSettings`.
+    """
+    sizes = [group.size_bytes for group in groups]
+    window = max(WINDOW_UNITS * max(sizes, default=0), min(LEAST_WINDOW_BYTES, sum(sizes)))
+    cached = cacheable(groups, window)
+    settings = StreamSettings(checkpoint, window, cached.__contains__, between, merges)
+    if device != "cpu":
+        return DeviceTransport(settings, device)
+    return MappedTransport(settings) if mapped else CastTransport(settings)
 
 
 def _advise(view: torch.Tensor, advice: int) -> int:

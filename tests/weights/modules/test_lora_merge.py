@@ -27,10 +27,10 @@ from tiny_networks import COMPONENTS, assert_same, skeleton
 from lowmem_if.cascade.lora.adapter import Lora, loras
 from lowmem_if.errors import CheckpointError, LoraError
 from lowmem_if.weights.files import staging
-from lowmem_if.weights.files.bf16_copies import convert
 from lowmem_if.weights.files.checkpoint import Checkpoint
 from lowmem_if.weights.files.staging import Staging
 from lowmem_if.weights.files.tensor_reader import Reader
+from lowmem_if.weights.files.weight_copies import convert
 from lowmem_if.weights.loading import load_diffusers_model, stream_diffusers_model
 from lowmem_if.weights.memory_readings import read_memory
 from lowmem_if.weights.modules import lora_merge

@@ -12,5 +12,5 @@ def test_one_loader_is_the_calling_thread() -> None:
     """An Apple GPU is filled by the thread that computes on it."""
     used: list[threading.Thread] = []
     slots: Any = [1, 2]
-    materialize._in_parallel(lambda slot: used.append(threading.current_thread()), slots, 1)
+    materialize.in_parallel(lambda slot: used.append(threading.current_thread()), slots, 1)
     assert used == [threading.main_thread()] * 2

@@ -22,10 +22,10 @@ from tiny_networks import COMPONENTS, resident, skeleton
 from transformers.models.t5.modeling_t5 import T5Block
 
 from lowmem_if.errors import CheckpointError
-from lowmem_if.weights.files.bf16_copies import convert
 from lowmem_if.weights.files.checkpoint import Checkpoint
+from lowmem_if.weights.files.weight_copies import convert
 from lowmem_if.weights.loading import load_diffusers_model, stream_diffusers_model
-from lowmem_if.weights.streaming import streamer
+from lowmem_if.weights.streaming import page_cache
 from lowmem_if.weights.streaming.arena import Arena
 from lowmem_if.weights.streaming.prefetch import LoadOnDemand, PrefetchThread, prefetch_for
 from lowmem_if.weights.streaming.streamer import Streamed
@@ -265,12 +265,12 @@ def test_as_much_of_a_file_stays_cached_as_there_is_memory_for(
         groups = streamed._groups
     whole = sum(group.file_bytes for group in groups)
     assert whole == pytest.approx(weight_bytes(folder), rel=0.1)
-    monkeypatch.setattr(streamer, "tightest_group", lambda: None)
+    monkeypatch.setattr(page_cache, "tightest_group", lambda: None)
     for share in (0, 0.5, 1):
-        available = int(share * whole) + 1000 + streamer._CACHE_RESERVE_BYTES
+        available = int(share * whole) + 1000 + page_cache.RESERVE_BYTES
         memory = SimpleNamespace(available=available)
-        monkeypatch.setattr(streamer.psutil, "virtual_memory", lambda memory=memory: memory)
-        cached = sum(group.file_bytes for group in streamer._cacheable(groups, 1000))
+        monkeypatch.setattr(page_cache.psutil, "virtual_memory", lambda memory=memory: memory)
+        cached = sum(group.file_bytes for group in page_cache.cacheable(groups, 1000))
         assert share - 0.1 <= cached / whole <= share
 
 

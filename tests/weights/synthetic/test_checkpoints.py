@@ -18,6 +18,7 @@ from transformers import T5EncoderModel
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.locate import locate
 from lowmem_if.cascade.module_files import weight_variant
+from lowmem_if.cascade.quantised_layers import is_quantised
 from lowmem_if.cascade.safetensors_header import read_headers
 from lowmem_if.cli.main import main
 from lowmem_if.errors import CascadeError
@@ -38,8 +39,13 @@ def test_the_networks_have_the_sizes_that_the_catalogue_says(name: str) -> None:
             skeleton = network.skeleton()
             numbers = [*skeleton.parameters(), *skeleton.buffers()]
             assert all(tensor.is_meta for tensor in numbers)
-            known = modules.pop(network.folder.partition("/")[2]).weights.parameters
-            assert sum(tensor.numel() for tensor in numbers) == pytest.approx(known, rel=1e-4)
+            known = modules.pop(network.folder.partition("/")[2])
+            parameters = known.weights.parameters
+            assert sum(tensor.numel() for tensor in numbers) == pytest.approx(parameters, rel=1e-4)
+            if known.is_unet:
+                matrices = [w for n, w in skeleton.named_parameters() if is_quantised(n, w.shape)]
+                assert known.weights.linear == sum(matrix.numel() for matrix in matrices)
+                assert known.weights.linear_rows == sum(len(matrix) for matrix in matrices)
         assert not modules
 
 

@@ -23,7 +23,10 @@ from lowmem_if.cascade.locating.hub_folders import storage_folder
 from lowmem_if.cli.main import main
 from lowmem_if.errors import CascadeError, CheckpointError
 from lowmem_if.weights.files import convert_dtype, safetensors_writer
-from lowmem_if.weights.files.bf16_copies import (
+from lowmem_if.weights.files.checkpoint import Checkpoint
+from lowmem_if.weights.files.fingerprint import fingerprint
+from lowmem_if.weights.files.tensor_reader import Reader
+from lowmem_if.weights.files.weight_copies import (
     convert,
     converted_folder,
     find_converted,
@@ -31,9 +34,6 @@ from lowmem_if.weights.files.bf16_copies import (
     remove_converted,
     streamed_networks,
 )
-from lowmem_if.weights.files.checkpoint import Checkpoint
-from lowmem_if.weights.files.fingerprint import fingerprint
-from lowmem_if.weights.files.tensor_reader import Reader
 from lowmem_if.weights.memory_readings import read_memory
 
 FILE = "diffusion_pytorch_model.fp16.safetensors"
@@ -305,7 +305,7 @@ def test_a_conversion_that_fails_leaves_nothing(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from lowmem_if.weights.files.bf16_copies import convert
+from lowmem_if.weights.files.weight_copies import convert
 
 def die(name, done, total):
     if done > total // 2:
@@ -504,7 +504,7 @@ def test_fetch_removes_copies(tiny: Path, cache: Path, capsys: pytest.CaptureFix
     command(capsys, str(tiny), "--convert", "bf16", "--quiet")
     out, err = command(capsys, str(tiny), "--convert", "none")
     assert (len(out), err) == (1, "")
-    assert out[0].endswith(" MB of bfloat16 copies removed")
+    assert out[0].endswith(" MB of copies removed")
     assert entries(cache) == []
     assert "no copy to remove" in command(capsys, str(tiny), "--convert", "none")[0][0]
 
@@ -532,8 +532,8 @@ def test_fetch_says_where_no_copy_is_needed(
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        (["demo", "--convert", "fp8"], 2, "unknown conversion 'fp8': use bf16 or none"),
-        (["demo", "--convert", ""], 2, "use bf16 or none"),
+        (["demo", "--convert", "fp8"], 2, "unknown conversion 'fp8': use bf16 or int8 or none"),
+        (["demo", "--convert", ""], 2, "use bf16 or int8 or none"),
         (["nowhere", "--convert", "none"], 1, "no cascade or folder 'nowhere'"),
         (["nowhere", "--convert", "bf16"], 1, "no cascade or folder 'nowhere'"),
     ],
@@ -553,7 +553,7 @@ def test_a_wrong_order_is_told_in_a_line(
 def test_looking_for_a_copy_needs_no_torch(unet: Path) -> None:
     """So whatever only plans can ask whether a copy is there."""
     code = (
-        "import sys; from pathlib import Path; from lowmem_if.weights.files.bf16_copies import *\n"
+        "import sys; from pathlib import Path; from lowmem_if.weights.files.weight_copies import *\n"
         "assert find_converted(Path(sys.argv[1])) is None; assert remove_converted(Path('x')) == 0\n"
         "assert needs_conversion(Path(sys.argv[1])); assert 'torch' not in sys.modules"
     )

@@ -1,4 +1,4 @@
-"""bfloat16 copies of networks' weights in our own cache, for CPUs that stream weights at every step.
+"""bfloat16 and 8-bit copies of networks' weights in our own cache, for streaming them at every step.
 
 The name of a copy depends on the weight files that it is made from: on their fingerprint, and on their
 dates, which show a change between the samples. So changed files have no copy, never a stale one; the old
@@ -20,6 +20,7 @@ from lowmem_if.cascade.cache_dir import cache_folder
 from lowmem_if.cascade.locate import Location
 from lowmem_if.cascade.locating.hub_folders import storage_folder
 from lowmem_if.cascade.module_files import weight_variant
+from lowmem_if.cascade.quantised_layers import INT8
 from lowmem_if.cascade.safetensors_header import are_bfloat16, read_headers, unreadable
 from lowmem_if.errors import CacheError, CascadeError, CheckpointError
 from lowmem_if.units import format_bytes
@@ -37,8 +38,8 @@ from lowmem_if.weights.files.safetensors_writer import (
     weight_file_names,
 )
 
-DTYPE = "bfloat16"
-_VARIANT = "bf16"
+BFLOAT16 = "bfloat16"
+_VARIANTS = {BFLOAT16: "bf16", INT8: ""}
 
 _RECORD = "made_from.json"
 """The name of the last file that is written into a copy."""
@@ -54,23 +55,22 @@ Report = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """The record inside a copy.
-
-    Attributes:
-        folder: the module folder that it was made from.
-        files: the names of its own files.
-        digest: their fingerprint.
-    """
+    """The record inside a copy: the module folder that it was made from, its own files' names, their
+    fingerprint, and its number type, which records of version 0.2 lack."""
 
     folder: str
     files: tuple[str, ...]
     digest: str
+    dtype: str = BFLOAT16
 
 
-def converted_folder(module_folder: Path, *, contiguous: bool = False) -> Path:
+def converted_folder(
+    module_folder: Path, *, dtype: str = BFLOAT16, contiguous: bool = False
+) -> Path:
     """The folder of a copy of a module folder's weights as they are now, whether it exists or not.
 
     Args:
+        dtype: `bfloat16` or `int8`.
         contiguous: whether convolutions' weights are contiguous there; else they have channels last.
 
     Raises:
@@ -79,43 +79,51 @@ def converted_folder(module_folder: Path, *, contiguous: bool = False) -> Path:
     """
     files = _sources(module_folder)
     layout = _CONTIGUOUS if contiguous else _CHANNELS_LAST
-    key = [layout, DTYPE, fingerprint(module_folder, files), [_date(file) for file in files]]
+    key = [layout, dtype, fingerprint(module_folder, files), [_date(file) for file in files]]
     return _cache() / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
 
 
-def find_converted(module_folder: Path, *, contiguous: bool = False) -> Path | None:
+def find_converted(
+    module_folder: Path, *, dtype: str = BFLOAT16, contiguous: bool = False
+) -> Path | None:
     """The sound copy of a module folder's weights as they are now; None if there is none.
 
-    It holds the same tensors, in files named like the libraries' bf16 variant. Some megabytes of both
-    are read to check it.
+    It holds the same tensors; the files of a bfloat16 copy are named like the libraries' bf16 variant.
+    Some megabytes of both are read to check it.
 
     Raises:
         CheckpointError: a weight file of the module folder is missing or cannot be read.
     """
     try:
-        copy = converted_folder(module_folder, contiguous=contiguous)
+        copy = converted_folder(module_folder, dtype=dtype, contiguous=contiguous)
     except CacheError:
         return None
     record = _record(copy)
     return copy if record and _is_sound(copy, record) else None
 
 
-def convert(module_folder: Path, *, report: Report = lambda _name, _done, _total: None) -> Path:
+def convert(
+    module_folder: Path,
+    *,
+    dtype: str = BFLOAT16,
+    report: Report = lambda _name, _done, _total: None,
+) -> Path:
     """Write the copy of a module folder's weights if there is none; returns its folder.
 
-    Every floating tensor becomes bfloat16, rounded as torch does; others are not changed. Stale copies
-    of the same folder are removed first. Only about ten megabytes are in memory at a time.
+    For `bfloat16` every floating tensor is rounded as torch does; for `int8` the matrices of a UNet
+    become 8-bit numbers with scales. Others are not changed. Stale copies of the same folder are
+    removed first. Only tens of megabytes are in memory at a time.
 
     Raises:
         CheckpointError: the weights are missing or broken, or change meanwhile.
         CascadeError: the disk is too small, or the cache cannot be written.
     """
-    copy = find_converted(module_folder)
+    copy = find_converted(module_folder, dtype=dtype)
     if copy:
         return copy
     with _alone():
         # The process that held the lock before may have made it.
-        return find_converted(module_folder) or _make(module_folder, report)
+        return find_converted(module_folder, dtype=dtype) or _make(module_folder, dtype, report)
 
 
 def remove_converted(module_folder: Path) -> int:
@@ -134,7 +142,8 @@ def remove_converted(module_folder: Path) -> int:
         copies = {copy for copy, record in _copies() if _origin(Path(record.folder)) == origin}
         with suppress(CheckpointError):
             # Made from another folder's equal files, or too damaged to say from which.
-            own = {converted_folder(module_folder, contiguous=c) for c in (False, True)}
+            own = {converted_folder(module_folder, dtype=dtype) for dtype in _VARIANTS}
+            own.add(converted_folder(module_folder, contiguous=True))
             copies |= {copy for copy in own if copy.exists()}
         freed = sum(map(copy_bytes, copies))
         for copy in copies:
@@ -188,44 +197,40 @@ def _date(file: Path) -> int:
         raise unreadable(file, error) from error
 
 
-def _make(module_folder: Path, report: Report) -> Path:
+def _make(module_folder: Path, dtype: str, report: Report) -> Path:
     """Write the copy; the caller holds the lock of the cache."""
-    from lowmem_if.weights.files.convert_dtype import cast_tensors
+    from lowmem_if.weights.files.convert_dtype import cast_file, cast_tensors
+    from lowmem_if.weights.files.quantise_file import quantise_file, quantised_tensors
 
-    target, sources = converted_folder(module_folder), _sources(module_folder)
-    stem = sources[0].name.partition(".")[0].partition("-")[0]
-    names = weight_file_names(stem, _VARIANT, len(sources))
-    shards = dict(zip(names, map(cast_tensors, sources), strict=True))
+    writers = {BFLOAT16: (cast_tensors, cast_file), INT8: (quantised_tensors, quantise_file)}
+    tensors_of, write = writers[dtype]
+    target, sources = converted_folder(module_folder, dtype=dtype), _sources(module_folder)
+    stem, variant = sources[0].name.partition(".")[0].partition("-")[0], _VARIANTS[dtype]
+    names = weight_file_names(stem, variant, len(sources))
+    shards = dict(zip(names, map(tensors_of, sources), strict=True))
     total, done = sum(map(file_bytes, shards.values())), 0
-    _make_room(module_folder, target, total)
+    _make_room(module_folder, dtype, target, total)
     with whole_folder(target) as partial:
-        for name, count in _write(sources, [partial / name for name in names]):
-            done += count
-            report(f"{module_folder.name}/{name}", done, total)
+        for source, name in zip(sources, names, strict=True):
+            for count in write(source, partial / name):
+                done += count
+                report(f"{module_folder.name}/{name}", done, total)
         if len(names) > 1:
-            index, content = index_file(stem, _VARIANT, shards)
+            index, content = index_file(stem, variant, shards)
             write_bytes(partial / index, content.encode())
             names += (index,)
-        if converted_folder(module_folder) != target:
+        if converted_folder(module_folder, dtype=dtype) != target:
             raise CheckpointError(
                 f"{module_folder}: its weights were changed while they were converted; run again"
             )
-        _write_record(partial, module_folder, names)
+        _write_record(partial, module_folder, dtype, names)
     return target
 
 
-def _write(sources: list[Path], targets: list[Path]) -> Iterator[tuple[str, int]]:
-    """Yields the name of the file on its way and the bytes of each write."""
-    from lowmem_if.weights.files.convert_dtype import cast_file
-
-    for source, target in zip(sources, targets, strict=True):
-        for count in cast_file(source, target):
-            yield target.name, count
-
-
-def _make_room(module_folder: Path, target: Path, needed: int) -> None:
+def _make_room(module_folder: Path, dtype: str, target: Path, needed: int) -> None:
     """Remove what this folder's new copy takes the place of; raise if the disk is still too small."""
-    replaced = {copy for copy, record in _copies() if record.folder == str(module_folder.resolve())}
+    old = (str(module_folder.resolve()), dtype)
+    replaced = {copy for copy, record in _copies() if (record.folder, record.dtype) == old}
     if target.exists():  # or it would have been found: it is damaged
         replaced.add(target)
     for copy in replaced:
@@ -256,9 +261,9 @@ def _alone() -> Iterator[None]:
         ) from error
 
 
-def _write_record(copy: Path, module_folder: Path, names: tuple[str, ...]) -> None:
+def _write_record(copy: Path, module_folder: Path, dtype: str, names: tuple[str, ...]) -> None:
     digest = fingerprint(copy, [copy / name for name in names])
-    record = _Record(str(module_folder.resolve()), names, digest)
+    record = _Record(str(module_folder.resolve()), names, digest, dtype)
     write_bytes(copy / _RECORD, json.dumps(asdict(record), indent=1).encode())
 
 
@@ -266,8 +271,10 @@ def _record(copy: Path) -> _Record | None:
     """The record of a copy; None if there is none, or it makes no sense."""
     try:
         said = json.loads((copy / _RECORD).read_bytes())
-        return _Record(str(said["folder"]), tuple(map(str, said["files"])), str(said["digest"]))
-    except (OSError, ValueError, LookupError, TypeError):
+        folder, files, digest = said["folder"], said["files"], said["digest"]
+        dtype = said.get("dtype", BFLOAT16)
+        return _Record(str(folder), tuple(map(str, files)), str(digest), str(dtype))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
 
