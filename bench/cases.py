@@ -13,6 +13,7 @@ from lowmem_if.cascade.module_files import usable_variant
 
 LIMIT, LIMIT_THREADS = "limit", "limit-threads"
 FROM_PRETRAINED, RESIDENT = "from_pretrained", "resident"
+FAITHFUL, INT8 = "resident-faithful", "resident-int8"
 CONVERT, STREAMED_COPY = "convert", "streamed-0-bf16"
 
 WAYS = {
@@ -25,6 +26,8 @@ WAYS = {
     "disk-offload": "accelerate `disk_offload`",
     "device-map-disk": '`from_pretrained(device_map={"": "disk"})`',
     RESIDENT: "ours, resident",
+    FAITHFUL: "ours, resident, with channels last (`faithful`)",
+    INT8: "ours, resident in 8 bits, with channels last",
     "streamed-0": "ours, streamed, none of it resident",
     "streamed-quarter": "ours, streamed, a quarter resident",
     "streamed-half": "ours, streamed, half of it resident",
@@ -38,6 +41,9 @@ THEIRS = (
     "device-map-disk",
 )  # fmt: skip
 """These run in the environment as it is, all others in the one that our worker gets."""
+
+UNET_WAYS = (FAITHFUL, INT8)
+"""Ways there are for UNets only."""
 
 EIGHT_BIT_WAYS = (LIMIT, LIMIT_THREADS, FROM_PRETRAINED, RESIDENT)
 """Ways there are for weights that are quantised while they are loaded."""
@@ -62,7 +68,9 @@ class Subject:
 
     @property
     def ways(self) -> Collection[str]:
-        return EIGHT_BIT_WAYS if self.eight_bit else tuple(WAYS)
+        if self.eight_bit:
+            return EIGHT_BIT_WAYS
+        return [way for way in WAYS if self.folder.endswith("unet") or way not in UNET_WAYS]
 
 
 SUBJECTS = {

@@ -7,7 +7,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.cases import CONVERT, FROM_PRETRAINED, LIMIT, LIMIT_THREADS, SUBJECTS, WAYS, title
+from bench.cases import (
+    CONVERT,
+    FROM_PRETRAINED,
+    LIMIT,
+    LIMIT_THREADS,
+    SUBJECTS,
+    UNET_WAYS,
+    WAYS,
+    title,
+)
 from lowmem_if.units import GB, format_bytes
 
 Line = dict[str, Any]
@@ -184,6 +193,8 @@ def _output(line: Line, reference: Line | None) -> str:
         return "the reference"
     if output["hash"] == same["hash"]:
         return "same bits"
+    if line["way"] in UNET_WAYS:
+        return f"rounded otherwise (sum {output['sum']:.6g}, {same['sum']:.6g})"
     return f"**differs** ({output['hash'][:8]}, sum {output['sum']:.6g}, not {same['sum']:.6g})"
 
 

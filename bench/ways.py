@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -21,12 +21,12 @@ from diffusers import IFPipeline, UNet2DConditionModel
 from diffusers.hooks import apply_group_offloading
 from transformers import BitsAndBytesConfig
 
-from bench.cases import CONVERT, LIMIT, LIMIT_THREADS, STREAMED_COPY, WAYS, Case
+from bench.cases import CONVERT, FAITHFUL, INT8, LIMIT, LIMIT_THREADS, STREAMED_COPY, WAYS, Case
 from bench.networks import load_resident, network_class, stream
 from lowmem_if.cascade.module_files import weight_variant
 from lowmem_if.cascade.safetensors_header import read_headers
 from lowmem_if.weights.files.weight_copies import convert, remove_converted
-from lowmem_if.weights.loading import DTYPES
+from lowmem_if.weights.loading import DTYPES, load_diffusers_model, stream_diffusers_model
 
 PIECE_BYTES = 16 * 2**20
 
@@ -159,6 +159,28 @@ def _resident(case: Case) -> Iterator[torch.nn.Module]:
 
 
 @contextmanager
+def _channels_last(case: Case, *, storage: str | None) -> Iterator[torch.nn.Module]:
+    """As a stage loads its UNet on a CPU: layers after the first follow its layout."""
+    options: Any = {"dtype": case.dtype, "device": case.device, "channels_last": True}
+    with ExitStack() as closing:
+        if storage is None:
+            unet = load_diffusers_model(case.weights, UNet2DConditionModel, **options)
+        else:
+            streamed = stream_diffusers_model(
+                case.weights,
+                UNet2DConditionModel,
+                storage=storage,
+                resident_bytes=1 << 62,
+                **options,
+            )
+            unet = closing.enter_context(streamed).module
+        unet.conv_in.register_forward_pre_hook(
+            lambda _module, args: (args[0].contiguous(memory_format=torch.channels_last),)
+        )
+        yield unet
+
+
+@contextmanager
 def _streamed(case: Case, *, share: float) -> Iterator[torch.nn.Module]:
     with stream(case, case.weights, int(share * weight_bytes(case))) as streamed:
         yield streamed.module
@@ -208,6 +230,8 @@ BY_NAME: dict[str, Way] = {
     "disk-offload": Way(_disk_offload),
     "device-map-disk": Way(_device_map_disk),
     "resident": Way(_resident),
+    FAITHFUL: Way(partial(_channels_last, storage=None)),
+    INT8: Way(partial(_channels_last, storage="int8")),
     "streamed-0": Way(partial(_streamed, share=0)),
     "streamed-quarter": Way(partial(_streamed, share=1 / 4)),
     "streamed-half": Way(partial(_streamed, share=1 / 2)),
