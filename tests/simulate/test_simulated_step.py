@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lowmem_if.cascade.catalog import STAGE_1, STAGE_2, TEXT_ENCODER, UPSCALER
-from lowmem_if.cascade.locate import DEMO_FOLDER
+from lowmem_if.cascade.locate import DEMO_FOLDER, locate
 from lowmem_if.cascade.strategies import (
     MODEL_OFFLOAD,
     RESIDENT,
@@ -20,10 +20,12 @@ from lowmem_if.cascade.strategies import (
     STREAM,
 )
 from lowmem_if.errors import SimulationError
+from lowmem_if.planning.estimates.weight_bytes import in_place_bytes
 from lowmem_if.simulate.fake_device import DEVICE, check_version, dry_run
 from lowmem_if.simulate.simulated_step import DRAWING, LOADING, Simulated, simulate_step
 from lowmem_if.simulate.write_memory_table import Case, step_of
 from lowmem_if.weights.files.staging import STAGING_BYTES, Staging
+from lowmem_if.weights.files.weight_copies import convert
 from lowmem_if.weights.streaming.transports import DeviceTransport
 
 ROOTS = {STAGE_1: "stage_1", STAGE_2: "stage_2", TEXT_ENCODER: "stage_1", UPSCALER: "upscaler"}
@@ -62,6 +64,34 @@ def test_offload_moves_weights_and_streaming_reads_them() -> None:
     assert second[STREAM].to_device == second[STREAM].from_file > 0
     assert leaves.peak("tensors") < resident.peak("tensors")
     assert model.peak("anonymous", LOADING) > streamed.peak("anonymous", LOADING)
+
+
+@pytest.mark.parametrize("storage", ["int8", "int4"])
+def test_quantised_unets_hold_whole_numbers_on_the_accelerator(storage: str) -> None:
+    """Whole numbers, scales, and the numbers of one layer; no layer computes with another's."""
+    exact, small = simulated_once(STAGE_1, RESIDENT), simulated_once(STAGE_1, RESIDENT, storage)
+    assert small.left_allocated == 0
+    part = locate("demo", components=(STAGE_1,)).cascade.parts[STAGE_1]
+    planned = in_place_bytes(part, step_of(STAGE_1, Case(RESIDENT, storage)).config)
+    weights = in_place_bytes(part, step_of(STAGE_1, Case(RESIDENT, "float16")).config)
+    saved = exact.peak("allocated", DRAWING) - small.peak("allocated", DRAWING)
+    assert saved == pytest.approx(weights - planned, rel=0.15)
+
+
+def test_8_bit_streaming_moves_half_the_bytes_of_16(tiny: Path) -> None:
+    """In every step, from the copy through the pinned buffers."""
+    folder = tiny / "stage_1"
+    convert(folder / "unet", dtype="int8")
+    runs = {
+        storage: simulate_step(step_of(STAGE_1, Case(STREAM, storage)), folder)
+        for storage in ("float16", "int8")
+    }
+    moved = {
+        storage: [phase.to_device for phase in run.phases if phase.name == DRAWING][1]
+        for storage, run in runs.items()
+    }
+    assert runs["int8"].left_allocated == 0
+    assert moved["int8"] == pytest.approx(moved["float16"] / 2, rel=0.05)
 
 
 def test_two_buffers_are_pinned_and_never_a_network() -> None:

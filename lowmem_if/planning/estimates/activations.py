@@ -11,6 +11,7 @@ from lowmem_if.cascade import catalog
 from lowmem_if.cascade.parts import Module
 from lowmem_if.cascade.strategies import STREAM
 from lowmem_if.planning.estimates.execution import WHOLE, ExecutionConfig
+from lowmem_if.planning.estimates.memory_layout import CHANNELS_LAST
 from lowmem_if.planning.estimates.memory_table import MATH
 from lowmem_if.planning.estimates.pass_lookup import ITEM_BYTES, attention_of, pass_of
 from lowmem_if.planning.estimates.strip_memory import kept_bytes, strip_bytes
@@ -46,6 +47,12 @@ _CPU_LAYERS, _CPU_STREAMED_LAYERS = 2.6, 1.75
 """How many of a UNet's largest layers a CPU holds twice, since oneDNN reorders weights at every call.
 Where weights stream, the heap returns freed memory. With these factors I-M, I-L, I-XL, II-M, II-L and x4
 are predicted at 0.94 to 1.09 times what was measured (bench/RESULTS.md)."""
+
+_LAST_LAYERS, _LAST_STREAMED_LAYERS = 1.4, 0.75
+_LAST_SLACK = {catalog.STAGE_1: 1.9}
+"""The same with channels last, where weights that are in this order are reordered in parts. Stage 1's
+activations are small blocks, which remain in the heap; those of the others are returned at once. I-M,
+II-M and I-XL in 32, 8 and 4 bits are predicted at 0.95 to 1.10 (bench/RESULTS.md)."""
 
 _UNET_FACTOR = {catalog.STAGE_1: 30.2, catalog.STAGE_2: 28.1, catalog.UPSCALER: 30.6}
 """From a guided image in the dry runs of I-XL (173,918,976 bytes in 16 bits), II-L (587,612,800) and the
@@ -85,11 +92,19 @@ def cpu_working_bytes(module: Module, config: ExecutionConfig) -> int:
     if module.is_vae:
         strips = _STREAMED_STRIPS_SLACK if config.strategy == STREAM else _STRIPS_SLACK
         return int((_CPU_VAE_SLACK if config.decoding == WHOLE else strips) * activations)
-    layers, slack = (
-        (_CPU_STREAMED_LAYERS, 1.0) if streams(module, config) else (_CPU_LAYERS, _HEAP_SLACK)
-    )
+    layers, slack = _reordering(module, config)
     reordered = int(layers * layer_bytes(module, config)) if module.is_unet else 0
     return int(slack * activations) + reordered
+
+
+def _reordering(module: Module, config: ExecutionConfig) -> tuple[float, float]:
+    """(largest layers that a CPU holds twice, heap over activations)."""
+    last, moves = config.layout == CHANNELS_LAST, streams(module, config)
+    if moves:
+        return (_LAST_STREAMED_LAYERS if last else _CPU_STREAMED_LAYERS), 1.0
+    if last and module.is_unet:
+        return _LAST_LAYERS, _LAST_SLACK.get(config.component, 1.0)
+    return _CPU_LAYERS, _HEAP_SLACK
 
 
 def waiting_bytes(config: ExecutionConfig) -> int:

@@ -18,7 +18,7 @@ from lowmem_if.weights.files.row_quantization import (
 
 
 def quantised(numbers: torch.Tensor, storage: str) -> tuple[torch.Tensor, torch.Tensor]:
-    codes, scales = empty_rows(*numbers.shape, storage, "cpu")
+    codes, scales = empty_rows(len(numbers), numbers.shape[1], storage, "cpu")
     quantise_rows(numbers, codes, scales, storage)
     return codes, scales
 

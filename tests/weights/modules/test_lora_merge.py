@@ -207,8 +207,8 @@ def test_an_accelerators_weights_are_merged_before_they_travel(
                 assert torch.equal(out, whole.state_dict()[slot.names[0]])
     real = Streamed._make_transport
 
-    def transport(self: Streamed, mapped: bool, _device: str) -> Any:
-        made = real(self, mapped, "cpu")
+    def transport(self: Streamed, parts: Any, _device: str) -> Any:
+        made = real(self, parts, "cpu")
         assert isinstance(made, CastTransport)
         window = 2 * max(group.size_bytes for group in self._groups)
         settings = StreamSettings(

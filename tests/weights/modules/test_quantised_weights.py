@@ -46,7 +46,7 @@ def rounded(folder: Path, storage: str, **options: Any) -> torch.nn.Module:
     for name, weight in exact.named_parameters():
         if is_quantised(name, weight.shape):
             rows = inputs_last(weight.detach()).reshape(weight.shape[0], -1).contiguous()
-            kept = empty_rows(*rows.shape, storage, "cpu")
+            kept = empty_rows(len(rows), rows.shape[1], storage, "cpu")
             quantise_rows(rows, *kept, storage)
             dequantise_rows(*kept, inputs_last(unet.get_parameter(name).detach()), storage)
     return unet
