@@ -29,6 +29,7 @@ from lowmem_if.request.denoising.noise_scheduler import DDPM, DPM_SOLVER
 from lowmem_if.request.denoising.shortcuts import EVERYTHING, FAST_SHORTCUTS, Shortcuts
 from lowmem_if.request.sampling import Sampling
 from lowmem_if.stages.drawing.shortened import shortened
+from lowmem_if.stages.pipelines import LAMBDA_MIN
 from training.evaluate import edge_psnr, held_out_scenes, sharpness
 from training.judge import both_colours_right, mark
 from training.scenes import Scene, Window, plain_caption, render
@@ -104,7 +105,7 @@ class Bench:
         """The scenes, drawn by a rung."""
         if rung.scheduler == DPM_SOLVER:
             self._open.scheduler = DPMSolverMultistepScheduler.from_config(
-                self._own.config, lambda_min_clipped=-5.1
+                self._own.config, lambda_min_clipped=LAMBDA_MIN
             )
         else:
             self._open.scheduler = self._own

@@ -33,7 +33,7 @@ STYLE_SHARE = 0.15
 _COLOURS = 3
 """Channels of the predicted noise; those of the variance follow, which is the prompt's."""
 
-_LAMBDA_MIN = -5.1
+LAMBDA_MIN = -5.1
 """Where the solver stops at the noisy end of a cosine schedule, whose logarithm is infinite there.
 
 IF's own configurations contain it."""
@@ -220,7 +220,7 @@ def stage_scheduler(folder: Path, step: Step) -> Any:
     if sampling.scheduler != DPM_SOLVER:
         return scheduler
     # It keeps `variance_type`, and separates the channels of noise and variance itself.
-    least = scheduler.config.get("lambda_min_clipped", _LAMBDA_MIN)
+    least = scheduler.config.get("lambda_min_clipped", LAMBDA_MIN)
     return DPMSolverMultistepScheduler.from_config(scheduler.config, lambda_min_clipped=least)
 
 

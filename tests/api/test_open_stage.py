@@ -69,6 +69,18 @@ def test_a_loop_by_hand_has_the_bits_of_diffusers(cascade: Path, stage: int) -> 
             assert not forgetful.requires_grad
 
 
+@pytest.mark.parametrize("storage", ["int8", "int4"])
+def test_a_quantised_stage_draws_and_refuses_gradients(tiny: Path, storage: str) -> None:
+    """A layer's numbers are gone when a backward pass would need them; the error names a way out."""
+    with opened(tiny, 1, pin=f"resident:{storage}", dtype=None) as pipeline:
+        assert guided_loop(pipeline, 1).isfinite().all()
+        side = pipeline.unet.config.sample_size
+        picture = torch.randn(1, 3, side, side, requires_grad=True)
+        words = torch.zeros(1, 77, pipeline.unet.config.encoder_hid_dim)
+        with pytest.raises(lm.RequestError, match="no gradient can be computed.*pin='resident'"):
+            pipeline.unet(picture, 10, words)
+
+
 @pytest.mark.worker
 def test_texts_are_encoded_in_a_process_of_its_own(tiny: Path) -> None:
     """So a script that gives prompts runs unchanged, with the embeddings that `embed` gives."""

@@ -26,9 +26,10 @@ from lowmem_if.request.build import make_request
 from lowmem_if.units import GIB, parse_bytes
 
 SHIPPED = (
-    "apple-m-16gb", "apple-m-8gb", "colab-free", "gtx-1660-6gb", "kaggle-p100", "kaggle-t4",
-    "laptop-cpu-16gb", "laptop-cpu-8gb", "rtx-2060-6gb", "rtx-3050-4gb", "rtx-3060-12gb",
-    "rtx-4060-8gb", "rtx-4070-12gb",
+    "apple-m-16gb", "apple-m-8gb", "arc-a770-16gb", "colab-free", "gtx-1660-6gb", "kaggle-p100",
+    "kaggle-t4", "l4-24gb", "laptop-cpu-16gb", "laptop-cpu-8gb", "rtx-2060-6gb", "rtx-3050-4gb",
+    "rtx-3060-12gb", "rtx-3070-8gb", "rtx-3080-10gb", "rtx-4060-8gb", "rtx-4060-ti-16gb",
+    "rtx-4070-12gb", "rtx-5060-ti-16gb", "rx-7600-8gb", "rx-7800-xt-16gb",
 )  # fmt: skip
 
 GOOD = """
@@ -297,7 +298,7 @@ def test_a_wrong_value_is_refused_by_its_keys_name(file: Path, key: str, value: 
     [
         ('stage_9 = "resident"', "stage_9"),
         ('stage_1 = "warp"', "stage_1"),
-        ('stage_1 = "resident:int8"', "stage_1"),
+        ('stage_1 = "resident:nf4"', "stage_1"),
         ('text_encoder = "resident:int3"', "text_encoder"),
         ("stage_2 = 5", "stage_2"),
     ],
