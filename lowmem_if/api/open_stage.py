@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from lowmem_if.engine.opened.stage_request import StageRequest
 from lowmem_if.engine.options import StageOptions, check_options
+from lowmem_if.system.foreign_logs import IMPORTING_PIPELINES, without
 
 if TYPE_CHECKING:
     from lowmem_if.stages.opened.open_pipeline import OpenPipeline
@@ -40,7 +41,8 @@ def open_stage(
     """
     check_options("open_stage", options, StageOptions)
     wanted = StageRequest.of(cascade, stage, options)
-    from lowmem_if.engine.opened.open_stages import open_one
+    with without(*IMPORTING_PIPELINES):
+        from lowmem_if.engine.opened.open_stages import open_one
 
     return open_one(wanted, options)
 

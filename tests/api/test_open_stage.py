@@ -77,7 +77,7 @@ def test_a_quantised_stage_draws_and_refuses_gradients(tiny: Path, storage: str)
         side = pipeline.unet.config.sample_size
         picture = torch.randn(1, 3, side, side, requires_grad=True)
         words = torch.zeros(1, 77, pipeline.unet.config.encoder_hid_dim)
-        with pytest.raises(lm.RequestError, match="no gradient can be computed.*pin='resident'"):
+        with pytest.raises(lm.RequestError, match=r"no gradient can be computed.*pin='resident'"):
             pipeline.unet(picture, 10, words)
 
 
