@@ -46,6 +46,7 @@ def _like_a_worker() -> None:
 def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A test writes to its own cache and stands in its own folder."""
     monkeypatch.setenv("LOWMEM_IF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LOWMEM_IF_CONFIG", str(tmp_path / "config.toml"))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
 

@@ -10,9 +10,16 @@ from collections.abc import Sequence
 
 import click
 
-from lowmem_if.cli import draw_commands, embed_command, inspect_commands, weight_commands
+from lowmem_if.cli import (
+    config_command,
+    draw_commands,
+    embed_command,
+    inspect_commands,
+    weight_commands,
+)
 from lowmem_if.cli.command import CommandGroup
 from lowmem_if.cli.output import say
+from lowmem_if.cli.user_settings import defaults, without_preset
 from lowmem_if.engine.run_folder.library_versions import PACKAGE, installed_versions
 from lowmem_if.errors import LowmemError
 from lowmem_if.system.channel import says_closed
@@ -31,11 +38,17 @@ _USAGE, _BUG, _INTERRUPTED = 2, 3, 130
     "--version", is_flag=True, is_eager=True, expose_value=False,
     callback=inspect_commands.print_version, help="Show the version and exit.",
 )  # fmt: skip
+@click.option(
+    "--preset", metavar="NAME", expose_value=False,
+    help="Use the values of a preset of your settings file (`lowmem-if config`); may stand anywhere.",
+)  # fmt: skip
 def app() -> None:
     """Run the DeepFloyd IF cascade on machines it does not fit."""
 
 
-for _module in (draw_commands, embed_command, inspect_commands, weight_commands):
+for _module in (
+    draw_commands, embed_command, inspect_commands, weight_commands, config_command,
+):  # fmt: skip
     for _command in _module.COMMANDS:
         app.add_command(_command)
 
@@ -46,8 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # what its encoding lacks, as \\u escapes
     try:
-        arguments = None if argv is None else list(argv)
-        return app.main(arguments, prog_name=PACKAGE, standalone_mode=False) or 0
+        arguments, preset = without_preset(sys.argv[1:] if argv is None else argv)
+        own = defaults(app, preset)
+        return app.main(arguments, prog_name=PACKAGE, standalone_mode=False, default_map=own) or 0
     except LowmemError as error:
         say(f"error: {error}")
         return error.exit_code
