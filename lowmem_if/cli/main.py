@@ -17,8 +17,10 @@ from lowmem_if.cli import (
     inspect_commands,
     weight_commands,
 )
-from lowmem_if.cli.command import CommandGroup
+from lowmem_if.cli.command import CommandGroup, option
 from lowmem_if.cli.output import say
+from lowmem_if.cli.shared_options import MACHINE
+from lowmem_if.cli.user_settings import COMMANDS as APPLICABLE
 from lowmem_if.cli.user_settings import defaults, without_preset
 from lowmem_if.engine.run_folder.library_versions import PACKAGE, installed_versions
 from lowmem_if.errors import LowmemError
@@ -38,10 +40,6 @@ _USAGE, _BUG, _INTERRUPTED = 2, 3, 130
     "--version", is_flag=True, is_eager=True, expose_value=False,
     callback=inspect_commands.print_version, help="Show the version and exit.",
 )  # fmt: skip
-@click.option(
-    "--preset", metavar="NAME", expose_value=False,
-    help="Use the values of a preset of your settings file (`lowmem-if config`); may stand anywhere.",
-)  # fmt: skip
 def app() -> None:
     """Run the DeepFloyd IF cascade on machines it does not fit."""
 
@@ -51,6 +49,13 @@ for _module in (
 ):  # fmt: skip
     for _command in _module.COMMANDS:
         app.add_command(_command)
+
+_preset = option(
+    "--preset", group=MACHINE, metavar="NAME", expose_value=False,
+    help="Use a preset of your settings file; `lowmem-if config` lists them.",
+)  # fmt: skip
+for _name in APPLICABLE:
+    _preset(app.commands[_name])  # `main` takes it off the command line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
