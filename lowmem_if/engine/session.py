@@ -28,7 +28,7 @@ from lowmem_if.engine.options import (
     checked_pins,
     part_of,
 )
-from lowmem_if.engine.request_notices import request_notices
+from lowmem_if.engine.request_notices import budget_notices, request_notices
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.run_folder.out_folder import new_folder, with_begun_seeds
 from lowmem_if.engine.runner import RunResult, continue_run
@@ -41,6 +41,7 @@ from lowmem_if.planning.plan import Plan, make_plan
 from lowmem_if.request.build import make_request
 from lowmem_if.request.pictures.picture_objects import PictureLike
 from lowmem_if.request.request import Request
+from lowmem_if.request.seeds import is_drawn
 from lowmem_if.units import parse_bytes
 
 
@@ -205,7 +206,7 @@ class Session:
         for text in request_notices(request):
             given["report"](Notice(text))
         path = new_folder(request) if given.get("out") is None else Path(given["out"])
-        if given.get("seed") is None:
+        if is_drawn(given.get("seed")):
             request = with_begun_seeds(path, request)
         folder = self._begin(self._plan(request, self._machine(given), given), path, given)
         given["report"](RunOpened(str(path)))
@@ -240,6 +241,8 @@ class Session:
         """The machine as it was before the worker took memory, which would count as taken."""
         profile, device = given.get("profile"), given.get("device", "auto")
         ram, vram = given.get("ram"), given.get("vram")
+        for text in budget_notices(given):
+            given["report"](Notice(text))
         if profile is not None:
             return choose_machine(profile, device=device, ram=ram, vram=vram)[0]
         budgets = {
