@@ -36,7 +36,7 @@ def refuse_mistakes(context: click.Context, words: Sequence[str]) -> None:
     """
     line = _line(context, words)
     if line and (mistake := _first(line)):
-        raise RequestError(f"{mistake.what}: type {corrected(mistake)}")
+        raise RequestError(_message(mistake))
 
 
 def confirm_single_words(context: click.Context, words: Sequence[str]) -> None:
@@ -65,17 +65,21 @@ def _line(context: click.Context, words: Sequence[str]) -> TypedLine | None:
     return TypedLine(context.command, parent.command, parent.command_path, tuple(words))
 
 
-def corrected(mistake: Mistake) -> str:
-    """The lines that were meant, without any other mistake either, joined for a shell."""
-    lines = mistake.meant
+def _message(mistake: Mistake) -> str:
+    """What is wrong, and the lines that were meant, without any other mistake, joined for a shell."""
+    lines, more = mistake.meant, mistake.more
     for _ in range(_MOST):
         others = [(line, _first(line)) for line in lines]
         if not any(other for _, other in others):
             break
+        more = next((other.more for _, other in others if other and other.more), more)
+        if any(other and not other.meant for _, other in others):
+            return mistake.what
         lines = tuple(
             meant for line, other in others for meant in (other.meant if other else (line,))
         )
-    return " && ".join(str(_joined(line)) for line in lines)
+    joined = " && ".join(str(_joined(line)) for line in lines)
+    return f"{mistake.what}{more}" + (f": type {joined}" if joined else "")
 
 
 def _first(line: TypedLine) -> Mistake | None:

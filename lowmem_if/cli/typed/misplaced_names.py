@@ -60,17 +60,22 @@ def _is_file(word: str, suffixes: tuple[str, ...]) -> bool:
 
 def _another_picture(line: TypedLine, files: list[int]) -> Mistake:
     """A command that takes one picture was given more, or the prompt before the picture."""
-    first = next(index for index, name in line.arguments.items() if name == "image")
-    file, own = line.words[files[0]], line.words[first]
-    if len(files) == 1 and not Path(own).is_file():
-        swapped = line.with_words(files[0], files[0] + 1, own).with_words(first, first + 1, file)
-        return Mistake(f"the picture {file!r} stands where the prompt belongs", (swapped,))
-    pictures = [first, *files]
+    named = {name: index for index, name in line.arguments.items() if name in ("image", "mask")}
+    file = line.words[files[0]]
+    for index in named.values():
+        own = line.words[index]
+        if len(files) == 1 and not _is_file(own, _PICTURES):
+            swapped = line.with_words(files[0], files[0] + 1, own).with_words(
+                index, index + 1, file
+            )
+            return Mistake(f"the picture {file!r} stands where the prompt belongs", (swapped,))
+    pictures = [named["image"], *files]
     lines = tuple(_with_one(line, pictures, index) for index in pictures[:_SHOWN])
-    others = f"; {len(pictures) - _SHOWN} more are alike" if pictures[_SHOWN:] else ""
+    others = len(pictures) - _SHOWN
     return Mistake(
-        f"{file!r} is a picture, not a prompt, and {line.command.name} takes one picture{others}",
+        f"{file!r} is a picture, not a prompt, and {line.command.name} takes one picture",
         lines,
+        f" (and so on, for {others} more)" if others > 0 else "",
     )
 
 
@@ -82,14 +87,22 @@ def _with_one(line: TypedLine, pictures: list[int], kept: int) -> TypedLine:
         follows = line.words[index - 1] == _OUT and index in line.values
         if follows or line.words[index].startswith(f"{_OUT}="):
             words[index] = f"{words[index].rstrip('/')}/{stem}"
+    if len(line.prompts) == len(pictures) - 1 and _needs_prompt(line):
+        words[pictures[-1]] = _PROMPT
+        pictures = pictures[:-1]
     left = (word for index, word in words.items() if index not in pictures[1:])
     return line.with_words(0, len(line.words), *left)
+
+
+def _needs_prompt(line: TypedLine) -> bool:
+    has_style = any(word.partition("=")[0] == "--style-prompt" for word in line.words)
+    return line.command.name == "inpaint" or (line.command.name == "vary" and not has_style)
 
 
 def _picture_to_vary(line: TypedLine, files: list[int]) -> Mistake:
     """`generate photo.jpg`: a command that starts from text was given pictures."""
     index = files[0]
-    words = (line.words[index], *([_PROMPT] if len(line.prompts) == 1 else []))
+    words = (line.words[index], *([_PROMPT] if len(line.prompts) == len(files) else []))
     meant = line.with_words(index, index + 1).of_command("vary")
     return _is_not_a_prompt(line, index, meant.with_words(0, 0, *words))
 

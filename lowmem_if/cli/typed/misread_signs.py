@@ -50,10 +50,13 @@ def _quoted_until(line: TypedLine, begin: int, skipped: int) -> int | None:
         return begin + 1 if whole else None
     if " " in first and marks == _SINGLE:
         return None  # an apostrophe: 'tis the season
+    depth = 1
     for end in range(begin + 1, line.length):
-        if line.words[end].startswith("--"):
+        word = line.words[end]
+        if word.startswith("--"):
             break
-        if line.words[end][-1:] and line.words[end][-1] in marks:
+        depth += (word[:1] != "" and word[0] in marks) - (word[:1] != "" and word[-1] in marks)
+        if not depth:
             return end + 1
     return begin + 1 if marks == _DOUBLE else None
 
@@ -79,10 +82,14 @@ def dashes(line: TypedLine) -> Mistake | None:
             continue
         dash, name, rest = match.groups()
         option = _option(line, name, rest)
-        if set(dash) == {"-"} and (option is None or dash == "--"):
+        is_text = option is None and " " in word.strip()
+        if set(dash) == {"-"} and not is_text and (option is None or dash == "--"):
             continue  # click knows what to say
-        meant = [option + rest] if option else ([name + rest] if index in line.prompts else [])
-        what = f"{word!r} begins with {'one hyphen' if dash == '-' else 'a dash'}, not with --"
+        kind = "hyphens" if dash == "--" else "one hyphen" if dash == "-" else "a dash"
+        what = f"{word!r} begins with {kind}, " + ("as options do" if is_text else "not with --")
+        if option and not rest and line.options[option] and index + 1 >= line.length:
+            return Mistake(f"{what}, and no value follows it")
+        meant = [option + rest] if option else [name + rest]
         return Mistake(what, (line.with_words(index, index + 1, *meant),))
     return None
 
@@ -102,6 +109,8 @@ def option_inside(line: TypedLine) -> Mistake | None:
         for match in _INSIDE.finditer(prompt):
             option, rest = f"--{match[2]}", prompt[match.end() :]
             if option not in line.options or not prompt[: match.start()].strip():
+                continue
+            if line.options[option] and not rest.strip(" ="):
                 continue
             words = (prompt[: match.start()].rstrip(), *(option + rest).split())
             return Mistake(

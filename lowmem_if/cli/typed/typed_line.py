@@ -109,10 +109,16 @@ class TypedLine:
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """What is wrong with a line, and the lines that were meant; several run one after another."""
+    """What is wrong with a line, and what was meant.
+
+    Attributes:
+        meant: the lines that were meant, which run one after another; none if nobody can know them.
+        more: what these lines do not do, in words.
+    """
 
     what: str
-    meant: tuple[TypedLine, ...]
+    meant: tuple[TypedLine, ...] = ()
+    more: str = ""
 
 
 Kind = Callable[[TypedLine], Mistake | None]

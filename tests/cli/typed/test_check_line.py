@@ -49,6 +49,12 @@ REFUSED = [
     ("generate 'a fox' if-m", 'generate "a fox" --cascade if-m'),
     ("plan colab-free --json", 'plan "a prompt" --profile colab-free --json'),
     ("plan if-xl --cascade if-xl", 'plan "a prompt" --cascade if-xl'),
+    ("generate “a “big” fox” —size 64", 'generate "a “big” fox" --size 64'),
+    ("generate '-a fox'", 'generate "a fox"'),
+    ("generate '--a fox in snow'", 'generate "a fox in snow"'),
+    ("vary a.png b.png", 'vary a.png "a prompt" && lowmem-if vary b.png "a prompt"'),
+    ("generate a.png b.png", 'vary a.png "a prompt" && lowmem-if vary b.png "a prompt"'),
+    ("inpaint a.png 'a star' b.png", 'inpaint a.png b.png "a star"'),
     ("upscale a.png b.png", "upscale a.png && lowmem-if upscale b.png"),
     (
         "vary a.png b.png 'oil paint' --out runs/x",
@@ -94,6 +100,28 @@ def test_a_mistake_is_refused_with_a_line_that_works(
     for each in meant.split(" && lowmem-if "):
         assert parsed(each).params
     assert capsys.readouterr().err == ""
+
+
+def test_more_than_three_pictures_are_counted(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Also if another mistake is named first; the line stops before the others."""
+    for name in "cde":
+        shutil.copy(DOCS / "small.png", tmp_path / f"{name}.png")
+    assert main(["upscale", *(f"{name}.png" for name in "abcde"), "—size", "1024"]) == 2
+    lines = " && ".join(f"lowmem-if upscale {name}.png --size 1024" for name in "abc")
+    assert capsys.readouterr().err == (
+        f"error: '—size' begins with a dash, not with -- (and so on, for 2 more): type {lines}\n"
+    )
+
+
+def test_an_option_without_its_value_has_no_corrected_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nobody can know the value."""
+    assert main(["generate", "fox", "—size"]) == 2
+    message = "error: '—size' begins with a dash, not with --, and no value follows it\n"
+    assert capsys.readouterr().err == message
 
 
 @pytest.mark.parametrize(
