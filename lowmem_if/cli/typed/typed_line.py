@@ -112,7 +112,7 @@ class Mistake:
     """What is wrong with a line, and what was meant.
 
     Attributes:
-        meant: the lines that were meant, which run one after another; none if nobody can know them.
+        meant: the lines that were meant, which run one after another; none if they cannot be known.
         more: what these lines do not do, in words.
     """
 
