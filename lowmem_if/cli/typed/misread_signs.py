@@ -66,6 +66,8 @@ def _closing_quote(line: TypedLine) -> Mistake | None:
     for index, word in line.prompts.items():
         if word[-1:] and word[-1] in _DOUBLE and not any(mark in word[:-1] for mark in _DOUBLE):
             text = word.rstrip(_DOUBLE)
+            if not text.strip() and len(line.prompts) == 1:
+                continue  # nothing would be left
             return Mistake(
                 f"{word!r} ends with a quotation mark that the shell does not read as one",
                 (line.with_words(index, index + 1, *([text] if text.strip() else [])),),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -129,4 +131,6 @@ def quoted(word: str) -> str:
     """A word as a shell reads it: in double quotes, which every shell has, where that is possible."""
     if _PLAIN.fullmatch(word):
         return word
+    if sys.platform == "win32":
+        return subprocess.list2cmdline([word])
     return shlex.quote(word) if _EXPANDED.search(word) else f'"{word}"'

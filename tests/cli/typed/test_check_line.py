@@ -132,7 +132,7 @@ def test_an_option_without_its_value_has_no_corrected_line(
         "generate 'the foxes’'", "generate -- “a —size if-xl", "generate 'a demo of --sizes'",
         "generate 'if-xl in the snow'", "generate missing.png", "upscale a.png 'a star'",
         "vary a.png --style-prompt '“Stop” sign'", "generate 'a fox' --negative-prompt '—x'",
-        "generate fox --seed -1", "generate ''",
+        "generate fox --seed -1", "generate ''", "generate ”",
     ],
 )  # fmt: skip
 def test_other_lines_are_not_doubted(capsys: pytest.CaptureFixture[str], line: str) -> None:
