@@ -16,6 +16,7 @@ from lowmem_if.api.open_stage import close_stages, open_stage
 from lowmem_if.api.run import resume, run
 from lowmem_if.cascade.lora.adapter import Lora
 from lowmem_if.cascade.strategies import Pin, parse_pins
+from lowmem_if.engine.batch_source import BatchResult
 from lowmem_if.engine.events import Event
 from lowmem_if.engine.opened.stage_plan import StagePlan
 from lowmem_if.engine.options import (
@@ -36,7 +37,7 @@ from lowmem_if.engine.options import (
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.run_folder.gallery import write_gallery
 from lowmem_if.engine.runner import RunResult
-from lowmem_if.engine.session import BatchResult, Session
+from lowmem_if.engine.session import Session
 from lowmem_if.engine.worker_answers import LoadedComponent
 from lowmem_if.errors import (
     BatchError,

@@ -20,14 +20,25 @@ _FACTORS = {
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 
 
+_FEW = 1024
+"""A number below this without a unit is meant in GB: no memory has so few bytes."""
+
+
 def parse_bytes(text: str) -> int:
-    """The bytes of `8GB`, `7.5GiB` or a plain number, a whole number above zero."""
+    """The bytes of `8GB`, `7.5GiB` or a plain number: below 1024 in GB, else in bytes; above zero."""
     match = _SIZE.fullmatch(text)
-    factor = _FACTORS.get(match.group(2).lower()) if match else None
+    unit = "gb" if is_bare(text) else match.group(2).lower() if match else ""
+    factor = _FACTORS.get(unit) if match else None
     size = float(match.group(1)) * factor if match and factor else 0
     if not 1 <= size < _MAX_BYTES:
         raise RequestError(f"{text!r} is not a memory size: write 8GB, 7.5GiB or a number of bytes")
     return int(size)
+
+
+def is_bare(text: str) -> bool:
+    """Whether a memory size has no unit and is read in GB."""
+    match = _SIZE.fullmatch(text)
+    return bool(match and not match.group(2) and 0 < float(match.group(1)) < _FEW)
 
 
 def format_bytes(size: int) -> str:
@@ -47,6 +58,13 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     """`: did you mean 'x'?` for the name that is most similar; empty if none is similar."""
     near = difflib.get_close_matches(name, sorted(names), n=1)
     return f": did you mean {near[0]!r}?" if near else ""
+
+
+def unknown_name(what: str, name: object, known: Iterable[str]) -> RequestError:
+    """The error for a name that is not among those known: lists them, and names the most similar."""
+    known = tuple(known)
+    near = did_you_mean(name.lower(), known) if isinstance(name, str) else ""
+    return RequestError(f"unknown {what} {name!r}: use one of {', '.join(known)}{near}")
 
 
 def format_seconds(seconds: float) -> str:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowmem_if.errors import RequestError
-from lowmem_if.units import format_bytes, format_seconds, parse_bytes
+from lowmem_if.units import format_bytes, format_seconds, is_bare, parse_bytes
 
 UNITS = {
     "": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
@@ -39,7 +39,18 @@ def test_a_size_is_read_as_people_write_it(text: str, size: int) -> None:
 @given(st.integers(1, 10**6), st.sampled_from(sorted(UNITS)))
 def test_every_unit_multiplies_by_its_own_factor(number: int, unit: str) -> None:
     """Any whole number of any unit is exactly that many bytes."""
-    assert parse_bytes(f"{number}{unit}") == number * UNITS[unit]
+    factor = 10**9 if not unit.strip() and number < 1024 else UNITS[unit]
+    assert parse_bytes(f"{number}{unit}") == number * factor
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("8", 8 * 10**9), (" 0.5 ", 5 * 10**8), ("1023", 1023 * 10**9), ("1024", 1024), ("8B", 8)],
+)
+def test_a_small_number_without_a_unit_is_in_gigabytes(text: str, size: int) -> None:
+    """Nobody means eight bytes; from 1024 on, and with a unit, a number is what it says."""
+    assert parse_bytes(text) == size
+    assert is_bare(text) == (size >= 10**6)
 
 
 @pytest.mark.parametrize(

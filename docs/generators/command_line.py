@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from functools import cache
+from itertools import takewhile
 
 # `--help` is plain text of a known width then.
 os.environ.update(COLUMNS="88", NO_COLOR="1", TERM="dumb")
@@ -71,7 +72,7 @@ def unknown_words(text: str) -> Iterator[str]:
             yield f"{line}: no such command"
             continue
         known = set(re.findall(r"--[a-z][a-z-]*", help_of(words[0])))
-        for word in words[1:]:
+        for word in takewhile(lambda word: word != "--", words[1:]):
             option = word.partition("=")[0]
             if option.startswith("--") and option not in known:
                 yield f"{line}: {words[0]} has no option {option}"

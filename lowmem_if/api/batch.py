@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
+from lowmem_if.engine.batch_source import BatchResult, Source
 from lowmem_if.engine.options import GenerateOptions
-from lowmem_if.engine.session import BatchResult, Session
+from lowmem_if.engine.session import Session
 
 
-def batch(
-    source: str | Path | Iterable[str | Mapping[str, Any]], **options: Unpack[GenerateOptions]
-) -> BatchResult:
+def batch(source: Source, **options: Unpack[GenerateOptions]) -> BatchResult:
     """Draw a picture for each row: all rows pass through one component before the next is loaded.
 
     Args:

@@ -12,6 +12,7 @@ from lowmem_if.cascade.catalog import (
     component_name,
 )
 from lowmem_if.errors import RequestError
+from lowmem_if.units import did_you_mean, unknown_name
 
 RESIDENT = "resident"
 MODEL_OFFLOAD = "model_offload"
@@ -54,7 +55,7 @@ def levels_of(prefer: str | None) -> tuple[str, ...]:
     if not prefer:
         return PREFERENCES[PREFERENCES.index(FAITHFUL) :]
     if prefer not in PREFERENCES:
-        raise RequestError(f"unknown preference {prefer!r}: use {' or '.join(PREFERENCES)}")
+        raise unknown_name("preference", prefer, PREFERENCES)
     return (prefer,)
 
 
@@ -120,4 +121,7 @@ def _check_quantised(component: str, strategy: str, storage: str) -> None:
 
 def _check(what: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise RequestError(f"unknown {what} {value!r} in --pin: use one of {', '.join(known)}")
+        near = did_you_mean(value.lower(), known)
+        raise RequestError(
+            f"unknown {what} {value!r} in --pin: use one of {', '.join(known)}{near}"
+        )

@@ -13,6 +13,8 @@ from typing import Any, Protocol, TypeVar
 
 import click
 
+from lowmem_if.cli.typed.check_line import confirm_single_words, refuse_mistakes
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -52,6 +54,13 @@ class CommandWithExamples(click.Command):
     ) -> None:
         super().__init__(*given, **({"context_settings": _CONTEXT} | settings))
         self.section, self.examples = section, examples
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        words = tuple(args)
+        refuse_mistakes(ctx, words)
+        left = super().parse_args(ctx, args)
+        confirm_single_words(ctx, words)
+        return left
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}

@@ -161,7 +161,9 @@ def resume(run_folder: Path, as_json: bool, quiet: bool, **options: Any) -> None
     section=SECTION,
 )
 @run_folder
-@option("--pick", group=COMMON, required=True, help="Numbers of the pictures, like 3,7 or 0..4.")
+@option(
+    "--pick", group=COMMON, required=True, help="Numbers of the pictures, like 3,7, 0..4 or 0-4."
+)
 @option(
     "--size",
     group=COMMON,

@@ -10,7 +10,7 @@ import click
 
 from lowmem_if.cascade.catalog import MAX_TOKENS
 from lowmem_if.cli.command import argument, command, option
-from lowmem_if.cli.output import planner, print_json, steps_json
+from lowmem_if.cli.output import note, planner, print_json, steps_json
 from lowmem_if.cli.shared_options import (
     COMMON,
     FILE,
@@ -68,7 +68,7 @@ def embed(
     simulate: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Encode prompts with T5 alone into a file; the same command resumes after an interruption."""
-    texts = (*prompts, *(read_texts(file) if file is not None else ()))
+    texts = (*prompts, *(read_texts(file, note) if file is not None else ()))
     if not texts:
         raise RequestError("there is nothing to encode: give prompts, or a file of them by --file")
     with RunProgress(console(sys.stderr), quiet=quiet) as progress:

@@ -12,6 +12,7 @@ import click
 
 from lowmem_if.cli.command import command, option
 from lowmem_if.cli.output import (
+    note,
     note_unused,
     planner,
     print_json,
@@ -32,6 +33,7 @@ from lowmem_if.cli.shared_options import (
     run_folder,
 )
 from lowmem_if.engine.options import PlanOptions, RequestOptions, part_of
+from lowmem_if.engine.request_notices import request_notices
 from lowmem_if.engine.run_folder.embedding_copies import check_embeddings
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.run_folder.gallery import write_gallery
@@ -60,6 +62,8 @@ def plan(prompts: tuple[str, ...], as_json: bool, simulate: bool, **given: Any) 
     """Show what would run where, with peaks of memory, times and reasons; run nothing."""
     options = draw_options(given, prompts)
     request = make_request(prompts, **part_of(options, RequestOptions))
+    for text in request_notices(request):
+        note(text)
     wishes = part_of(options, PlanOptions)
     with Session(keep_loaded=False, planner=planner(simulate=simulate), **wishes) as session:
         note_unused(machine := session.measure())

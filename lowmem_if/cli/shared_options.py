@@ -13,9 +13,11 @@ from lowmem_if.cascade.locating.weights_choice import parse_parts
 from lowmem_if.cascade.modes import MODES, TEXT
 from lowmem_if.cascade.strategies import PREFERENCES, parse_pins
 from lowmem_if.cli.command import argument, option, together
+from lowmem_if.cli.output import note
 from lowmem_if.errors import RequestError
 from lowmem_if.request.denoising.noise_scheduler import DDPM, SCHEDULERS
-from lowmem_if.request.seeds import parse_seeds
+from lowmem_if.request.seeds import RANDOM, parse_seeds
+from lowmem_if.units import is_bare
 
 COMMON, PICTURE, START = "Common options", "Picture options", "Input picture options"
 MACHINE, RUN, OUTPUT = "Machine and plan options", "Run options", "Output options"
@@ -45,6 +47,14 @@ def numbers(name: str, text: str | None, kind: type[Any]) -> tuple[Any, ...] | N
     except ValueError:
         what = "whole number" if kind is int else "number"
         raise RequestError(f"{name} {text!r} is not a {what}, or several with commas") from None
+
+
+def _memory(_ctx: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
+    """A memory size; a small number without a unit gets one, with a note."""
+    if text is None or not is_bare(text):
+        return text
+    note(f"--{parameter.name} {text} is read as {text} GB: write {text}GB")
+    return f"{text}GB"
 
 
 def _parts(_ctx: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]) -> Any:
@@ -88,7 +98,9 @@ size = option(
 out = option(
     "--out", group=COMMON, type=FILE, help="Run folder. An unfinished run in it is resumed."
 )
-aspect = option("--aspect", group=PICTURE, help="Width and height of the pictures, like 3:2.")
+aspect = option(
+    "--aspect", group=PICTURE, help="Width and height of the pictures, like 3:2 or 3x2."
+)
 strength = option(
     "--strength", group=START, callback=_numbers(float),
     help="How much of the picture is replaced by noise, above 0 and up to 1: one number, or one for "
@@ -116,8 +128,15 @@ any_start = together(
 
 budgets = together(
     option("--device", group=MACHINE, default="auto", help="auto, cpu, cuda, cuda:N, mps or xpu."),
-    option("--ram", group=MACHINE, help="How much RAM may be used at most, like 8GB."),
-    option("--vram", group=MACHINE, help="How much VRAM may be used at most, like 7.5GiB."),
+    option(
+        "--ram", group=MACHINE, callback=_memory, help="How much RAM may be used at most, like 8GB."
+    ),
+    option(
+        "--vram",
+        group=MACHINE,
+        callback=_memory,
+        help="How much VRAM may be used at most, like 7.5GiB.",
+    ),
 )
 profile = option(
     "--profile", group=MACHINE, help="Plan for this machine profile (a name or a file)."
@@ -162,7 +181,7 @@ picture_options = together(
     ),
     option(
         "--steps", group=PICTURE, callback=_numbers(int),
-        help="Denoising steps: one number, or one for each stage, like 50,30,40.",
+        help="Denoising steps: one number, or one for each stage that runs, like 50,30,40.",
     ),
     option(
         "--timesteps", group=PICTURE,
@@ -170,7 +189,8 @@ picture_options = together(
     ),
     option(
         "--guidance-scale", group=PICTURE, callback=_numbers(float),
-        help="How closely the prompt is followed: one number, or one for each stage, like 7,4,9.",
+        help="How closely the prompt is followed: one number, or one for each stage that runs, like "
+        "7,4,9.",
     ),
     option(
         "--scheduler", group=PICTURE, default=DDPM,
@@ -203,7 +223,9 @@ drawing_options = together(
     part,
     size,
     option(
-        "--seed", group=COMMON, help="One number, one for each prompt (7,8), or a series (1..16)."
+        "--seed", group=COMMON,
+        help="One number, one for each prompt (7,8), or a series (1..16 or 1-16). Without it, or "
+        "with -1, one is drawn.",
     ),
     option(
         "--images", group=COMMON, type=int, default=1,
@@ -239,9 +261,9 @@ def draw_options(given: Mapping[str, Any], prompts: tuple[str, ...] = ()) -> dic
         for name, value in given.items()
         if name not in ("as_json", "quiet", "simulate", "no_watermark", "no_safety_checker")
     }
-    seed = given["seed"]
+    seed = None if given["seed"] is None else parse_seeds(given["seed"], len(prompts) or 1)
     return options | {
-        "seed": None if seed is None else parse_seeds(seed, len(prompts) or 1),
+        "seed": None if seed == (RANDOM,) else seed,
         "watermark": not given["no_watermark"],
         "safety_checker": not given["no_safety_checker"],
     }

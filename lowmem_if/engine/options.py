@@ -33,13 +33,14 @@ class MachineOptions(TypedDict, total=False):
     Attributes:
         profile: name or file of a machine profile, in place of the machine as measured.
         device: `auto`, `cpu`, `cuda`, `cuda:N`, `mps` or `xpu`.
-        ram, vram: how much memory may be used at most, like `8GB` or `7.5GiB`.
+        ram, vram: how much memory may be used at most, like `8GB` or `7.5GiB`. A number without a unit
+            is in GB below 1024, else in bytes.
     """
 
     profile: str | None
     device: str
-    ram: str | None
-    vram: str | None
+    ram: str | int | None
+    vram: str | int | None
 
 
 class PlanOptions(MachineOptions, total=False):

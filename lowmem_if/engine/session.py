@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
 from lowmem_if.cascade.modes import INPAINT, UPSCALE, VARY
+from lowmem_if.engine.batch_source import BatchResult, Source, batch_request
 from lowmem_if.engine.enlargement import continued
 from lowmem_if.engine.events import Notice, RunOpened, ignore
 from lowmem_if.engine.options import (
@@ -28,6 +28,7 @@ from lowmem_if.engine.options import (
     checked_pins,
     part_of,
 )
+from lowmem_if.engine.request_notices import budget_notices, request_notices
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.run_folder.out_folder import new_folder, with_begun_seeds
 from lowmem_if.engine.runner import RunResult, continue_run
@@ -37,20 +38,11 @@ from lowmem_if.errors import SessionError
 from lowmem_if.hardware.machine import Machine, with_budget
 from lowmem_if.hardware.profiles import choose_machine, load_profile
 from lowmem_if.planning.plan import Plan, make_plan
-from lowmem_if.request.batch_file import BadLine
-from lowmem_if.request.batch_request import read_request, request_of
 from lowmem_if.request.build import make_request
 from lowmem_if.request.pictures.picture_objects import PictureLike
 from lowmem_if.request.request import Request
+from lowmem_if.request.seeds import is_drawn
 from lowmem_if.units import parse_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class BatchResult:
-    """A finished batch: its run, and the lines that could not be used, for which nothing was drawn."""
-
-    run: RunResult
-    bad_lines: tuple[BadLine, ...]
 
 
 class Session:
@@ -122,20 +114,11 @@ class Session:
             given |= {"mode": UPSCALE, "image": image}
             return self._draw(make_request(prompts, **_request_options(given)), given)
 
-    def batch(
-        self,
-        source: str | Path | Iterable[str | Mapping[str, Any]],
-        **options: Unpack[GenerateOptions],
-    ) -> BatchResult:
+    def batch(self, source: Source, **options: Unpack[GenerateOptions]) -> BatchResult:
         """Draw the pictures of many rows in one run; see `lowmem_if.batch`."""
         with self._call("batch", options, GenerateOptions) as given:
-            common = _request_options(given)
-            if isinstance(source, str | Path):
-                request, bad_lines = read_request(Path(source), **common)
-            else:
-                request, bad_lines = request_of(source, **common)
-            for line in bad_lines:
-                given["report"](Notice(str(line)))
+            values = _request_options(given)
+            request, bad_lines = batch_request(source, values, given["report"])
             return BatchResult(self._draw(request, given), bad_lines)
 
     def enlarge(
@@ -220,8 +203,10 @@ class Session:
 
     def _draw(self, request: Request, given: Mapping[str, Any]) -> RunResult:
         """From a request to its pictures."""
+        for text in request_notices(request):
+            given["report"](Notice(text))
         path = new_folder(request) if given.get("out") is None else Path(given["out"])
-        if given.get("seed") is None:
+        if is_drawn(given.get("seed")):
             request = with_begun_seeds(path, request)
         folder = self._begin(self._plan(request, self._machine(given), given), path, given)
         given["report"](RunOpened(str(path)))
@@ -256,6 +241,8 @@ class Session:
         """The machine as it was before the worker took memory, which would count as taken."""
         profile, device = given.get("profile"), given.get("device", "auto")
         ram, vram = given.get("ram"), given.get("vram")
+        for text in budget_notices(given):
+            given["report"](Notice(text))
         if profile is not None:
             return choose_machine(profile, device=device, ram=ram, vram=vram)[0]
         budgets = {

@@ -21,7 +21,7 @@ from lowmem_if.hardware.machine import (
     with_budget,
 )
 from lowmem_if.hardware.speeds import ACCELERATOR, ANY, CPU, Speeds, Throughput, assumed
-from lowmem_if.units import parse_bytes
+from lowmem_if.units import did_you_mean, parse_bytes
 
 _PACKAGE = Path(__file__).parents[1]
 FOLDER = next(
@@ -140,7 +140,10 @@ def load_profile(name: str | Path) -> Profile:
     name = str(name)
     own = name.endswith(".toml")
     if name not in profile_names() and not own:
-        raise ProfileError(f"no profile {name!r}: use {', '.join(profile_names())} or a .toml file")
+        near = did_you_mean(name.lower(), profile_names())
+        raise ProfileError(
+            f"no profile {name!r}: use {', '.join(profile_names())} or a .toml file{near}"
+        )
     file = Path(name) if own else FOLDER / f"{name}.toml"
     try:
         file = file.expanduser()
@@ -161,8 +164,8 @@ def choose_machine(
     profile: str | None = None,
     *,
     device: str = "auto",
-    ram: str | None = None,
-    vram: str | None = None,
+    ram: str | int | None = None,
+    vram: str | int | None = None,
 ) -> tuple[Machine, dict[str, Pin]]:
     """(The machine to plan for, measured or from a profile, with the user's budgets; its pins).
 

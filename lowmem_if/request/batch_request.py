@@ -12,7 +12,9 @@ from lowmem_if.request.batch_file import (
     BadLine,
     BatchFile,
     Check,
+    Notify,
     Row,
+    ignored,
     parse_batch,
     parse_records,
     read_batch,
@@ -30,10 +32,13 @@ _TEXTS = ("prompt", "style_prompt", "negative_prompt")
 """The values of a row that the text encoder reads."""
 
 
-def read_request(file: Path, **values: Any) -> tuple[Request, tuple[BadLine, ...]]:
+def read_request(
+    file: Path, *, notice: Notify = ignored, **values: Any
+) -> tuple[Request, tuple[BadLine, ...]]:
     """The request for the rows of a file (`-`: standard input), and the file's invalid lines.
 
     Args:
+        notice: called with each thing that the file says and that draws nothing.
         values: run-wide values, as arguments of `make_request`.
 
     Raises:
@@ -42,8 +47,8 @@ def read_request(file: Path, **values: Any) -> tuple[Request, tuple[BadLine, ...
     """
     check, values = _checking(values)
     if file == STANDARD_INPUT:
-        return _request(values, parse_batch(sys.stdin.buffer.read(), check))
-    return _request(values, read_batch(file, check))
+        return _request(values, parse_batch(sys.stdin.buffer.read(), check, notice=notice))
+    return _request(values, read_batch(file, check, notice))
 
 
 def request_of(
@@ -54,7 +59,7 @@ def request_of(
     return _request(values, parse_records(records, check))
 
 
-def read_texts(file: Path) -> tuple[str, ...]:
+def read_texts(file: Path, notice: Notify = ignored) -> tuple[str, ...]:
     """Every prompt, style and negative prompt in a file (`-`: standard input), each once.
 
     The formats are those of a batch, so that a batch's own file can be encoded.
@@ -67,9 +72,9 @@ def read_texts(file: Path) -> tuple[str, ...]:
         check_texts(row.get(name, "") for name in _TEXTS)
 
     if file == STANDARD_INPUT:
-        batch = parse_batch(sys.stdin.buffer.read(), check)
+        batch = parse_batch(sys.stdin.buffer.read(), check, notice=notice)
     else:
-        batch = read_batch(file, check)
+        batch = read_batch(file, check, notice)
     if batch.bad_lines:
         raise BatchError(f"{file}, {batch.bad_lines[0]}")
     texts = [row[name] for row in batch.rows for name in _TEXTS if row.get(name, "").strip()]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lowmem_if.cascade import catalog
 from lowmem_if.errors import RequestError
-from lowmem_if.request.seeds import MAX_SEED, check_series
+from lowmem_if.request.seeds import MAX_SEED, RANDOM, check_series
 
 _KIND_NAMES = {str: "text", bool: "True or False"}
 
@@ -75,11 +76,13 @@ def checked_size(size: Any) -> int:
 def checked_seeds(given: Any, images: int, prompts: int) -> tuple[int, ...]:
     """Seeds for `prompts` prompts: one for each, or a series for each, in the prompts' order.
 
-    None draws one seed for all.
+    None, or -1 as in other programs, draws one seed for all.
     """
     if isinstance(given, range):
         given = check_series(given) * prompts
-    seeds = as_tuple(secrets.randbelow(2**31) if given is None else given)
+    if given is None or as_tuple(given) == (RANDOM,):
+        given = secrets.randbelow(2**31)
+    seeds = as_tuple(given)
     seeds = tuple(whole("seed", seed, 0, MAX_SEED - images) for seed in seeds)
     if len(seeds) == 1:
         return seeds * prompts
@@ -110,11 +113,14 @@ def checked_strength(strength: Any) -> tuple[float, ...] | None:
     return float(values[0]), float(values[-1])
 
 
+_BETWEEN = re.compile(r"[:xX/\N{MULTIPLICATION SIGN}]")
+
+
 def checked_aspect(value: Any) -> tuple[int, int] | None:
-    """Width and height without common factors, from a pair or a text like `3:2`."""
+    """Width and height without common factors, from a pair or a text like `3:2`, `3x2` or `3/2`."""
     if value is None:
         return None
-    parts = value.split(":") if isinstance(value, str) else as_tuple(value)
+    parts = _BETWEEN.split(value) if isinstance(value, str) else as_tuple(value)
     try:
         width, height = (int(p) if isinstance(p, str) else operator.index(p) for p in parts)
     except (ValueError, TypeError):

@@ -13,6 +13,7 @@ from lowmem_if.errors import PictureError, RequestError
 from lowmem_if.request.checks import checked_aspect, checked_size, checked_strength, checked_text
 from lowmem_if.request.input_tiles import UPSCALER_SIDE, boxes
 from lowmem_if.request.pictures.input_images import Picture
+from lowmem_if.units import unknown_name
 
 _SMALL_SIDE = 64
 """Longest shorter side of an image that stage 2 enlarges; it was not trained on larger ones."""
@@ -183,7 +184,7 @@ class PictureOptions(TypedDict, total=False):
 
 def _check_values(spec: ImageSpec) -> None:
     if spec.mode not in (*MODES, EMBED):
-        raise RequestError(f"unknown mode {spec.mode!r}: use one of {', '.join(MODES)}")
+        raise unknown_name("mode", spec.mode, MODES)
     wanted = {"image": spec.mode not in (TEXT, EMBED), "mask": spec.mode == INPAINT}
     for name, needed in wanted.items():
         if needed and getattr(spec, name) is None:

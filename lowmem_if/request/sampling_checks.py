@@ -10,6 +10,7 @@ from lowmem_if.errors import RequestError
 from lowmem_if.request.checks import as_tuple, whole
 from lowmem_if.request.denoising.noise_scheduler import SCHEDULERS
 from lowmem_if.request.sampling import SamplingOptions
+from lowmem_if.units import unknown_name
 
 _MAX_STEPS = {catalog.STAGE_1: 1000, catalog.STAGE_2: 1000, catalog.UPSCALER: 999}
 """The schedulers have 1000 training timesteps; the upscaler's starts one later (`steps_offset`)."""
@@ -27,14 +28,14 @@ def checked_sampling(
 ) -> SamplingOptions:
     """Sampling options for a run of these components."""
     if timesteps is not None and timesteps not in catalog.TIMESTEP_LISTS:
-        known = ", ".join(catalog.TIMESTEP_LISTS)
-        raise RequestError(f"unknown timesteps {timesteps!r}: use one of {known}")
+        raise unknown_name("timesteps", timesteps, catalog.TIMESTEP_LISTS)
     if scheduler not in SCHEDULERS:
-        raise RequestError(f"unknown scheduler {scheduler!r}: use one of {', '.join(SCHEDULERS)}")
+        raise unknown_name("scheduler", scheduler, SCHEDULERS)
+    running = {*components}
     return SamplingOptions(
-        _checked_steps(steps, timesteps, {*components}),
+        _checked_steps(steps, timesteps, running),
         timesteps,
-        _checked_guidance(guidance_scale),
+        _checked_guidance(guidance_scale, running),
         None if noise_level is None else whole("noise level", noise_level, 0, 999),
         scheduler,
         _checked_thresholding(thresholding),
@@ -44,7 +45,7 @@ def checked_sampling(
 def _checked_steps(
     given: Any, timesteps: str | None, components: set[str]
 ) -> tuple[int, ...] | None:
-    values = _per_stage("steps", given)
+    values = _per_stage("steps", given, components)
     if values is None:
         return None
     steps = tuple(
@@ -59,8 +60,8 @@ def _checked_steps(
     return steps
 
 
-def _checked_guidance(given: Any) -> tuple[float, ...] | None:
-    scales = _per_stage("guidance_scale", given)
+def _checked_guidance(given: Any, components: set[str]) -> tuple[float, ...] | None:
+    scales = _per_stage("guidance_scale", given, components)
     for scale in scales or ():
         if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale < 1e3:
             raise RequestError(f"guidance scale {scale!r} is not a number from 0 to 1000")
@@ -81,11 +82,22 @@ def _checked_thresholding(given: Any) -> tuple[float, ...] | None:
     return tuple(map(float, values))
 
 
-def _per_stage(name: str, value: Any) -> tuple[Any, ...] | None:
+def _per_stage(name: str, value: Any, components: set[str]) -> tuple[Any, ...] | None:
+    """A value for each stage, from one for all, one for each, or one for each that runs.
+
+    A stage that does not run gets the value of its neighbour, for a run that is continued later.
+    """
     if value is None:
         return None
-    values = as_tuple(value)
-    count = len(catalog.IMAGE_STAGES)
-    if len(values) not in (1, count):
-        raise RequestError(f"{len(values)} values for {name}: give one, or one for each stage")
-    return values * count if len(values) == 1 else values
+    values, count = as_tuple(value), len(catalog.IMAGE_STAGES)
+    running = [stage in components for stage in catalog.IMAGE_STAGES]
+    if len(values) in (1, count):
+        return values * count if len(values) == 1 else values
+    if len(values) < count and running[0] and sum(running) <= len(values):
+        return values + values[-1:] * (count - len(values))
+    if len(values) == sum(running) and running[-1]:
+        return values[:1] * (count - len(values)) + values
+    raise RequestError(
+        f"{len(values)} values for {name}: give one, or one for each of the stages that run "
+        f"({sum(running)})"
+    )

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -45,7 +46,7 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
         (["plan", ""], 2, "prompt is empty"),
         (["plan", "  \n "], 2, "prompt is empty"),
         (["plan"], 2, "PROMPT"),
-        (["plan", "x", "--seed", "-1"], 2, "seed -1"),
+        (["plan", "x", "--seed", "-2"], 2, "seed -2"),
         (["plan", "x", "--seed", "1.5"], 2, "seed '1.5'"),
         (["plan", "x", "y", "--seed", "1,2,3"], 2, "3 seeds for 2 prompts"),
         (["plan", "x", "--seed", "9..1"], 2, "not a rising series"),
@@ -60,7 +61,18 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
         (["plan", "x", "--images", "0"], 2, "images 0"),
         (["plan", "x", "--guidance-scale", "nan"], 2, "guidance scale nan"),
         (["plan", "x", "--guidance-scale", "-1"], 2, "guidance scale -1"),
-        (["plan", "x", "--timesteps", "fast28"], 2, "fast27"),
+        (["plan", "x", "--timesteps", "fast28"], 2, "did you mean 'fast27'?"),
+        (["plan", "x", "--mode", "inpant"], 2, "did you mean 'inpaint'?"),
+        (["plan", "x", "--scheduler", "dpmsolver"], 2, "did you mean 'dpmsolver++'?"),
+        (["plan", "x", "--steps", "2,2,2,2"], 2, "4 values for steps"),
+        (["plan", "x", "--steps", "2,2,2,2", "--size", "64"], 2, "stages that run (1)"),
+        (["plan", "x", "--aspect", "16-9"], 2, "is not like 3:2"),
+        (["plan", "x", "--pin", "stge_1=stream"], 2, "did you mean 'stage_1'?"),
+        (["plan", "x", "--pin", "stage_1=strem"], 2, "did you mean 'stream'?"),
+        (["plan", "x", "--pin", "stage_1=stream:flot16"], 2, "did you mean 'float16'?"),
+        (["plan", "x", "--profile", "colab-fre"], 1, "did you mean 'colab-free'?"),
+        (["plan", "x", "--profile", "RTX-2060"], 1, "did you mean 'rtx-2060-6gb'?"),
+        (["plan", "x", "--cascade", "if-x1"], 1, "did you mean 'if-xl'?"),
         (["plan", "x", "--prefer", "best"], 2, "balanced"),
         (["plan", "x", "--ram", "much"], 2, "8GB"),
         (["plan", "x", "--ram", "0"], 2, "8GB"),
@@ -104,6 +116,24 @@ def test_bad_input_is_told_in_one_line(
     got, line = told(capsys, *arguments)
     assert got == code, line
     assert words in line
+
+
+@pytest.mark.parametrize("option", ["ram", "vram"])
+def test_a_budget_without_a_unit_is_in_gigabytes(
+    capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    """With a note at the command line, and a notice in Python."""
+    arguments = ["plan", "x", "--size", "64", "--profile", "colab-free", f"--{option}", "8"]
+    assert main([*arguments, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == f"note: --{option} 8 is read as 8 GB: write 8GB\n"
+    assert json.loads(captured.out)["machine"][f"{option}_bytes"] == 8 * 10**9
+    events: list[Any] = []
+    with session.Session(report=events.append) as begun:
+        budgets: Any = {option: 8}
+        machine = begun.measure(profile="colab-free", **budgets)
+    assert getattr(machine, f"{option}_bytes") == 8 * 10**9
+    assert [event.text for event in events] == [f"{option} 8 is read as 8 GB: write 8GB"]
 
 
 def test_a_budget_nothing_fits_names_everything(capsys: pytest.CaptureFixture[str]) -> None:

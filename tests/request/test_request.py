@@ -140,10 +140,26 @@ def test_large_seeds_are_fine(seed: int) -> None:
     assert make_request("a", seed=seed).images[0].seed == seed
 
 
-@pytest.mark.parametrize("seed", [-1, 1.0, 1.5, "7", True, 2**63, (1, -1), (None,), [[1]], "x"])
+@pytest.mark.parametrize("seed", [-2, 1.0, 1.5, "7", True, 2**63, (1, -1), (None,), [[1]], "x"])
 def test_a_seed_that_is_none_is_refused(seed: Any) -> None:
     """Negative, fractional, too large seeds and texts are refused by name."""
     assert "seed" in refused(("a", "b"), seed=seed)
+
+
+def test_minus_one_draws_a_seed() -> None:
+    """As in other programs, and as without a seed; also in a row."""
+    first, second = (make_request("a", seed=-1).images[0].seed for _ in range(2))
+    assert first != second
+    rows = [{"prompt": "a", "seed": -1}, {"prompt": "b", "seed": 3}]
+    own, other = make_request(lines=rows, seed=1).images
+    assert own.seed >= 0
+    assert other.seed == 3
+
+
+@pytest.mark.parametrize("aspect", ["16:9", "16x9", "32X18", "16/9", "16×9", " 16 : 9 "])
+def test_an_aspect_has_many_forms(aspect: str) -> None:
+    """As screens, cameras and other programs write it."""
+    assert make_request("a", seed=1, aspect=aspect).images[0].aspect == (16, 9)
 
 
 def test_the_last_images_seed_must_exist_too() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from PIL import Image
 
 from lowmem_if.cascade.catalog import IF_DEFAULTS, IMAGE_STAGES, STAGE_1, STAGE_2, UPSCALER
 from lowmem_if.request.build import make_request
@@ -34,6 +37,31 @@ def test_fast_keeps_what_the_user_says() -> None:
     named = in_stage(STAGE_2, timesteps="fast27")
     assert (named.count, named.scheduler) == (27, DDPM)
     assert in_stage(UPSCALER, steps=40).steps == 40
+
+
+@pytest.mark.parametrize(
+    ("steps", "size", "expected"),
+    [
+        ((10, 20), 256, (10, 20, 20)),
+        ((10, 20), 64, (10, 20, 20)),
+        ((10,), 64, (10, 10, 10)),
+        ((10, 20, 30), 64, (10, 20, 30)),
+    ],
+)
+def test_stages_that_do_not_run_need_no_value(
+    steps: tuple[int, ...], size: int, expected: tuple[int, ...]
+) -> None:
+    """One value for each stage that runs; the next stage takes the last one if the run is continued."""
+    request = make_request("a", seed=1, size=size, steps=steps, guidance_scale=steps)
+    assert request.sampling.steps == expected
+    assert request.sampling.guidance_scale == expected
+
+
+def test_an_enlargement_needs_values_for_its_own_stages(tmp_path: Path) -> None:
+    """Stage 2 and the upscaler, of a picture with at most 64 pixels."""
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    request = make_request("a", mode="upscale", image=tmp_path / "a.png", steps=(20, 30))
+    assert request.sampling.steps == (20, 20, 30)
 
 
 def test_fast_leaves_guidance_out_at_the_end() -> None:

@@ -1,0 +1,1 @@
+"""The forms in which other programs write prompts into files."""
