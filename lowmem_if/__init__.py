@@ -33,10 +33,10 @@ from lowmem_if.engine.options import (
     SessionOptions,
     StageOptions,
 )
+from lowmem_if.engine.results import BatchResult, Pictures, RunResult
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.run_folder.gallery import write_gallery
-from lowmem_if.engine.runner import RunResult
-from lowmem_if.engine.session import BatchResult, Session
+from lowmem_if.engine.session import Session
 from lowmem_if.engine.worker_answers import LoadedComponent
 from lowmem_if.errors import (
     BatchError,
@@ -95,6 +95,7 @@ __all__ = [
     "OutOfMemory",
     "PictureError",
     "PictureOptions",
+    "Pictures",
     "Pin",
     "Plan",
     "PlanOptions",

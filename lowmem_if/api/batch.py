@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from lowmem_if.engine.options import GenerateOptions
-from lowmem_if.engine.session import BatchResult, Session
+from lowmem_if.engine.results import BatchResult
+from lowmem_if.engine.session import Session
 
 
 def batch(

@@ -12,7 +12,7 @@ import click
 
 from lowmem_if.cli import draw_commands, embed_command, inspect_commands, weight_commands
 from lowmem_if.cli.command import CommandGroup
-from lowmem_if.cli.output import say
+from lowmem_if.cli.output import Interrupted, say
 from lowmem_if.engine.run_folder.library_versions import PACKAGE, installed_versions
 from lowmem_if.errors import LowmemError
 from lowmem_if.system.channel import says_closed
@@ -54,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.UsageError as error:
         say(f"error: {error.format_message().rstrip('.')}; see --help")
         return _USAGE
-    except (KeyboardInterrupt, click.Abort):
-        say("interrupted: what is done is kept; `lowmem-if resume RUN` resumes a run")
+    except (KeyboardInterrupt, click.Abort, Interrupted) as stopped:
+        say(": ".join(["interrupted", *map(str, stopped.args)]))
         return _INTERRUPTED
     except Exception as error:  # noqa: BLE001  the last resort, which prints everything
         if isinstance(error, OSError) and says_closed(error):

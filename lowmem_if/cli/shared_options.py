@@ -140,7 +140,11 @@ revision = option(
     help="Branch, tag or commit of the weights' repositories.",
 )  # fmt: skip
 as_json = option("--json", "as_json", group=OUTPUT, is_flag=True, help="Print one JSON object.")
-quiet = option("--quiet", group=OUTPUT, is_flag=True, help="Print one line for each step.")
+quiet = option("--quiet", group=OUTPUT, is_flag=True, help="Print results and errors only.")
+yes = option(
+    "--yes", "-y", group=RUN, is_flag=True,
+    help="Start a run of many hours without a question; scripts are never asked.",
+)  # fmt: skip
 preview_every = option(
     "--preview-every", group=RUN, type=int, default=0, metavar="STEPS",
     help="Write each unfinished picture after this many steps; 0: never.",
@@ -237,7 +241,7 @@ def draw_options(given: Mapping[str, Any], prompts: tuple[str, ...] = ()) -> dic
     options = {
         name: value
         for name, value in given.items()
-        if name not in ("as_json", "quiet", "simulate", "no_watermark", "no_safety_checker")
+        if name not in ("as_json", "quiet", "yes", "simulate", "no_watermark", "no_safety_checker")
     }
     seed = given["seed"]
     return options | {

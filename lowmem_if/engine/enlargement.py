@@ -8,9 +8,11 @@ from pathlib import Path
 
 from lowmem_if.cascade.catalog import IMAGE_STAGES, TEXT_ENCODER
 from lowmem_if.cascade.strategies import EXACT, parse_pin
+from lowmem_if.engine.events import Report, ignore
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.run_folder.input_copies import KINDS
 from lowmem_if.engine.run_folder.writing import writing
+from lowmem_if.engine.run_summary import run_summary
 from lowmem_if.errors import RunFolderError
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.planning.plan import Plan, make_plan
@@ -27,6 +29,7 @@ def continued(
     out: Path | None = None,
     *,
     other_versions: bool = False,
+    report: Report = ignore,
 ) -> RunFolder:
     """The folder in which chosen pictures will be enlarged: the run's own, or a new one.
 
@@ -38,6 +41,7 @@ def continued(
         out: a new folder, in which the pictures get new numbers; None: the run's own, in which the
             larger pictures replace the smaller ones.
         other_versions: continue even if libraries that pixels depend on have changed.
+        report: called with what the run will do, before anything is changed.
 
     Raises:
         RequestError: a picture does not exist or is not smaller than `size`.
@@ -59,6 +63,8 @@ def continued(
     differs = source.check_versions(
         others=other_versions, to_do=[step for step in plan.steps if step.component not in done]
     )
+    again = dict(enumerate(picks)) if out else {spec.number: spec for spec in picks}
+    report(run_summary(plan, out or source.path, source, again))
     if out is None:
         return _grown(source, plan, picks)
     _copy_sources(source, picks, out)

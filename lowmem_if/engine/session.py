@@ -6,7 +6,6 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -28,29 +27,22 @@ from lowmem_if.engine.options import (
     checked_pins,
     part_of,
 )
+from lowmem_if.engine.results import BatchResult, RunResult
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.run_folder.out_folder import new_folder, with_begun_seeds
-from lowmem_if.engine.runner import RunResult, continue_run
+from lowmem_if.engine.run_summary import announce
+from lowmem_if.engine.runner import continue_run
 from lowmem_if.engine.worker_answers import LoadedComponent
 from lowmem_if.engine.worker_process import WorkerProcess
 from lowmem_if.errors import SessionError
 from lowmem_if.hardware.machine import Machine, with_budget
 from lowmem_if.hardware.profiles import choose_machine, load_profile
 from lowmem_if.planning.plan import Plan, make_plan
-from lowmem_if.request.batch_file import BadLine
 from lowmem_if.request.batch_request import read_request, request_of
 from lowmem_if.request.build import make_request
 from lowmem_if.request.pictures.picture_objects import PictureLike
 from lowmem_if.request.request import Request
 from lowmem_if.units import parse_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class BatchResult:
-    """A finished batch: its run, and the lines that could not be used, for which nothing was drawn."""
-
-    run: RunResult
-    bad_lines: tuple[BadLine, ...]
 
 
 class Session:
@@ -148,6 +140,7 @@ class Session:
             folder = continued(
                 folder, numbers, given.get("size", 1024), machine,
                 None if out is None else Path(out), other_versions=given.get("other_versions", False),
+                report=given["report"],
             )  # fmt: skip
             self._report_unused(machine, given)
             return self._continue(folder, given)
@@ -160,7 +153,9 @@ class Session:
     def resume(self, out: str | Path, **options: Unpack[ResumeOptions]) -> RunResult:
         """Resume a run within the budget that it was begun for; see `lowmem_if.resume`."""
         with self._call("resume", options, ResumeOptions) as given:
-            return self._continue(RunFolder.open(Path(out)), given)
+            folder = RunFolder.open(Path(out))
+            announce(folder.plan, folder.path, given["report"])
+            return self._continue(folder, given)
 
     def measure(self, **options: Unpack[MachineOptions]) -> Machine:
         """The machine to plan for: as measured without a worker or from a profile, within the budgets.
@@ -228,6 +223,7 @@ class Session:
         return self._continue(folder, given)
 
     def _begin(self, plan: Plan, path: Path, given: Mapping[str, Any]) -> RunFolder:
+        announce(plan, path, given["report"])
         folder = RunFolder.for_plan(path, plan)
         self._report_unused(plan.machine, given)
         if folder.plan.loosened:

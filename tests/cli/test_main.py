@@ -20,8 +20,8 @@ from lowmem_if.cascade.catalog import COMPONENTS
 from lowmem_if.cascade.locate import DEMO_FOLDER
 from lowmem_if.cli.main import main
 from lowmem_if.engine import session
+from lowmem_if.engine.results import RunResult
 from lowmem_if.engine.run_folder.folder import RunFolder
-from lowmem_if.engine.runner import RunResult
 from lowmem_if.hardware.profiles import FOLDER, profile_names
 from lowmem_if.report.tables import print_run
 from lowmem_if.units import format_bytes
