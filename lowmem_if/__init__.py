@@ -36,6 +36,7 @@ from lowmem_if.engine.options import (
 from lowmem_if.engine.results import BatchResult, Pictures, RunResult
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.run_folder.gallery import write_gallery
+from lowmem_if.engine.run_folder.library_versions import PACKAGE, installed_versions
 from lowmem_if.engine.session import Session
 from lowmem_if.engine.worker_answers import LoadedComponent
 from lowmem_if.errors import (
@@ -136,12 +137,17 @@ __all__ = [
     "write_gallery",
 ]
 
+__version__: str
+"""The installed version of this package."""
+
 _RENAMED = {"Warm": LoadedComponent}
 """The names that these classes had in version 0.1."""
 
 
 def __getattr__(name: str) -> object:
-    """The classes under their names of version 0.1."""
+    """The version, and the classes under their names of version 0.1."""
+    if name == "__version__":
+        return installed_versions().get(PACKAGE, "unknown")
     if name in _RENAMED:
         return _RENAMED[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
