@@ -12,6 +12,7 @@ from lowmem_if.api.embed import embed
 from lowmem_if.api.enlarge import enlarge
 from lowmem_if.api.fetch import Fetched, fetch
 from lowmem_if.api.generate import generate, inpaint, upscale, vary
+from lowmem_if.api.history import PastRun, clean, list_runs
 from lowmem_if.api.open_stage import close_stages, open_stage
 from lowmem_if.api.run import resume, run
 from lowmem_if.cascade.lora.adapter import Lora
@@ -94,6 +95,7 @@ __all__ = [
     "MachineOptions",
     "NotebookProgress",
     "OutOfMemory",
+    "PastRun",
     "PictureError",
     "PictureOptions",
     "Pictures",
@@ -117,12 +119,14 @@ __all__ = [
     "Step",
     "WorkerDied",
     "batch",
+    "clean",
     "close_stages",
     "embed",
     "enlarge",
     "fetch",
     "generate",
     "inpaint",
+    "list_runs",
     "load_embeddings",
     "load_profile",
     "make_plan",

@@ -10,7 +10,13 @@ from collections.abc import Sequence
 
 import click
 
-from lowmem_if.cli import draw_commands, embed_command, inspect_commands, weight_commands
+from lowmem_if.cli import (
+    draw_commands,
+    embed_command,
+    inspect_commands,
+    run_commands,
+    weight_commands,
+)
 from lowmem_if.cli.command import CommandGroup
 from lowmem_if.cli.output import Interrupted, say
 from lowmem_if.engine.run_folder.library_versions import PACKAGE, installed_versions
@@ -35,7 +41,7 @@ def app() -> None:
     """Run the DeepFloyd IF cascade on machines it does not fit."""
 
 
-for _module in (draw_commands, embed_command, inspect_commands, weight_commands):
+for _module in (draw_commands, embed_command, inspect_commands, run_commands, weight_commands):
     for _command in _module.COMMANDS:
         app.add_command(_command)
 

@@ -9,17 +9,20 @@ from pathlib import Path
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.request.request import Request
 
+RUNS = Path("runs")
+"""Where run folders without a name of the user's own are made."""
+
 
 def new_folder(request: Request) -> Path:
     """A run folder that does not exist yet, named by the time and the first words of the prompt."""
     first = request.images[0]
     words = "-".join(re.findall(r"\w+", first.words)[:6])[:40] or first.mode
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{words}"
-    folder = Path("runs") / stem
+    folder = RUNS / stem
     number = 1
     while folder.exists():
         number += 1
-        folder = Path("runs") / f"{stem}-{number}"
+        folder = RUNS / f"{stem}-{number}"
     return folder
 
 
