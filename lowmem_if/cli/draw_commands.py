@@ -97,7 +97,7 @@ def inpaint(image: Path, mask: Path, prompts: tuple[str, ...], **given: Any) -> 
 
 @command(
     "upscale",
-    "lowmem-if upscale small.png --out runs/large",
+    "lowmem-if upscale small.png -o large.png",
     'lowmem-if upscale small.png "a red circle on a blue background" --seed 1',
     section=SECTION,
 )
@@ -185,7 +185,11 @@ def resume(run_folder: Path, as_json: bool, quiet: bool, yes: bool, **options: A
     help="Size to enlarge to in pixels: 256 or 1024.",
 )
 @option(
-    "--out", group=COMMON, type=FILE, help="A new folder; without it they grow in the run's folder."
+    "--out",
+    "-o",
+    group=COMMON,
+    type=FILE,
+    help="A new folder or a picture's name; without it they grow in the run's folder.",
 )
 @budgets
 @profile

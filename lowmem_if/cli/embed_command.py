@@ -47,7 +47,7 @@ SECTION = "Draw pictures"
     help="A file of prompts, one a line, or a batch's own file; - reads input.",
 )  # fmt: skip
 @option(
-    "--out", group=COMMON, type=FILE, required=True,
+    "--out", "-o", group=COMMON, type=FILE, required=True,
     help="The file to write: .pth, .pt, .safetensors or .npz.",
 )  # fmt: skip
 @cascade

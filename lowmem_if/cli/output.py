@@ -120,7 +120,8 @@ def print_json(data: dict[str, Any]) -> None:
 def print_result(result: RunResult, *, as_json: bool, **more: Any) -> None:
     """Print the paths of a run's pictures, or its JSON object with more keys."""
     if as_json:
-        print_json(run_json(RunFolder.open(result.folder)) | more)
+        images = [str(image) for image in result.images]
+        print_json(run_json(RunFolder.open(result.folder)) | {"images": images} | more)
         return
     for image in result.images:
         click.echo(image)

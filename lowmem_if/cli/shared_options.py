@@ -86,8 +86,10 @@ size = option(
     help="Shorter side of the pictures in pixels: 64, 256 or 1024.",
 )  # fmt: skip
 out = option(
-    "--out", group=COMMON, type=FILE, help="Run folder. An unfinished run in it is resumed."
-)
+    "--out", "-o", group=COMMON, type=FILE,
+    help="Run folder. An unfinished run in it is resumed. A picture's name like fox.png puts the "
+    "picture there, and the run folder next to it.",
+)  # fmt: skip
 aspect = option("--aspect", group=PICTURE, help="Width and height of the pictures, like 3:2.")
 strength = option(
     "--strength", group=START, callback=_numbers(float),

@@ -11,6 +11,7 @@ from lowmem_if.cascade.strategies import EXACT, parse_pin
 from lowmem_if.engine.events import Notice, Report, ignore
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.run_folder.input_copies import KINDS
+from lowmem_if.engine.run_folder.out_folder import check_nothing_lost
 from lowmem_if.engine.run_folder.tensors_left import lost_tensors
 from lowmem_if.engine.run_folder.writing import writing
 from lowmem_if.engine.run_summary import run_summary
@@ -65,6 +66,8 @@ def continued(
     differs = source.check_versions(
         others=other_versions, to_do=[step for step in plan.steps if step.component not in done]
     )
+    if out is not None:
+        check_nothing_lost(out, len(picks))
     again = dict(enumerate(picks)) if out else {spec.number: spec for spec in picks}
     report(run_summary(plan, out or source.path, source, again))
     if lost:

@@ -65,7 +65,7 @@ class RunResult:
 
     Attributes:
         folder: the run folder.
-        images: the files of its pictures in the order of the request.
+        images: the files of its pictures in the order of the request, where `out` asked for them.
         steps: its steps, each with what was measured.
         notices: what the user should know about the pictures.
     """

@@ -11,6 +11,7 @@ from lowmem_if.engine.events import Report
 from lowmem_if.engine.planned_event import PlannedStep, RunPlanned
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.run_folder.folder_state import FolderState
+from lowmem_if.engine.run_folder.out_folder import check_nothing_lost
 from lowmem_if.planning.needed_texts import texts_of
 from lowmem_if.planning.plan import Plan
 from lowmem_if.request.image_spec import FACTOR, ImageSpec
@@ -21,8 +22,10 @@ def announce(plan: Plan, path: Path, report: Report) -> None:
     """Report what a run will do in `path`, unless it is complete. `report` may raise to stop it.
 
     Raises:
-        RunFolderError: another request was begun in `path`, or it cannot be read.
+        RunFolderError: another request was begun in `path`, it cannot be read, or its pictures
+            would overwrite files.
     """
+    check_nothing_lost(path, len(plan.request.pictures))
     folder = RunFolder.open(path) if RunFolder.begun(path) else None
     if folder is not None:
         folder.check_same(plan)

@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -28,8 +29,8 @@ from lowmem_if.engine.options import (
     part_of,
 )
 from lowmem_if.engine.results import BatchResult, RunResult
+from lowmem_if.engine.run_folder import out_folder
 from lowmem_if.engine.run_folder.folder import RunFolder
-from lowmem_if.engine.run_folder.out_folder import new_folder, with_begun_seeds
 from lowmem_if.engine.run_summary import announce
 from lowmem_if.engine.runner import continue_run
 from lowmem_if.engine.worker_answers import LoadedComponent
@@ -135,12 +136,12 @@ class Session:
     ) -> RunResult:
         """Enlarge chosen pictures of a finished run; see `lowmem_if.enlarge`."""
         with self._call("enlarge", options, EnlargeOptions) as given:
-            folder = RunFolder.open(Path(source))
+            folder = RunFolder.open(out_folder.run_path(source))
             machine, out = self._machine(given), given.get("out")
+            path = None if out is None else out_folder.run_path(out)
             folder = continued(
-                folder, numbers, given.get("size", 1024), machine,
-                None if out is None else Path(out), other_versions=given.get("other_versions", False),
-                report=given["report"],
+                folder, numbers, given.get("size", 1024), machine, path,
+                other_versions=given.get("other_versions", False), report=given["report"],
             )  # fmt: skip
             self._report_unused(machine, given)
             return self._continue(folder, given)
@@ -148,12 +149,12 @@ class Session:
     def run(self, plan: Plan, out: str | Path, **options: Unpack[RunOptions]) -> RunResult:
         """Run a plan, whose machine is the budget; see `lowmem_if.run`."""
         with self._call("run", options, RunOptions) as given:
-            return self._continue(self._begin(plan, Path(out), given), given)
+            return self._continue(self._begin(plan, out_folder.run_path(out), given), given)
 
     def resume(self, out: str | Path, **options: Unpack[ResumeOptions]) -> RunResult:
         """Resume a run within the budget that it was begun for; see `lowmem_if.resume`."""
         with self._call("resume", options, ResumeOptions) as given:
-            folder = RunFolder.open(Path(out))
+            folder = RunFolder.open(out_folder.run_path(out))
             announce(folder.plan, folder.path, given["report"])
             return self._continue(folder, given)
 
@@ -215,9 +216,9 @@ class Session:
 
     def _draw(self, request: Request, given: Mapping[str, Any]) -> RunResult:
         """From a request to its pictures."""
-        path = new_folder(request) if given.get("out") is None else Path(given["out"])
+        path = out_folder.folder_for(request, given.get("out"))
         if given.get("seed") is None:
-            request = with_begun_seeds(path, request)
+            request = out_folder.with_begun_seeds(path, request)
         folder = self._begin(self._plan(request, self._machine(given), given), path, given)
         given["report"](RunOpened(str(path)))
         return self._continue(folder, given)
@@ -236,10 +237,11 @@ class Session:
             given["report"](Notice(card))
 
     def _continue(self, folder: RunFolder, given: Mapping[str, Any]) -> RunResult:
-        return continue_run(
+        result = continue_run(
             folder, self._worker, report=given["report"], preview_every=given["preview_every"],
             other_versions=given.get("other_versions", False),
         )  # fmt: skip
+        return replace(result, images=out_folder.place_pictures(folder.path, result.images))
 
     def _plan(self, request: Request, machine: Machine, given: Mapping[str, Any]) -> Plan:
         profile = given.get("profile")
