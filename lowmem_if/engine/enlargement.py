@@ -87,12 +87,12 @@ def continued(
 
 
 def _check_tensors(source: RunFolder, out: Path | None) -> bool:
-    """Whether tensors of the run are lost, most likely by `clean`.
+    """Whether all pictures of the run have lost their tensors, most likely by `clean`.
 
     Raises:
         RunFolderError: they are, and in the run's own folder all its pictures would be drawn again.
     """
-    lost = bool(lost_tensors(source))
+    lost = len(lost_tensors(source)) == len(source.plan.request.pictures)
     if lost and out is None:
         raise RunFolderError(
             f"{source.path} has no tensors any more (`lowmem-if clean` removes them): give --out a new "

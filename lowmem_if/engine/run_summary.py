@@ -9,6 +9,7 @@ from pathlib import Path
 from lowmem_if.cascade import catalog
 from lowmem_if.engine.events import Report
 from lowmem_if.engine.planned_event import PlannedStep, RunPlanned
+from lowmem_if.engine.run_folder.embedding_copies import check_embeddings
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.run_folder.folder_state import FolderState
 from lowmem_if.engine.run_folder.out_folder import check_nothing_lost
@@ -27,7 +28,9 @@ def announce(plan: Plan, path: Path, report: Report) -> None:
     """
     check_nothing_lost(path, len(plan.request.pictures))
     folder = RunFolder.open(path) if RunFolder.begun(path) else None
-    if folder is not None:
+    if folder is None:
+        check_embeddings(plan)
+    else:
         folder.check_same(plan)
         plan = folder.plan
     if folder is None or not folder.complete:

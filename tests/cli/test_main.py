@@ -94,7 +94,6 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
         ([], 2, "Missing command"),
         (["resume", "nowhere"], 1, "no run folder"),
         (["show", "nowhere"], 1, "no run folder"),
-        (["generate", "x", "--out", "/proc/nowhere/run"], 1, "cannot be written"),
     ],
 )
 def test_bad_input_is_told_in_one_line(
@@ -104,6 +103,15 @@ def test_bad_input_is_told_in_one_line(
     got, line = told(capsys, *arguments)
     assert got == code, line
     assert words in line
+
+
+def test_a_folder_that_cannot_be_made_is_told_after_the_summary(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Only trying shows it, and nothing is written before the user has seen what would run."""
+    assert main(["generate", "x", "--out", "/proc/nowhere/run"]) == 1
+    _summary, error = capsys.readouterr().err.splitlines()
+    assert "cannot be written" in error
 
 
 def test_a_budget_nothing_fits_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
