@@ -12,11 +12,11 @@ from lowmem_if.api.embed import embed
 from lowmem_if.api.enlarge import enlarge
 from lowmem_if.api.fetch import Fetched, fetch
 from lowmem_if.api.generate import generate, inpaint, upscale, vary
+from lowmem_if.api.history import PastRun, clean, list_runs
 from lowmem_if.api.open_stage import close_stages, open_stage
 from lowmem_if.api.run import resume, run
 from lowmem_if.cascade.lora.adapter import Lora
 from lowmem_if.cascade.strategies import Pin, parse_pins
-from lowmem_if.engine.batch_source import BatchResult
 from lowmem_if.engine.events import Event
 from lowmem_if.engine.opened.stage_plan import StagePlan
 from lowmem_if.engine.options import (
@@ -34,9 +34,10 @@ from lowmem_if.engine.options import (
     SessionOptions,
     StageOptions,
 )
+from lowmem_if.engine.results import BatchResult, Pictures, RunResult
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.run_folder.gallery import write_gallery
-from lowmem_if.engine.runner import RunResult
+from lowmem_if.engine.run_folder.library_versions import PACKAGE, installed_versions
 from lowmem_if.engine.session import Session
 from lowmem_if.engine.worker_answers import LoadedComponent
 from lowmem_if.errors import (
@@ -94,8 +95,10 @@ __all__ = [
     "MachineOptions",
     "NotebookProgress",
     "OutOfMemory",
+    "PastRun",
     "PictureError",
     "PictureOptions",
+    "Pictures",
     "Pin",
     "Plan",
     "PlanOptions",
@@ -116,12 +119,14 @@ __all__ = [
     "Step",
     "WorkerDied",
     "batch",
+    "clean",
     "close_stages",
     "embed",
     "enlarge",
     "fetch",
     "generate",
     "inpaint",
+    "list_runs",
     "load_embeddings",
     "load_profile",
     "make_plan",
@@ -136,12 +141,17 @@ __all__ = [
     "write_gallery",
 ]
 
+__version__: str
+"""The installed version of this package."""
+
 _RENAMED = {"Warm": LoadedComponent}
 """The names that these classes had in version 0.1."""
 
 
 def __getattr__(name: str) -> object:
-    """The classes under their names of version 0.1."""
+    """The version, and the classes under their names of version 0.1."""
+    if name == "__version__":
+        return installed_versions().get(PACKAGE, "unknown")
     if name in _RENAMED:
         return _RENAMED[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

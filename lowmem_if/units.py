@@ -49,6 +49,11 @@ def format_bytes(size: int) -> str:
     return f"{size} B"
 
 
+def counted(number: int, thing: str) -> str:
+    """`1 picture` or `3 pictures`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def shorten(text: str, length: int) -> str:
     """The beginning of a text, for a message about it."""
     return text if len(text) <= length else text[: length - 3] + "..."

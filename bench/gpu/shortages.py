@@ -18,7 +18,7 @@ from lowmem_if.api.run import run
 from lowmem_if.cascade.catalog import STAGE_1, UPSCALER
 from lowmem_if.cascade.strategies import BALANCED, parse_pins
 from lowmem_if.engine.events import Event
-from lowmem_if.engine.runner import RunResult
+from lowmem_if.engine.results import RunResult
 from lowmem_if.errors import LowmemError
 from lowmem_if.hardware.machine import probe
 from lowmem_if.planning.plan import make_plan

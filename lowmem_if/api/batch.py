@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Unpack
 
-from lowmem_if.engine.batch_source import BatchResult, Source
+from lowmem_if.engine.batch_source import Source
 from lowmem_if.engine.options import GenerateOptions
+from lowmem_if.engine.results import BatchResult
 from lowmem_if.engine.session import Session
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Unpack
 
 from lowmem_if.engine.options import EnlargeOptions
-from lowmem_if.engine.runner import RunResult
+from lowmem_if.engine.results import RunResult
 from lowmem_if.engine.session import Session
 
 

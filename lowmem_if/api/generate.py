@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Unpack
 
 from lowmem_if.engine.options import DrawOptions, GenerateOptions, InpaintOptions
-from lowmem_if.engine.runner import RunResult
+from lowmem_if.engine.results import RunResult
 from lowmem_if.engine.session import Session
 from lowmem_if.request.pictures.picture_objects import PictureLike
 

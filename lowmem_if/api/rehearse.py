@@ -22,6 +22,7 @@ from lowmem_if.cascade import catalog
 from lowmem_if.cascade.parts import Part
 from lowmem_if.cascade.strategies import RESIDENT, STREAM, Pin
 from lowmem_if.engine.events import Event, Loading, Report, ignore
+from lowmem_if.engine.planned_event import RunPlanned
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.session import Session
 from lowmem_if.errors import CascadeError
@@ -212,7 +213,8 @@ class _Clock:
 
     def __call__(self, event: Event) -> None:
         self._events.append((time.monotonic(), event))
-        self._report(event)
+        if not isinstance(event, RunPlanned):  # its few steps in a scratch folder concern nobody
+            self._report(event)
 
     def times(self, component: str, kind: str) -> list[float]:
         """The times of a component's events of one kind; for loading, only the ends."""

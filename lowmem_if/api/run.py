@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Unpack
 
 from lowmem_if.engine.options import ResumeOptions, RunOptions
-from lowmem_if.engine.runner import RunResult
+from lowmem_if.engine.results import RunResult
 from lowmem_if.engine.session import Session
 from lowmem_if.planning.plan import Plan
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lowmem_if.cli.command import argument, command, option, together
+from lowmem_if.cli.long_runs import ask_if_long
 from lowmem_if.cli.output import engine, notices_of, print_result
 from lowmem_if.cli.shared_options import (
     COMMON,
@@ -29,8 +32,9 @@ from lowmem_if.cli.shared_options import (
     run_folder,
     strength,
     style_prompt,
+    yes,
 )
-from lowmem_if.engine.runner import RunResult
+from lowmem_if.engine.results import RunResult
 from lowmem_if.engine.session import Session
 from lowmem_if.request.batch_request import unusable
 from lowmem_if.request.seeds import parse_numbers
@@ -46,6 +50,7 @@ SECTION = "Draw pictures"
 )
 @prompts
 @drawing_options
+@yes
 @aspect
 def generate(prompts: tuple[str, ...], **given: Any) -> None:
     """Draw pictures from text; an interrupted run can be resumed."""
@@ -62,6 +67,7 @@ def generate(prompts: tuple[str, ...], **given: Any) -> None:
 @image
 @prompts_or_none
 @drawing_options
+@yes
 @strength
 @style_prompt
 def vary(image: Path, prompts: tuple[str, ...], **given: Any) -> None:
@@ -80,6 +86,7 @@ def vary(image: Path, prompts: tuple[str, ...], **given: Any) -> None:
 @mask
 @prompts
 @drawing_options
+@yes
 @strength
 @masking
 def inpaint(image: Path, mask: Path, prompts: tuple[str, ...], **given: Any) -> None:
@@ -90,13 +97,14 @@ def inpaint(image: Path, mask: Path, prompts: tuple[str, ...], **given: Any) -> 
 
 @command(
     "upscale",
-    "lowmem-if upscale small.png --out runs/large",
+    "lowmem-if upscale small.png -o large.png",
     'lowmem-if upscale small.png "a red circle on a blue background" --seed 1',
     section=SECTION,
 )
 @image
 @prompts_or_none
 @drawing_options
+@yes
 def upscale(image: Path, prompts: tuple[str, ...], **given: Any) -> None:
     """Enlarge a picture four times: with stage 2 up to 64 pixels, with the upscaler at any size."""
     options = draw_options(given, prompts)
@@ -106,11 +114,19 @@ def upscale(image: Path, prompts: tuple[str, ...], **given: Any) -> None:
 def _draw(
     given: dict[str, Any], options: dict[str, Any], call: Callable[[Session], RunResult]
 ) -> None:
-    with engine(
-        quiet=given["quiet"], notices=notices_of(options), simulate=given["simulate"]
-    ) as session:
+    with _engine(given, options) as session:
         result = call(session)
     print_result(result, as_json=given["as_json"])
+
+
+def _engine(given: dict[str, Any], options: dict[str, Any]) -> AbstractContextManager[Session]:
+    """A session for the options of a command that draws."""
+    return engine(
+        quiet=given["quiet"],
+        ask=partial(ask_if_long, yes=given["yes"]),
+        notices=notices_of(options),
+        simulate=given["simulate"],
+    )
 
 
 @command(
@@ -123,12 +139,11 @@ def _draw(
     "file", type=FILE, metavar="FILE", help="JSON lines, CSV or prompts, one a line; - reads input."
 )
 @drawing_options
+@yes
 def batch(file: Path, **given: Any) -> None:
     """Draw the pictures of a file's lines; each component is loaded once for all of them."""
     options = draw_options(given)
-    with engine(
-        quiet=given["quiet"], notices=notices_of(options), simulate=given["simulate"]
-    ) as session:
+    with _engine(given, options) as session:
         result = session.batch(file, **options)
     bad = {"bad_lines": [asdict(line) for line in result.bad_lines]} if result.bad_lines else {}
     print_result(result.run, as_json=given["as_json"], **bad)
@@ -136,7 +151,7 @@ def batch(file: Path, **given: Any) -> None:
         raise unusable(result.bad_lines)
 
 
-resuming_options = together(preview_every, other_versions, as_json, quiet)
+resuming_options = together(preview_every, other_versions, yes, as_json, quiet)
 
 
 @command(
@@ -147,9 +162,9 @@ resuming_options = together(preview_every, other_versions, as_json, quiet)
 )
 @run_folder
 @resuming_options
-def resume(run_folder: Path, as_json: bool, quiet: bool, **options: Any) -> None:
+def resume(run_folder: Path, as_json: bool, quiet: bool, yes: bool, **options: Any) -> None:
     """Resume a run; finished work is read from its folder, never done again."""
-    with engine(quiet=quiet) as session:
+    with engine(quiet=quiet, ask=partial(ask_if_long, yes=yes)) as session:
         result = session.resume(run_folder, **options)
     print_result(result, as_json=as_json)
 
@@ -172,15 +187,21 @@ def resume(run_folder: Path, as_json: bool, quiet: bool, **options: Any) -> None
     help="Size to enlarge to in pixels: 256 or 1024.",
 )
 @option(
-    "--out", group=COMMON, type=FILE, help="A new folder; without it they grow in the run's folder."
+    "--out",
+    "-o",
+    group=COMMON,
+    type=FILE,
+    help="A new folder or a picture's name; without it they grow in the run's folder.",
 )
 @budgets
 @profile
 @resuming_options
-def enlarge(run_folder: Path, pick: str, as_json: bool, quiet: bool, **options: Any) -> None:
+def enlarge(
+    run_folder: Path, pick: str, as_json: bool, quiet: bool, yes: bool, **options: Any
+) -> None:
     """Enlarge chosen pictures of a finished run; stage 1 is not run again."""
     numbers = parse_numbers("picture", pick)
-    with engine(quiet=quiet) as session:
+    with engine(quiet=quiet, ask=partial(ask_if_long, yes=yes)) as session:
         result = session.enlarge(run_folder, numbers, **options)
     print_result(result, as_json=as_json)
 

@@ -10,7 +10,7 @@ import click
 
 from lowmem_if.cascade.catalog import MAX_TOKENS
 from lowmem_if.cli.command import argument, command, option
-from lowmem_if.cli.output import note, planner, print_json, steps_json
+from lowmem_if.cli.output import Interrupted, note, planner, print_json, steps_json
 from lowmem_if.cli.shared_options import (
     COMMON,
     FILE,
@@ -47,7 +47,7 @@ SECTION = "Draw pictures"
     help="A file of prompts, one a line, or a batch's own file; - reads input.",
 )  # fmt: skip
 @option(
-    "--out", group=COMMON, type=FILE, required=True,
+    "--out", "-o", group=COMMON, type=FILE, required=True,
     help="The file to write: .pth, .pt, .safetensors or .npz.",
 )  # fmt: skip
 @cascade
@@ -72,9 +72,11 @@ def embed(
     if not texts:
         raise RequestError("there is nothing to encode: give prompts, or a file of them by --file")
     with RunProgress(console(sys.stderr), quiet=quiet) as progress:
-        result = embed_into(
-            texts, out.expanduser(), **options, report=progress, planner=planner(simulate=simulate)
-        )
+        options |= {"report": progress, "planner": planner(simulate=simulate)}
+        try:
+            result = embed_into(texts, out.expanduser(), **options)
+        except KeyboardInterrupt:
+            raise Interrupted("what is done is kept; the same command continues") from None
     if as_json:
         print_json(_result_json(result))
     else:

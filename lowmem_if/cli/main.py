@@ -15,10 +15,11 @@ from lowmem_if.cli import (
     draw_commands,
     embed_command,
     inspect_commands,
+    run_commands,
     weight_commands,
 )
 from lowmem_if.cli.command import CommandGroup, option
-from lowmem_if.cli.output import say
+from lowmem_if.cli.output import Interrupted, say
 from lowmem_if.cli.shared_options import MACHINE
 from lowmem_if.cli.user_settings import COMMANDS as APPLICABLE
 from lowmem_if.cli.user_settings import defaults, without_preset
@@ -45,7 +46,7 @@ def app() -> None:
 
 
 for _module in (
-    draw_commands, embed_command, inspect_commands, weight_commands, config_command,
+    draw_commands, embed_command, inspect_commands, run_commands, weight_commands, config_command,
 ):  # fmt: skip
     for _command in _module.COMMANDS:
         app.add_command(_command)
@@ -73,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.UsageError as error:
         say(f"error: {error.format_message().rstrip('.')}; see --help")
         return _USAGE
-    except (KeyboardInterrupt, click.Abort):
-        say("interrupted: what is done is kept; `lowmem-if resume RUN` resumes a run")
+    except (KeyboardInterrupt, click.Abort, Interrupted) as stopped:
+        say(": ".join(["interrupted", *map(str, stopped.args)]))
         return _INTERRUPTED
     except Exception as error:  # noqa: BLE001  the last resort, which prints everything
         if isinstance(error, OSError) and says_closed(error):

@@ -8,13 +8,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
 
-from lowmem_if.engine.events import Event
+from lowmem_if.engine.events import Event, Report, RunOpened, ignore
+from lowmem_if.engine.planned_event import RunPlanned
+from lowmem_if.engine.results import RunResult
 from lowmem_if.engine.run_folder.folder import RunFolder
-from lowmem_if.engine.runner import RunResult
+from lowmem_if.engine.run_folder.folder_layout import RECORD
 from lowmem_if.engine.session import Session
 from lowmem_if.errors import DoesNotFit
 from lowmem_if.hardware.machine import Machine
@@ -22,6 +25,17 @@ from lowmem_if.report.progress import RunProgress
 from lowmem_if.report.tables import console
 from lowmem_if.request.request import Request
 from lowmem_if.request.request_json import request_to_json
+from lowmem_if.system.paths import quoted
+
+
+class Interrupted(Exception):
+    """Ctrl-C ended a command; its text says what to do."""
+
+
+def _how_to_resume(folder: Path | None) -> str:
+    if folder is None or not (folder / RECORD).is_file():
+        return "no run was begun"
+    return f"what is done is kept; continue with `lowmem-if resume {quoted(folder)}`"
 
 
 def say(text: str) -> None:
@@ -42,25 +56,38 @@ def note_unused(machine: Machine) -> None:
 
 @contextmanager
 def engine(
-    *, quiet: bool, notices: tuple[str, ...] = (), simulate: bool = False
+    *,
+    quiet: bool,
+    ask: Report = ignore,
+    notices: tuple[str, ...] = (),
+    simulate: bool = False,
 ) -> Iterator[Session]:
-    """A session for one command, whose progress is shown.
+    """A session for one command, whose progress is shown; after Ctrl-C it names the run's folder.
 
     Args:
-        notices: printed when the run begins.
+        ask: called with each event after it is shown; may raise to stop.
+        notices: printed when the run begins, unless `quiet`.
         simulate: whether plans are made with dry runs.
     """
+    begun: list[str] = []
     with RunProgress(console(sys.stderr), quiet=quiet) as progress:
 
         def report(event: Event) -> None:
-            for text in notices if event.kind == "opened" else ():
-                say(text)
+            if isinstance(event, RunOpened) and not quiet:
+                for text in notices:
+                    say(text)
             progress(event)
+            ask(event)
+            if isinstance(event, RunPlanned):
+                begun.append(event.folder)
 
-        with Session(
-            keep_loaded=False, report=report, planner=planner(simulate=simulate)
-        ) as session:
-            yield session
+        try:
+            with Session(
+                keep_loaded=False, report=report, planner=planner(simulate=simulate)
+            ) as session:
+                yield session
+        except KeyboardInterrupt:
+            raise Interrupted(_how_to_resume(Path(begun[-1]) if begun else None)) from None
 
 
 def planner(*, simulate: bool) -> Any:
@@ -93,7 +120,8 @@ def print_json(data: dict[str, Any]) -> None:
 def print_result(result: RunResult, *, as_json: bool, **more: Any) -> None:
     """Print the paths of a run's pictures, or its JSON object with more keys."""
     if as_json:
-        print_json(run_json(RunFolder.open(result.folder)) | more)
+        images = [str(image) for image in result.images]
+        print_json(run_json(RunFolder.open(result.folder)) | {"images": images} | more)
         return
     for image in result.images:
         click.echo(image)

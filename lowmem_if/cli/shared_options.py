@@ -96,8 +96,10 @@ size = option(
     help="Shorter side of the pictures in pixels: 64, 256 or 1024.",
 )  # fmt: skip
 out = option(
-    "--out", group=COMMON, type=FILE, help="Run folder. An unfinished run in it is resumed."
-)
+    "--out", "-o", group=COMMON, type=FILE,
+    help="Run folder. An unfinished run in it is resumed. A picture's name like fox.png puts the "
+    "picture there, and the run folder next to it.",
+)  # fmt: skip
 aspect = option(
     "--aspect", group=PICTURE, help="Width and height of the pictures, like 3:2 or 3x2."
 )
@@ -159,7 +161,11 @@ revision = option(
     help="Branch, tag or commit of the weights' repositories.",
 )  # fmt: skip
 as_json = option("--json", "as_json", group=OUTPUT, is_flag=True, help="Print one JSON object.")
-quiet = option("--quiet", group=OUTPUT, is_flag=True, help="Print one line for each step.")
+quiet = option("--quiet", group=OUTPUT, is_flag=True, help="Print results and errors only.")
+yes = option(
+    "--yes", "-y", group=RUN, is_flag=True,
+    help="Start a run of many hours without a question; scripts are never asked.",
+)  # fmt: skip
 preview_every = option(
     "--preview-every", group=RUN, type=int, default=0, metavar="STEPS",
     help="Write each unfinished picture after this many steps; 0: never.",
@@ -259,7 +265,7 @@ def draw_options(given: Mapping[str, Any], prompts: tuple[str, ...] = ()) -> dic
     options = {
         name: value
         for name, value in given.items()
-        if name not in ("as_json", "quiet", "simulate", "no_watermark", "no_safety_checker")
+        if name not in ("as_json", "quiet", "yes", "simulate", "no_watermark", "no_safety_checker")
     }
     seed = None if given["seed"] is None else parse_seeds(given["seed"], len(prompts) or 1)
     return options | {

@@ -15,7 +15,6 @@ from lowmem_if.cli.output import print_json, say
 from lowmem_if.cli.shared_options import (
     COMMON,
     FILE,
-    OUTPUT,
     RUN,
     as_json,
     budgets,
@@ -163,7 +162,7 @@ def rehearse_cascade(
     "--only", group=COMMON, multiple=True,
     help=f"Write only this component; may be repeated: {', '.join(catalog.COMPONENTS)}.",
 )  # fmt: skip
-@option("--quiet", group=OUTPUT, is_flag=True, help="Print one line for each file.")
+@quiet
 def synthesize_weights(
     cascade: str, folder: Path, fill: str, only: tuple[str, ...], quiet: bool
 ) -> None:

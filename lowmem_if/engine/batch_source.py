@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lowmem_if.engine.events import Notice, Report
-from lowmem_if.engine.runner import RunResult
 from lowmem_if.request.batch_file import BadLine
 from lowmem_if.request.batch_request import read_request, request_of
 from lowmem_if.request.request import Request
 
 Source = str | Path | Iterable[str | Mapping[str, Any]]
 """A file of rows, or the rows."""
-
-
-@dataclass(frozen=True, slots=True)
-class BatchResult:
-    """A finished batch: its run, and the lines that could not be used, for which nothing was drawn."""
-
-    run: RunResult
-    bad_lines: tuple[BadLine, ...]
 
 
 def batch_request(

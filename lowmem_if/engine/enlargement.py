@@ -8,9 +8,13 @@ from pathlib import Path
 
 from lowmem_if.cascade.catalog import IMAGE_STAGES, TEXT_ENCODER
 from lowmem_if.cascade.strategies import EXACT, parse_pin
+from lowmem_if.engine.events import Notice, Report, ignore
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.run_folder.input_copies import KINDS
+from lowmem_if.engine.run_folder.out_folder import check_nothing_lost
+from lowmem_if.engine.run_folder.tensors_left import lost_tensors
 from lowmem_if.engine.run_folder.writing import writing
+from lowmem_if.engine.run_summary import run_summary
 from lowmem_if.errors import RunFolderError
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.planning.plan import Plan, make_plan
@@ -27,6 +31,7 @@ def continued(
     out: Path | None = None,
     *,
     other_versions: bool = False,
+    report: Report = ignore,
 ) -> RunFolder:
     """The folder in which chosen pictures will be enlarged: the run's own, or a new one.
 
@@ -38,6 +43,7 @@ def continued(
         out: a new folder, in which the pictures get new numbers; None: the run's own, in which the
             larger pictures replace the smaller ones.
         other_versions: continue even if libraries that pixels depend on have changed.
+        report: called with what the run will do, before anything is changed.
 
     Raises:
         RequestError: a picture does not exist or is not smaller than `size`.
@@ -55,10 +61,17 @@ def continued(
     plan = _with_done_steps(
         source.plan, make_plan(machine, asked, prefer=_preference(source.plan), pins=pins)
     )
-    done = {step.component for step in source.plan.steps}
+    lost = _check_tensors(source, out)
+    done = set() if lost else {step.component for step in source.plan.steps}
     differs = source.check_versions(
         others=other_versions, to_do=[step for step in plan.steps if step.component not in done]
     )
+    if out is not None:
+        check_nothing_lost(out, len(picks))
+    again = dict(enumerate(picks)) if out else {spec.number: spec for spec in picks}
+    report(run_summary(plan, out or source.path, source, again))
+    if lost:
+        report(Notice(f"{source.path} has no tensors any more: the pictures are drawn again first"))
     if out is None:
         return _grown(source, plan, picks)
     _copy_sources(source, picks, out)
@@ -71,6 +84,21 @@ def continued(
             folder.note(differs)
         folder.inherit(source, [TEXT_ENCODER, *(s for s in IMAGE_STAGES if s in drawn)])
     return folder.reload()
+
+
+def _check_tensors(source: RunFolder, out: Path | None) -> bool:
+    """Whether all pictures of the run have lost their tensors, most likely by `clean`.
+
+    Raises:
+        RunFolderError: they are, and in the run's own folder all its pictures would be drawn again.
+    """
+    lost = len(lost_tensors(source)) == len(source.plan.request.pictures)
+    if lost and out is None:
+        raise RunFolderError(
+            f"{source.path} has no tensors any more (`lowmem-if clean` removes them): give --out a new "
+            "folder, in which only the chosen pictures are drawn again"
+        )
+    return lost
 
 
 def _preference(old: Plan) -> str | None:

@@ -192,7 +192,8 @@ class DrawOptions(ImageOptions, PlanOptions, RunOptions, total=False):
     """The options of every function that draws pictures.
 
     Attributes:
-        out: the run folder; a new one under `runs/` if not given. If the same request was begun
+        out: the run folder, or a picture's name: `fox.png` stands for the folder `fox.png.run`, and the
+            picture is copied. A new folder under `runs/` if not given. If the same request was begun
             there, it is resumed.
     """
 

@@ -5,38 +5,17 @@ An error that it does not know ends the run at once. Whatever ends a run, it can
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
 from lowmem_if.cascade.quantised_layers import INT8
 from lowmem_if.cascade.strategies import STREAM
 from lowmem_if.engine.events import Notice, Report
 from lowmem_if.engine.recovery import Recovery
+from lowmem_if.engine.results import RunResult, StepResult
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.run_folder.gallery import GalleryKeeper, has_gallery, is_stale
-from lowmem_if.engine.run_folder.run_record import Measured
 from lowmem_if.engine.worker_process import WorkerProcess
 from lowmem_if.errors import CheckpointError, NotFinite, RequestError
-from lowmem_if.planning.plan import Plan, Step
+from lowmem_if.planning.plan import Plan
 from lowmem_if.weights.files.weight_copies import find_converted
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """A step, its measured peaks and its seconds."""
-
-    step: Step
-    measured: Measured | None
-
-
-@dataclass(frozen=True, slots=True)
-class RunResult:
-    """A finished run: its folder, its pictures in the order of the request, its steps, its notices."""
-
-    folder: Path
-    images: tuple[Path, ...]
-    steps: tuple[StepResult, ...]
-    notices: tuple[str, ...]
 
 
 def continue_run(

@@ -6,11 +6,12 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
 from lowmem_if.cascade.modes import INPAINT, UPSCALE, VARY
-from lowmem_if.engine.batch_source import BatchResult, Source, batch_request
+from lowmem_if.engine.batch_source import Source, batch_request
 from lowmem_if.engine.enlargement import continued
 from lowmem_if.engine.events import Notice, RunOpened, ignore
 from lowmem_if.engine.options import (
@@ -29,9 +30,11 @@ from lowmem_if.engine.options import (
     part_of,
 )
 from lowmem_if.engine.request_notices import budget_notices, request_notices
+from lowmem_if.engine.results import BatchResult, RunResult
+from lowmem_if.engine.run_folder import out_folder
 from lowmem_if.engine.run_folder.folder import RunFolder
-from lowmem_if.engine.run_folder.out_folder import new_folder, with_begun_seeds
-from lowmem_if.engine.runner import RunResult, continue_run
+from lowmem_if.engine.run_summary import announce
+from lowmem_if.engine.runner import continue_run
 from lowmem_if.engine.worker_answers import LoadedComponent
 from lowmem_if.engine.worker_process import WorkerProcess
 from lowmem_if.errors import SessionError
@@ -126,11 +129,12 @@ class Session:
     ) -> RunResult:
         """Enlarge chosen pictures of a finished run; see `lowmem_if.enlarge`."""
         with self._call("enlarge", options, EnlargeOptions) as given:
-            folder = RunFolder.open(Path(source))
+            folder = RunFolder.open(out_folder.run_path(source))
             machine, out = self._machine(given), given.get("out")
+            path = None if out is None else out_folder.run_path(out)
             folder = continued(
-                folder, numbers, given.get("size", 1024), machine,
-                None if out is None else Path(out), other_versions=given.get("other_versions", False),
+                folder, numbers, given.get("size", 1024), machine, path,
+                other_versions=given.get("other_versions", False), report=given["report"],
             )  # fmt: skip
             self._report_unused(machine, given)
             return self._continue(folder, given)
@@ -138,12 +142,14 @@ class Session:
     def run(self, plan: Plan, out: str | Path, **options: Unpack[RunOptions]) -> RunResult:
         """Run a plan, whose machine is the budget; see `lowmem_if.run`."""
         with self._call("run", options, RunOptions) as given:
-            return self._continue(self._begin(plan, Path(out), given), given)
+            return self._continue(self._begin(plan, out_folder.run_path(out), given), given)
 
     def resume(self, out: str | Path, **options: Unpack[ResumeOptions]) -> RunResult:
         """Resume a run within the budget that it was begun for; see `lowmem_if.resume`."""
         with self._call("resume", options, ResumeOptions) as given:
-            return self._continue(RunFolder.open(Path(out)), given)
+            folder = RunFolder.open(out_folder.run_path(out))
+            announce(folder.plan, folder.path, given["report"])
+            return self._continue(folder, given)
 
     def measure(self, **options: Unpack[MachineOptions]) -> Machine:
         """The machine to plan for: as measured without a worker or from a profile, within the budgets.
@@ -205,14 +211,15 @@ class Session:
         """From a request to its pictures."""
         for text in request_notices(request):
             given["report"](Notice(text))
-        path = new_folder(request) if given.get("out") is None else Path(given["out"])
+        path = out_folder.folder_for(request, given.get("out"))
         if is_drawn(given.get("seed")):
-            request = with_begun_seeds(path, request)
+            request = out_folder.with_begun_seeds(path, request)
         folder = self._begin(self._plan(request, self._machine(given), given), path, given)
         given["report"](RunOpened(str(path)))
         return self._continue(folder, given)
 
     def _begin(self, plan: Plan, path: Path, given: Mapping[str, Any]) -> RunFolder:
+        announce(plan, path, given["report"])
         folder = RunFolder.for_plan(path, plan)
         self._report_unused(plan.machine, given)
         if folder.plan.loosened:
@@ -225,10 +232,11 @@ class Session:
             given["report"](Notice(card))
 
     def _continue(self, folder: RunFolder, given: Mapping[str, Any]) -> RunResult:
-        return continue_run(
+        result = continue_run(
             folder, self._worker, report=given["report"], preview_every=given["preview_every"],
             other_versions=given.get("other_versions", False),
         )  # fmt: skip
+        return replace(result, images=out_folder.place_pictures(folder.path, result.images))
 
     def _plan(self, request: Request, machine: Machine, given: Mapping[str, Any]) -> Plan:
         profile = given.get("profile")

@@ -26,6 +26,7 @@ from lowmem_if.engine.events import (
     StepStarted,
     WorkerStarting,
 )
+from lowmem_if.engine.planned_event import RunPlanned
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +100,9 @@ Answer = CommandDone | CommandFailed | MemoryRanOut | SegmentsRefused
 """How a worker ends a command."""
 
 AnyEvent = (
-    RunOpened | WorkerStarting | StepStarted | StepResumed | StepFinished | StepSkipped | Loading
-    | CacheHit | Drawing | Preview | ImageSaved | Evicted | Notice | Retry | CacheState | Answer
+    RunPlanned | RunOpened | WorkerStarting | StepStarted | StepResumed | StepFinished | StepSkipped
+    | Loading | CacheHit | Drawing | Preview | ImageSaved | Evicted | Notice | Retry | CacheState
+    | Answer
 )  # fmt: skip
 
 

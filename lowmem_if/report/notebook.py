@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import sys
 import time
@@ -25,6 +24,7 @@ from lowmem_if.engine.events import (
     StepFinished,
     StepSkipped,
 )
+from lowmem_if.engine.results import data_address
 from lowmem_if.report.eta import Eta
 from lowmem_if.report.progress import words_of
 from lowmem_if.units import format_seconds
@@ -90,7 +90,7 @@ class NotebookProgress:
     def _take(self, event: ImageSaved | Preview) -> None:
         row = self._rows.setdefault(event.image_number, {})
         column = _UNFINISHED if isinstance(event, Preview) else _COLUMNS[event.component]
-        row[column] = _picture(Path(event.file), self._width)
+        row[column] = data_address(Path(event.file), self._width)
         if isinstance(event, ImageSaved):
             row.pop(_UNFINISHED, None)
 
@@ -147,15 +147,3 @@ def _notebook_output() -> _HtmlOutput | None:
 
 def _name(event: Event) -> str:
     return label(event.component)
-
-
-def _picture(file: Path, width: int) -> str:
-    """A picture as a `data:` address, no larger than it is shown on a dense screen."""
-    from PIL import Image
-
-    with Image.open(file) as image:
-        small = image.convert("RGB")
-        small.thumbnail((2 * width, 2 * width))
-    stream = io.BytesIO()
-    small.save(stream, "JPEG", quality=88)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"

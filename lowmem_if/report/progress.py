@@ -1,4 +1,7 @@
-"""Progress of runs and downloads on standard error: bars on a terminal, one line a step elsewhere."""
+"""Progress of runs and downloads on standard error: bars on a terminal, one line a step elsewhere.
+
+Nothing is shown with `quiet`.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,11 @@ from lowmem_if.engine.events import (
     Notice,
     Preview,
     Retry,
-    RunOpened,
     StepFinished,
     StepSkipped,
     WorkerStarting,
 )
+from lowmem_if.engine.planned_event import RunPlanned
 from lowmem_if.report.eta import Eta
 from lowmem_if.units import format_seconds
 
@@ -37,7 +40,7 @@ class RunProgress:
     """Shows the events of a run; a context manager, called with each event."""
 
     def __init__(self, out: Console, *, quiet: bool) -> None:
-        self._out = out
+        self._out, self._quiet = out, quiet
         self._bars = None if quiet or not out.is_terminal else _run_bars(out)
         self._bar: TaskID | None = None
         self._lines = None if quiet or out.is_terminal else _SparseLines(self._say)
@@ -45,8 +48,6 @@ class RunProgress:
         self._named_previews = False
 
     def __enter__(self) -> RunProgress:
-        if self._bars:
-            self._bars.start()
         return self
 
     def __exit__(
@@ -65,6 +66,8 @@ class RunProgress:
             if self._lines:
                 self._lines(words)
         match event:
+            case RunPlanned():
+                self._say(event.text)
             case StepFinished():
                 self._end_bar()
                 self._say(f"{_name(event)}: done in {format_seconds(self._eta.took_s)}")
@@ -72,8 +75,6 @@ class RunProgress:
                 self._say(f"{_name(event)}: done before")
             case CacheHit():
                 self._say(f"{_name(event)}: still loaded")
-            case RunOpened():
-                self._say(f"run folder: {event.folder}")
             case Notice():
                 self._say(f"note: {event.text}")
             case Retry():
@@ -86,6 +87,7 @@ class RunProgress:
         if self._bars is None:
             return
         if self._bar is None:
+            self._bars.start()  # only now: before, a question may be asked on the terminal
             self._bar = self._bars.add_task(words, total=None)
         done, total = (
             self._eta.saved if isinstance(event, ImageSaved) else (event.done, event.total)
@@ -98,6 +100,8 @@ class RunProgress:
             self._bar = None
 
     def _say(self, words: str) -> None:
+        if self._quiet:
+            return
         (self._bars.console if self._bars else self._out).print(words, markup=False, soft_wrap=True)
 
 
@@ -133,8 +137,12 @@ def words_of(event: Event, eta: Eta) -> str:
 
 
 def _left(eta: Eta) -> str:
-    left = eta.left_s
-    return "" if left is None or left < 1 else f", {format_seconds(left)} left"
+    """The time left of this step and, if it is longer, that of the whole run."""
+    left, run_left = eta.left_s or 0.0, eta.run_left_s or 0.0
+    times = [f"{format_seconds(left)} left"] if left >= 1 else []
+    if run_left > left + 1:
+        times.append(f"{format_seconds(run_left)} for all steps")
+    return "".join(f", {each}" for each in times)
 
 
 def _name(event: Event) -> str:
@@ -144,7 +152,10 @@ def _name(event: Event) -> str:
 @contextmanager
 def bytes_progress(out: Console, doing: str, *, quiet: bool) -> Iterator[BytesReport]:
     """Progress of `doing` ("downloading"): one bar over all bytes, or one line for each file."""
-    if quiet or not out.is_terminal:
+    if quiet:
+        yield lambda _file, _done, _total: None
+        return
+    if not out.is_terminal:
         said: set[str] = set()
 
         def say(file: str, _done: int, _total: int) -> None:

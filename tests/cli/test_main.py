@@ -21,8 +21,8 @@ from lowmem_if.cascade.catalog import COMPONENTS
 from lowmem_if.cascade.locate import DEMO_FOLDER
 from lowmem_if.cli.main import main
 from lowmem_if.engine import session
+from lowmem_if.engine.results import RunResult
 from lowmem_if.engine.run_folder.folder import RunFolder
-from lowmem_if.engine.runner import RunResult
 from lowmem_if.hardware.profiles import FOLDER, profile_names
 from lowmem_if.report.tables import print_run
 from lowmem_if.units import format_bytes
@@ -106,7 +106,6 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
         ([], 2, "Missing command"),
         (["resume", "nowhere"], 1, "no run folder"),
         (["show", "nowhere"], 1, "no run folder"),
-        (["generate", "x", "--out", "/proc/nowhere/run"], 1, "cannot be written"),
     ],
 )
 def test_bad_input_is_told_in_one_line(
@@ -134,6 +133,15 @@ def test_a_budget_without_a_unit_is_in_gigabytes(
         machine = begun.measure(profile="colab-free", **budgets)
     assert getattr(machine, f"{option}_bytes") == 8 * 10**9
     assert [event.text for event in events] == [f"{option} 8 is read as 8 GB: write 8GB"]
+
+
+def test_a_folder_that_cannot_be_made_is_told_after_the_summary(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Only trying shows it, and nothing is written before the user has seen what would run."""
+    assert main(["generate", "x", "--out", "/proc/nowhere/run"]) == 1
+    _summary, error = capsys.readouterr().err.splitlines()
+    assert "cannot be written" in error
 
 
 def test_a_budget_nothing_fits_names_everything(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,6 +26,7 @@ from lowmem_if.engine.events import (
     StepStarted,
     WorkerStarting,
 )
+from lowmem_if.engine.planned_event import PlannedStep, RunPlanned
 from lowmem_if.engine.worker_answers import (
     AnyEvent,
     CacheState,
@@ -38,6 +39,10 @@ from lowmem_if.engine.worker_answers import (
 )
 
 ALL: tuple[tuple[Event, str], ...] = (
+    (
+        RunPlanned(2, 2, 4, 1, 64, "demo", "runs/ä", 5.0, (PlannedStep("stage_1", 9.0, 0, 7),)),
+        "planned",
+    ),
     (RunOpened("runs/ä"), "opened"),
     (WorkerStarting(), "starting"),
     (StepStarted("stage_1", 4, 2), "started"),

@@ -32,6 +32,7 @@ from lowmem_if.errors import DeviceError, LowmemError, OutOfMemory, RunFolderErr
 from lowmem_if.planning.fallback import changed_pixels
 from lowmem_if.planning.plan import make_plan
 from lowmem_if.request.build import make_request
+from lowmem_if.system.paths import quoted
 
 
 @pytest.mark.worker
@@ -231,7 +232,7 @@ def test_ctrl_c_ends_with_130_and_takes_the_worker_along(
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the worker too
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "resume" in told
+    assert f"continue with `lowmem-if resume {quoted(path)}`" in told
     assert "Traceback" not in told
     with RunFolder.open(path).locked():
         pass  # which the worker would still hold

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, TEXT_ENCODER
+from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, STAGE_2, TEXT_ENCODER
 from lowmem_if.engine.events import (
     Drawing,
     ImageSaved,
@@ -19,8 +19,10 @@ from lowmem_if.engine.events import (
     Preview,
     StepFinished,
     StepResumed,
+    StepSkipped,
     StepStarted,
 )
+from lowmem_if.engine.planned_event import PlannedStep, RunPlanned
 from lowmem_if.report import progress
 from lowmem_if.report.eta import Eta
 from lowmem_if.report.progress import RunProgress, words_of
@@ -141,8 +143,54 @@ def test_the_line_of_progress_says_where_and_how_long(eta: Eta, clock: Clock) ->
     assert words_of(event, eta) == "stage 1: image 1 of 2, step 12 of 100, 9 min 24 s left"
 
 
+def planned(*seconds: tuple[str, float]) -> RunPlanned:
+    steps = tuple(PlannedStep(component, each, 0, 10**9) for component, each in seconds)
+    return RunPlanned(1, 2, 2, 0, 256, "demo", "runs/a", 5.0, steps)
+
+
+def test_the_time_left_of_all_steps_rests_on_the_plan_until_they_are_measured(
+    eta: Eta, clock: Clock
+) -> None:
+    """The plan predicts the steps to come; a stage that is twice as slow makes the next so, too."""
+    assert eta.run_left_s is None
+    eta(planned((TEXT_ENCODER, 30), (STAGE_1, 100), (STAGE_2, 200)))
+    eta(StepStarted(TEXT_ENCODER, 1))
+    clock.now += 10
+    assert eta.run_left_s == pytest.approx(20 + 100 + 200)
+    eta(StepFinished(TEXT_ENCODER))
+    eta(StepStarted(STAGE_1, 2))
+    draw(eta, clock, 0, 10, 10.0, until=2)
+    event = Drawing(STAGE_1, 0, 2, 10)
+    assert eta.left_s == pytest.approx(180)
+    assert eta.run_left_s == pytest.approx(180 + 2 * 200)
+    words = "stage 1: image 1 of 2, step 2 of 10, 3 min 0 s left, 9 min 40 s for all steps"
+    assert words_of(event, eta) == words
+
+
+def test_what_was_done_before_is_not_left(eta: Eta, clock: Clock) -> None:
+    """A step that is skipped takes no time, and the last step's time is all there is."""
+    eta(planned((STAGE_1, 100), (STAGE_2, 200)))
+    eta(StepSkipped(STAGE_1))
+    eta(StepStarted(STAGE_2, 1))
+    assert eta.run_left_s == pytest.approx(200)
+    draw(eta, clock, 0, 10, 5.0, until=4)
+    assert eta.run_left_s == eta.left_s == pytest.approx(30)
+
+
+def test_the_summary_is_shown_before_anything_runs_and_not_if_quiet() -> None:
+    """One line with pictures, size, time, memory and folder."""
+    for quiet in (False, True):
+        stream = io.StringIO()
+        with RunProgress(Console(file=stream, width=40), quiet=quiet) as report:
+            report(planned((STAGE_1, 4000)))
+        line = (
+            "2 pictures to 256 px with demo: about 1 h 6 min, peak 1.0 GB RAM; run folder runs/a\n"
+        )
+        assert stream.getvalue() == ("" if quiet else line)
+
+
 def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No terminal: long turns are heard of, quiet ones are not, and every step has its end."""
+    """No terminal: long steps get a line, and each preview folder and end of a step; quiet, none."""
     monkeypatch.setattr(progress, "_LINE_EVERY_S", -1.0)
     told = {}
     for quiet in (False, True):
@@ -155,10 +203,9 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None
             report(StepFinished(STAGE_1))
         told[quiet] = stream.getvalue()
     assert "step 1 of 2" in told[False]
-    assert "step 1 of 2" not in told[True]
-    for text in told.values():
-        assert text.count("unfinished pictures: run/in_making") == 1
-        assert "stage 1: done in" in text
+    assert told[False].count("unfinished pictures: run/in_making") == 1
+    assert "stage 1: done in" in told[False]
+    assert told[True] == ""
 
 
 def test_a_terminal_gets_a_bar_with_the_time_left() -> None:

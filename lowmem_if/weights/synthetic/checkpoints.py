@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import IO, Any
@@ -35,6 +36,7 @@ from lowmem_if.weights.files.safetensors_writer import (
     weight_file_names,
 )
 from lowmem_if.weights.synthetic.architectures import Network, networks
+from lowmem_if.weights.synthetic.target_folder import check_target
 
 NOISE, ZEROS = "noise", "zeros"
 FILLS = (NOISE, ZEROS)
@@ -82,7 +84,8 @@ def synthesize(
         report: called after every write.
 
     Raises:
-        CascadeError: the cascade has no published sizes, or the folder cannot take it.
+        CascadeError: the cascade has no published sizes, or the folder cannot take it or holds
+            something else.
         RequestError: an unknown fill or component.
     """
     name = canonical_name(cascade)
@@ -99,6 +102,7 @@ def synthesize(
             raise RequestError(f"unknown component {component!r}: use {known}")
     wanted = [network for component in components for network in networks(name)[component]]
     try:
+        check_target(folder, name, chain.from_iterable(networks(name).values()))
         return _write_all(wanted, folder, fill, report)
     except OSError as error:
         raise CascadeError(f"{folder} cannot be written ({error.strerror or error})") from error
