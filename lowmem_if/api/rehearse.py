@@ -21,8 +21,8 @@ from typing import Any
 from lowmem_if.cascade import catalog
 from lowmem_if.cascade.parts import Part
 from lowmem_if.cascade.strategies import RESIDENT, STREAM, Pin
+from lowmem_if.engine.announcements.planned_event import RunPlanned
 from lowmem_if.engine.events import Event, Loading, Report, ignore
-from lowmem_if.engine.planned_event import RunPlanned
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.session import Session
 from lowmem_if.errors import CascadeError

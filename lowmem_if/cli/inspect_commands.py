@@ -32,8 +32,8 @@ from lowmem_if.cli.shared_options import (
     prompts,
     run_folder,
 )
+from lowmem_if.engine.announcements.request_notices import request_notices
 from lowmem_if.engine.options import PlanOptions, RequestOptions, part_of
-from lowmem_if.engine.request_notices import request_notices
 from lowmem_if.engine.run_folder.embedding_copies import check_embeddings
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.run_folder.gallery import write_gallery

@@ -7,8 +7,8 @@ import sys
 import click
 
 from lowmem_if.cli.output import say
+from lowmem_if.engine.announcements.planned_event import RunPlanned
 from lowmem_if.engine.events import Event
-from lowmem_if.engine.planned_event import RunPlanned
 from lowmem_if.units import format_seconds
 
 LONG_RUN_S = 3 * 3600

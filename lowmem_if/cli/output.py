@@ -13,8 +13,8 @@ from typing import Any
 
 import click
 
+from lowmem_if.engine.announcements.planned_event import RunPlanned
 from lowmem_if.engine.events import Event, Report, RunOpened, ignore
-from lowmem_if.engine.planned_event import RunPlanned
 from lowmem_if.engine.results import RunResult
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.run_folder.folder_layout import RECORD

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from lowmem_if.cascade.catalog import IMAGE_STAGES, TEXT_ENCODER
 from lowmem_if.cascade.strategies import EXACT, parse_pin
+from lowmem_if.engine.announcements.run_summary import run_summary
 from lowmem_if.engine.events import Notice, Report, ignore
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.run_folder.input_copies import KINDS
 from lowmem_if.engine.run_folder.out_folder import check_nothing_lost
 from lowmem_if.engine.run_folder.tensors_left import lost_tensors
 from lowmem_if.engine.run_folder.writing import writing
-from lowmem_if.engine.run_summary import run_summary
 from lowmem_if.errors import RunFolderError
 from lowmem_if.hardware.machine import Machine
 from lowmem_if.planning.plan import Plan, make_plan

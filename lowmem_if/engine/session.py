@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from lowmem_if.cascade.modes import INPAINT, UPSCALE, VARY
+from lowmem_if.engine.announcements.request_notices import budget_notices, request_notices
+from lowmem_if.engine.announcements.run_summary import announce
 from lowmem_if.engine.batch_source import Source, batch_request
 from lowmem_if.engine.enlargement import continued
 from lowmem_if.engine.events import Notice, RunOpened, ignore
@@ -29,11 +31,9 @@ from lowmem_if.engine.options import (
     checked_pins,
     part_of,
 )
-from lowmem_if.engine.request_notices import budget_notices, request_notices
 from lowmem_if.engine.results import BatchResult, RunResult
 from lowmem_if.engine.run_folder import out_folder
 from lowmem_if.engine.run_folder.folder import RunFolder
-from lowmem_if.engine.run_summary import announce
 from lowmem_if.engine.runner import continue_run
 from lowmem_if.engine.worker_answers import LoadedComponent
 from lowmem_if.engine.worker_process import WorkerProcess

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, TypeAdapter
 
 from lowmem_if import errors
+from lowmem_if.engine.announcements.planned_event import RunPlanned
 from lowmem_if.engine.events import (
     CacheHit,
     Drawing,
@@ -26,7 +27,6 @@ from lowmem_if.engine.events import (
     StepStarted,
     WorkerStarting,
 )
-from lowmem_if.engine.planned_event import RunPlanned
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from statistics import median
 
 from lowmem_if.cascade.catalog import TEXT_ENCODER, facts
+from lowmem_if.engine.announcements.planned_event import RunPlanned
 from lowmem_if.engine.events import (
     Drawing,
     Event,
@@ -18,7 +19,6 @@ from lowmem_if.engine.events import (
     StepSkipped,
     StepStarted,
 )
-from lowmem_if.engine.planned_event import RunPlanned
 
 _REMEMBERED = 50
 """How many denoising steps count: enough for a steady figure, few enough to notice a busy machine."""

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from lowmem_if.api.fetch import BytesReport
 from lowmem_if.cascade.catalog import facts, label
+from lowmem_if.engine.announcements.planned_event import RunPlanned
 from lowmem_if.engine.events import (
     CacheHit,
     Drawing,
@@ -29,7 +30,6 @@ from lowmem_if.engine.events import (
     StepSkipped,
     WorkerStarting,
 )
-from lowmem_if.engine.planned_event import RunPlanned
 from lowmem_if.report.eta import Eta
 from lowmem_if.units import format_seconds
 

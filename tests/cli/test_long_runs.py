@@ -8,8 +8,8 @@ import click
 import pytest
 
 from lowmem_if.cli.long_runs import LONG_RUN_S, ask_if_long
+from lowmem_if.engine.announcements.planned_event import PlannedStep, RunPlanned
 from lowmem_if.engine.events import Notice
-from lowmem_if.engine.planned_event import PlannedStep, RunPlanned
 
 TERMINAL = ("stdin", "stdout", "stderr")
 

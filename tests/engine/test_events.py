@@ -8,6 +8,7 @@ from typing import get_args
 import pytest
 from pydantic import ValidationError
 
+from lowmem_if.engine.announcements.planned_event import PlannedStep, RunPlanned
 from lowmem_if.engine.events import (
     CacheHit,
     Drawing,
@@ -26,7 +27,6 @@ from lowmem_if.engine.events import (
     StepStarted,
     WorkerStarting,
 )
-from lowmem_if.engine.planned_event import PlannedStep, RunPlanned
 from lowmem_if.engine.worker_answers import (
     AnyEvent,
     CacheState,

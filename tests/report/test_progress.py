@@ -11,6 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, STAGE_2, TEXT_ENCODER
+from lowmem_if.engine.announcements.planned_event import PlannedStep, RunPlanned
 from lowmem_if.engine.events import (
     Drawing,
     ImageSaved,
@@ -22,7 +23,6 @@ from lowmem_if.engine.events import (
     StepSkipped,
     StepStarted,
 )
-from lowmem_if.engine.planned_event import PlannedStep, RunPlanned
 from lowmem_if.report import progress
 from lowmem_if.report.eta import Eta
 from lowmem_if.report.progress import RunProgress, words_of

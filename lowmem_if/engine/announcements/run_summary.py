@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lowmem_if.cascade import catalog
+from lowmem_if.engine.announcements.planned_event import PlannedStep, RunPlanned
 from lowmem_if.engine.events import Report
-from lowmem_if.engine.planned_event import PlannedStep, RunPlanned
 from lowmem_if.engine.run_folder.embedding_copies import check_embeddings
 from lowmem_if.engine.run_folder.folder import RunFolder
 from lowmem_if.engine.run_folder.folder_state import FolderState

@@ -12,10 +12,10 @@ from sample_pictures import noise
 
 import lowmem_if as lm
 from lowmem_if.cascade.catalog import POSTPROCESS, STAGE_1, STAGE_2, TEXT_ENCODER
+from lowmem_if.engine.announcements.planned_event import RunPlanned
+from lowmem_if.engine.announcements.run_summary import run_summary
 from lowmem_if.engine.enlargement import continued
 from lowmem_if.engine.events import Event
-from lowmem_if.engine.planned_event import RunPlanned
-from lowmem_if.engine.run_summary import run_summary
 from lowmem_if.request.batch_request import request_of
 
 RED, BLUE = "a red circle", "a blue star"
