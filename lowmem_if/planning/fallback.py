@@ -126,7 +126,10 @@ def changed_pixels(before: ExecutionConfig, after: ExecutionConfig) -> str:
 
 
 def _choose(plan: Plan, location: Location, step: Step, findings: Findings) -> Evaluation | None:
-    """The best candidate that the findings allow, preferably with headroom and clearly less memory."""
+    """The best candidate that the findings allow, preferably with headroom and clearly less memory.
+
+    Looser levels than the plan's own count only where it has no candidate.
+    """
     machine = plan.machine
     levels = _configs(plan, location, step, findings)
     configs = [config for config in levels if config != step.config]
@@ -136,8 +139,10 @@ def _choose(plan: Plan, location: Location, step: Step, findings: Findings) -> E
     share = _CLEARLY_LESS if findings.shortages < 2 else _CLEARLY_LESS_AGAIN
     clearly = [c for c in fitting if findings.allow(machine, c.estimate, share)]
     for group in (clearly, fitting, [c for c in less if _just_fits(machine, c)]):
+        used = PREFERENCES.index(plan.prefer)
+        strict = [c for c in group if PREFERENCES.index(levels[c.config]) <= used]
         if group:
-            return _best(group, step, levels)
+            return _best(strict or group, step, levels)
     return None
 
 

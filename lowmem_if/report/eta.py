@@ -44,6 +44,8 @@ class Eta:
         """Seconds that the step still takes (while it loads: the loading); None if unknown."""
         if self._loading:
             return self._loading_left_s()
+        if self._all and not self._images:
+            return 0.0
         if not self._steps or not self._images:
             return None
         draws = -(-self._images // self._batch)

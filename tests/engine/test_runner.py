@@ -70,14 +70,16 @@ def test_a_users_own_preference_is_kept_after_out_of_memory(
 def test_a_smaller_batch_is_tried_before_anything_is_given_up(
     tiny: Path, tmp_path: Path, starts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One at a time clearly takes less than four; that is tried twice, and the error says what to do."""
+    """Two, then one at a time clearly take less; that is tried twice, and the error says what to do."""
     inject(monkeypatch, "out_of_memory_always", starts)
     request = make_request(tuple("abcd"), cascade=str(tiny), seed=(1,), steps=(2,), size=64)
     plan = make_plan(CPU, request, prefer="balanced")
     with pytest.raises(OutOfMemory, match=r"ran out in stage 1 .*nothing cheaper.*resume"):
         run(plan, tmp_path / "run")
-    assert starts.read_text() == "xxx"
-    assert len(RunFolder.open(tmp_path / "run").log) == 2
+    assert starts.read_text() == "xxxx"
+    folder = RunFolder.open(tmp_path / "run")
+    assert len(folder.log) == 3
+    assert folder.plan.step("stage_1").config.batch == 1
 
 
 @pytest.mark.worker

@@ -110,7 +110,7 @@ def test_what_a_refusal_proposes_really_fits(
 
 def test_the_nearest_is_the_largest_cascade_that_fits_at_all() -> None:
     """Where if-l fits, nobody is sent down to the demo."""
-    machine = cpu(2.7)
+    machine = cpu(2.45)
     assert try_plan(machine, ask("if-xl", size=256), prefer="balanced") is None
     assert try_plan(machine, ask("if-l", size=256)) is not None
     with pytest.raises(DoesNotFit) as caught:
@@ -124,7 +124,7 @@ def test_a_smaller_preference_is_proposed_before_a_smaller_cascade() -> None:
         make_plan(cpu(5), ask("if-l"), prefer="exact")
     assert caught.value.nearest.startswith("Try --prefer faithful, or free ")
     with pytest.raises(DoesNotFit) as caught:
-        make_plan(cpu(2.7), ask("if-xl", size=256), prefer="balanced")
+        make_plan(cpu(2.45), ask("if-xl", size=256), prefer="balanced")
     assert caught.value.nearest.startswith("Try --cascade if-l, or free ")
 
 

@@ -202,7 +202,7 @@ def test_a_card_too_small_for_the_encoder_leaves_it_to_the_cpu() -> None:
 
 @pytest.mark.parametrize(
     ("component", "ram", "batch", "resident"),
-    [(STAGE_1, 3, 4, False), (STAGE_1, 9, 8, True), (STAGE_2, 4, 2, True)],
+    [(STAGE_1, 2.6, 4, False), (STAGE_1, 9, 8, True), (STAGE_2, 2.6, 2, True)],
 )
 def test_a_stream_takes_the_batch_and_the_residents_that_spare_most_reading(
     component: str, ram: float, batch: int, resident: bool
@@ -263,7 +263,7 @@ def test_what_stays_in_place_does_not_push_the_file_out_of_the_cache() -> None:
         step(make_plan(replace(cpu(ram), rates=quick), ask(size=64)), STAGE_1) for ram in (12, 16)
     )
     assert plain.config.strategy == STREAM
-    assert plain.config.resident_bytes < 3 * GB < roomy.config.resident_bytes
+    assert plain.config.resident_bytes < 5 * GB < roomy.config.resident_bytes
     assert roomy.estimate.seconds < plain.estimate.seconds
     # As it is on file, what stays takes no more than it would in the cache.
     assert step(make_plan(cpu(8, "avx512_bf16"), ask(size=64)), STAGE_1).config.resident_bytes > 0

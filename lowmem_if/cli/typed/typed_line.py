@@ -102,7 +102,7 @@ class TypedLine:
         def roles() -> Iterator[str]:
             options, follows = self.options, False
             for word in self.words[: self.length]:
-                is_option = word.startswith("--") and not follows
+                is_option = not follows and (word.startswith("--") or word in options)
                 yield "value" if follows else "option" if is_option else "argument"
                 follows = is_option and options.get(word, False)
 

@@ -93,7 +93,7 @@ def test_a_pin_and_a_number_type_go_together() -> None:
 def test_what_does_not_fit_names_a_cascade_that_does() -> None:
     """How much is missing, and the largest smaller cascade whose stage fits."""
     with pytest.raises(
-        DoesNotFit, match=r"Free \S+ [MG]B more RAM, or open the one of if-m\."
+        DoesNotFit, match=r"Free \S+ [MG]B more RAM, or open the one of if-l\."
     ) as caught:
         wanted().planned(cpu(1.2))
     assert "stage 1 does not fit" in str(caught.value)
