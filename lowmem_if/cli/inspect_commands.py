@@ -18,6 +18,7 @@ from lowmem_if.cli.output import (
     print_json,
     run_json,
     say,
+    total_json,
     unfit_json,
 )
 from lowmem_if.cli.shared_options import (
@@ -80,7 +81,8 @@ def plan(prompts: tuple[str, ...], as_json: bool, simulate: bool, **given: Any) 
             raise
     check_embeddings(found)
     if as_json:
-        print_json({**found.to_json(), "looser": [asdict(saving) for saving in savings(found)]})
+        more = {"total": total_json(found), "looser": [asdict(each) for each in savings(found)]}
+        print_json({**found.to_json(), **more})
     else:
         print_plan(found, console(sys.stdout), savings(found))
 

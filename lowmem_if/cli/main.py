@@ -19,12 +19,12 @@ from lowmem_if.cli import (
     weight_commands,
 )
 from lowmem_if.cli.command import CommandGroup, option
-from lowmem_if.cli.output import Interrupted, say
+from lowmem_if.cli.output import Interrupted, print_json, say
 from lowmem_if.cli.shared_options import MACHINE
 from lowmem_if.cli.user_settings import COMMANDS as APPLICABLE
 from lowmem_if.cli.user_settings import defaults, without_preset
 from lowmem_if.engine.run_folder.library_versions import PACKAGE, installed_versions
-from lowmem_if.errors import LowmemError
+from lowmem_if.errors import DoesNotFit, LowmemError
 from lowmem_if.system.channel import says_closed
 
 _USAGE, _BUG, _INTERRUPTED = 2, 3, 130
@@ -64,23 +64,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # what its encoding lacks, as \\u escapes
+    given = list(sys.argv[1:] if argv is None else argv)
     try:
-        arguments, preset = without_preset(sys.argv[1:] if argv is None else argv)
+        arguments, preset = without_preset(given)
         own = defaults(app, preset)
         return app.main(arguments, prog_name=PACKAGE, standalone_mode=False, default_map=own) or 0
     except LowmemError as error:
+        if not (isinstance(error, DoesNotFit) and "plan" in given[:1]):  # it has printed its own
+            _print_failure(given, type(error).__name__, str(error), error.exit_code)
         say(f"error: {error}")
         return error.exit_code
     except click.UsageError as error:
-        say(f"error: {error.format_message().rstrip('.')}; see --help")
+        told = f"{error.format_message().rstrip('.')}; see --help"
+        _print_failure(given, "UsageError", told, _USAGE)
+        say(f"error: {told}")
         return _USAGE
     except (KeyboardInterrupt, click.Abort, Interrupted) as stopped:
-        say(": ".join(["interrupted", *map(str, stopped.args)]))
+        told = ": ".join(["interrupted", *map(str, stopped.args)])
+        _print_failure(given, "Interrupted", told, _INTERRUPTED)
+        say(told)
         return _INTERRUPTED
     except Exception as error:  # noqa: BLE001  the last resort, which prints everything
         if isinstance(error, OSError) and says_closed(error):
             return 1
         return _report_bug(argv)
+
+
+def _print_failure(arguments: Sequence[str], kind: str, message: str, exit_code: int) -> None:
+    """Print a failure as one JSON object if the command line asks for JSON."""
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if "--json" in options:
+        print_json({"error": {"kind": kind, "message": message, "exit_code": exit_code}})
 
 
 def _report_bug(argv: Sequence[str] | None) -> int:

@@ -21,6 +21,7 @@ from lowmem_if.engine.run_folder.folder_layout import RECORD
 from lowmem_if.engine.session import Session
 from lowmem_if.errors import DoesNotFit
 from lowmem_if.hardware.machine import Machine
+from lowmem_if.planning.plan import Plan
 from lowmem_if.report.progress import RunProgress
 from lowmem_if.report.tables import console
 from lowmem_if.request.request import Request
@@ -149,6 +150,20 @@ def steps_json(folder: RunFolder) -> list[dict[str, Any]]:
         )
         steps.append(step | {"measured": measured, "released": released})
     return steps
+
+
+def total_json(plan: Plan) -> dict[str, Any]:
+    """The whole of a plan: seconds with the worker's start, pictures, and the largest peaks."""
+    estimates = [step.estimate for step in plan.steps]
+    pictures = len(plan.request.pictures)
+    return {
+        "seconds": round(plan.seconds, 1),
+        "pictures": pictures,
+        "seconds_a_picture": round(plan.seconds / pictures, 1),
+        "vram_bytes": max(estimate.vram_bytes for estimate in estimates),
+        "ram_bytes": max(estimate.ram_bytes for estimate in estimates),
+        "read_bytes": sum(estimate.read_bytes for estimate in estimates),
+    }
 
 
 def unfit_json(request: Request, machine: Machine, error: DoesNotFit) -> dict[str, Any]:

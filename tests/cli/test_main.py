@@ -463,3 +463,43 @@ def test_a_code_page_without_a_character_ends_no_command(
     assert (code == 0) == bool(written[0])
     if "日本 🟥" in arguments:
         assert "\\u65e5\\u672c" in "".join(written)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "code"),
+    [
+        (["plan", "x", "--cascade", "nope", "--json"], "CascadeError", 1),
+        (["generate", "x", "--json", "--steps", "none"], "RequestError", 2),
+        (["show", "/nowhere", "--json"], "RunFolderError", 1),
+        (["plan", "x", "--json", "--sise", "64"], "UsageError", 2),
+    ],
+)
+def test_a_failure_is_json_where_json_is_asked_for(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], kind: str, code: int
+) -> None:
+    """One object on standard output, with the words of standard error."""
+    assert main(arguments) == code
+    captured = capsys.readouterr()
+    error = json.loads(captured.out)["error"]
+    assert (error["kind"], error["exit_code"]) == (kind, code)
+    assert captured.err == f"error: {error['message']}\n"
+
+
+def test_words_behind_two_dashes_ask_for_no_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """They are prompts."""
+    assert main(["plan", "--cascade", "nope", "--", "--json"]) == 1
+    assert capsys.readouterr().out == ""
+
+
+def test_a_plan_as_json_has_totals(capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of its table's last line and of its largest steps."""
+    line = ["plan", "a fox", "--images", "3", "--profile", "colab-free", "--json"]
+    assert main(line) == 0
+    plan = json.loads(capsys.readouterr().out)
+    predicted = [step["predicted"] for step in plan["steps"]]
+    total = plan["total"]
+    assert total["pictures"] == 3
+    assert total["seconds"] > sum(each["seconds"] for each in predicted)
+    assert total["seconds_a_picture"] == pytest.approx(total["seconds"] / 3, abs=0.1)
+    for key in ("vram_bytes", "ram_bytes"):
+        assert total[key] == max(each[key] for each in predicted)
