@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import subprocess
@@ -94,9 +95,11 @@ def test_a_mistake_is_refused_with_a_line_that_works(
     """Exit code 2, one line, and the words that it proposes are accepted by their command."""
     assert main(shlex.split(line)) == 2
     captured = capsys.readouterr()
-    assert captured.out == ""
     assert captured.err.count("\n") == 1
     assert captured.err.endswith(f": type lowmem-if {meant}\n")
+    told = json.loads(captured.out)["error"]["message"] if "--json" in line else ""
+    assert told in captured.err
+    assert bool(captured.out) == bool(told)
     for each in meant.split(" && lowmem-if "):
         assert parsed(each).params
     assert capsys.readouterr().err == ""
