@@ -19,12 +19,12 @@ from lowmem_if.cli import (
     weight_commands,
 )
 from lowmem_if.cli.command import CommandGroup, option
-from lowmem_if.cli.output import Interrupted, print_json, say
+from lowmem_if.cli.output import JSON_PRINTED, Interrupted, print_json, say
 from lowmem_if.cli.shared_options import MACHINE
 from lowmem_if.cli.user_settings import COMMANDS as APPLICABLE
 from lowmem_if.cli.user_settings import defaults, without_preset
 from lowmem_if.engine.run_folder.library_versions import PACKAGE, installed_versions
-from lowmem_if.errors import DoesNotFit, LowmemError
+from lowmem_if.errors import LowmemError
 from lowmem_if.system.channel import says_closed
 
 _USAGE, _BUG, _INTERRUPTED = 2, 3, 130
@@ -65,13 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # what its encoding lacks, as \\u escapes
     given = list(sys.argv[1:] if argv is None else argv)
+    JSON_PRINTED.set(False)
     try:
         arguments, preset = without_preset(given)
         own = defaults(app, preset)
         return app.main(arguments, prog_name=PACKAGE, standalone_mode=False, default_map=own) or 0
     except LowmemError as error:
-        if not (isinstance(error, DoesNotFit) and "plan" in given[:1]):  # it has printed its own
-            _print_failure(given, type(error).__name__, str(error), error.exit_code)
+        _print_failure(given, type(error).__name__, str(error), error.exit_code)
         say(f"error: {error}")
         return error.exit_code
     except click.UsageError as error:
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _print_failure(arguments: Sequence[str], kind: str, message: str, exit_code: int) -> None:
     """Print a failure as one JSON object if the command line asks for JSON."""
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    if "--json" in options:
+    if "--json" in options and not JSON_PRINTED.get():
         print_json({"error": {"kind": kind, "message": message, "exit_code": exit_code}})
 
 

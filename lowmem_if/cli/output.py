@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -112,8 +113,13 @@ def notices_of(options: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(notices)
 
 
+JSON_PRINTED = ContextVar("JSON_PRINTED", default=False)
+"""Whether this command has printed its JSON object: a failure after it prints no second one."""
+
+
 def print_json(data: dict[str, Any]) -> None:
     """Print one JSON object; in ASCII where standard output has no Unicode."""
+    JSON_PRINTED.set(True)
     plain = "utf" not in (getattr(sys.stdout, "encoding", None) or "").lower()
     click.echo(json.dumps(data, ensure_ascii=plain, indent=1))
 
@@ -159,7 +165,7 @@ def total_json(plan: Plan) -> dict[str, Any]:
     return {
         "seconds": round(plan.seconds, 1),
         "pictures": pictures,
-        "seconds_a_picture": round(plan.seconds / pictures, 1),
+        "seconds_a_picture": round(plan.seconds / max(1, pictures), 1),
         "vram_bytes": max(estimate.vram_bytes for estimate in estimates),
         "ram_bytes": max(estimate.ram_bytes for estimate in estimates),
         "read_bytes": sum(estimate.read_bytes for estimate in estimates),
