@@ -10,10 +10,8 @@ import click
 from lowmem_if.cli.command import argument, command, option
 from lowmem_if.cli.shared_options import COMMON
 from lowmem_if.cli.user_settings import (
-    COMMANDS as APPLICABLE,
-)
-from lowmem_if.cli.user_settings import (
     SETTINGS,
+    WITH_SETTINGS,
     check_setting,
     from_environment,
     read_settings,
@@ -67,7 +65,7 @@ def _check_value(ctx: click.Context, name: str, value: str) -> None:
     """Raise the error that a plan with this option ends with; whether it fits does not matter."""
     app = ctx.find_root().command
     assert isinstance(app, click.Group)
-    commands = [app.commands["plan"], *(app.commands[each] for each in APPLICABLE)]
+    commands = [app.commands["plan"], *(app.commands[each] for each in WITH_SETTINGS)]
     takes_it = next(each for each in commands if name in settable(each))
     parameter = settable(takes_it)[name]
     try:

@@ -21,8 +21,7 @@ from lowmem_if.cli import (
 from lowmem_if.cli.command import CommandGroup, option
 from lowmem_if.cli.output import JSON_PRINTED, Interrupted, print_json, say
 from lowmem_if.cli.shared_options import MACHINE
-from lowmem_if.cli.user_settings import COMMANDS as APPLICABLE
-from lowmem_if.cli.user_settings import defaults, without_preset
+from lowmem_if.cli.user_settings import WITH_SETTINGS, defaults, without_preset
 from lowmem_if.engine.run_folder.library_versions import PACKAGE, installed_versions
 from lowmem_if.errors import LowmemError
 from lowmem_if.system.channel import says_closed
@@ -55,7 +54,7 @@ _preset = option(
     "--preset", group=MACHINE, metavar="NAME", expose_value=False,
     help="Use a preset of your settings file; `lowmem-if config` lists them.",
 )  # fmt: skip
-for _name in APPLICABLE:
+for _name in WITH_SETTINGS:
     _preset(app.commands[_name])  # `main` takes it off the command line
 
 

@@ -32,7 +32,17 @@ SETTINGS = (
 )  # fmt: skip
 """The options that can have a default of the user's own."""
 
-COMMANDS = ("generate", "vary", "inpaint", "upscale", "batch", "plan", "embed", "fetch", "rehearse")
+WITH_SETTINGS = (
+    "generate",
+    "vary",
+    "inpaint",
+    "upscale",
+    "batch",
+    "plan",
+    "embed",
+    "fetch",
+    "rehearse",
+)
 """The commands that they count for: what resumes or shows a run takes its settings from the run."""
 
 _PRESETS, _ANY_PRESET = "presets", "--preset"
@@ -114,7 +124,7 @@ def defaults(app: click.Group, preset: str | None) -> dict[str, dict[str, Any]]:
             for setting, parameter in settable(app.commands[name]).items()
             if setting in settings
         }
-        for name in COMMANDS
+        for name in WITH_SETTINGS
     }
 
 

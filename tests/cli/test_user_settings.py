@@ -12,8 +12,8 @@ import pytest
 
 from lowmem_if.cli.main import app, main
 from lowmem_if.cli.user_settings import (
-    COMMANDS,
     SETTINGS,
+    WITH_SETTINGS,
     defaults,
     settable,
     settings_file,
@@ -126,7 +126,7 @@ def test_a_preset_is_taken_from_anywhere_but_behind_two_dashes() -> None:
 
 def test_every_setting_is_an_option_of_some_command_and_resuming_has_none() -> None:
     """A run that is resumed keeps its own settings."""
-    known = {name for command in COMMANDS for name in settable(app.commands[command])}
+    known = {name for command in WITH_SETTINGS for name in settable(app.commands[command])}
     assert known == {*SETTINGS}
     assert not {"resume", "continue", "show"} & defaults(app, None).keys()
 

@@ -167,6 +167,16 @@ def test_the_time_left_of_all_steps_rests_on_the_plan_until_they_are_measured(
     assert words_of(event, eta) == words
 
 
+def test_nothing_is_left_after_the_last_picture(eta: Eta, clock: Clock) -> None:
+    """Although the plan expected more: a run that is done says no time."""
+    steps = (PlannedStep(STAGE_1, 100.0, 0, 0),)
+    eta(RunPlanned(1, 1, 1, 0, 64, "demo", "run", 1.0, steps))
+    eta(StepStarted(STAGE_1, 1))
+    draw(eta, clock, 0, 2, 1.0)
+    assert (eta.left_s, eta.run_left_s) == (0.0, 0.0)
+    assert words_of(ImageSaved(STAGE_1, 0, ""), eta) == "stage 1: 1 of 1 image(s)"
+
+
 def test_what_was_done_before_is_not_left(eta: Eta, clock: Clock) -> None:
     """A step that is skipped takes no time, and the last step's time is all there is."""
     eta(planned((STAGE_1, 100), (STAGE_2, 200)))

@@ -37,7 +37,7 @@ _QUANTISED_BYTES = 1.0e9
 """16-bit bytes per second that bitsandbytes quantises on a CPU: T5-XXL takes 11 s (docs/log.md)."""
 _DEQUANTISED = {CPU: 1.4e9, ACCELERATOR: 5e10}
 """Numbers per second that are made from whole numbers while a UNet computes: on two threads of a CPU
-(docs/log.md). The accelerator's is a tenth of an A100's memory bandwidth, assumed."""
+(docs/log.md). The accelerator's is assumed: 150 GB a second, half of a T4's memory bandwidth."""
 
 _STREAMED_COMPUTE = 1.07
 """Factor for waiting for layers and placing them. A step of I-XL took 19.9 s with files used in place,

@@ -22,12 +22,17 @@ from lowmem_if.cascade.module_files import weight_variant
 from lowmem_if.cascade.safetensors_header import read_header, unreadable
 from lowmem_if.errors import CheckpointError
 from lowmem_if.system.file_operations import drop_cached, open_status, read_at
-from lowmem_if.weights.files.stored import CHANNELS_LAST, CODES, SCALES, TORCH_DTYPES, Stored
+from lowmem_if.weights.files.stored import (
+    CHANNELS_LAST,
+    CODES,
+    CONVOLUTION_AXES,
+    SCALES,
+    TORCH_DTYPES,
+    Stored,
+)
 from lowmem_if.weights.files.tensor_reader import BLOCK_BESIDE_COMPUTING, Reader
 
-_AGAIN = "remove the copy with `lowmem-if fetch --convert none`, and make it again"
-
-_CONVOLUTION_DIMENSIONS = 4
+_AGAIN = "remove the copy with `lowmem-if fetch CASCADE --convert none`, and make it again"
 
 
 class _File:
@@ -118,7 +123,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             scales = self._stored.pop(plain + SCALES, None)
             if scales is None:
                 raise CheckpointError(f"{self.paths[codes.file]}: {name!r} has no scales; {_AGAIN}")
-            last = len(codes.header.shape) == _CONVOLUTION_DIMENSIONS
+            last = len(codes.header.shape) == CONVOLUTION_AXES
             self._stored[plain] = replace(codes, channels_last=last, scales=scales)
 
     @classmethod

@@ -11,10 +11,15 @@ import torch
 from lowmem_if.cascade.safetensors_header import ITEM_BYTES, TensorHeader, read_header
 from lowmem_if.weights.files.checkpoint import Checkpoint
 from lowmem_if.weights.files.safetensors_writer import NewTensor, header_bytes
-from lowmem_if.weights.files.stored import CHANNELS_LAST, TORCH_DTYPES, Stored
+from lowmem_if.weights.files.stored import (
+    CHANNELS_LAST,
+    CONVOLUTION_AXES,
+    TORCH_DTYPES,
+    Stored,
+    inputs_last_shape,
+)
 from lowmem_if.weights.files.tensor_reader import Reader
 
-_CONVOLUTION_DIMENSIONS = 4
 _BLOCK_BYTES = 8 * 2**20
 """Bytes that are written at once."""
 
@@ -37,10 +42,9 @@ def cast_tensors(source: Path) -> tuple[NewTensor, ...]:
 def _cast(name: str, header: TensorHeader) -> NewTensor:
     if not header.is_floating:
         return NewTensor(name, header.dtype, header.shape)
-    if len(header.shape) != _CONVOLUTION_DIMENSIONS or name.endswith(CHANNELS_LAST):
+    if len(header.shape) != CONVOLUTION_AXES or name.endswith(CHANNELS_LAST):
         return NewTensor(name, "BF16", header.shape)
-    outer, inner, height, width = header.shape
-    return NewTensor(name + CHANNELS_LAST, "BF16", (outer, height, width, inner))
+    return NewTensor(name + CHANNELS_LAST, "BF16", inputs_last_shape(header.shape))
 
 
 def cast_file(source: Path, target: Path) -> Iterator[int]:

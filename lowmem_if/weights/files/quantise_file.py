@@ -9,12 +9,19 @@ from pathlib import Path
 import torch
 
 from lowmem_if.cascade.quantised_layers import INT8, is_quantised
-from lowmem_if.cascade.safetensors_header import ITEM_BYTES, TensorHeader, read_header
+from lowmem_if.cascade.safetensors_header import ITEM_BYTES, read_header
 from lowmem_if.weights.files.checkpoint import Checkpoint
 from lowmem_if.weights.files.convert_dtype import in_order
 from lowmem_if.weights.files.row_quantization import empty_rows, quantise_rows, read_rows
 from lowmem_if.weights.files.safetensors_writer import NewTensor, header_bytes
-from lowmem_if.weights.files.stored import CHANNELS_LAST, CODES, SCALES, TORCH_DTYPES, Stored
+from lowmem_if.weights.files.stored import (
+    CHANNELS_LAST,
+    CODES,
+    SCALES,
+    TORCH_DTYPES,
+    Stored,
+    inputs_last_shape,
+)
 from lowmem_if.weights.files.tensor_reader import BLOCK, Reader
 
 _BLOCK_BYTES = 8 * 2**20
@@ -38,18 +45,11 @@ def quantised_tensors(source: Path) -> tuple[NewTensor, ...]:
             plain.append(NewTensor(name, header.dtype, header.shape))
             continue
         own = name.removesuffix(CHANNELS_LAST)
-        codes.append(NewTensor(own + CODES, "I8", _row_shape(name, header)))
+        shape = header.shape if name != own else inputs_last_shape(header.shape)
+        codes.append(NewTensor(own + CODES, "I8", shape))
         scales.append(NewTensor(own + SCALES, "F32", (header.shape[0],)))
     plain.sort(key=lambda tensor: -ITEM_BYTES[tensor.dtype])
     return (*plain, *codes, *scales)
-
-
-def _row_shape(name: str, header: TensorHeader) -> tuple[int, ...]:
-    """A matrix's shape with a convolution's input channels last."""
-    if len(header.shape) == 2 or name.endswith(CHANNELS_LAST):
-        return header.shape
-    outer, inner, height, width = header.shape
-    return outer, height, width, inner
 
 
 def quantise_file(source: Path, target: Path) -> Iterator[int]:

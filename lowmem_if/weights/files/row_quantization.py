@@ -13,11 +13,10 @@ from math import prod
 import torch
 
 from lowmem_if.cascade.quantised_layers import GROUP, INT8
-from lowmem_if.weights.files.stored import Stored
+from lowmem_if.weights.files.stored import CONVOLUTION_AXES, Stored
 from lowmem_if.weights.files.tensor_reader import BLOCK, Reads
 
 _MOST_8, _MOST_4 = 127, 7
-_CONVOLUTION_DIMENSIONS = 4
 
 
 def code_bytes(rows: int, width: int, storage: str) -> int:
@@ -67,7 +66,7 @@ def read_rows(
 
 def inputs_last(weight: torch.Tensor) -> torch.Tensor:
     """A weight with a convolution's input channels as its last axis, as a view."""
-    return weight.permute(0, 2, 3, 1) if weight.dim() == _CONVOLUTION_DIMENSIONS else weight
+    return weight.permute(0, 2, 3, 1) if weight.dim() == CONVOLUTION_AXES else weight
 
 
 def quantise_rows(

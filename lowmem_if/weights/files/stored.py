@@ -15,11 +15,22 @@ TORCH_DTYPES = {
 }  # fmt: skip
 
 
+CONVOLUTION_AXES = 4
+"""The axes of a convolution's weight: output channels, input channels, height, width."""
+
 CHANNELS_LAST = ":channels_last"
 """The end of the names, in our own copies, of convolutions' weights whose channels are last there."""
 
 CODES, SCALES = ":int8", ":scales"
 """The ends of the names, in our own 8-bit copies, of a weight's whole numbers and its rows' scales."""
+
+
+def inputs_last_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a weight with a convolution's input channels as its last axis."""
+    if len(shape) != CONVOLUTION_AXES:
+        return shape
+    outer, inner, height, width = shape
+    return outer, height, width, inner
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,9 @@ from transformers.quantizers import AutoHfQuantizer
 
 from lowmem_if.errors import CheckpointError
 from lowmem_if.weights.files.checkpoint import Checkpoint
-from lowmem_if.weights.files.stored import Stored
+from lowmem_if.weights.files.stored import CONVOLUTION_AXES, Stored
 from lowmem_if.weights.library_differences import kept_dtype, nested_name
 
-_CONVOLUTION_DIMENSIONS = 4
 _SCALES = "SCB"
 """The name of a row's largest magnitudes in bitsandbytes' 8-bit layout."""
 
@@ -119,7 +118,7 @@ def slots(
             floating = source.dtype.is_floating_point or source.scales is not None
             kept = _own_dtype(module, names[0], dtype) if floating else source.dtype
             scales = stored.get(names[0].removesuffix("weight") + _SCALES)
-            last = channels_last and len(source.shape) == _CONVOLUTION_DIMENSIONS
+            last = channels_last and len(source.shape) == CONVOLUTION_AXES
             found.append(Slot(tuple(names), kept, source, scales, last))
     _check_names(checkpoint, "missing", missing)
     _check_names(checkpoint, "mismatched", mismatched)

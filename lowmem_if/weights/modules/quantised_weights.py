@@ -72,16 +72,18 @@ class QuantisedWeights:
             in_parallel(load, wanted, thread_count(most_threads) if on_cpu else 1)
 
     def read_scales(self, wanted: Iterable[Slot], checkpoint: Checkpoint) -> None:
-        """Read the scales of the weights that are not kept.
+        """Read the scales of weights that are not kept.
 
         Raises:
             CheckpointError: the files have no 8-bit numbers, or cannot be read.
         """
         reader = checkpoint.reader()
-        for stored in (slot.stored for slot in wanted if slot.stored not in self._scales):
+        for stored in (slot.stored for slot in wanted):
             if stored.scales is None:
                 raise CheckpointError(
-                    f"{checkpoint.paths[0].parent}: these are no {self._storage} weights to stream"
+                    f"{checkpoint.paths[0].parent}: these are no {self._storage} weights to stream: "
+                    f"write a copy with `lowmem-if fetch CASCADE --convert {self._storage}`, "
+                    f"or pin resident:{self._storage}"
                 )
             scales = torch.empty((stored.shape[0], 1))
             reader.read(stored.scales, scales)

@@ -60,9 +60,9 @@ class Division:
     always: list[Slot]
 
     @property
-    def streamed_bytes(self) -> int:
-        """Bytes that every pass reads and drops again, in the types that they compute in."""
-        return sum(group.size_bytes for group in self.moving if group not in self.kept)
+    def streamed(self) -> list[OffloadGroup]:
+        """The groups that every pass reads from the files."""
+        return [group for group in self.moving if group not in self.kept]
 
 
 def divide(

@@ -15,7 +15,7 @@ from lowmem_if.weights.streaming.transports import Transport
 class QuantisedTransport:
     """Weights are whole numbers until their layer computes: then the computing thread makes numbers.
 
-    One layer's numbers are in memory at a time, in a block that is large enough for every layer.
+    One layer computes at a time, and has its numbers in a block that is large enough for every layer.
     """
 
     def __init__(
@@ -33,45 +33,39 @@ class QuantisedTransport:
             inner: moves those; None: no group streams.
         """
         self._weights, self._coded, self._inner = weights, coded, inner
-        size = max((sum(aligned(size_of(slot)) for slot in g.slots) for g in groups), default=0)
+        size = max((group.size_bytes for group in groups), default=0)
         self._memory = torch.empty(size, dtype=torch.uint8, device=device)
-        self._user: OffloadGroup | None = None
 
     def reserve(self, group: OffloadGroup, *, force: bool = False) -> bool:
-        if group not in self._coded or self._inner is None:
-            return True
-        return self._inner.reserve(self._coded[group], force=force)
+        moved = self._moved(group)
+        return moved is None or moved[0].reserve(moved[1], force=force)
 
     def load(self, group: OffloadGroup) -> None:
-        if group in self._coded and self._inner is not None:
-            self._inner.load(self._coded[group])
+        if moved := self._moved(group):
+            moved[0].load(moved[1])
 
     def tensors(self, group: OffloadGroup) -> list[torch.Tensor]:
-        codes: Sequence[torch.Tensor | None] = [None] * len(group.slots)
-        if group in self._coded and self._inner is not None:
-            codes = self._inner.tensors(self._coded[group])
-        memory, start, made = self._block(group), 0, []
+        moved = self._moved(group)
+        codes = moved[0].tensors(moved[1]) if moved else [None] * len(group.slots)
+        start, made = 0, []
         for slot, streamed in zip(group.slots, codes, strict=True):
-            weight = slot.shaped(memory[start : start + size_of(slot)].view(slot.dtype))
-            self._weights.fill(slot, weight, streamed)
+            flat = self._memory[start : start + size_of(slot)].view(slot.dtype)
+            made.append(slot.shaped(flat))
+            self._weights.fill(slot, made[-1], streamed)
             start += aligned(size_of(slot))
-            made.append(weight)
         return made
 
     def release(self, group: OffloadGroup) -> None:
-        if self._user is group:
-            self._user = None
-        if group in self._coded and self._inner is not None:
-            self._inner.release(self._coded[group])
+        if moved := self._moved(group):
+            moved[0].release(moved[1])
 
     def close(self) -> None:
         if self._inner is not None:
             self._inner.close()
         self._memory = torch.empty(0)
 
-    def _block(self, group: OffloadGroup) -> torch.Tensor:
-        """The block; memory of its own for a layer that computes while another one does."""
-        if self._user is not None:
-            return torch.empty_like(self._memory)
-        self._user = group
-        return self._memory
+    def _moved(self, group: OffloadGroup) -> tuple[Transport, OffloadGroup] | None:
+        """What moves a group's whole numbers, and these as its group; None if they are kept."""
+        if self._inner is None or group not in self._coded:
+            return None
+        return self._inner, self._coded[group]

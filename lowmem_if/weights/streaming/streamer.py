@@ -95,8 +95,6 @@ class Streamed:
         self._stop = Event()
         self._merges = NOTHING
         self._quantised = None if storage is None else QuantisedWeights(storage, device)
-        self._mapped, self._keeps_all = False, False
-        self._mapped_residents: Collection[OffloadGroup] = ()
         self._hooks: list[Any] = []
         with ExitStack() as undo:
             undo.callback(lambda: self._checkpoint.close())
@@ -109,17 +107,17 @@ class Streamed:
                 else divide_quantised(module, wanted, resident_bytes, storage)
             )
             always = self._adopt(parts, wanted, device)
+            if self._quantised is not None:
+                self._quantised.read_scales(slots_of(parts.streamed), checkpoint)
+                self._quantised.keep(slots_of(parts.kept), checkpoint, self._merges, most_threads)
             fill(module, checkpoint, always, device, self._merges, most_threads)
             move_buffers(module, device)
-            if self._quantised is not None:
-                self._quantised.keep(slots_of(parts.kept), checkpoint, self._merges, most_threads)
-                self._quantised.read_scales(slots_of(self._groups), checkpoint)
-                self._keeps_all = not self.streamed_bytes
-            if self._keeps_all:
+            keeps_all = self._quantised is not None and not parts.streamed
+            if keeps_all:
                 self._leave_files()
             self._transport = self._make_transport(parts, device)
             self._schedule = Schedule(self._groups, self._transport)
-            make = prefetch or (LoadOnDemand if self._keeps_all else prefetch_for(device))
+            make = prefetch or (LoadOnDemand if keeps_all else prefetch_for(device))
             self._prefetch = make(self._schedule, self._load, self._stop, bool(self._merges))
             self._take_over(device)
             undo.pop_all()
@@ -129,10 +127,10 @@ class Streamed:
         self._owners = {s: [owner_of(self.module, name) for name in s.names] for s in wanted}
         self._groups = parts.moving
         self._of_module = {module: group for group in self._groups for module in group.modules}
-        self.streamed_bytes = parts.streamed_bytes
+        self.streamed_bytes = sum(group.size_bytes for group in parts.streamed)
         as_stored = not self._merges and all(is_as_stored(slot) for slot in wanted)
         self._mapped = device == "cpu" and as_stored and self._quantised is None
-        self._mapped_residents = parts.kept if self._mapped else ()
+        self._mapped_residents: Collection[OffloadGroup] = parts.kept if self._mapped else ()
         self.weights_remain = self._mapped or not self._groups
         self.module.weights_remain = self.weights_remain
         if self._mapped or self._quantised is not None:
@@ -165,7 +163,7 @@ class Streamed:
 
         if self._quantised is None:
             return plain(self._groups, mapped=self._mapped)
-        coded = {group: codes_of(group) for group in self._groups if group not in parts.kept}
+        coded = {group: codes_of(group) for group in parts.streamed}
         inner = plain(list(coded.values()), mapped=device == "cpu") if coded else None
         return QuantisedTransport(self._quantised, self._groups, coded, inner, device)
 
